@@ -1,0 +1,89 @@
+# On a fresh machine `make train` sets itself up, runs whatever stages are missing, and ends in a report.
+
+EXP ?= bon_helpful
+ARGS ?=
+EXTRA ?=
+PYTHON ?= python3 python3.13 python3.12 python3.11
+
+COMMA := ,
+REQUIREMENTS := .[dev$(if $(EXTRA),$(COMMA)$(EXTRA))]
+BIN := .venv/bin
+JOB := $(BIN)/python -m ctrl_jax
+# Written last, so that an interrupted installation is not taken for a complete one.
+STAMP := .venv/.installed$(if $(EXTRA),-$(EXTRA))
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train sft reward-model calibrate evaluate report sample sweep ideal test test-slow check bench clean
+
+help: ## this list
+	@echo 'make TARGET [EXP=bon_helpful] [ARGS="--policy.kl-budget 0.5"] [PYTHON=python3.12] [EXTRA=cuda12]'
+	@echo 'EXP names a file of experiments/; without it, bon_helpful. ARGS goes to the command as it stands.'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; \
+		do printf '  %-14s %s\n' "$$name" "$$text"; done
+
+setup: $(STAMP) ## make .venv and install into it, once; EXTRA=cuda12 or EXTRA=tpu for an accelerator, EXTRA=wandb
+
+$(STAMP): setup.cfg pyproject.toml
+	@if ! $(BIN)/python -c '$(RECENT)' 2>/dev/null; then \
+		for python in $(PYTHON) ''; do "$$python" -c '$(RECENT)' 2>/dev/null && break; done; \
+		if [ -z "$$python" ]; then \
+			echo 'ctrl_jax needs Python 3.11 or newer, and none of "$(PYTHON)" is.' >&2; \
+			echo 'Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12' >&2; exit 1; \
+		fi; \
+		rm -rf .venv; \
+		if command -v uv >/dev/null; then uv venv --quiet --python "$$python" .venv; else "$$python" -m venv .venv; fi; \
+	fi
+	@echo 'Installing into .venv, about a minute ...'
+	@if command -v uv >/dev/null; then \
+		uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '$(REQUIREMENTS)'; \
+	else \
+		$(BIN)/python -m ensurepip >/dev/null && $(BIN)/python -m pip install --quiet -e '$(REQUIREMENTS)'; \
+	fi
+	@touch .venv/.installed $@
+
+train: $(STAMP) ## run whatever stages are missing, train the policy, evaluate, report: the whole path
+	$(JOB) train $(EXP) $(ARGS)
+
+sft: $(STAMP) ## only the reference policy, by fine-tuning on the dialogues
+	$(JOB) sft $(EXP) $(ARGS)
+
+reward-model: $(STAMP) ## only the reward model, from preference pairs
+	$(JOB) reward-model $(EXP) $(ARGS)
+
+calibrate: $(STAMP) ## only the calibration table: rewards of the reference policy's responses
+	$(JOB) calibrate $(EXP) $(ARGS)
+
+evaluate: $(STAMP) ## win rates and KL of the trained policy, with intervals
+	$(JOB) evaluate $(EXP) $(ARGS)
+
+report: $(STAMP) ## write report/index.html anew
+	$(JOB) report $(EXP) $(ARGS)
+
+sample: $(STAMP) ## print responses of reference and policy
+	$(JOB) sample $(EXP) $(ARGS)
+
+sweep: $(STAMP) ## every point of the experiment's sweep(), ending in the Pareto figure
+	$(JOB) sweep $(EXP) $(ARGS)
+
+ideal: $(STAMP) ## the theory alone: ARGS="--procedure best_of_4 --kl 1.0"
+	$(JOB) ideal $(ARGS)
+
+test: $(STAMP) ## the fast tests; ARGS="-x tests/theory" goes to pytest
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+test-slow: $(STAMP) ## the tests that take minutes: whole runs, kills and resumes
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+check: $(STAMP) ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## side-by-side timings; wants a quiet machine
+	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" $(ARGS) || exit; done
+
+clean: ## remove caches and build leftovers; runs/, .cache/ (datasets, stages) and .venv/ stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
