@@ -1,0 +1,195 @@
+"""An experiment, as nested frozen dataclasses that check themselves on construction.
+
+Every field is an option of the command line: `policy.kl_budget` is `--policy.kl-budget`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ctrl_jax.errors import InputError
+from ctrl_jax.theory import procedures, transforms
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(
+            value > 0 and math.isfinite(value),
+            f"{type(config).__name__}.{name} is {value!r}; it must be greater than 0.",
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """The embedded dialogues, and how they become tokens."""
+
+    side: Literal["helpful", "harmless"] = "helpful"
+    """Which side of the dialogues: `helpful` or `harmless`."""
+    seed: int = 0
+    """Seed of the generated dialogues."""
+    dialogues: int = 12_000
+    """Dialogues to generate for fine-tuning; as many preference pairs are drawn for the reward model."""
+    vocabulary_size: int = 512
+    """Pieces of the SentencePiece model trained on the dialogues."""
+    prompt_length: int = 40
+    """P: the longest prompt, in tokens."""
+    response_length: int = 48
+    """T: the longest response, in tokens with its EOS; longer ones are cut there, in training and in sampling."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "dialogues", "vocabulary_size", "prompt_length", "response_length")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The decoder: RMSNorm, rotary positions, grouped-query attention, gated MLP."""
+
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 2
+    """Heads of keys and values; each serves heads / kv_heads query heads."""
+    mlp_width: int = 256
+    tied_embeddings: bool = True
+    """Whether the token embedding is also the output projection."""
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _positive(self, "width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "norm_epsilon")
+        _require(
+            self.width % (2 * self.heads) == 0,
+            f"Model.width is {self.width} and Model.heads {self.heads}; the width must be a multiple of twice the heads.",
+        )
+        _require(
+            self.heads % self.kv_heads == 0,
+            f"Model.heads is {self.heads} and Model.kv_heads {self.kv_heads}; the heads must be a multiple of kv_heads.",
+        )
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Fine-tuning on examples: the reference policy on dialogues, the reward model on preference pairs."""
+
+    steps: int = 400
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    warmup_steps: int = 40
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "batch_size", "learning_rate", "checkpoint_every")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The reference rewards that a raw reward is ranked against."""
+
+    prompts: int = 256
+    """Training prompts in the table; the policy is trained on these."""
+    samples_per_prompt: int = 128
+    """K: reference responses a prompt. exp(10u) lives in the top tenth of the ranks: K = 16 biases it up by 26 %, 100 by 4 %."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "prompts")
+        _require(
+            self.samples_per_prompt >= 2,
+            f"Calibration.samples_per_prompt is {self.samples_per_prompt}; a rank needs at least 2 reference responses, "
+            "and a transform that lives in the tail some 100.",
+        )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """KL-regularised RL on the transformed calibrated reward."""
+
+    transform: str = "exponential(10)"
+    """Φ: `identity` (online IPO), `logarithm` (best-of-N distillation), `logit`, `exponential(t)`, `optimal` (Φ* of the
+    procedure at the budget), or `raw` (RLHF on the uncalibrated reward)."""
+    procedure: str = "best_of_4"
+    """How the policy will be decoded: `sampling`, `best_of_N`, `worst_of_N`, ..."""
+    kl_budget: float = 0.75
+    """KL(policy || reference) to end at, in nats per response."""
+    beta: float | None = None
+    """Weight of the KL against Φ on its range [0, 1]. Given, it is held and the budget is only reported against; otherwise
+    it follows from the budget by the ideal policy, and a controller trims it."""
+    steps: int = 150
+    prompts_per_step: int = 32
+    samples_per_prompt: int = 16
+    """N: rollouts a prompt; the others of its prompt are a rollout's baseline, so at least 2."""
+    learning_rate: float = 1e-3
+    warmup_steps: int = 5
+    max_gradient_norm: float = 1.0
+    temperature: float = 1.0
+    """Of the law that is sampled and scored, for policy and reference alike."""
+    checkpoint_every: int = 25
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "prompts_per_step", "learning_rate", "max_gradient_norm", "temperature", "checkpoint_every")
+        _require(
+            self.kl_budget > 0 and math.isfinite(self.kl_budget),
+            f"Policy.kl_budget is {self.kl_budget}; a KL budget is a positive number of nats per response, such as 0.75.",
+        )
+        _require(self.beta is None or self.beta > 0, f"Policy.beta is {self.beta}; it must be greater than 0, or left out.")
+        _require(
+            self.samples_per_prompt >= 2,
+            f"Policy.samples_per_prompt is {self.samples_per_prompt}; the leave-one-out baseline needs at least 2 rollouts a prompt.",
+        )
+        procedures.parse(self.procedure)
+        if self.transform not in ("raw", "optimal"):
+            transforms.parse(self.transform)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Unbiased win rates on held-out prompts."""
+
+    prompts: int = 256
+    """Test prompts; the intervals are over these."""
+    responses_per_prompt: int = 64
+    """M: responses a prompt from the policy, and as many from the reference."""
+    procedures: tuple[str, ...] = (
+        "sampling",
+        *(f"{side}_of_{n}" for side in ("best", "worst") for n in (2, 4, 8, 16)),
+    )
+    bootstrap_resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        _positive(self, "prompts", "responses_per_prompt", "bootstrap_resamples")
+        for name in self.procedures:
+            needed = procedures.parse(name).num_samples
+            _require(
+                needed <= self.responses_per_prompt,
+                f"Evaluation.procedures has {name!r}, which needs {needed} responses a prompt, but "
+                f"Evaluation.responses_per_prompt is {self.responses_per_prompt}; raise it to at least {needed}.",
+            )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that a run depends on. What a stage on disk depends on is the part of this that its job reads."""
+
+    name: str
+    """Names the work directory."""
+    seed: int = 0
+    """Folded with the stage, step, prompt and sample into every random key."""
+    data: Data = Data()
+    model: Model = Model()
+    sft: Supervised = Supervised()
+    reward_model: Supervised = Supervised()
+    calibration: Calibration = Calibration()
+    policy: Policy = Policy()
+    evaluation: Evaluation = Evaluation()
+
+    def __post_init__(self) -> None:
+        _require(
+            self.policy.prompts_per_step <= self.calibration.prompts,
+            f"Policy.prompts_per_step is {self.policy.prompts_per_step}, but only Calibration.prompts = "
+            f"{self.calibration.prompts} prompts are calibrated to train on; lower the first or raise the second.",
+        )

@@ -1,0 +1,136 @@
+"""The pytrees that flow between the steps, and the functions that the steps ask of a network.
+
+Letters, here and in every docstring of the project:
+
+    B prompts          N rollouts of a prompt       K reference responses of a prompt
+    M evaluation responses of a prompt              P prompt tokens     T response tokens
+    V vocabulary       D width                      H heads
+
+Tokens are padded on the right. What is real is told by `lengths` alone, never by a token's value, so
+EOS may equal PAD. A response's length counts its EOS, if it has one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Params = Any
+"""A network's parameters: a nested dict of arrays."""
+
+Cache = Any
+"""Keys and values of tokens already read: a pytree of arrays that lead with B."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Prompts:
+    tokens: jax.Array
+    """[B, P] int32."""
+    lengths: jax.Array
+    """[B] int32, at least 1."""
+    ids: jax.Array
+    """[B] uint32: names the prompt in the random keys and in the calibration table, whatever its batch."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Responses:
+    tokens: jax.Array
+    """[B, N, T] int32."""
+    lengths: jax.Array
+    """[B, N] int32, in 1..T."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rollouts:
+    prompts: Prompts
+    responses: Responses
+    log_probs: jax.Array
+    """[B, N, T] nats, of each token under the law that sampled it; 0 past the length."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Examples:
+    """Prompts with responses to learn from: N = 1 demonstration, or N = 2 with the chosen response before the rejected."""
+
+    prompts: Prompts
+    responses: Responses
+
+
+PreferencePairs = Examples
+"""Examples with N = 2: index 0 is the chosen response, index 1 the rejected one."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CalibrationTable:
+    """What the reference policy scores on each prompt."""
+
+    ids: jax.Array
+    """[B] uint32, ascending."""
+    rewards: jax.Array
+    """[B, K] raw rewards of the reference's responses, each row ascending."""
+
+
+class Unembed(Protocol):
+    """Features [..., D] to logits [..., V]."""
+
+    def __call__(self, params: Params, features: jax.Array) -> jax.Array: ...
+
+
+class PolicyApply(Protocol):
+    """Features [B, N, T, D] from which `unembed` predicts each response token, given all before it.
+
+    features[b, n, t] has read prompt b and responses[b, n, :t], so that t = 0 has read the prompt alone.
+    """
+
+    def __call__(self, params: Params, prompts: Prompts, responses: Responses) -> jax.Array: ...
+
+
+class Prefill(Protocol):
+    """Reads the prompts once: (features [B, D] that predict the first response token, prompt cache)."""
+
+    def __call__(self, params: Params, prompts: Prompts) -> tuple[jax.Array, Cache]: ...
+
+
+class StartResponses(Protocol):
+    """An empty cache for N responses of at most T tokens beside each prompt's cache."""
+
+    def __call__(self, prompt_cache: Cache, num_samples: int, max_length: int) -> Cache: ...
+
+
+class Decode(Protocol):
+    """Reads one more token of each response.
+
+    (prompt cache, response cache, prompt lengths [B], tokens [B, N], index of those tokens in the response)
+    to (features [B, N, D] that predict the next token, response cache).
+    """
+
+    def __call__(
+        self, params: Params, prompt_cache: Cache, response_cache: Cache, prompt_lengths: jax.Array,
+        tokens: jax.Array, index: jax.Array,
+    ) -> tuple[jax.Array, Cache]: ...  # fmt: skip
+
+
+class Policy(NamedTuple):
+    """A language model as pure functions; a test's fake is four lambdas."""
+
+    apply: PolicyApply
+    unembed: Unembed
+    prefill: Prefill
+    start: StartResponses
+    decode: Decode
+
+
+class RewardApply(Protocol):
+    """Raw rewards [B, N]: the score of a response read with its prompt, at its last real token."""
+
+    def __call__(self, params: Params, prompts: Prompts, responses: Responses) -> jax.Array: ...
+
+
+Transform = Callable[[jax.Array], jax.Array]
+"""Φ: ranks u in [0, 1] to transformed rewards, elementwise and increasing."""
