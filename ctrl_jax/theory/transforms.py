@@ -1,0 +1,197 @@
+"""Φ, the transforms of a calibrated reward: increasing functions of the rank u in [0, 1].
+
+A transform is a callable on arrays of any shape, elementwise; it can be hashed, differentiated, and used inside `jit`.
+Any other increasing callable serves as well. `str(phi)` names it, and `parse` reads the name back.
+
+Under the reference policy u is uniform; the policy that maximises E[Φ(u)] - β KL has density ∝ exp(Φ(u) / β)
+(InfAlign, Balashankar et al. 2024, arXiv 2412.19792). Adding a constant to Φ changes nothing, and scaling Φ scales β:
+compare transforms by KL, never by β, or after `normalized`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ctrl_jax.errors import InputError
+from ctrl_jax.theory.names import number, split_call, unknown
+from ctrl_jax.theory.precision import evaluate
+
+Transform = Callable[[jax.Array], jax.Array]
+
+
+@dataclass(frozen=True)
+class _Identity:
+    def __call__(self, u: jax.Array) -> jax.Array:
+        return jnp.asarray(u)
+
+    def __str__(self) -> str:
+        return "identity"
+
+
+@dataclass(frozen=True)
+class _Logarithm:
+    def __call__(self, u: jax.Array) -> jax.Array:
+        return jnp.log(u)
+
+    def __str__(self) -> str:
+        return "logarithm"
+
+
+@dataclass(frozen=True)
+class _Logit:
+    def __call__(self, u: jax.Array) -> jax.Array:
+        return jnp.log(u) - jnp.log1p(-u)
+
+    def __str__(self) -> str:
+        return "logit"
+
+
+@dataclass(frozen=True)
+class _Exponential:
+    rate: float
+
+    def __call__(self, u: jax.Array) -> jax.Array:
+        return math.copysign(1.0, self.rate) * jnp.exp(self.rate * u)
+
+    def __str__(self) -> str:
+        return f"exponential({number(self.rate)})"
+
+
+@dataclass(frozen=True)
+class _NormalizedExponential:
+    rate: float
+
+    def __call__(self, u: jax.Array) -> jax.Array:
+        # (e^{tu} - 1) / (e^t - 1), with every exponent at most 0 and no difference of nearly equal numbers.
+        decay = -abs(self.rate)
+        rise = jnp.expm1(decay * u) / math.expm1(decay)
+        return rise * jnp.exp(decay * (1 - u)) if self.rate > 0 else rise
+
+    def __str__(self) -> str:
+        return f"normalized(exponential({number(self.rate)}))"
+
+
+@dataclass(frozen=True)
+class _Tabulated:
+    values: tuple[float, ...]
+
+    def __call__(self, u: jax.Array) -> jax.Array:
+        u = jnp.asarray(u)
+        values = jnp.asarray(self.values, u.dtype)
+        position = jnp.clip(u, 0, 1) * (len(self.values) - 1)
+        left = jnp.clip(jnp.floor(position), 0, len(self.values) - 2).astype(jnp.int32)
+        share = position - left
+        return (1 - share) * values[left] + share * values[left + 1]
+
+    def __str__(self) -> str:
+        return f"tabulated({len(self.values)} values)"
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+
+@dataclass(frozen=True)
+class _Normalized:
+    transform: Transform
+    low: float
+    """The least rank that is told apart; smaller ones are clipped to it."""
+    high: float
+    bottom: float
+    """Φ(low)."""
+    top: float
+    """Φ(high)."""
+
+    def __call__(self, u: jax.Array) -> jax.Array:
+        return (self.transform(jnp.clip(u, self.low, self.high)) - self.bottom) / (self.top - self.bottom)
+
+    def __str__(self) -> str:
+        return f"normalized({self.transform})"
+
+
+def identity() -> Transform:
+    """Φ(u) = u: the calibrated reward itself, as in online IPO; optimal for the standard win rate."""
+    return _Identity()
+
+
+def logarithm() -> Transform:
+    """Φ(u) = log u: its policy at β = 1/(n - 1) is the best of n samples of the reference. -∞ at u = 0."""
+    return _Logarithm()
+
+
+def logit() -> Transform:
+    """Φ(u) = log(u / (1 - u)). Infinite at both ends; exp(Φ/β) can be integrated for β > 1 only."""
+    return _Logit()
+
+
+def exponential(rate: float) -> Transform:
+    """Φ_t(u) = sign(t) e^{tu}: close to optimal for best-of-N with t > 0, for worst-of-N with t < 0.
+
+    As t → 0 the normalised transform becomes the identity; t = 0 itself, a constant, raises InputError.
+    """
+    rate = float(rate)
+    if rate == 0 or not math.isfinite(rate):
+        raise InputError(
+            f"exponential({number(rate)}) is no transform: its rate must be finite and not 0. "
+            "Its limit at 0 is called identity."
+        )
+    return _Exponential(rate)
+
+
+def tabulated(values: np.ndarray) -> Transform:
+    """Φ through `values` [G] at the ranks 0, 1/(G-1), ..., 1, and piecewise linear between them.
+
+    Raises InputError unless the values are at least two, finite and nowhere decreasing.
+    """
+    table = np.asarray(values, np.float64)
+    if table.ndim != 1 or table.size < 2:
+        raise InputError(f"A table of a transform has shape {table.shape}; it must be one row of at least 2 values.")
+    if not np.all(np.isfinite(table)):
+        raise InputError(f"A table of a transform has {np.sum(~np.isfinite(table))} values that are not finite.")
+    if np.any(np.diff(table) < 0):
+        place = int(np.argmax(np.diff(table) < 0))
+        raise InputError(
+            f"A table of a transform falls from {table[place]} to {table[place + 1]} after value {place}; "
+            "a transform must be increasing, so that a better response never earns less."
+        )
+    return _Tabulated(tuple(table.tolist()))
+
+
+def normalized(phi: Transform, edge: float = 1e-4) -> Transform:
+    """(Φ(u) - Φ(low)) / (Φ(high) - Φ(low)): Φ on the range [0, 1], so that its β means the same as others'.
+
+    Where Φ is infinite at an end of [0, 1], ranks are clipped `edge` short of that end; at an end where Φ is finite
+    they are not. A rank from K reference responses knows no more than 1/K anyway.
+
+    Raises InputError where Φ is constant or not a number.
+    """
+    if isinstance(phi, _Exponential):
+        return _NormalizedExponential(phi.rate)
+    if not 0 < edge < 0.5:
+        raise InputError(f"The edge of a normalised transform is {edge}; it must lie between 0 and 0.5.")
+    ends = np.array([0.0, 1.0])
+    # An end that float32 cannot hold would be a slightly other rank in training than here.
+    clipped = np.float32([edge, 1 - edge]).astype(np.float64)
+    ends = np.where(np.isfinite(evaluate(phi, ends)), ends, clipped)
+    bottom, top = evaluate(phi, ends).tolist()
+    if not top > bottom:
+        raise InputError(f"{phi} cannot be normalised: it goes from {bottom} to {top}, and must increase.")
+    return _Normalized(phi, low=float(ends[0]), high=float(ends[1]), bottom=bottom, top=top)
+
+
+def parse(text: str) -> Transform:
+    """Φ from its name: "identity", "logarithm", "logit", or "exponential(-5)" with any rate. Raises InputError."""
+    constants = {"identity": identity, "logarithm": logarithm, "logit": logit}
+    name, argument = split_call(text)
+    if name in constants:
+        if argument is not None:
+            raise InputError(f"{text!r} has a number, but {name} takes none; write {name}.")
+        return constants[name]()
+    if name == "exponential":
+        if argument is None:
+            raise InputError("exponential needs its rate: write exponential(10), or exponential(-10).")
+        return exponential(argument)
+    raise unknown("transform", name, [*constants, "exponential(t)"])
