@@ -173,9 +173,9 @@ def normalized(phi: Transform, edge: float = 1e-4) -> Transform:
     if not 0 < edge < 0.5:
         raise InputError(f"The edge of a normalised transform is {edge}; it must lie between 0 and 0.5.")
     ends = np.array([0.0, 1.0])
-    # An end that float32 cannot hold would be a slightly other rank in training than here.
-    clipped = np.float32([edge, 1 - edge]).astype(np.float64)
-    ends = np.where(np.isfinite(evaluate(phi, ends)), ends, clipped)
+    # In steps of 2^-24, both edge and 1 - edge are exact in float32: the ends are the same ranks here and in training.
+    edge = max(round(edge * 2**24), 1) / 2**24
+    ends = np.where(np.isfinite(evaluate(phi, ends)), ends, np.array([edge, 1 - edge]))
     bottom, top = evaluate(phi, ends).tolist()
     if not top > bottom:
         raise InputError(f"{phi} cannot be normalised: it goes from {bottom} to {top}, and must increase.")
