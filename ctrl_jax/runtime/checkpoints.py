@@ -1,0 +1,170 @@
+"""Checkpoints of everything a job needs to go on as if it had never stopped; a thin layer over Orbax.
+
+What is added to Orbax: a checkpoint of another configuration or structure is refused by name, a damaged one is refused
+instead of skipped, and every file's checksum is checked first (Orbax restores some flipped bits in silence).
+"""
+
+import zlib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from ctrl_jax.errors import InputError
+from ctrl_jax.runtime.stages import read_json, write_json
+
+State = TypeVar("State")
+_CHECKSUMS = "checksums.json"
+
+
+class Checkpoints:
+    """The newest `keep` checkpoints of one job, in the folders `<directory>/<step>`.
+
+    Saving is synchronous: once `save` returns, a kill cannot take the checkpoint away, and the arrays may be donated.
+    That costs about 100 ms for 1.5 MB on two cores, against 15 ms to hand it to a thread.
+    """
+
+    def __init__(self, directory: Path, *, fingerprint: str, keep: int = 2):
+        """
+        Args:
+          directory: made if missing.
+          fingerprint: of all that the state depends on (stages.fingerprint); a checkpoint with another is refused.
+          keep: how many checkpoints stay.
+        """
+        self._directory = Path(directory).absolute()
+        self._fingerprint = fingerprint
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            ),
+        )
+
+    def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
+        """Saves the state after `step` steps.
+
+        Args:
+          step: greater than that of every checkpoint in the directory.
+          state: any pytree of arrays, typed random keys included.
+          data: what is not an array, as JSON: the data iterator's position, the best metrics so far.
+        """
+        arrays = _by_name(state)
+        description = {
+            "fingerprint": self._fingerprint,
+            "structure": {name: _shape(array) for name, array in arrays.items()},
+            "data": data,
+        }
+        saved = self._manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), data=ocp.args.JsonSave(description))
+        )
+        if not saved:
+            # Orbax declines in silence.
+            raise RuntimeError(
+                f"Step {step} is not after {self._manager.latest_step()}, the newest in {self._directory}."
+            )
+        if jax.process_index() == 0:
+            folder = self._directory / str(step)
+            write_json(folder / _CHECKSUMS, _checksums(folder))
+
+    def restore(self, abstract_state: State) -> tuple[int, State, dict[str, Any]] | None:
+        """The newest checkpoint as (step, state, data), or None where there is none.
+
+        Args:
+          abstract_state: the pytree to fill, of arrays or of `jax.ShapeDtypeStruct`s, with the shardings wanted, which
+            need not be those that were saved; without one, an array goes to the first device.
+
+        Raises:
+          InputError: if the newest checkpoint is damaged, or is one of another configuration or structure.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        self._check_files(step)
+        description = self._read(step, "data", ocp.args.JsonRestore())
+        targets = _by_name(abstract_state)
+        self._check_fits(step, description, targets)
+        # Without a sharding Orbax asks for the devices it was saved from, which may not be here.
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        targets = {
+            name: jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=target.sharding or first)
+            for name, target in targets.items()
+        }
+        arrays = self._read(step, "state", ocp.args.StandardRestore(targets))
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[name] for name in targets])
+        return step, state, description["data"]
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _read(self, step: int, item: str, args: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+        except Exception as error:  # tensorstore raises bare Exception
+            raise self._damaged(step, str(error).splitlines()[0]) from error
+
+    def _check_files(self, step: int) -> None:
+        folder = self._directory / str(step)
+        if not (folder / _CHECKSUMS).exists():
+            return  # killed between Orbax's last word and ours: Orbax alone vouches for it
+        try:
+            expected = read_json(folder / _CHECKSUMS)
+        except InputError as error:
+            raise self._damaged(step, f"{_CHECKSUMS} cannot be read") from error
+        found = _checksums(folder)
+        for name in expected:
+            if found.get(name) != expected[name]:
+                raise self._damaged(step, f"{name} is {'not what was written' if name in found else 'missing'}")
+
+    def _check_fits(self, step: int, description: dict[str, Any], targets: dict[str, Any]) -> None:
+        saved = description.get("fingerprint")
+        if saved != self._fingerprint:
+            raise InputError(
+                f"The checkpoint {self._directory / str(step)} was saved by another configuration (fingerprint "
+                f"{saved}, now {self._fingerprint}). Go back to that configuration, or delete {self._directory} to "
+                "start anew."
+            )
+        old, new = description["structure"], {name: _shape(target) for name, target in targets.items()}
+        differing = [
+            f"{name}: {old.get(name, 'absent')} → {new.get(name, 'absent')}"
+            for name in dict.fromkeys([*old, *new])
+            if old.get(name) != new.get(name)
+        ]
+        if differing:
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise InputError(
+                f"The checkpoint {self._directory / str(step)} has another structure than this program's state: "
+                f"{', '.join(differing[:3])}{more}. It was saved by another version of the program: go back to that, "
+                f"or delete {self._directory} to start anew."
+            )
+
+    def _damaged(self, step: int, reason: str) -> InputError:
+        folder = self._directory / str(step)
+        others = [other for other in self._manager.all_steps() if other < step]
+        go_on = f"go on from step {max(others)}" if others else "start anew"
+        return InputError(
+            f"The checkpoint {folder} is damaged: {reason}. Delete that folder to {go_on}: rm -r {folder}"
+        )
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """The leaves by their paths: Orbax sees one flat dict, whatever the types of the nodes."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _shape(array: Any) -> str:
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): f"{zlib.crc32(path.read_bytes()):08x}"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != _CHECKSUMS and not path.name.endswith(".tmp")
+    }

@@ -1,0 +1,113 @@
+"""What a person sees of a run. On a terminal a live bar, in a log plain lines; nothing after `be_quiet`."""
+
+import contextlib
+import datetime
+import time
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from rich import get_console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+class Bar(Protocol):
+    def update(self, step: int, values: dict[str, float] | None = None) -> None:
+        """Shows that `step` steps are done, and the metrics of the last one."""
+
+
+def be_quiet() -> None:
+    """Prints nothing from here on: standard output is a program's to read (`--json`)."""
+    get_console().quiet = True
+
+
+def say(text: str) -> None:
+    """Prints a line; `[bold]` and other marks of rich are obeyed. Lines of a log are not wrapped."""
+    get_console().print(text, soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints a table: the first column to the left, the others, numbers, to the right; floats with four digits."""
+    drawn = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        drawn.add_row(*(_shown(cell) for cell in row))
+    get_console().print(drawn)
+
+
+@contextlib.contextmanager
+def progress(name: str, total: int, *, start: int = 0, every: float = 10.0) -> Iterator[Bar]:
+    """Shows how far a job is, how long it will take, and its latest metrics.
+
+    Args:
+      name: of the job.
+      total: steps.
+      start: steps done before, where it resumes.
+      every: seconds between the lines of a log; a terminal has a live bar instead.
+    """
+    clock = _Clock(total)
+    if not get_console().is_terminal:
+        yield _Lines(name, total, clock, every)
+        return
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[remaining]}"),
+        TextColumn("{task.fields[metrics]}", style="cyan"),
+    )
+    with Progress(*columns, console=get_console()) as bar:
+        task = bar.add_task(name, total=total, completed=start, remaining="", metrics="")
+        yield _Live(bar, task, clock)
+
+
+class _Clock:
+    """Time left, from the pace since the first step: that one compiles."""
+
+    def __init__(self, total: int):
+        self._total = total
+        self._first: tuple[int, float] | None = None
+
+    def remaining(self, step: int) -> str:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = step, now
+        first, since = self._first
+        if step <= first:
+            return ""
+        seconds = (now - since) / (step - first) * (self._total - step)
+        return f"ETA {datetime.timedelta(seconds=round(seconds))}"
+
+
+class _Live:
+    def __init__(self, bar: Progress, task: TaskID, clock: _Clock):
+        self._bar, self._task, self._clock = bar, task, clock
+
+    def update(self, step: int, values: dict[str, float] | None = None) -> None:
+        self._bar.update(self._task, completed=step, remaining=self._clock.remaining(step))
+        if values is not None:
+            self._bar.update(self._task, metrics=_metrics(values))
+
+
+class _Lines:
+    def __init__(self, name: str, total: int, clock: _Clock, every: float):
+        self._name, self._total, self._clock, self._every = name, total, clock, every
+        self._next = time.monotonic()
+
+    def update(self, step: int, values: dict[str, float] | None = None) -> None:
+        remaining = self._clock.remaining(step)
+        if time.monotonic() < self._next and step < self._total:
+            return
+        self._next = time.monotonic() + self._every
+        parts = [f"{self._name} {step}/{self._total}", remaining, _metrics(values or {})]
+        get_console().print("  ".join(part for part in parts if part), soft_wrap=True, markup=False, highlight=False)
+
+
+def _metrics(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {_shown(float(value))}" for name, value in values.items())
+
+
+def _shown(cell: object) -> str:
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)

@@ -1,0 +1,193 @@
+"""What is kept on disk between jobs: stages keyed by what they depend on, the claim on a work directory, atomic files.
+
+Every file is written beside its place, synced, and moved there: a kill at any moment leaves the old one or the new.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctrl_jax.errors import InputError
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON would hold it: dataclasses become dicts, tuples lists, numbers that are not finite their names.
+
+    Raises:
+      TypeError: on anything but nested dataclasses, dicts with string keys, tuples, lists, numbers, strings and None.
+    """
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)  # JSON has no nan, and no inf
+        case np.generic():
+            return plain(value.item())
+        case tuple() | list():
+            return [plain(item) for item in value]
+        case dict() if all(isinstance(key, str) for key in value):
+            return {key: plain(item) for key, item in value.items()}
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no plain form that JSON could hold.")
+
+
+def fingerprint(value: Any) -> str:
+    """12 hex digits of the canonical JSON of `value`: equal for equal values, whatever the order of their keys.
+
+    Floats enter by their shortest exact form, so that any two different ones differ here.
+    """
+    canonical = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run that others may share, in the directory `<root>/<name>-<fingerprint of its key>`.
+
+    The job writes there what it wants, its checkpoints too, so that it resumes where it was killed. `finish` comes
+    last; a stage is `complete` from then on, and is never written again.
+    """
+
+    directory: Path
+
+    @classmethod
+    def open(cls, root: Path, name: str, key: dict[str, Any]) -> "Stage":
+        """The stage of `key`: everything its results depend on, kept in clear in `stage.json`."""
+        stage = cls(Path(root) / f"{name}-{fingerprint(key)}")
+        description = stage.directory / "stage.json"
+        if not description.exists():
+            write_json(description, key)
+        elif fingerprint(read_json(description)) != fingerprint(key):
+            raise InputError(
+                f"{description} is not what its folder is named for. Delete {stage.directory} to run it again."
+            )
+        return stage
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Held by one process of this machine at a time; another waits here, and may then find the stage complete."""
+        with (self.directory / "lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released by the system, however the process ends
+            yield
+
+    @property
+    def complete(self) -> bool:
+        return (self.directory / "done.json").exists()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `finish` was given."""
+        return read_json(self.directory / "done.json")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        if self.complete:
+            raise RuntimeError(f"{self.directory} is complete already, and a complete stage is never written again.")
+        write_json(self.directory / "done.json", summary)
+
+
+def claim(work_dir: Path, config: Any) -> None:
+    """Makes `work_dir` the place of this experiment: writes `config.json`, or checks that it is the same.
+
+    Raises:
+      InputError: naming each field that differs, as `a.b: old -> new`.
+    """
+    path = Path(work_dir) / "config.json"
+    if not path.exists():
+        write_json(path, config)
+        return
+    old, new = dict(_flat(read_json(path))), dict(_flat(plain(config)))
+    differing = [
+        f"{name}: {_shown(old, name)} → {_shown(new, name)}"
+        for name in dict.fromkeys([*old, *new])
+        if _shown(old, name) != _shown(new, name)
+    ]
+    if differing:
+        raise InputError(
+            f"{work_dir} belongs to another experiment, which differs in {', '.join(differing)}. Choose another "
+            f"--work-dir, or delete {work_dir} to start anew there."
+        )
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes the whole file or nothing, and makes the folders above it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    # The move itself is on disk only when the folder is.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `plain(value)`."""
+    write_bytes(path, (json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Writes named arrays as one .npz file."""
+    buffer, contents = io.BytesIO(), {name: np.asarray(array) for name, array in arrays.items()}
+    np.savez(buffer, allow_pickle=False, **contents)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_json(path: Path) -> Any:
+    """Reads what `write_json` wrote.
+
+    Raises:
+      InputError: if the file is missing or damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads what `write_arrays` wrote.
+
+    Raises:
+      InputError: if the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    path = Path(path)
+    return InputError(f"{path} cannot be read ({error}). Delete the folder {path.parent} to have it made anew.")
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _flat(item, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, value
+
+
+def _shown(fields: dict[str, Any], name: str) -> str:
+    return json.dumps(fields[name], ensure_ascii=False) if name in fields else "absent"

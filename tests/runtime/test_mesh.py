@@ -1,0 +1,52 @@
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from ctrl_jax.errors import InputError
+from ctrl_jax.runtime import mesh
+
+
+def test_the_mesh_has_one_auto_axis_over_the_devices_asked_for():
+    two = mesh.make_mesh(2)
+    assert dict(two.shape) == {"data": 2} and two.axis_types == (AxisType.Auto,)
+    assert list(two.devices) == jax.devices()[:2]
+    assert mesh.make_mesh().size == jax.device_count()
+
+
+@pytest.mark.parametrize("number", [0, -1, 1000])
+def test_a_number_of_devices_that_is_not_there_is_refused(number):
+    with pytest.raises(InputError, match=rf"{number} devices asked for, but there are {jax.device_count()}"):
+        mesh.make_mesh(number)
+
+
+def test_shard_splits_the_leading_axis_and_replicate_copies():
+    four = mesh.make_mesh(4)
+    value = {"a": np.arange(24).reshape(8, 3), "b": np.arange(4)}
+    sharded, copied = mesh.shard(four, value), mesh.replicate(four, value)
+    for index, shard in enumerate(sharded["a"].addressable_shards):
+        np.testing.assert_array_equal(shard.data, value["a"][2 * index : 2 * index + 2])
+    assert [shard.data.shape for shard in sharded["b"].addressable_shards] == [(1,)] * 4
+    for shard in copied["a"].addressable_shards:
+        np.testing.assert_array_equal(shard.data, value["a"])
+    assert len(copied["a"].addressable_shards) == 4
+
+
+def test_typed_keys_and_scalars_are_replicated():
+    key = mesh.replicate(mesh.make_mesh(4), {"key": jax.random.key(3), "step": np.int32(7)})
+    np.testing.assert_array_equal(jax.random.key_data(key["key"]), jax.random.key_data(jax.random.key(3)))
+    assert key["step"] == 7
+
+
+@pytest.mark.parametrize(("size", "nearest"), [(10, "8 or 12"), (3, "4")])
+def test_an_axis_that_does_not_divide_is_refused_with_both_numbers_and_the_fix(size, nearest):
+    with pytest.raises(InputError) as error:
+        mesh.shard(mesh.make_mesh(4), {"tokens": np.zeros((size, 2))})
+    message = str(error.value)
+    assert "tokens" in message and f"axis of {size}" in message and "4 devices" in message
+    assert f"Make it {nearest}," in message
+
+
+def test_a_scalar_cannot_be_sharded():
+    with pytest.raises(InputError, match="replicate"):
+        mesh.shard(mesh.make_mesh(2), np.float32(1))

@@ -1,0 +1,178 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctrl_jax.errors import InputError
+from ctrl_jax.runtime import stages
+from ctrl_jax.runtime.stages import Stage, fingerprint
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+    names: tuple[str, ...] = ("a", "b")
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner = Inner()
+    steps: int = 3
+    beta: float | None = None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(json_values, json_values)
+def test_fingerprints_are_equal_exactly_when_the_canonical_json_is(one, other):
+    canonical = [json.dumps(value, sort_keys=True) for value in (one, other)]
+    assert (fingerprint(one) == fingerprint(other)) == (canonical[0] == canonical[1])
+
+
+def test_a_fingerprint_is_12_hex_digits_and_knows_every_field():
+    base = Outer()
+    assert len(fingerprint(base)) == 12 and int(fingerprint(base), 16) >= 0
+    changed = [
+        replace(base, steps=4),
+        replace(base, beta=0.0),
+        replace(base, inner=Inner(rate=np.nextafter(0.1, 1.0))),
+        replace(base, inner=Inner(names=("b", "a"))),
+        replace(base, beta=float("inf")),
+        replace(base, beta=float("nan")),
+    ]
+    assert len({fingerprint(value) for value in [base, *changed]}) == 1 + len(changed)
+
+
+def test_a_fingerprint_ignores_the_order_of_keys_and_tuple_or_list():
+    assert fingerprint({"a": 1, "b": (1, 2)}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint(Outer()) == fingerprint(Outer(inner=Inner()))
+
+
+@pytest.mark.parametrize("value", [object(), {1: 2}, {"a": {3}}, b"x", Outer, np.zeros(2)])
+def test_a_fingerprint_refuses_what_it_does_not_know(value):
+    with pytest.raises(TypeError, match="no plain form"):
+        fingerprint(value)
+
+
+def test_a_stage_is_found_again_by_its_key_and_is_complete_only_once_finished(tmp_path):
+    key = {"config": Outer(), "tokenizer": "abc"}
+    stage = Stage.open(tmp_path, "sft", key)
+    assert stage.directory == tmp_path / f"sft-{fingerprint(key)}"
+    assert json.loads((stage.directory / "stage.json").read_text())["config"]["inner"]["rate"] == 0.1
+    assert not stage.complete
+    (stage.directory / "checkpoints").mkdir()
+
+    again = Stage.open(tmp_path, "sft", dict(reversed(key.items())))
+    assert again == stage and not again.complete
+    again.finish({"loss": 1.5})
+    assert Stage.open(tmp_path, "sft", key).complete and stage.summary == {"loss": 1.5}
+
+    assert not Stage.open(tmp_path, "sft", {**key, "tokenizer": "abd"}).complete
+    with pytest.raises(RuntimeError, match="never written again"):
+        stage.finish({"loss": 9.0})
+    assert stage.summary == {"loss": 1.5}
+
+
+@pytest.mark.parametrize("file", ["stage.json", "done.json"])
+def test_a_half_written_stage_is_refused_naming_file_and_fix(tmp_path, file):
+    stage = Stage.open(tmp_path, "sft", {"a": 1})
+    stage.finish({"loss": 1.5})
+    (stage.directory / file).write_text('{"a":')
+    with pytest.raises(InputError) as error:
+        _ = Stage.open(tmp_path, "sft", {"a": 1}).summary
+    assert str(stage.directory / file) in str(error.value)
+    assert f"Delete the folder {stage.directory}" in str(error.value)
+
+
+def test_a_stage_under_a_wrong_name_is_refused(tmp_path):
+    stage = Stage.open(tmp_path, "sft", {"a": 1})
+    stages.write_json(stage.directory / "stage.json", {"a": 2})
+    with pytest.raises(InputError, match="not what its folder is named for"):
+        Stage.open(tmp_path, "sft", {"a": 1})
+
+
+def test_of_processes_that_want_one_stage_one_runs_it(tmp_path):
+    program = f"""
+import os, pathlib, time
+from ctrl_jax.runtime.stages import Stage
+root = pathlib.Path({str(tmp_path)!r})
+stage = Stage.open(root, "sft", {{"a": 1}})
+(root / f"ready-{{os.getpid()}}").touch()
+while len(list(root.glob("ready-*"))) < 3:
+    time.sleep(0.01)
+with stage.exclusive():
+    if not stage.complete:
+        (root / f"ran-{{os.getpid()}}").touch()
+        time.sleep(0.2)
+        stage.finish({{}})
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert len(list(tmp_path.glob("ran-*"))) == 1
+
+
+def test_a_work_directory_serves_one_experiment(tmp_path):
+    stages.claim(tmp_path, Outer())
+    stages.claim(tmp_path, Outer())
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 3
+    with pytest.raises(InputError) as error:
+        stages.claim(tmp_path, Outer(inner=Inner(rate=0.2), beta=0.5))
+    message = str(error.value)
+    assert "inner.rate: 0.1 → 0.2" in message and "beta: null → 0.5" in message and "steps" not in message
+    assert "--work-dir" in message and f"delete {tmp_path}" in message
+
+
+def test_a_work_directory_of_other_fields_names_them(tmp_path):
+    stages.claim(tmp_path, {"old": 1, "same": {"a": 2}})
+    with pytest.raises(InputError, match=r"old: 1 → absent, new: absent → 1\."):
+        stages.claim(tmp_path, {"same": {"a": 2}, "new": 1})
+
+
+def test_files_round_trip_and_nothing_is_left_beside_them(tmp_path):
+    path = tmp_path / "deep" / "table.npz"
+    stages.write_arrays(path, rewards=np.arange(6).reshape(2, 3), ids=np.array([4], np.uint32))
+    read = stages.read_arrays(path)
+    np.testing.assert_array_equal(read["rewards"], [[0, 1, 2], [3, 4, 5]])
+    assert read["ids"].dtype == np.uint32
+    stages.write_json(tmp_path / "deep" / "a.json", {"β": (1, np.float32(0.5)), "bad": float("nan")})
+    assert stages.read_json(tmp_path / "deep" / "a.json") == {"β": [1, 0.5], "bad": "nan"}
+    assert sorted(os.listdir(tmp_path / "deep")) == ["a.json", "table.npz"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    stages.write_json(path, {"a": 1})
+
+    def full(descriptor):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        stages.write_json(path, {"a": 2})
+    assert stages.read_json(path) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 99, None]
+)
+def test_damaged_arrays_are_refused_naming_file_and_fix(tmp_path, damage):
+    path = tmp_path / "table.npz"
+    stages.write_arrays(path, a=np.arange(1000))
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match="Delete the folder") as error:
+        stages.read_arrays(path)
+    assert str(path) in str(error.value)
