@@ -1,0 +1,113 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from ctrl_jax.steps import kl_budget
+from ctrl_jax.steps.masked import masked_mean
+
+
+def run(beta, kls, **options):
+    state = kl_budget.init(beta)
+    betas = []
+    for kl in kls:
+        state = kl_budget.update(state, jnp.float32(kl), **options)
+        betas.append(float(state.beta))
+    return np.array(betas)
+
+
+def ideal_kl(beta):
+    """KL of the ideal policy of the identity transform, p(u) ∝ e^{u/β} on [0, 1]."""
+    e = np.exp(1 / beta)
+    return ((1 / beta - 1) * e + 1) / (e - 1) - np.log(beta) - np.log(e - 1)
+
+
+def test_the_budget_is_a_fixed_point():
+    np.testing.assert_array_equal(run(0.125, [0.5] * 20, budget=0.5), 0.125)
+
+
+def test_beta_rises_over_the_budget_and_falls_under_it():
+    assert run(1.0, [0.6] * 5, budget=0.5)[-1] > 1
+    assert run(1.0, [0.4] * 5, budget=0.5)[-1] < 1
+
+
+def test_it_acts_every_fifth_step_by_the_formula():
+    # 20 % over, gain .3: a factor of e^.06.
+    betas = run(1.0, [0.6] * 10, budget=0.5)
+    np.testing.assert_array_equal(betas[:4], 1)
+    np.testing.assert_allclose(betas[4:9], np.exp(0.06), rtol=1e-5)
+    np.testing.assert_allclose(betas[9], np.exp(0.12), rtol=1e-5)
+
+
+def test_one_change_is_clipped():
+    np.testing.assert_allclose(run(1.0, [1e6] * 5, budget=0.5)[-1], np.exp(0.2), rtol=1e-5)
+    np.testing.assert_allclose(run(1.0, [0.0] * 5, budget=0.5)[-1], np.exp(-0.2), rtol=1e-5)
+    np.testing.assert_allclose(run(1.0, [0.0] * 5, budget=0.5, clip=0.1)[-1], np.exp(-0.1), rtol=1e-5)
+
+
+def test_only_the_last_measurements_count():
+    # The window of 5 has forgotten the first five by step 10, whatever they were.
+    betas = run(1.0, [0.5, 0.9, 0.1, 0.5, 0.5, 0.4, 0.6, 0.7, 0.3, 0.45], budget=0.5)
+    np.testing.assert_allclose(betas[4], 1, rtol=1e-6)
+    np.testing.assert_allclose(betas[9], np.exp(0.3 * (0.49 / 0.5 - 1)), rtol=1e-5)
+
+
+def test_a_window_that_is_not_full_averages_what_there_is():
+    betas = run(1.0, [0.4, 0.6, 0.55], budget=0.5, every=3)
+    np.testing.assert_allclose(betas[-1], np.exp(0.3 * (np.mean([0.4, 0.6, 0.55]) / 0.5 - 1)), rtol=1e-5)
+
+
+def test_a_lost_kl_shows():
+    assert np.isnan(run(1.0, [0.5, np.nan, 0.5, 0.5, 0.5], budget=0.5)[-1])
+
+
+@pytest.mark.parametrize("start", [0.05, 0.3, 2.0])
+def test_it_settles_on_the_budget_of_a_policy_that_follows(start):
+    state = kl_budget.init(start)
+    for _ in range(300):
+        state = kl_budget.update(state, jnp.float32(ideal_kl(float(state.beta))), budget=0.5)
+    assert abs(ideal_kl(float(state.beta)) / 0.5 - 1) < 0.01
+
+
+def test_noise_leaves_the_mean_kl_at_the_budget():
+    def step(carry, noise):
+        state = carry
+        e = jnp.exp(1 / state.beta)
+        kl = ((1 / state.beta - 1) * e + 1) / (e - 1) - jnp.log(state.beta) - jnp.log(e - 1)
+        return kl_budget.update(state, kl * (1 + noise), budget=0.5), kl
+
+    noise = 0.3 * jax.random.normal(jax.random.key(0), (5000,))
+    _, kls = jax.lax.scan(step, kl_budget.init(0.2), noise)
+    # 1000 windows of relative noise .3/√5 = .13: the mean is known to some .005.
+    np.testing.assert_allclose(np.mean(kls[500:]), 0.5, rtol=0.02)
+
+
+def test_jitted_and_scanned_equal_plain():
+    kls = np.random.default_rng(0).uniform(0.1, 1.5, 23).astype(np.float32)
+    plain = run(0.3, kls, budget=0.5)
+
+    @jax.jit
+    def scanned(kls):
+        def step(state, kl):
+            state = kl_budget.update(state, kl, budget=0.5)
+            return state, state.beta
+
+        return jax.lax.scan(step, kl_budget.init(0.3), kls)[1]
+
+    np.testing.assert_allclose(scanned(kls), plain, rtol=1e-6)
+
+
+def test_every_device_takes_the_same_step_as_one(mesh):
+    per_prompt = jax.random.uniform(jax.random.key(0), (16,))
+
+    def step(state, per_prompt, axis_name=None):
+        return kl_budget.update(state, masked_mean(per_prompt, None).across(axis_name).value, budget=0.3, every=1)
+
+    sharded = jax.shard_map(lambda *a: step(*a, "data"), mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
+    state = kl_budget.init(0.3)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        jax.jit(sharded)(state, per_prompt),
+        step(state, per_prompt),
+    )
