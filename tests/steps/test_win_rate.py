@@ -1,0 +1,171 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from ctrl_jax.errors import InputError
+from ctrl_jax.steps.calibration import calibrate
+from ctrl_jax.steps.win_rate import Interval, interval, share_of_ties, win_rate
+from ctrl_jax.theory.procedures import BestOfN, Sampling, SoftBestOfN, WorstOfN
+
+
+def soft_picks(temperature):
+    """The scores of a subset with the probability that soft best-of-N picks each."""
+
+    def picks(subset):
+        weights = np.exp(np.arange(len(subset)) / (len(subset) - 1) / temperature)
+        return list(zip(sorted(subset), weights / weights.sum(), strict=True))
+
+    return picks
+
+
+PROCEDURES = [
+    (Sampling(), lambda subset: [(subset[0], 1.0)]),
+    (BestOfN(1), lambda subset: [(subset[0], 1.0)]),
+    (BestOfN(2), lambda subset: [(max(subset), 1.0)]),
+    (BestOfN(4), lambda subset: [(max(subset), 1.0)]),
+    (WorstOfN(3), lambda subset: [(min(subset), 1.0)]),
+    (SoftBestOfN(3, 0.4), soft_picks(0.4)),
+]
+
+
+def brute_force(policy, reference, procedure, picks):
+    """Runs the procedure on every subset of both sides."""
+
+    def picked(scores):
+        subsets = list(itertools.combinations(scores, procedure.num_samples))
+        return [(score, p / len(subsets)) for subset in subsets for score, p in picks(subset)]
+
+    return sum(p * q * ((a > b) + 0.5 * (a == b)) for a, p in picked(policy) for b, q in picked(reference))
+
+
+@pytest.mark.parametrize(("procedure", "picks"), PROCEDURES, ids=[str(p) for p, _ in PROCEDURES])
+def test_it_is_the_mean_over_all_subsets(procedure, picks):
+    rng = np.random.default_rng(0)
+    # Two prompts without ties, one with many, within and between the sides, and one of ties only.
+    policy, reference = rng.normal(0.3, 1, (4, 6)), rng.normal(size=(4, 7))
+    policy[2], reference[2] = rng.integers(0, 3, 6), rng.integers(0, 3, 7)
+    policy[3], reference[3] = 1, 1
+    actual = win_rate(jnp.array(policy), jnp.array(reference), procedure)
+    expected = [brute_force(*rows, procedure, picks) for rows in zip(policy, reference, strict=True)]
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    np.testing.assert_allclose(actual[3], 0.5, rtol=1e-6)
+
+
+def test_best_of_one_is_sampling_is_the_mean_calibrated_score():
+    policy = jax.random.normal(jax.random.key(0), (5, 8)).round(1)
+    reference = jax.random.normal(jax.random.key(1), (5, 9)).round(1)
+    sampling = win_rate(policy, reference, Sampling())
+    np.testing.assert_allclose(sampling, win_rate(policy, reference, BestOfN(1)), rtol=1e-6)
+    np.testing.assert_allclose(sampling, win_rate(policy, reference, WorstOfN(1)), rtol=1e-6)
+    np.testing.assert_allclose(sampling, calibrate(policy, reference).mean(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("procedure", [Sampling(), BestOfN(4), WorstOfN(4), SoftBestOfN(4, 0.3)], ids=str)
+def test_the_same_samples_on_both_sides_draw_and_changing_sides_mirrors(procedure):
+    policy = jax.random.normal(jax.random.key(0), (5, 8)).round(1)
+    reference = jax.random.normal(jax.random.key(1), (5, 9)).round(1)
+    np.testing.assert_allclose(win_rate(policy, policy, procedure), 0.5, atol=1e-6)
+    np.testing.assert_allclose(
+        win_rate(policy, reference, procedure) + win_rate(reference, policy, procedure), 1, atol=1e-6
+    )
+
+
+def test_best_mirrors_worst_of_the_negated_scores():
+    policy, reference = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    np.testing.assert_allclose(
+        win_rate(policy, reference, BestOfN(3)), 1 - win_rate(-policy, -reference, WorstOfN(3)), atol=1e-6
+    )
+
+
+def test_using_all_samples_compares_the_extremes():
+    policy, reference = jax.random.normal(jax.random.key(0), (2, 50, 8))
+    np.testing.assert_array_equal(win_rate(policy, reference, BestOfN(8)), policy.max(-1) > reference.max(-1))
+    np.testing.assert_array_equal(win_rate(policy, reference, WorstOfN(8)), policy.min(-1) > reference.min(-1))
+
+
+@pytest.mark.parametrize(("procedure", "expected"), [(Sampling(), 3 / 4), (BestOfN(4), 3 / 4)], ids=str)
+def test_it_is_unbiased(procedure, expected):
+    # The policy's ranks have CDF u³: the best of 4 of it wins with 1 − 4 ∫ u¹² u³ du = 3/4 (and one sample too).
+    policy = jax.random.uniform(jax.random.key(0), (20_000, 6)) ** (1 / 3)
+    reference = jax.random.uniform(jax.random.key(1), (20_000, 5))
+    rates = np.asarray(win_rate(policy, reference, procedure))
+    assert abs(rates.mean() - expected) < 4 * rates.std() / np.sqrt(len(rates))
+    assert rates.std() / np.sqrt(len(rates)) < 3e-3
+
+
+@pytest.mark.parametrize(("shapes", "side"), [(((2, 3), (2, 8)), "policy"), (((2, 8), (2, 3)), "reference")])
+def test_too_few_samples_are_refused_with_both_numbers(shapes, side):
+    with pytest.raises(InputError, match=rf"best_of_4 needs 4 samples a prompt, but the {side} has 3"):
+        win_rate(jnp.ones(shapes[0]), jnp.ones(shapes[1]), BestOfN(4))
+
+
+def test_prompts_must_agree():
+    with pytest.raises(AssertionError):
+        win_rate(jnp.ones((2, 4)), jnp.ones((3, 4)), Sampling())
+
+
+def test_nan_shows_and_only_in_its_prompt():
+    scores = jnp.array([[1.0, 2.0], [1.0, jnp.nan], [1.0, 2.0]])
+    reference = jnp.array([[0.0, 3.0], [0.0, 3.0], [jnp.nan, 3.0]])
+    np.testing.assert_array_equal(win_rate(scores, reference, BestOfN(2)), [0, np.nan, np.nan])
+
+
+def test_share_of_ties_is_over_all_pairs():
+    rng = np.random.default_rng(0)
+    policy, reference = rng.integers(0, 4, (5, 6)), rng.integers(0, 4, (5, 9))
+    expected = (policy[:, :, None] == reference[:, None, :]).mean((1, 2))
+    np.testing.assert_allclose(share_of_ties(jnp.array(policy), jnp.array(reference)), expected, rtol=1e-6)
+
+
+def test_sharded_equals_single_device(mesh):
+    policy, reference = jax.random.normal(jax.random.key(0), (2, 16, 8))
+
+    def step(policy, reference):
+        return win_rate(policy, reference, BestOfN(4)), share_of_ties(policy, reference)
+
+    sharded = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(policy, reference)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), sharded, step(policy, reference))
+    # Over prompts, the interval is one for all devices, from prompts spread over them.
+    key = jax.random.key(0)
+    np.testing.assert_allclose(jax.jit(interval)(sharded[0], key), interval(step(policy, reference)[0], key), rtol=1e-5)
+
+
+def test_the_interval_is_the_percentiles_of_resampled_means():
+    per_prompt = jnp.array([0.0, 1.0])
+    # Means of two draws from {0, 1}: 0, ½, 1 with probability ¼, ½, ¼.
+    assert interval(per_prompt, jax.random.key(0), level=0.9) == Interval(0.5, 0.0, 1.0)
+    assert interval(per_prompt, jax.random.key(0), level=0.4) == Interval(0.5, 0.5, 0.5)
+
+
+def test_the_interval_has_the_width_of_the_normal_one():
+    x = jax.random.uniform(jax.random.key(1), (400,))
+    mean, low, high = interval(x, jax.random.key(0), resamples=4000, level=0.9)
+    np.testing.assert_allclose(mean, np.mean(x), rtol=1e-6)
+    np.testing.assert_allclose([mean - low, high - mean], 1.645 * np.std(x) / 20, rtol=0.1)
+
+
+def test_the_interval_covers_the_true_mean():
+    keys = jax.random.split(jax.random.key(0), 400)
+
+    def covers(key):
+        data, bootstrap = jax.random.split(key)
+        _, low, high = interval(jax.random.uniform(data, (100,)), bootstrap, resamples=300, level=0.9)
+        return (low <= 0.5) & (high >= 0.5)
+
+    # .9 with a standard error of .015, and a little less for the bootstrap's own narrowness.
+    assert 0.84 < np.mean(jax.jit(jax.vmap(covers))(keys)) < 0.95
+
+
+def test_the_interval_of_equal_prompts_is_a_point():
+    np.testing.assert_allclose(interval(jnp.full(7, 0.25), jax.random.key(0)), 0.25)
+
+
+def test_bad_intervals_are_refused():
+    with pytest.raises(InputError, match="0 prompts"):
+        interval(jnp.zeros(0), jax.random.key(0))
+    with pytest.raises(InputError, match="level of an interval is 95"):
+        interval(jnp.zeros(3), jax.random.key(0), level=95)
