@@ -1,0 +1,76 @@
+"""The Bradley-Terry model of preferences, P(chosen over rejected) = σ(r(chosen) − r(rejected)): loss and quality."""
+
+from dataclasses import dataclass
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ctrl_jax.steps.masked import Mean, masked_mean
+
+
+def bradley_terry(chosen: jax.Array, rejected: jax.Array, mask: jax.Array | None = None) -> Mean:
+    """Mean of −log σ(Δ), Δ = chosen − rejected raw rewards [...], in nats a pair; mask [...] tells the real pairs.
+
+    Bradley and Terry 1952. For large −Δ it is −Δ, for large Δ it is 0, both exactly, and so are the slopes.
+    """
+    return masked_mean(jax.nn.softplus(-_margin(chosen, rejected, mask)), mask)
+
+
+def accuracy(chosen: jax.Array, rejected: jax.Array, mask: jax.Array | None = None) -> Mean:
+    """Mean of 1{chosen > rejected} + ½ 1{chosen = rejected} over pairs [...]."""
+    return masked_mean((1 + jnp.sign(_margin(chosen, rejected, mask))) / 2, mask)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Reliability:
+    """A reliability diagram over equal bins of [0, 1], each Mean of shape [bins]; it merges as they do."""
+
+    predicted: Mean
+    """The mean probability in each bin."""
+    observed: Mean
+    """How often it came true."""
+
+    def __add__(self, other: "Reliability") -> "Reliability":
+        return Reliability(self.predicted + other.predicted, self.observed + other.observed)
+
+    def across(self, axis_name: str | None) -> "Reliability":
+        return Reliability(self.predicted.across(axis_name), self.observed.across(axis_name))
+
+
+def reliability(
+    probabilities: jax.Array, outcomes: jax.Array, mask: jax.Array | None = None, *, bins: int
+) -> Reliability:
+    """Probabilities [B] and what happened [B] (0, 1, or between) by bin: [i/bins, (i+1)/bins), the last one with 1.
+
+    Pairs in the order (chosen, rejected) all have outcome 1, which says nothing: give each pair in both orders,
+    (σ(Δ), 1) and (σ(−Δ), 0).
+    """
+    chex.assert_rank([probabilities, outcomes], 1)
+    chex.assert_equal_shape([probabilities, outcomes])
+    index = jnp.clip(jnp.floor(probabilities * bins), 0, bins - 1)
+    index = jnp.where(jnp.isnan(index), 0, index)  # a nan belongs to no bin: it must show, not vanish
+    member = index[:, None] == jnp.arange(bins)[None, :]
+    member = member if mask is None else member & mask[:, None]
+
+    def by_bin(x: jax.Array) -> Mean:
+        return masked_mean(jnp.broadcast_to(x[:, None], member.shape), member, axis=0)
+
+    return Reliability(by_bin(probabilities), by_bin(outcomes))
+
+
+def expected_calibration_error(reliability: Reliability) -> jax.Array:
+    """Σ_bins (share of the bin) |predicted − observed|, in [0, 1]; 0 without entries.
+
+    Guo et al. 2017, arXiv 1706.04599, eq. 3. The noise of a bin's mean only adds to it, so few entries a bin read high.
+    """
+    gap = jnp.abs(reliability.predicted.sum - reliability.observed.sum)
+    return Mean(jnp.sum(gap), jnp.sum(reliability.predicted.weight)).value
+
+
+def _margin(chosen: jax.Array, rejected: jax.Array, mask: jax.Array | None) -> jax.Array:
+    chex.assert_equal_shape([chosen, rejected])
+    margin = chosen - rejected
+    # Masked before any function of it, so that a nan in the padding cannot reach the gradient.
+    return margin if mask is None else jnp.where(mask, margin, 0)

@@ -1,0 +1,137 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+
+from ctrl_jax.steps import preference
+
+
+@pytest.fixture
+def pairs():
+    rng = np.random.default_rng(0)
+    return (np.round(rng.normal(size=(2, 16, 3)), 1) + np.array([[[0.5]], [[0.0]]])).astype(np.float32)
+
+
+def test_bradley_terry_is_minus_log_sigmoid(pairs):
+    chosen, rejected = pairs.astype(np.float64)
+    expected = -np.log(1 / (1 + np.exp(rejected - chosen)))
+    loss = preference.bradley_terry(*pairs)
+    np.testing.assert_allclose(loss.value, expected.mean(), rtol=1e-5)
+    assert loss.weight == chosen.size
+
+
+def test_bradley_terry_of_equals_is_log_two():
+    np.testing.assert_allclose(preference.bradley_terry(jnp.ones(3), jnp.ones(3)).value, np.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("margin", "value", "slope"), [(1e4, 0, 0), (-1e4, 1e4, -1), (30.0, np.exp(-30), -np.exp(-30))]
+)
+def test_bradley_terry_of_large_margins(margin, value, slope):
+    loss = jax.value_and_grad(lambda r: preference.bradley_terry(r, jnp.float32(0)).value)
+    actual, gradient = loss(jnp.float32(margin))
+    np.testing.assert_allclose(actual, value, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5)
+
+
+def test_gradient_of_bradley_terry(pairs):
+    check_grads(
+        lambda c, r: preference.bradley_terry(c, r).value,
+        tuple(map(jnp.array, pairs)),
+        order=1,
+        modes=["rev"],
+        rtol=1e-2,
+    )
+
+
+def test_accuracy_counts_ties_as_one_half():
+    chosen, rejected = jnp.array([1.0, 0, 2, 3]), jnp.array([0.0, 1, 2, 3])
+    np.testing.assert_allclose(preference.accuracy(chosen, rejected).value, (1 + 0 + 0.5 + 0.5) / 4)
+    assert np.isnan(preference.accuracy(chosen.at[0].set(jnp.nan), rejected).value)
+
+
+@pytest.mark.parametrize("name", ["bradley_terry", "accuracy"])
+def test_padding_pairs_do_not_matter(pairs, name):
+    step = getattr(preference, name)
+    padded = np.concatenate([pairs, np.full((2, 4, 3), np.nan, np.float32)], axis=1)
+    mask = np.arange(20)[:, None] < np.full((1, 3), 16)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), step(*padded, mask), step(*pairs))
+    if name == "bradley_terry":
+        gradient = jax.grad(lambda chosen: step(chosen, padded[1], mask).value)(padded[0])
+        np.testing.assert_array_equal(gradient[16:], 0)
+        np.testing.assert_allclose(gradient[:16], jax.grad(lambda c: step(c, pairs[1]).value)(pairs[0]), rtol=1e-5)
+
+
+def reliability_oracle(probabilities, outcomes, bins):
+    index = np.minimum((probabilities * bins).astype(int), bins - 1)
+    return [(probabilities[index == b], outcomes[index == b]) for b in range(bins)]
+
+
+def test_reliability_by_bin():
+    rng = np.random.default_rng(0)
+    probabilities = np.append(rng.uniform(0.2, 1, 200), [0.0, 1.0]).astype(np.float32)
+    outcomes = (rng.uniform(size=202) < probabilities**2).astype(np.float32)
+    diagram = preference.reliability(jnp.array(probabilities), jnp.array(outcomes), bins=10)
+    expected_error = 0
+    for b, (predicted, observed) in enumerate(reliability_oracle(probabilities, outcomes, 10)):
+        assert diagram.predicted.weight[b] == diagram.observed.weight[b] == len(predicted)
+        np.testing.assert_allclose(diagram.predicted.value[b], predicted.mean() if len(predicted) else 0, rtol=1e-5)
+        np.testing.assert_allclose(diagram.observed.value[b], observed.mean() if len(observed) else 0, rtol=1e-5)
+        if len(predicted):
+            expected_error += len(predicted) / 202 * abs(predicted.mean() - observed.mean())
+    assert diagram.predicted.weight[1] == 0  # an empty bin is among those tested
+    np.testing.assert_allclose(preference.expected_calibration_error(diagram), expected_error, rtol=1e-4)
+
+
+def test_calibration_error_at_its_ends():
+    probabilities = jnp.array([0.25, 0.25, 0.25, 0.25, 1.0])
+    perfect = preference.reliability(probabilities, jnp.array([0.0, 0, 0, 1, 1]), bins=4)
+    np.testing.assert_allclose(preference.expected_calibration_error(perfect), 0, atol=1e-7)
+    opposite = preference.reliability(jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0]), bins=4)
+    np.testing.assert_allclose(preference.expected_calibration_error(opposite), 1)
+    nothing = preference.reliability(jnp.zeros(0), jnp.zeros(0), bins=4)
+    assert preference.expected_calibration_error(nothing) == 0
+
+
+def test_a_nan_probability_shows():
+    diagram = preference.reliability(jnp.array([0.5, jnp.nan]), jnp.array([1.0, 1.0]), bins=4)
+    assert np.isnan(preference.expected_calibration_error(diagram))
+
+
+def test_reliability_merges_and_ignores_padding():
+    probabilities = jax.random.uniform(jax.random.key(0), (40,))
+    outcomes = jnp.round(jax.random.uniform(jax.random.key(1), (40,)))
+    whole = preference.reliability(probabilities, outcomes, bins=5)
+    merged = preference.reliability(probabilities[:11], outcomes[:11], bins=5) + preference.reliability(
+        jnp.append(probabilities[11:], jnp.nan), jnp.append(outcomes[11:], 1.0), jnp.arange(30) < 29, bins=5
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), merged, whole)
+
+
+def test_sharded_equals_single_device(mesh, pairs):
+    def step(chosen, rejected, axis_name=None):
+        probabilities = jax.nn.sigmoid(chosen - rejected).reshape(-1)
+        return (
+            preference.bradley_terry(chosen, rejected).across(axis_name),
+            preference.accuracy(chosen, rejected).across(axis_name),
+            preference.reliability(probabilities, jnp.ones_like(probabilities), bins=5).across(axis_name),
+        )
+
+    sharded = jax.shard_map(lambda *a: step(*a, "data"), mesh=mesh, in_specs=P("data"), out_specs=P())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), jax.jit(sharded)(*pairs), step(*pairs))
+
+
+def test_the_gradient_across_devices_is_that_of_the_whole_batch(mesh, pairs):
+    def loss(scale, chosen, rejected, axis_name=None):
+        return preference.bradley_terry(scale * chosen, scale * rejected).across(axis_name).value
+
+    sharded = jax.shard_map(
+        lambda scale, *a: jax.grad(loss)(scale, *a, "data"),
+        mesh=mesh,
+        in_specs=(P(), P("data"), P("data")),
+        out_specs=P(),
+    )
+    scale = jnp.float32(0.7)
+    np.testing.assert_allclose(jax.jit(sharded)(scale, *pairs), jax.grad(loss)(scale, *pairs), rtol=1e-5)
