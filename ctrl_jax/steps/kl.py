@@ -10,7 +10,7 @@ With d = log π(token) − log π_ref(token) of a token that the policy sampled:
     k1      d                  KL              unbiased for the KL of responses; can be negative, noisy
     k2      d²/2               not the KL      biased; close to the KL for close policies
     k3      e^−d − 1 + d       KL              unbiased; never negative
-    exact   Σ_v π log(π/π_ref) KL, no noise    unbiased; never negative (up to rounding); what noise is left is the prefixes'
+    exact   Σ_v π log(π/π_ref) KL, no noise    unbiased; never negative but for rounding; the prefixes' noise is left
 
 The sums are unbiased by the chain rule, KL(responses) = E Σ_t KL(token t given the tokens before it), where responses
 come from the policy at the law whose log-probs these are (temperature, truncation at T).
