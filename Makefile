@@ -84,6 +84,6 @@ check: $(STAMP) ## lint, format, types
 bench: $(STAMP) ## side-by-side timings; wants a quiet machine
 	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" $(ARGS) || exit; done
 
-clean: ## remove caches and build leftovers; runs/, .cache/ (datasets, stages) and .venv/ stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove caches and build leftovers; runs/ and .venv/ stay
+	rm -rf .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

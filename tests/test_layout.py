@@ -1,0 +1,166 @@
+"""Who may import whom: the layout table of the design, held by reading the sources."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ctrl_jax"
+
+# Rows in order: a module imports from rooms above its own, and of those only these. It may always import its own room.
+BASICS = {"errors", "types"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "types": set(),
+    "theory": {"errors"},
+    "steps": BASICS | {"theory"},
+    "config": BASICS | {"theory"},
+    "models": BASICS | {"config"},
+    "data": BASICS | {"config"},
+    "runtime": BASICS | {"config"},
+    "report": BASICS | {"theory"},
+    "build": BASICS | {"theory", "steps", "config", "models", "data", "runtime"},
+    "jobs": BASICS | {"theory", "steps", "config", "models", "data", "runtime", "report", "build"},
+    "__main__": BASICS | {"config", "runtime", "build", "jobs"},
+}
+PURE_PYTHON = {
+    "abc",
+    "collections",
+    "dataclasses",
+    "enum",
+    "functools",
+    "itertools",
+    "math",
+    "operator",
+    "re",
+    "types",
+    "typing",
+}
+# Rooms that import nothing else from outside the package.
+MAY_IMPORT_FROM_OUTSIDE = {
+    "errors": PURE_PYTHON,
+    "types": PURE_PYTHON | {"jax"},
+    "theory": PURE_PYTHON | {"contextlib", "difflib", "jax", "numpy"},
+    "steps": PURE_PYTHON | {"chex", "jax", "numpy"},
+}
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(source: str) -> Iterator[str]:
+    """Dotted names of all that is imported, anywhere in the file: `from a import b` is a.b."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def identifiers(source: str) -> Iterator[str]:
+    """Names that the code uses; not what its docstrings say."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield from node.name.split(".")
+
+
+def breaches(room_name: str, source: str) -> list[str]:
+    found = []
+    for imported in imports(source):
+        first, *rest = imported.split(".")
+        if first == "ctrl_jax":
+            target = rest[0] if rest else ""
+            if target != room_name and target not in MAY_IMPORT[room_name]:
+                found.append(imported)
+        elif first not in MAY_IMPORT_FROM_OUTSIDE.get(room_name, {first}):
+            found.append(imported)
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.name != "__init__.py"], ids=name)
+def test_a_module_imports_only_what_its_row_names(path):
+    assert room(path) in MAY_IMPORT, f"{name(path)} is in no row of the layout table: give it one"
+    assert breaches(room(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_an_experiment_is_made_of_config_alone(path):
+    inside = [imported for imported in imports(path.read_text()) if imported.split(".")[0] not in PURE_PYTHON]
+    assert all(imported.startswith(("ctrl_jax.config", "experiments.")) for imported in inside), inside
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "steps").glob("*.py")), ids=name)
+def test_steps_are_pure(path):
+    impure = {"jit", "pmap", "shard_map", "print", "open", "callback", "io_callback", "pure_callback", "debug"}
+    assert impure.isdisjoint(identifiers(path.read_text()))
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if room(path) not in ("build", "theory")], ids=name)
+def test_only_build_compiles_and_maps_over_devices(path):
+    # theory/ may compile its own solvers, which no step calls.
+    assert {"jit", "pmap", "shard_map"}.isdisjoint(identifiers(path.read_text()))
+
+
+@pytest.mark.parametrize("path", SOURCES + EXPERIMENTS, ids=name)
+def test_python_3_11_can_read_it(path):
+    ast.parse(path.read_text(), feature_version=(3, 11))
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=name)
+def test_packages_export_nothing(path):
+    body = ast.parse(path.read_text()).body
+    if path.parent == PACKAGE:
+        body = [node for node in body if not ast.unparse(node).startswith("__version__ =")]
+    assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
+
+
+def test_importing_touches_no_device():
+    modules = [
+        name(path).removesuffix(".py").replace("/", ".")
+        for path in SOURCES
+        if path.stem not in ("__init__", "__main__")
+    ]
+    program = f"""
+import importlib
+for module in {modules}:
+    importlib.import_module(module)
+    from jax._src import xla_bridge
+    assert not xla_bridge.backends_are_initialized(), module
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("room_name", "source", "expected"),
+    [
+        ("steps", "import flax", ["flax"]),
+        ("steps", "from ctrl_jax.config import Policy", ["ctrl_jax.config.Policy"]),
+        ("steps", "def f():\n    import time", ["time"]),
+        ("steps", "from ctrl_jax import build", ["ctrl_jax.build"]),
+        ("steps", "from ctrl_jax.theory import ideal\nfrom ctrl_jax.steps import kl\nimport jax.numpy as jnp", []),
+        ("theory", "from ctrl_jax.types import Transform", ["ctrl_jax.types.Transform"]),
+        ("models", "import flax\nfrom ctrl_jax.steps import kl", ["ctrl_jax.steps.kl"]),
+        ("config", "import ctrl_jax.jobs.train", ["ctrl_jax.jobs.train"]),
+        ("jobs", "from ctrl_jax import build, theory", []),
+    ],
+)
+def test_this_test_can_fail(room_name, source, expected):
+    assert breaches(room_name, source) == expected
