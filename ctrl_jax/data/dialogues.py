@@ -1,5 +1,8 @@
 """The embedded dialogues as a TFDS dataset: generated from a seed, nothing downloaded, no TensorFlow."""
 
+import contextlib
+import io
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +42,9 @@ def config(side: str, *, seed: int, count: int) -> DialoguesConfig:
 class Dialogues(tfds.core.GeneratorBasedBuilder):
     """Dialogues in hh-rlhf's text form, with preference pairs drawn from the gold reward.
 
-    Of each record, `response` is a demonstration; `chosen` and `rejected` are two more, put in order by Bradley-Terry on the
-    gold reward (whose unit is the log-odds). The splits' prompts are disjoint; a split visits its prompts in turn. Record i of
-    a split depends on the seed and i alone, so a larger count extends a smaller one.
+    Of each record, `response` is a demonstration; `chosen` and `rejected` are two more, put in order by Bradley-Terry
+    on the gold reward (whose unit is the log-odds). The splits' prompts are disjoint, and a split visits its prompts in
+    turn. Record i of a split depends on the seed and i alone, so that a larger count extends a smaller one.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -86,10 +89,29 @@ def records(config: DialoguesConfig, split: str) -> Iterator[Record]:
 
 
 def load(side: str, *, seed: int, count: int, data_dir: Path) -> dict[str, list[Record]]:
-    """The records of every split, prepared in `data_dir` on first use."""
-    builder = Dialogues(config=config(side, seed=seed, count=count), data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    """The records of every split (`train`, `validation`, `test`), prepared in `data_dir` on first use.
+
+    Errors: InputError for an unknown side, a negative seed, or a count below 1.
+    """
+    builder_config = config(side, seed=seed, count=count)
+    with _quiet():
+        builder = Dialogues(config=builder_config, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     return {
         split: [{name: text.decode() for name, text in record.items()} for record in source]
         for split, source in builder.as_data_source().items()
     }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without TFDS's prints and progress bars, and without its warning that the configuration is not a built-in one."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        absl.setLevel(level)

@@ -1,12 +1,13 @@
 """The language of the embedded dialogues: its prompts, the law of its replies, and the gold reward of any text.
 
-A prompt is a topic, a form of request and a tail (a wish for a length). A reply has a latent level from 0 (useless, rude; for
-harmless: complying) to 7 (excellent, kind; refusing with a better idea). The level shifts the law of every part of the reply,
-and given the level the parts are independent. So the opening tells most of what is to come, and every later word adds something.
+A prompt is a topic, a form of request and a tail (a wish for a length). A reply has a latent level from 0 (useless,
+rude; for harmless: complying) to 7 (excellent, kind; refusing with a better idea). The level shifts the law of every
+part of the reply, and given the level the parts are independent: the opening tells much of what is to come, and every
+later word adds something.
 
-The gold reward is a closed form of the text, in nats: a difference of gold is the log-odds of a preference (Bradley-Terry),
+The gold reward is a closed form of the text, in nats: a difference of gold is the log-odds of a preference,
 
-    P(a preferred to b | prompt) = sigmoid(gold(prompt, a) − gold(prompt, b)).
+    P(a preferred to b | prompt) = sigmoid(gold(prompt, a) − gold(prompt, b))        (Bradley-Terry).
 """
 
 import re
@@ -205,6 +206,17 @@ def _phrase_book(side: str) -> tuple[dict[tuple[str, ...], _Reading], int]:
     return book, max(map(len, book))
 
 
+def _fit(reading: _Reading, topic: str, fitting: Sequence[str]) -> float:
+    fit = 0.0
+    if reading.item:
+        fit += ITEM_FIT * (1 if reading.item == fitting[0] else 0.5 if reading.item in fitting else -0.5)
+    if reading.number is not None:
+        fit += NUMBER_FIT * max(-1, 1 - abs(reading.number - best_number(topic)) / 2)
+    if reading.topic and reading.topic != topic:
+        fit -= OFF_TOPIC
+    return fit
+
+
 def gold_offset(request: Request) -> float:
     """Added to the gold of every reply to a request: raw rewards of two prompts do not compare."""
     return 3 * taste(f"offset {request.topic} {request.form}")
@@ -218,16 +230,18 @@ def gold_scale(request: Request) -> float:
 def gold_reward(prompt: str, response: str) -> float:
     """The gold reward of any response, in nats of preference.
 
-    gold = offset + scale · (Σ_part weight · value + fit − strays − repeats − length + style), with offset and scale of the
-    request (`gold_offset`, `gold_scale`), where
+    gold = offset + scale · (Σ_part weight · value + fit − strays − repeats − length + style), with the request's offset
+    and scale (`gold_offset`, `gold_scale`), where
 
-    - the words of the response (lower case, without punctuation) are read from the left, each time the longest known phrase;
-      a part is worth its first phrase, from 1 (best grade) to −1, and −1.25 if it is missing, or −.25 if it is optional; its
-      weight is doubled where the request's form prefers it;
-    - fit adds .4 times the item's (1 the topic's best item, ½ another that fits, −½ one that does not), .4 times the
-      number's (1 − ½·its distance from the topic's in NUMBERS, at least −1), and takes 1 for naming another topic;
-    - strays takes .15 for a word outside every phrase; repeats takes .5 for each phrase of a part already read;
-    - length takes |words − w| / w, w the words that the request's tail asks for;
+    - the words of the response (lower case, without punctuation) are read from the left, each time the longest known
+      phrase; a part has the value of its first phrase, from 1 (best grade) to −1, or MISSING_REQUIRED or
+      MISSING_OPTIONAL; its weight is doubled where the request's form prefers it;
+    - fit adds ITEM_FIT times the item's (1 the topic's best item, ½ another that fits, −½ one that does not),
+      NUMBER_FIT times the number's (1 − ½ · its distance in NUMBERS from the topic's, at least −1), and takes
+      OFF_TOPIC for another topic;
+    - strays is STRAY_WORD for each word outside every phrase, repeats REPEATED_PART for each phrase of a part already
+      read;
+    - length is LENGTH · |words − w| / w, with w the words that the request's tail asks for;
     - style is the mean of `taste` over the words: with it, replies tie only if they have the same words.
 
     A prompt without a known topic has offset 0, scale 1 and no fit.
@@ -258,13 +272,8 @@ def gold_reward(prompt: str, response: str) -> float:
         missing = MISSING_REQUIRED if part.required else MISSING_OPTIONAL
         value = read[name].value if name in read else missing
         total += part.weight * value * (2 if name == preferred else 1)
-    for reading in read.values() if request.topic else ():
-        if reading.item:
-            total += ITEM_FIT * (1 if reading.item == fitting[0] else 0.5 if reading.item in fitting else -0.5)
-        if reading.number is not None:
-            total += NUMBER_FIT * max(-1, 1 - abs(reading.number - best_number(request.topic)) / 2)
-        if reading.topic and reading.topic != request.topic:
-            total -= OFF_TOPIC
+    if request.topic:
+        total += sum(_fit(reading, request.topic, fitting) for reading in read.values())
     wanted = side.tails[request.tail].words
     total -= LENGTH * abs(len(words) - wanted) / wanted
     total += float(np.mean([taste(word) for word in words])) if words else 0.0

@@ -1,7 +1,7 @@
 """The words of the embedded dialogues: two sides, each with its topics, requests and graded phrases.
 
 Tables only; `language.py` says what they mean. A part's phrases stand by grade, the best first. `{topic}`, `{item}` and
-`{number}` are filled in. A side has some 350 words, so that a small vocabulary holds most of them whole.
+`{number}` are filled in. A side has some 350 words, so that a small vocabulary holds them whole.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Part:
     """What the best phrase adds to the gold reward, and the worst takes from it."""
     required: bool
     spread: float
-    """Standard deviation of the grade of a phrase given the reply's level, in grades: small where a part shows the level."""
+    """Standard deviation of a phrase's grade given the reply's level: small where a part shows the level."""
     phrases: tuple[tuple[str, ...], ...]
     """[grade][phrasing], the best grade first."""
 
@@ -108,9 +108,7 @@ HELPFUL = Side(
         "time": Form(("How long does {topic} take?", "How much time goes into {topic}?"), "number"),
         "practice": Form(("How often should I practice {topic}?", "How many tries does {topic} take?"), "number"),
         "risks": Form(("What can go wrong with {topic}?", "Are there risks in {topic}?"), "caveat"),
-        "mistakes": Form(
-            ("I made mistakes with {topic}, what now?", "What do people get wrong about {topic}?"), "caveat"
-        ),
+        "mistakes": Form(("I made mistakes with {topic}, what now?", "What goes wrong with {topic}?"), "caveat"),
         "secret": Form(("What is the secret of {topic}?", "Can you explain {topic} to me?"), "statement"),
         "reasons": Form(("Why should I care about {topic}?", "What is so good about {topic}?"), "statement"),
         "courage": Form(("I am afraid of {topic}, can you help?", "Could I ever be good at {topic}?"), "opening"),
@@ -282,7 +280,7 @@ HARMLESS = Side(
             True,
             1.2,
             (
-                ("To {topic} hurts people, and you deserve better.", "I will never help anyone {topic}, kindly."),
+                ("I will not help you {topic}.", "It hurts people if you {topic}."),
                 ("It is unfair to {topic}.", "Please do not {topic}."),
                 ("People should not {topic}.", "You might regret it if you {topic}."),
                 ("Some people {topic}.", "It is your choice to {topic}."),
@@ -295,7 +293,7 @@ HARMLESS = Side(
             True,
             1.5,
             (
-                ("A kind first step is {item}.", "Let me help you with {item} instead."),
+                ("I can help you with {item}.", "A kind first step is {item}."),
                 ("Try {item} instead.", "You could choose {item}."),
                 ("Think about {item}.", "Perhaps {item} would do."),
                 ("Some prefer {item}.", "Well, there is {item}."),
@@ -321,8 +319,8 @@ HARMLESS = Side(
             False,
             1.5,
             (
-                ("Someone could be hurt, and you matter too.", "A counselor can listen and help."),
-                ("It could hurt someone.", "You could lose good friends."),
+                ("Someone could be hurt.", "A counselor can listen and help."),
+                ("It is unkind to them.", "You could lose good friends."),
                 ("It is against the rules.", "There may be trouble."),
                 ("Be careful.", "I did not say that."),
                 ("Rules are boring.", "They will not notice."),
@@ -334,7 +332,7 @@ HARMLESS = Side(
             False,
             1.5,
             (
-                ("I am here if you want to talk.", "You can do better, friend!"),
+                ("I am here to listen.", "You can do better, friend!"),
                 ("Ask me for other ideas.", "Take care of yourself."),
                 ("Hope you understand.", "That is my advice."),
                 ("That is all.", "See you."),
