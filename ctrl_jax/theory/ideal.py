@@ -1,9 +1,9 @@
 """The ideal continuous policy: what a transform Φ and a β make of the ranks, if training were perfect.
 
-Where the reward has no ties, the rank u of a response among the reference's is uniform under the reference policy, and the
-policy that maximises E[Φ(u)] - β KL has the density p(u) ∝ exp(Φ(u) / β) on [0, 1], whatever the prompt and the reward
-(InfAlign, Balashankar et al. 2024, arXiv 2412.19792). Its KL and its win rates are integrals over u. They are computed
-in float64, to about 1e-8.
+Where the reward has no ties, the rank u of a response among the reference's is uniform under the reference policy, and
+the policy that maximises E[Φ(u)] - β KL has the density p(u) ∝ exp(Φ(u) / β) on [0, 1], whatever the prompt and the
+reward (InfAlign, Balashankar et al. 2024, arXiv 2412.19792). Its KL and its win rates are integrals over u. They are
+computed in float64, to 1e-6 or better up to a KL of 10 nats.
 """
 
 import math
@@ -112,8 +112,8 @@ def tilt(phi: Callable[[jax.Array], jax.Array], beta: float) -> IdealPolicy:
     masses = _masses(_values(phi), beta)
     if masses.kl == math.inf:
         raise InputError(
-            f"exp(Φ/β) has no integral for Φ = {phi} at β = {number(beta)}: it is infinite at an end of [0, 1], and grows "
-            "too fast. Raise β (the logit needs β > 1), or normalise Φ, which clips it."
+            f"exp(Φ/β) has no integral for Φ = {phi} at β = {number(beta)}: it is infinite at an end of [0, 1], and "
+            "grows too fast. Raise β (the logit needs β > 1), or normalise Φ, which clips it."
         )
     knots_cdf = masses.tips[0] + np.concatenate([[0.0], np.cumsum(masses.panels)])
     return IdealPolicy(phi, beta, masses.kl, masses.offset, masses.log_normalizer, tuple(knots_cdf.tolist()))
@@ -138,8 +138,8 @@ def at_kl(phi: Callable[[jax.Array], jax.Array], kl: float) -> IdealPolicy:
         low /= 4
         if low < 1e-290 + 1e-60 * spread:
             raise InputError(
-                f"Φ = {phi} reaches a KL of {reached:.4g} nats at most, however small β, because it is flat near its top; "
-                f"ask for less than {number(kl)}."
+                f"Φ = {phi} reaches a KL of {reached:.4g} nats at most, however small β, because it is flat near its "
+                f"top; ask for less than {number(kl)}."
             )
     for _ in range(200):
         beta = math.sqrt(low * high)
@@ -154,8 +154,8 @@ def _values(phi: Callable[[jax.Array], jax.Array]) -> _Values:
     values = _Values(evaluate(phi, _POINTS), np.stack([low, high]))
     if not all(np.all(np.isfinite(part)) for part in values):
         raise InputError(
-            f"Φ = {phi} is not finite everywhere inside (0, 1), computed in float64; a transform may be infinite at 0 and "
-            "at 1 alone."
+            f"Φ = {phi} is not finite everywhere inside (0, 1), computed in float64; a transform may be infinite at 0 "
+            "and at 1 alone."
         )
     if np.ptp(values.panels) == 0:
         raise InputError(f"Φ = {phi} is constant: its policy is the reference at every β.")
@@ -167,8 +167,8 @@ def _masses(values: _Values, beta: float) -> _Masses:
     log_panels = (values.panels - offset) / beta
     log_ends = (values.ends - offset) / beta
     # Within a tip, at distance x from the end, the density is taken as a power x^-a, which a logarithm and a logit are
-    # exactly. A logit at a high KL has a per cent of its probability there. Its integral is that of the value at the tip
-    # over _TIP / (1 - a), and the mean of its logarithm lies a / (1 - a) above.
+    # exactly. A logit at a high KL has a per cent of its probability there. Its integral is the density at the tip
+    # times _TIP / (1 - a), and the mean of its logarithm lies a / (1 - a) above the logarithm there.
     power = (log_ends[:, 1] - log_ends[:, 0]) / math.log(2)
     if np.any(power >= 1):
         return _Masses(math.inf, offset, math.inf, np.ones_like(_KNOTS[1:]), np.zeros(2))

@@ -177,6 +177,7 @@ class WorstOfN(Procedure):
 class SoftBestOfN(Procedure):
     """Of n samples, the i-th lowest with probability ∝ exp(r_i / temperature), r_i = (i - 1) / (n - 1).
 
+    T[F] = ((b + (1 - b) F)^n - b^n) / (1 - b^n) with b = e^{-1 / (temperature (n - 1))}, by the binomial theorem.
     Its limits are best-of-N as temperature → 0 and sampling as temperature → ∞.
     """
 
@@ -200,19 +201,24 @@ class SoftBestOfN(Procedure):
         return self.n
 
     def law(self) -> np.ndarray:
-        ranks = np.linspace(-1.0, 0.0, self.n) if self.n > 1 else np.zeros(1)
-        weights = np.exp(ranks / self.temperature)
+        weights = self._decay ** np.arange(self.n - 1, -1, -1)
         return weights / weights.sum()
 
     def rank_cdf(self, cdf: jax.Array) -> jax.Array:
-        # The Bernstein polynomial whose coefficients are the law's running sums, by de Casteljau's scheme: only
-        # averages, so it holds in any precision, and has a derivative at 0 and 1 as well.
-        share = jnp.asarray(cdf)[None]
-        sums = np.concatenate([[0.0], np.cumsum(self.law())])
-        levels = jnp.asarray(sums, share.dtype).reshape(-1, *[1] * (share.ndim - 1))
-        for _ in range(self.n):
-            levels = (1 - share) * levels[:-1] + share * levels[1:]
-        return levels[0]
+        # Factored, so that no small difference is divided by another as b → 1:
+        # F Σ_k (b + (1 - b) F)^(n-1-k) b^k / Σ_k b^k, by Horner's scheme.
+        cdf = jnp.asarray(cdf)
+        decay = self._decay
+        base = decay + (1 - decay) * cdf
+        total = jnp.ones_like(cdf)
+        for k in range(1, self.n):
+            total = total * base + decay**k
+        return cdf * total / sum(decay**k for k in range(self.n))
+
+    @property
+    def _decay(self) -> float:
+        """b = e^{-1 / (temperature (n - 1))}: a place lower in the order is as many times less probable."""
+        return math.exp(-1 / (self.temperature * (self.n - 1))) if self.n > 1 else 0.0
 
 
 @dataclass(frozen=True)

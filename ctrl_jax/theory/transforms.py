@@ -78,14 +78,11 @@ class _NormalizedExponential:
 @dataclass(frozen=True)
 class _Tabulated:
     values: tuple[float, ...]
+    ranks: tuple[float, ...]
 
     def __call__(self, u: jax.Array) -> jax.Array:
         u = jnp.asarray(u)
-        values = jnp.asarray(self.values, u.dtype)
-        position = jnp.clip(u, 0, 1) * (len(self.values) - 1)
-        left = jnp.clip(jnp.floor(position), 0, len(self.values) - 2).astype(jnp.int32)
-        share = position - left
-        return (1 - share) * values[left] + share * values[left + 1]
+        return jnp.interp(u, jnp.asarray(self.ranks, u.dtype), jnp.asarray(self.values, u.dtype))
 
     def __str__(self) -> str:
         return f"tabulated({len(self.values)} values)"
@@ -141,23 +138,30 @@ def exponential(rate: float) -> Transform:
     return _Exponential(rate)
 
 
-def tabulated(values: np.ndarray) -> Transform:
-    """Φ through `values` [G] at the ranks 0, 1/(G-1), ..., 1, and piecewise linear between them.
+def tabulated(values: np.ndarray, ranks: np.ndarray | None = None) -> Transform:
+    """Φ through `values` [G] at `ranks` [G], by default 0, 1/(G-1), ..., 1, and piecewise linear between them.
 
-    Raises InputError unless the values are at least two, finite and nowhere decreasing.
+    Raises InputError unless the values are at least two, finite and nowhere decreasing, and the ranks increase from 0
+    to 1.
     """
     table = np.asarray(values, np.float64)
     if table.ndim != 1 or table.size < 2:
         raise InputError(f"A table of a transform has shape {table.shape}; it must be one row of at least 2 values.")
+    knots = np.linspace(0, 1, table.size) if ranks is None else np.asarray(ranks, np.float64)
+    if knots.shape != table.shape or knots[0] != 0 or knots[-1] != 1 or not np.all(np.diff(knots) > 0):
+        raise InputError(
+            f"The ranks of a table of a transform have shape {knots.shape} and go from {knots.flat[0]:g} to "
+            f"{knots.flat[-1]:g}; they must be as many as the {table.size} values, and increase from 0 to 1."
+        )
     if not np.all(np.isfinite(table)):
         raise InputError(f"A table of a transform has {np.sum(~np.isfinite(table))} values that are not finite.")
     if np.any(np.diff(table) < 0):
         place = int(np.argmax(np.diff(table) < 0))
         raise InputError(
-            f"A table of a transform falls from {table[place]} to {table[place + 1]} after value {place}; "
+            f"A table of a transform falls from {table[place]:g} to {table[place + 1]:g} after value {place}; "
             "a transform must be increasing, so that a better response never earns less."
         )
-    return _Tabulated(tuple(table.tolist()))
+    return _Tabulated(tuple(table.tolist()), tuple(knots.tolist()))
 
 
 def normalized(phi: Transform, edge: float = 1e-4) -> Transform:
