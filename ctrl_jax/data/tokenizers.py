@@ -37,7 +37,7 @@ class Tokenizer:
             raise InputError("The tokenizer's bytes are not a SentencePiece model; train it again.") from error
         pieces = {self._pieces.id_to_piece(i) for i in range(self.vocabulary_size)}
         characters = {" "} | {piece for piece in pieces if len(piece) == 1} - {_ESCAPE, _END, _SPACE}
-        self._unknown = re.compile(f"[^{re.escape(''.join(sorted(characters)))}]")
+        self._marker_or_unknown = re.compile(f"{HUMAN}|{ASSISTANT}|[^{re.escape(''.join(sorted(characters)))}]")
         if not pieces.issuperset((*_DIGITS, _ESCAPE, _END, HUMAN, ASSISTANT)):
             raise InputError(
                 "The SentencePiece model lacks the markers of a conversation, or the pieces that spell other "
@@ -63,7 +63,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids, without an end of text."""
-        return self._pieces.encode(self._unknown.sub(_escaped, text))
+        return self._pieces.encode(self._marker_or_unknown.sub(_escaped, text))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of any ids. PAD and EOS have none."""
@@ -107,6 +107,8 @@ def train(texts: Sequence[str], *, vocabulary_size: int) -> Tokenizer:
             add_dummy_prefix=False,
             # A word and the mark after it may be one piece: replies get a fifth shorter.
             split_by_unicode_script=False,
+            # Of the characters that occur, all but 1 in 100,000 get a piece; the rest are spelled.
+            character_coverage=0.99999,
             required_chars=_DIGITS,
             user_defined_symbols=[HUMAN, ASSISTANT, "\n", _ESCAPE, _END],
             pad_id=0,
@@ -123,7 +125,7 @@ def train(texts: Sequence[str], *, vocabulary_size: int) -> Tokenizer:
 
 
 def _escaped(match: re.Match[str]) -> str:
-    return f"{_ESCAPE}{ord(match[0]):x}{_END}"
+    return match[0] if match[0] in (HUMAN, ASSISTANT) else f"{_ESCAPE}{ord(match[0]):x}{_END}"
 
 
 def _unescaped(match: re.Match[str]) -> str:
