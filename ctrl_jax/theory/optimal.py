@@ -36,7 +36,7 @@ class OptimalTransform:
 
     procedure: Procedure
     transform: transforms.Transform = field(repr=False)
-    """Φ* as a table, in units of win rate and 0 at u = 0; it is increasing."""
+    """Φ* as an increasing table, in units of win rate: 0 at u = 1, and less below."""
     policy: ideal.IdealPolicy
     """The optimal policy; its `beta` weighs the KL against the win rate."""
 
@@ -50,8 +50,8 @@ class OptimalTransform:
 def optimal_transform(procedure: Procedure, *, beta: float | None = None, kl: float | None = None) -> OptimalTransform:
     """Φ* of `procedure`: of max W^T - β KL for a given `beta`, or of max W^T at KL = `kl` (nats). Give one of the two.
 
-    For best-of-N it is N² ∫₀ᵘ (s F(s))^(N-1) ds, for worst-of-N N² ∫₀ᵘ ((1-s)(1-F(s)))^(N-1) ds, for sampling u. Its
-    scale is that of the win rate; `transforms.normalized` brings it to [0, 1] for training.
+    For best-of-N it is N² ∫₀ᵘ (s F(s))^(N-1) ds, for worst-of-N N² ∫₀ᵘ ((1-s)(1-F(s)))^(N-1) ds, for sampling u, each
+    less its value at u = 1. `transforms.normalized` brings it to [0, 1] for training.
 
     Where W^T is not concave in p (worst-of-N), a stationary point need not be the best: the climb begins from several
     starts, and the best end is kept. Raises InputError unless exactly one of `beta` and `kl` is given, and positive.
@@ -82,7 +82,7 @@ def optimal_transform(procedure: Procedure, *, beta: float | None = None, kl: fl
     ranks = np.concatenate([[0.0], _CENTRES, [1.0]])
     phi = transforms.tabulated(values, ranks)
     policy = ideal.tilt(phi, given) if kl is None else ideal.at_kl(phi, given)
-    return OptimalTransform(procedure, transforms.tabulated(values - values[0], ranks), policy)
+    return OptimalTransform(procedure, phi, policy)
 
 
 def _from_top(rises: np.ndarray) -> np.ndarray:

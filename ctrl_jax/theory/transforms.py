@@ -82,7 +82,7 @@ class _Tabulated:
 
     def __call__(self, u: jax.Array) -> jax.Array:
         u = jnp.asarray(u)
-        return jnp.interp(u, jnp.asarray(self.ranks, u.dtype), jnp.asarray(self.values, u.dtype))
+        return jnp.interp(u, jnp.asarray(np.array(self.ranks), u.dtype), jnp.asarray(np.array(self.values), u.dtype))
 
     def __str__(self) -> str:
         return f"tabulated({len(self.values)} values)"

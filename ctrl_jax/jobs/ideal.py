@@ -1,0 +1,165 @@
+"""The theory alone: what policies trained with each transform win, if training were perfect. Needs no data."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from matplotlib.axes import Axes
+
+from ctrl_jax.errors import InputError
+from ctrl_jax.report import figures
+from ctrl_jax.runtime import console
+from ctrl_jax.theory import optimal, procedures, transforms
+from ctrl_jax.theory.ideal import IdealPolicy, at_kl
+from ctrl_jax.theory.precision import evaluate
+from ctrl_jax.theory.procedures import Procedure, Sampling
+
+# Each transform with its colour in the report's palette and its dashes: the two signs of a rate differ by both.
+LOOKS = {
+    "identity": ("reference", "solid"),
+    "logarithm": ("green", (0, (1, 1.2))),
+    "exponential(5)": ("sky", "solid"),
+    "exponential(10)": ("policy", "solid"),
+    "exponential(-5)": ("amber", (0, (5, 1.5))),
+    "exponential(-10)": ("gold", (0, (5, 1.5))),
+    "optimal": ("ink", (0, (3, 1.2, 1, 1.2))),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    procedure: str = "best_of_4"
+    """How the policies are decoded: `sampling`, `best_of_N`, `worst_of_N`, `soft_best_of_N(temperature)`,
+    `best_of_poisson(mean)`, or a mixture such as `0.5*best_of_2+0.5*best_of_8`."""
+    kl: float = 1.0
+    """KL to the reference of every policy in the table, in nats per response."""
+    figure: Path | None = None
+    """Where the figure of win rate over KL goes; by default `runs/ideal_<procedure>.png`, and nowhere with --json."""
+    json: bool = False
+    """Print JSON for programs, and nothing else."""
+
+
+@dataclass(frozen=True)
+class Row:
+    transform: str
+    policy: IdealPolicy | None
+    """None where no policy of this transform has the KL."""
+
+    @property
+    def beta_of_itself(self) -> bool:
+        """Whether Φ is infinite at an end, so that it has no range to normalise by."""
+        return self.policy is not None and not math.isfinite(_span(self.policy))
+
+    @property
+    def beta(self) -> float | None:
+        """β for Φ on the range [0, 1], or for Φ itself."""
+        if self.policy is None:
+            return None
+        return self.policy.beta if self.beta_of_itself else self.policy.beta / _span(self.policy)
+
+    def win_rate(self, procedure: Procedure) -> float | None:
+        return None if self.policy is None else self.policy.win_rate(procedure)
+
+
+def main(arguments: list[str]) -> int:
+    return run(tyro.cli(Options, args=arguments, prog="python -m ctrl_jax ideal", description=__doc__))
+
+
+def run(options: Options) -> int:
+    """Prints the transforms' β and win rates at the KL, and draws their win rates over the KL.
+
+    Raises InputError for an unknown procedure, and for a KL that is not positive.
+    """
+    procedure = procedures.parse(options.procedure)
+    rows = [_row(name, procedure, options.kl) for name in LOOKS]
+    path = options.figure
+    if path is None and not options.json:
+        path = Path("runs") / f"ideal_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure.name)}.png"
+    if path is not None:
+        _draw(procedure, options.kl, path)
+    if options.json:
+        print(json.dumps(_as_json(rows, procedure, options.kl), indent=2))
+        return 0
+    shown = _shown_procedures(procedure)
+    console.table(
+        f"Ideal policies at KL {options.kl:g} nats",
+        ["Φ", "β", *(f"win rate, {one}" for one in shown)],
+        [
+            [
+                row.transform,
+                "none" if row.beta is None else f"{row.beta:.4g}{' *' if row.beta_of_itself else ''}",
+                *("" if row.policy is None else f"{row.win_rate(one):.4f}" for one in shown),
+            ]
+            for row in rows
+        ],
+    )
+    console.say("β weighs the KL against Φ on the range [0, 1]; * against Φ itself, which is infinite at an end.")
+    if any(row.policy is None for row in rows):
+        console.say("None: Φ is too flat near its top for this KL, which would buy nothing.")
+    console.say(f"Figure: {path}")
+    return 0
+
+
+def _row(name: str, procedure: Procedure, kl: float) -> Row:
+    if name != "optimal":
+        return Row(name, at_kl(transforms.parse(name), kl))
+    try:
+        return Row(name, optimal.optimal_transform(procedure, kl=kl).policy)
+    except InputError:
+        if not kl > 0:
+            raise
+        return Row(name, None)
+
+
+def _span(policy: IdealPolicy) -> float:
+    return float(np.ptp(evaluate(policy.phi, np.array([0.0, 1.0]))))
+
+
+def _shown_procedures(procedure: Procedure) -> list[Procedure]:
+    return list(dict.fromkeys([Sampling(), procedure]))
+
+
+def _as_json(rows: list[Row], procedure: Procedure, kl: float) -> dict[str, object]:
+    return {
+        "procedure": procedure.name,
+        "kl": kl,
+        "transforms": {
+            row.transform: {
+                "beta": row.beta,
+                "beta_of": "itself" if row.beta_of_itself else "normalized",
+                "win_rates": {one.name: row.win_rate(one) for one in _shown_procedures(procedure)},
+            }
+            for row in rows
+        },
+    }
+
+
+def _draw(procedure: Procedure, kl: float, path: Path) -> None:
+    # A win rate rises as the square root of a small KL.
+    kls = max(2.0, 1.5 * kl) * np.linspace(0, 1, 21) ** 2
+    policies = {name: [_row(name, procedure, value).policy for value in kls[1:]] for name in LOOKS}
+
+    def panel(decoded_by: Procedure) -> figures.Panel:
+        def draw(axes: Axes) -> None:
+            for name, (color, dashes) in LOOKS.items():
+                curve = [0.5, *(math.nan if one is None else one.win_rate(decoded_by) for one in policies[name])]
+                width = 2.0 if name == "optimal" else 1.4
+                light = figures.PALETTE[color].light
+                axes.plot(kls, 100 * np.array(curve), color=light, linestyle=dashes, linewidth=width, label=name)
+            axes.axvline(kl, color=figures.PALETTE["muted"].light, linewidth=0.8, zorder=1)
+            axes.set_xlim(0, kls[-1])
+            axes.set_ylim(50, 100)
+            axes.set_xlabel("KL, nats per response")
+            axes.set_ylabel("win rate against the reference, %")
+            axes.legend(loc="lower right", handlelength=3.2)
+
+        title = f"decoded by {figures.spoken(decoded_by.name)}"
+        return figures.Panel(title, "win rate of ideal policies over their KL, a line for each transform", draw)
+
+    panels = [panel(one) for one in reversed(_shown_procedures(procedure))]
+    optimum = figures.spoken(procedure.name)
+    figures.png(panels, path, columns=2, title=f"Ideal policies; optimal is the best under {optimum}")
