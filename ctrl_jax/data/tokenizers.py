@@ -93,7 +93,7 @@ def train(texts: Sequence[str], *, vocabulary_size: int) -> Tokenizer:
         raise InputError(f"The {len(texts)} texts to train the tokenizer on have no words; give it dialogues.")
     # Only strings that occur in two different surroundings are candidates for pieces, and each distinct word is looked
     # at once: without these lines the commonest words would be cut in two.
-    surroundings = (f" {word}{mark}" for word in words for mark in ".,")
+    surroundings = (f" {word}{mark}" for word in words for mark in ("", ".", ","))
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

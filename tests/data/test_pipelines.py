@@ -1,0 +1,170 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from ctrl_jax.data import pipelines, tokenizers
+from ctrl_jax.data.dialogues import config, records
+from ctrl_jax.errors import InputError
+from ctrl_jax.types import Examples
+
+RECORDS = list(records(config("helpful", seed=0, count=600), "train"))
+TOKENIZER = tokenizers.train([f"{r['prompt']} {r['response']}" for r in RECORDS], vocabulary_size=512)
+LENGTHS = {"prompt_length": 24, "response_length": 36}
+
+
+def test_prompts_are_distinct_in_order_and_padded():
+    doubled = [*RECORDS[:20], *RECORDS[5:10]]
+    found = pipelines.prompts(doubled, TOKENIZER, prompt_length=24)
+    assert list(found.texts) == [record["prompt"] for record in RECORDS[:20]]
+    assert found.prompts.tokens.shape == (20, 24)
+    assert len(set(found.prompts.ids.tolist())) == 20
+    for i, text in enumerate(found.texts):
+        ids = TOKENIZER.encode(text)
+        assert found.prompts.lengths[i] == len(ids)
+        assert found.prompts.tokens[i].tolist() == ids + [TOKENIZER.pad_id] * (24 - len(ids))
+        assert found.prompts.ids[i] == int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest(), "little")
+
+
+def test_a_bare_request_becomes_a_turn():
+    found = pipelines.prompts([{"prompt": "Why chess?"}], TOKENIZER, prompt_length=24)
+    assert found.texts == ("\n\nHuman: Why chess?\n\nAssistant:",)
+
+
+def test_demonstrations_end_in_eos_and_are_cut():
+    examples = pipelines.demonstrations(RECORDS, TOKENIZER, **LENGTHS)
+    short = pipelines.demonstrations(RECORDS, TOKENIZER, prompt_length=24, response_length=12)
+    assert examples.responses.tokens.shape == (600, 1, 36)
+    assert examples.prompts.tokens.shape == (600, 24)
+    cut = 0
+    for i, record in enumerate(RECORDS):
+        ids = [*TOKENIZER.encode(" " + record["response"]), TOKENIZER.eos_id]
+        length = examples.responses.lengths[i, 0]
+        assert length == min(len(ids), 36)
+        assert examples.responses.tokens[i, 0, :length].tolist() == ids[:36]
+        assert (examples.responses.tokens[i, 0, length:] == TOKENIZER.pad_id).all()
+        assert short.responses.tokens[i, 0].tolist() == (ids + [TOKENIZER.pad_id] * 12)[:12]
+        cut += len(ids) > 12
+    assert cut
+
+
+def test_an_empty_response_is_its_eos():
+    examples = pipelines.demonstrations([{"prompt": "Why?", "response": ""}], TOKENIZER, **LENGTHS)
+    assert examples.responses.lengths.tolist() == [[1]]
+    assert examples.responses.tokens[0, 0, 0] == TOKENIZER.eos_id
+
+
+def test_pairs_have_the_chosen_response_first_and_decode_back():
+    pairs = pipelines.preference_pairs(RECORDS, TOKENIZER, prompt_length=24, response_length=48)
+    assert pairs.responses.tokens.shape == (600, 2, 48)
+    assert pipelines.decoded(pairs.responses, TOKENIZER) == [[r["chosen"], r["rejected"]] for r in RECORDS]
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "\n\nHuman: \n\nAssistant:"])
+def test_an_empty_prompt_is_refused_with_its_record(text):
+    with pytest.raises(InputError, match="record 1 is empty"):
+        pipelines.prompts([RECORDS[0], {"prompt": text}], TOKENIZER, prompt_length=24)
+
+
+def test_a_long_prompt_is_refused_with_both_lengths():
+    text = pipelines.as_prompt("Why chess? " * 20)
+    long = len(TOKENIZER.encode(text))
+    with pytest.raises(InputError, match=f"has {long} tokens, but the context holds 24.*at least {long}"):
+        pipelines.demonstrations([RECORDS[0], {"prompt": text, "response": "No."}], TOKENIZER, **LENGTHS)
+
+
+def test_no_records_are_refused():
+    with pytest.raises(InputError, match="no records"):
+        pipelines.prompts([], TOKENIZER, prompt_length=24)
+
+
+def _tree(size):
+    return {"row": np.arange(size), "double": (2 * np.arange(size, dtype=np.float32))[:, None]}
+
+
+def _rows(iterator, count):
+    return [next(iterator)["row"].tolist() for _ in range(count)]
+
+
+def test_unshuffled_batches_are_the_rows_in_turn():
+    iterator = pipelines.batches(_tree(10), batch_size=4, seed=0, shuffle=False)
+    expected = (np.arange(20) % 10).reshape(5, 4)
+    for row in expected:
+        batch = next(iterator)
+        np.testing.assert_array_equal(batch["row"], row)
+        np.testing.assert_array_equal(batch["double"], 2.0 * row[:, None])
+
+
+def test_each_epoch_is_another_permutation():
+    rows = np.concatenate(_rows(pipelines.batches(_tree(12), batch_size=4, seed=0), 9)).reshape(3, 12)
+    for epoch in rows:
+        assert sorted(epoch.tolist()) == list(range(12))
+    assert len({tuple(epoch) for epoch in rows.tolist()}) == 3
+
+
+def test_the_seed_alone_gives_the_order():
+    first, same, other = (_rows(pipelines.batches(_tree(100), batch_size=8, seed=seed), 20) for seed in (3, 3, 4))
+    assert first == same != other
+
+
+def test_batches_keep_the_type_of_a_tree():
+    examples = pipelines.demonstrations(RECORDS, TOKENIZER, **LENGTHS)
+    batch = next(pipelines.batches(examples, batch_size=8, seed=0))
+    assert isinstance(batch, Examples)
+    assert isinstance(batch.responses.tokens, np.ndarray)
+    for i, prompt_id in enumerate(batch.prompts.ids):
+        assert prompt_id in examples.prompts.ids[(examples.responses.tokens == batch.responses.tokens[i]).all((1, 2))]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_processes_together_see_what_one_would(processes):
+    # 11 rows do not divide among the processes: an epoch's end falls inside a batch.
+    alone = _rows(pipelines.batches(_tree(11), batch_size=8, seed=0), 10)
+    shares = [
+        _rows(pipelines.batches(_tree(11), batch_size=8, seed=0, process_index=i, process_count=processes), 10)
+        for i in range(processes)
+    ]
+    assert [[row for part in parts for row in part] for parts in zip(*shares, strict=True)] == alone
+
+
+def test_the_state_goes_through_json_and_to_another_number_of_processes():
+    iterator = pipelines.batches(_tree(50), batch_size=8, seed=0)
+    _rows(iterator, 9)
+    state = json.loads(json.dumps(iterator.get_state()))
+    expected = _rows(iterator, 9)
+
+    resumed = pipelines.batches(_tree(50), batch_size=8, seed=0)
+    resumed.set_state(state)
+    assert resumed.get_state() == state
+    assert _rows(resumed, 9) == expected
+
+    half = pipelines.batches(_tree(50), batch_size=8, seed=0, process_index=1, process_count=2)
+    half.set_state(state)
+    assert _rows(half, 9) == [row[4:] for row in expected]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch_size": 4}, {"seed": 1}, {"shuffle": False}, {"arrays": _tree(51)}, {"arrays": {"row": np.arange(50)}}],
+)
+def test_a_state_of_another_pipeline_is_refused(change):
+    settings = {"arrays": _tree(50), "batch_size": 8, "seed": 0}
+    state = pipelines.batches(**settings).get_state()
+    with pytest.raises(InputError, match=state["fingerprint"]):
+        pipelines.batches(**settings | change).set_state(state)
+
+
+def test_changed_data_of_the_same_shape_is_another_pipeline():
+    state = pipelines.batches(_tree(50), batch_size=8, seed=0).get_state()
+    changed = _tree(50)
+    changed["row"][7] = -1
+    with pytest.raises(InputError):
+        pipelines.batches(changed, batch_size=8, seed=0).set_state(state)
+
+
+def test_batch_sizes_are_checked():
+    with pytest.raises(InputError, match=r"batch of 11 .* 10 rows"):
+        pipelines.batches(_tree(10), batch_size=11, seed=0)
+    with pytest.raises(InputError, match="6 rows does not divide among 4 processes"):
+        pipelines.batches(_tree(10), batch_size=6, seed=0, process_count=4)
