@@ -1,0 +1,118 @@
+import html
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+from PIL import Image
+
+from ctrl_jax.errors import InputError
+from ctrl_jax.jobs import report
+from tests.report import synthetic
+
+NAMES = ("sampling", "best_of_2", "best_of_4", "worst_of_2", "worst_of_4")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PICTURES = {
+    "calibration.png", "proxy_gold.png", "reliability.png", "training.png", "win_rate_vs_kl.png", "win_rate_vs_n.png",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return report.run(synthetic.write_work_dir(tmp_path_factory.mktemp("runs") / "bon_helpful", names=NAMES))
+
+
+def test_a_report_has_its_page_and_its_pictures(index: pathlib.Path) -> None:
+    assert index.parts[-3:] == ("bon_helpful", "report", "index.html")
+    assert index.stat().st_size < 1_500_000
+    assert {path.name for path in (index.parent / "figures").iterdir()} == PICTURES
+    headline = index.parent / "headline.png"
+    assert headline.stat().st_size < 300_000
+    with Image.open(headline) as picture:
+        assert picture.width > 2.5 * picture.height
+    assert {path.name for path in index.parent.iterdir()} == {"index.html", "headline.png", "figures"}
+
+
+def test_a_report_of_less_leaves_no_stale_picture(tmp_path: pathlib.Path) -> None:
+    work_dir = synthetic.write_work_dir(tmp_path / "bare", gold=False, transform="identity", names=NAMES[:3])
+    (work_dir / "metrics.jsonl").unlink()
+    stale = work_dir / "report" / "figures" / "training.png"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    index = report.run(work_dir)
+    missing = {"proxy_gold.png", "training.png"}
+    assert {path.name for path in (index.parent / "figures").iterdir()} == PICTURES - missing
+
+
+def test_nothing_is_written_before_all_is_read(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(synthetic.config("bon", "identity", "best_of_4", NAMES)))
+    with pytest.raises(InputError, match=r"evaluation\.json is missing; `make evaluate EXP=bon`"):
+        report.run(tmp_path)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_sweep_is_written_with_its_picture(index: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    tree = json.loads((index.parents[1] / "evaluation.json").read_text())
+    point = {"transform": "exponential(10)", "procedure": "best_of_4", "kl_budget": 0.75, "report": None}
+    path = report.write_sweep_report(
+        tmp_path / "bon",
+        [
+            {**point, "name": "good", "state": "done", "evaluation": tree, "report": "good/report/index.html"},
+            {**point, "name": "diverged", "state": "done", "evaluation": {**tree, "ties": float("nan")}},
+            {**point, "name": "later", "state": "missing", "evaluation": None},
+        ],
+    )
+    assert path == tmp_path / "bon" / "sweep.html"
+    assert (tmp_path / "bon" / "pareto_best_of_4.png").stat().st_size < 300_000
+    text = path.read_text()
+    assert 'href="good/report/index.html"' in text
+    assert "1 of 3 runs evaluated" in text
+    assert "evaluation.json of diverged has nan at ties" in text
+    rows = re.findall(r"<tr><th>.*?</tr>", text, flags=re.DOTALL)
+    assert [re.findall(r"done|failed|missing", row)[-1] for row in rows[-3:]] == ["done", "failed", "missing"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize(("width", "dark"), [(375, False), (375, True), (1200, False)])
+def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(
+    index: pathlib.Path, tmp_path: pathlib.Path, width: int, dark: bool
+) -> None:
+    probe = """<script>
+    const all = Array.from(document.querySelectorAll("svg.chart text"));
+    const paper = getComputedStyle(document.body);
+    parent.document.body.dataset.probe = JSON.stringify({
+        inner: innerWidth, scroll: document.documentElement.scrollWidth,
+        paper: paper.backgroundColor, ink: paper.color,
+        drawn: getComputedStyle(all[0]).fill, small: Math.min(...all.map(t => t.getBoundingClientRect().height))});
+    </script></body>"""
+    # A window of a headless browser is never narrower than 500 pixels; a frame in it may be.
+    page = html.escape(index.read_text().replace("</body>", probe))
+    outside = tmp_path / "frame.html"
+    outside.write_text(
+        '<!doctype html><html><head><meta name="color-scheme" content="light dark"></head><body>'
+        f'<iframe style="border: 0; width: {width}px; height: 900px" srcdoc="{page}"></iframe></body></html>'
+    )
+    shown = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,1000", "--enable-logging=stderr",
+            *(["--blink-settings=preferredColorScheme=0"] if dark else []), "--dump-dom", outside.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert "CONSOLE" not in shown.stderr
+    found = re.search(r"data-probe=\"([^\"]*)\"", shown.stdout)
+    assert found, shown.stderr[-2000:]
+    seen = json.loads(html.unescape(found[1]))
+    assert seen["inner"] == width
+    assert seen["scroll"] <= width
+    assert seen["small"] >= 9
+
+    def brightness(color: str) -> float:
+        return sum(map(float, re.findall(r"[\d.]+", color)[:3])) / 3
+
+    paper, ink, drawn = (brightness(seen[name]) for name in ("paper", "ink", "drawn"))
+    assert (paper < 60 and ink > 180 and drawn > 120) if dark else (paper > 200 and ink < 80 and drawn < 130)

@@ -1,0 +1,207 @@
+import copy
+import dataclasses
+import html.parser
+import json
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ctrl_jax.report import figures, page
+from ctrl_jax.report.measurements import Run, lift_share, parse_evaluation, read_run
+
+
+@pytest.fixture(scope="module")
+def run(finished: pathlib.Path) -> Run:
+    return read_run(finished)
+
+
+@pytest.fixture
+def words_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No drawings: what then differs between two pages are their words."""
+    monkeypatch.setattr(figures, "svg", lambda panel, identifier: "<svg></svg>")
+
+
+class Links(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.found += [
+            value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "poster", "data")
+        ]
+
+
+def links(text: str) -> Links:
+    parser = Links()
+    parser.feed(text)
+    return parser
+
+
+def visible(text: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<(style|svg|title).*?</\1>", "", text, flags=re.DOTALL)).split())
+
+
+def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def test_the_page_is_self_contained(run: Run) -> None:
+    text = page.run_page(run)
+    found = links(text)
+    assert {link for link in found.found if not link.startswith("#")} == {"data:,"}
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", text)
+    assert not found.tags & {"script", "iframe", "object", "embed", "img"}
+    assert len(text.encode()) < 1_500_000
+    assert len(re.findall("<svg ", text)) == 11
+
+
+def test_every_number_of_the_evaluation_reaches_the_page(words_only: None, run: Run, finished: pathlib.Path) -> None:
+    tree = json.loads((finished / "evaluation.json").read_text())
+    before = visible(page.run_page(run))
+    paths = list(leaves(tree))
+    assert len(paths) > 40
+    for path in paths:
+        changed = copy.deepcopy(tree)
+        parent = changed
+        for key in path[:-1]:
+            parent = parent[key]
+        parent[path[-1]] *= 0.9
+        evaluation = parse_evaluation(changed, source="", remedy="")
+        assert visible(page.run_page(dataclasses.replace(run, evaluation=evaluation))) != before, path
+
+
+def test_every_field_of_the_configuration_reaches_the_page(words_only: None, run: Run) -> None:
+    text = visible(page.run_page(run))
+    for path in leaves(run.config):
+        assert ".".join(path) in text
+    assert "policy.beta –" in text
+    assert "evaluation.procedures sampling, best_of_2, best_of_4" in text
+
+
+def test_drawings_follow_the_arrays_and_the_metrics(run: Run) -> None:
+    def drawings(changed: Run) -> list[str]:
+        return re.findall(r"<svg.*?</svg>", page.run_page(changed), flags=re.DOTALL)
+
+    before = drawings(run)
+    arrays = {name: array if "reliability" in name else array[::, ::2] for name, array in run.arrays.items()}
+    metrics = {name: column if name == "step" else 1.1 * column for name, column in run.metrics.items()}
+    after = drawings(dataclasses.replace(run, arrays=arrays, metrics=metrics))
+    same = [old == new for old, new in zip(before, after, strict=True)]
+    # Frontier (its path), calibration, four curves and gold by proxy are new; the others draw evaluation.json.
+    assert same == [False, False, True, True, False, False, False, False, True, True, False]
+
+
+def test_headline_numbers_are_those_of_the_files(words_only: None, run: Run) -> None:
+    text = visible(page.run_page(run))
+    measured, ideal = run.evaluation.win_rates["best_of_4"], run.evaluation.ideal["best_of_4"]
+    assert ideal.transform is not None and ideal.identity is not None
+    share = lift_share(measured.mean, ideal.transform)
+    assert share is not None
+    assert f"{100 * measured.mean:.1f} % [{100 * measured.low:.1f}, {100 * measured.high:.1f}]" in text
+    assert f"ideal at this KL {100 * ideal.transform:.1f} %; {100 * share:.0f} % of its lift" in text
+    assert f"{100 * (ideal.identity - measured.mean):.1f} points below the {100 * ideal.identity:.1f} %" in text or (
+        f"{100 * (measured.mean - ideal.identity):.1f} points above the {100 * ideal.identity:.1f} %" in text
+    )
+    assert "0.730 [0.709, 0.751] 0.020 under the budget of 0.75 (−2.7 %)" in text
+    assert "74.3 %" in text and "expected calibration error 2.2 points" in text
+
+
+def test_a_held_beta_is_said(words_only: None, run: Run) -> None:
+    policy = {**run.config["policy"], "beta": 0.06}
+    text = visible(page.run_page(dataclasses.replace(run, config={**run.config, "policy": policy})))
+    assert "with β held at 0.06" in text
+
+
+def test_what_is_missing_is_said_in_a_line(words_only: None, run: Run) -> None:
+    bare = dataclasses.replace(
+        run,
+        arrays={name: array for name, array in run.arrays.items() if "gold" not in name and "reliability" not in name},
+        metrics={},
+        samples=[],
+        evaluation=dataclasses.replace(run.evaluation, gold_win_rates={}, timings={}),
+    )
+    text = visible(page.run_page(bare))
+    for note in ("no metrics.jsonl", "no reliability arrays", "no gold reward", "no samples.jsonl", "no timings"):
+        assert re.search(rf"Left out: .{{0,40}}{re.escape(note)}", text), note
+    assert "by gold" not in text
+
+
+def test_a_raw_reward_has_no_ideal(words_only: None, run: Run) -> None:
+    ideal = {name: values._replace(transform=None) for name, values in run.evaluation.ideal.items()}
+    raw = dataclasses.replace(
+        run,
+        config={**run.config, "policy": {**run.config["policy"], "transform": "raw"}},
+        evaluation=dataclasses.replace(run.evaluation, ideal=ideal),
+    )
+    assert "a raw reward has no ideal" in visible(page.run_page(raw))
+
+
+def test_text_of_models_data_and_users_is_escaped(words_only: None, run: Run) -> None:
+    bad = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
+    sample = {"prompt": bad, "policy": {"text": bad, "reward": 1.0}, "reference": {"text": bad, "gold": None}}
+    config = {**run.config, "name": bad, "data": {"side": bad, bad: bad}}
+    text = page.run_page(dataclasses.replace(run, samples=[sample], config=config))
+    assert "<script" not in text and "<img" not in text
+    assert text.count("&lt;script&gt;") >= 7
+
+
+def test_twenty_samples_are_shown_and_the_rest_unfolds(words_only: None, run: Run) -> None:
+    shown, _, more = page.run_page(run).partition("<details>")
+    assert (shown.count('class="pick"'), more.count('class="pick"')) == (20, 12)
+    assert "12 more" in more
+    assert all(f"basil number {index} " in shown for index in range(20))
+
+
+def test_long_samples_are_cut_and_left_to_their_file(words_only: None, run: Run) -> None:
+    long = {"prompt": "p", "policy": {"text": "w" * 50_000}, "reference": {"text": "r" * 50_000}}
+    text = page.run_page(dataclasses.replace(run, samples=[long] * 100))
+    kept = page.SAMPLES_CHARACTERS // (2 * page.TEXT_CHARACTERS + 1)
+    assert text.count('class="pick"') == kept
+    assert f"{100 - kept} more in samples.jsonl" in text
+    assert "… (cut)" in text
+    assert len(text) < 600_000
+
+
+def test_durations_are_for_people() -> None:
+    assert [page._duration(seconds) for seconds in (0.04, 59.94, 60, 125.6, 7384)] == [
+        "0.0 s", "59.9 s", "1 min 00 s", "2 min 06 s", "2 h 03 min",
+    ]  # fmt: skip
+
+
+def test_a_sweep_shows_every_point_with_its_state(run: Run) -> None:
+    points = [
+        figures.Point("a b", "exponential(10)", "best_of_4", 0.75, "done", run.evaluation, "a b/report/index.html"),
+        figures.Point("b", "identity", "best_of_4", 0.75, "running"),
+        figures.Point("<b>", "raw", "best_of_4", 0.5, "failed"),
+        figures.Point("d", "raw", "best_of_4", 1.5, "missing"),
+    ]
+    text = page.sweep_page("bon", points, ["b went wrong"])
+    assert set(links(text).found) - {link for link in links(text).found if link.startswith("#")} == {
+        "data:,", "a%20b/report/index.html",
+    }  # fmt: skip
+    words = visible(text)
+    assert "1 of 4 runs evaluated" in words and "b went wrong" in words
+    for state in ("done", "running", "failed", "missing"):
+        assert state in words
+    measured = run.evaluation.win_rates["best_of_4"]
+    share = lift_share(measured.mean, run.evaluation.ideal["best_of_4"].transform)
+    assert share is not None
+    assert f"{100 * measured.mean:.1f} % [{100 * measured.low:.1f}, {100 * measured.high:.1f}]" in words
+    assert f"{100 * share:.0f} % done" in words
+    assert "<b>" not in text
+    assert text.count("<svg ") == 1
+
+
+def test_a_sweep_of_nothing_yet_says_so(words_only: None) -> None:
+    text = page.sweep_page("bon", [figures.Point("a", "identity", "best_of_4", 0.5, "missing")])
+    assert "No run of the sweep has been evaluated yet" in text
