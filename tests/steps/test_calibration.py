@@ -11,8 +11,20 @@ from jax.sharding import PartitionSpec as P
 from ctrl_jax.errors import InputError
 from ctrl_jax.steps import calibration
 
+# Jitted, as the jobs run them: far fewer compilations than operation by operation.
+calibrate = jax.jit(calibration.calibrate)
+leave_one_out = jax.jit(calibration.leave_one_out)
+
 # A coarse grid, so that many rewards tie.
 grid = st.integers(-4, 4).map(lambda i: i / 2)
+
+
+def normal(*shape, seed=0):
+    return jnp.array(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def uniform(*shape, seed=0):
+    return jnp.array(np.random.default_rng(seed).uniform(size=shape), jnp.float32)
 
 
 def brute_force(rewards: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -23,27 +35,27 @@ def brute_force(rewards: np.ndarray, references: np.ndarray) -> np.ndarray:
 @settings(max_examples=30, deadline=None)
 @given(hnp.arrays(np.float32, (3, 5), elements=grid), hnp.arrays(np.float32, (3, 8), elements=grid))
 def test_calibrate_is_the_mean_over_all_pairs(rewards, references):
-    np.testing.assert_allclose(calibration.calibrate(rewards, references), brute_force(rewards, references), rtol=1e-6)
+    np.testing.assert_allclose(calibrate(rewards, references), brute_force(rewards, references), rtol=1e-6)
 
 
 @pytest.mark.parametrize("leading", [(), (4,), (2, 3), (2, 1, 3)])
 def test_any_leading_shape(leading):
     rng = np.random.default_rng(0)
     rewards, references = rng.normal(size=(*leading, 6)), rng.normal(size=(*leading, 11))
-    actual = calibration.calibrate(jnp.array(rewards), jnp.array(references))
+    actual = calibrate(jnp.array(rewards), jnp.array(references))
     np.testing.assert_allclose(actual, brute_force(rewards, references), rtol=1e-6)
 
 
 def test_leading_shapes_must_agree():
     with pytest.raises(AssertionError):
-        calibration.calibrate(jnp.ones((2, 3)), jnp.ones((4, 3)))
+        calibrate(jnp.ones((2, 3)), jnp.ones((4, 3)))
 
 
 def test_sorted_references_give_the_same():
     rng = np.random.default_rng(0)
     rewards, references = jnp.array(rng.normal(size=(4, 6))), jnp.array(rng.normal(size=(4, 32)))
     np.testing.assert_array_equal(
-        calibration.calibrate_sorted(rewards, jnp.sort(references)), calibration.calibrate(rewards, references)
+        calibration.calibrate_sorted(rewards, jnp.sort(references)), calibrate(rewards, references)
     )
 
 
@@ -58,61 +70,59 @@ def test_increasing_maps_of_a_prompts_rewards_do_not_matter(rewards, references,
     def increase(r):
         return np.exp(r) * scale + shift
 
-    np.testing.assert_array_equal(
-        calibration.calibrate(increase(rewards), increase(references)), calibration.calibrate(rewards, references)
-    )
+    np.testing.assert_array_equal(calibrate(increase(rewards), increase(references)), calibrate(rewards, references))
 
 
 def test_the_order_of_the_references_does_not_matter():
     rng = np.random.default_rng(0)
     rewards, references = rng.normal(size=(3, 4)), rng.normal(size=(3, 9))
     np.testing.assert_array_equal(
-        calibration.calibrate(jnp.array(rewards), jnp.array(references[:, ::-1])),
-        calibration.calibrate(jnp.array(rewards), jnp.array(references)),
+        calibrate(jnp.array(rewards), jnp.array(references[:, ::-1])),
+        calibrate(jnp.array(rewards), jnp.array(references)),
     )
 
 
 def test_all_tied_is_one_half():
-    np.testing.assert_array_equal(calibration.calibrate(jnp.ones((2, 3)), jnp.ones((2, 7))), 0.5)
-    np.testing.assert_array_equal(calibration.leave_one_out(jnp.ones((2, 7))), 0.5)
+    np.testing.assert_array_equal(calibrate(jnp.ones((2, 3)), jnp.ones((2, 7))), 0.5)
+    np.testing.assert_array_equal(leave_one_out(jnp.ones((2, 7))), 0.5)
 
 
 def test_the_ends_and_one_reference():
-    np.testing.assert_array_equal(calibration.calibrate(jnp.array([-1.0, 5, 9]), jnp.array([5.0])), [0, 0.5, 1])
+    np.testing.assert_array_equal(calibrate(jnp.array([-1.0, 5, 9]), jnp.array([5.0])), [0, 0.5, 1])
 
 
 def test_minus_zero_ties_with_zero():
-    np.testing.assert_array_equal(calibration.calibrate(jnp.array([-0.0, 0.0]), jnp.array([0.0, -0.0])), 0.5)
+    np.testing.assert_array_equal(calibrate(jnp.array([-0.0, 0.0]), jnp.array([0.0, -0.0])), 0.5)
 
 
 def test_infinite_rewards_rank_at_the_ends_and_tie_with_their_like():
     references = jnp.array([-jnp.inf, 0.0, 1.0, jnp.inf])
-    actual = calibration.calibrate(jnp.array([-jnp.inf, 0.5, jnp.inf]), references)
+    actual = calibrate(jnp.array([-jnp.inf, 0.5, jnp.inf]), references)
     np.testing.assert_array_equal(actual, [0.125, 0.5, 0.875])
 
 
 def test_nan_has_no_rank():
     references = jnp.array([[0.0, 1.0], [jnp.nan, 1.0]])
-    actual = calibration.calibrate(jnp.array([[0.5, jnp.nan], [0.5, 2.0]]), references)
+    actual = calibrate(jnp.array([[0.5, jnp.nan], [0.5, 2.0]]), references)
     np.testing.assert_array_equal(actual, [[0.5, np.nan], [np.nan, np.nan]])
 
 
 def test_the_gradient_is_zero():
-    gradient = jax.grad(lambda r: jnp.sum(calibration.calibrate(r, jnp.arange(5.0))))(jnp.array([1.0, 2.5]))
+    gradient = jax.grad(lambda r: jnp.sum(calibrate(r, jnp.arange(5.0))))(jnp.array([1.0, 2.5]))
     np.testing.assert_array_equal(gradient, 0)
 
 
 def test_no_references_are_refused():
     with pytest.raises(InputError, match="0 reference rewards"):
-        calibration.calibrate(jnp.ones((2, 3)), jnp.ones((2, 0)))
+        calibrate(jnp.ones((2, 3)), jnp.ones((2, 0)))
     with pytest.raises(InputError, match="K is 1"):
-        calibration.leave_one_out(jnp.ones((2, 1)))
+        leave_one_out(jnp.ones((2, 1)))
 
 
 @settings(max_examples=30, deadline=None)
 @given(hnp.arrays(np.float32, (2, 6), elements=grid))
 def test_leave_one_out_calibrates_against_the_others(references):
-    actual = calibration.leave_one_out(references)
+    actual = leave_one_out(references)
     for k in range(6):
         others = np.delete(references, k, axis=1)
         np.testing.assert_allclose(actual[:, [k]], brute_force(references[:, [k]], others), rtol=1e-5, atol=1e-6)
@@ -120,18 +130,16 @@ def test_leave_one_out_calibrates_against_the_others(references):
 
 
 def test_leave_one_out_without_ties_is_evenly_spread():
-    references = jax.random.normal(jax.random.key(0), (3, 17))
-    np.testing.assert_allclose(
-        np.sort(calibration.leave_one_out(references)), np.tile(np.arange(17) / 16, (3, 1)), atol=1e-6
-    )
+    references = normal(3, 17)
+    np.testing.assert_allclose(np.sort(leave_one_out(references)), np.tile(np.arange(17) / 16, (3, 1)), atol=1e-6)
 
 
 def test_the_standard_error_is_the_spread_over_reference_samples():
     np.testing.assert_allclose(calibration.standard_error(jnp.array(0.5), 100), 0.05)
     # Reference rewards are uniform, so the calibrated reward of r is r.
-    references = jax.random.uniform(jax.random.key(0), (20_000, 25))
+    references = uniform(20_000, 25)
     rewards = jnp.broadcast_to(jnp.array([0.1, 0.5, 0.8]), (20_000, 3))
-    spread = np.std(calibration.calibrate(rewards, references), axis=0)
+    spread = np.std(calibrate(rewards, references), axis=0)
     np.testing.assert_allclose(calibration.standard_error(rewards[0], 25), spread, rtol=0.03)
 
 
@@ -160,9 +168,9 @@ def test_the_calibration_error_is_the_wasserstein_distance_of_many():
 
 
 def test_sharded_equals_single_device(mesh):
-    rewards = jax.random.normal(jax.random.key(0), (16, 4))
-    references = jax.random.normal(jax.random.key(1), (16, 32))
-    step = jax.shard_map(calibration.calibrate, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
-    np.testing.assert_array_equal(jax.jit(step)(rewards, references), calibration.calibrate(rewards, references))
-    step = jax.shard_map(calibration.leave_one_out, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
-    np.testing.assert_allclose(jax.jit(step)(references), calibration.leave_one_out(references), rtol=1e-6)
+    rewards = normal(16, 4)
+    references = normal(16, 32, seed=1)
+    step = jax.shard_map(calibrate, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    np.testing.assert_array_equal(jax.jit(step)(rewards, references), calibrate(rewards, references))
+    step = jax.shard_map(leave_one_out, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    np.testing.assert_allclose(jax.jit(step)(references), leave_one_out(references), rtol=1e-6)

@@ -12,7 +12,14 @@ from jax.test_util import check_grads
 
 from ctrl_jax.steps import kl
 
+# Jitted, as the jobs run it: far fewer compilations than operation by operation.
+exact = jax.jit(kl.exact)
+
 EOS, VOCABULARY, LENGTH = 0, 3, 3
+
+
+def normal(*shape, seed=0):
+    return jnp.array(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 class Language(NamedTuple):
@@ -77,7 +84,7 @@ def test_k1_and_k3_average_to_the_kl_of_responses(name, distance):
 @pytest.mark.parametrize("distance", [0.05, 0.5, 1.5])
 def test_exact_averages_to_the_kl_of_responses(distance):
     words = language(distance)
-    per_token = kl.exact(jnp.array(words.policy_logits), jnp.array(words.reference_logits))
+    per_token = exact(jnp.array(words.policy_logits), jnp.array(words.reference_logits))
     np.testing.assert_allclose(expectation(per_token, words), words.kl(), rtol=1e-4, atol=1e-7)
 
 
@@ -128,15 +135,15 @@ def test_sampled_estimators_are_zero_for_equal_policies_and_have_the_right_slope
 
 
 def test_exact_of_equal_policies_is_zero_and_shifts_of_logits_do_not_matter():
-    logits = jax.random.normal(jax.random.key(0), (4, 50))
-    np.testing.assert_allclose(kl.exact(logits, logits + 3), np.zeros(4), atol=1e-6)
+    logits = normal(4, 50)
+    np.testing.assert_allclose(exact(logits, logits + 3), np.zeros(4), atol=1e-6)
 
 
 def test_gradient_of_exact():
-    policy, reference = jax.random.normal(jax.random.key(0), (2, 3, 5))
-    check_grads(kl.exact, (policy, reference), order=1, modes=["rev"], rtol=1e-2)
+    policy, reference = normal(2, 3, 5)
+    check_grads(exact, (policy, reference), order=1, modes=["rev"], rtol=1e-2)
     # In closed form: π (log-ratio − KL) for the policy's logits, π_ref − π for the reference's.
-    gradients = jax.grad(lambda p, q: jnp.sum(kl.exact(p, q)), (0, 1))(policy, reference)
+    gradients = jax.grad(lambda p, q: jnp.sum(exact(p, q)), (0, 1))(policy, reference)
     p, q = (log_softmax(np.asarray(x, np.float64)) for x in (policy, reference))
     value = (np.exp(p) * (p - q)).sum(-1, keepdims=True)
     np.testing.assert_allclose(gradients[0], np.exp(p) * (p - q - value), atol=1e-6)
@@ -144,25 +151,25 @@ def test_gradient_of_exact():
 
 
 def test_exact_of_tokens_that_cannot_be_said_is_that_of_the_others():
-    policy, reference = jax.random.normal(jax.random.key(0), (2, 5))
+    policy, reference = normal(2, 5)
     longer = [jnp.append(x, -jnp.inf) for x in (policy, reference)]
-    np.testing.assert_allclose(kl.exact(*longer), kl.exact(policy, reference), rtol=1e-5)
-    gradients = jax.grad(kl.exact, (0, 1))(*longer)
-    for actual, expected in zip(gradients, jax.grad(kl.exact, (0, 1))(policy, reference), strict=True):
+    np.testing.assert_allclose(exact(*longer), exact(policy, reference), rtol=1e-5)
+    gradients = jax.grad(exact, (0, 1))(*longer)
+    for actual, expected in zip(gradients, jax.grad(exact, (0, 1))(policy, reference), strict=True):
         np.testing.assert_allclose(actual, jnp.append(expected, 0), atol=1e-6)
-    assert kl.exact(jnp.append(policy, 0.0), longer[1]) == jnp.inf
+    assert exact(jnp.append(policy, 0.0), longer[1]) == jnp.inf
 
 
 def test_gradient_of_the_sums_as_the_docstring_says():
-    policy, reference = (jax.nn.log_softmax(x) for x in jax.random.normal(jax.random.key(3), (2, 6)))
+    policy, reference = (jax.nn.log_softmax(x) for x in normal(2, 6, seed=3))
 
     def mean_gradient(estimator):
         # The samples are held fixed while the log-probs move: E_π[∇ estimator].
         return jax.grad(lambda x: jnp.exp(policy) @ estimator(jax.nn.log_softmax(x), reference))(policy)
 
     np.testing.assert_allclose(mean_gradient(kl.k1), np.zeros(6), atol=1e-6)
-    np.testing.assert_allclose(mean_gradient(kl.k2), jax.grad(kl.exact, 0)(policy, reference), atol=1e-6)
-    np.testing.assert_allclose(mean_gradient(kl.k3), jax.grad(kl.exact, 1)(reference, policy), atol=1e-6)
+    np.testing.assert_allclose(mean_gradient(kl.k2), jax.grad(exact, 0)(policy, reference), atol=1e-6)
+    np.testing.assert_allclose(mean_gradient(kl.k3), jax.grad(exact, 1)(reference, policy), atol=1e-6)
 
 
 def test_per_sequence_reads_real_tokens_only():
@@ -185,18 +192,18 @@ def test_the_standard_error_is_that_of_a_sample_of_prompts():
 
 
 def test_the_estimate_ignores_padding_prompts():
-    x = jax.random.normal(jax.random.key(0), (6, 4))
+    x = normal(6, 4)
     padded = jnp.concatenate([x, jnp.full((2, 4), jnp.nan)])
     masked = kl.estimate(padded, jnp.arange(8) < 6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), masked, kl.estimate(x))
 
 
 def test_sharded_equals_single_device(mesh):
-    policy, reference = jax.random.normal(jax.random.key(0), (2, 16, 4, 7, 11))
-    lengths = jax.random.randint(jax.random.key(1), (16, 4), 1, 8)
+    policy, reference = normal(2, 16, 4, 7, 11)
+    lengths = jnp.array(np.random.default_rng(1).integers(1, 8, (16, 4)))
 
     def step(policy, reference, lengths, axis_name=None):
-        return kl.estimate(kl.per_sequence(kl.exact(policy, reference), lengths)).across(axis_name)
+        return kl.estimate(kl.per_sequence(exact(policy, reference), lengths)).across(axis_name)
 
     sharded = jax.jit(jax.shard_map(lambda *args: step(*args, "data"), mesh=mesh, in_specs=P("data"), out_specs=P()))(
         policy, reference, lengths

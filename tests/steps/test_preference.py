@@ -64,6 +64,10 @@ def test_padding_pairs_do_not_matter(pairs, name):
         np.testing.assert_allclose(gradient[:16], jax.grad(lambda c: step(c, pairs[1]).value)(pairs[0]), rtol=1e-5)
 
 
+def uniform(*shape, seed=0):
+    return jnp.array(np.random.default_rng(seed).uniform(size=shape), jnp.float32)
+
+
 def reliability_oracle(probabilities, outcomes, bins):
     index = np.minimum((probabilities * bins).astype(int), bins - 1)
     return [(probabilities[index == b], outcomes[index == b]) for b in range(bins)]
@@ -101,8 +105,8 @@ def test_a_nan_probability_shows():
 
 
 def test_reliability_merges_and_ignores_padding():
-    probabilities = jax.random.uniform(jax.random.key(0), (40,))
-    outcomes = jnp.round(jax.random.uniform(jax.random.key(1), (40,)))
+    probabilities = uniform(40)
+    outcomes = jnp.round(uniform(40, seed=1))
     whole = preference.reliability(probabilities, outcomes, bins=5)
     merged = preference.reliability(probabilities[:11], outcomes[:11], bins=5) + preference.reliability(
         jnp.append(probabilities[11:], jnp.nan), jnp.append(outcomes[11:], 1.0), jnp.arange(30) < 29, bins=5

@@ -7,9 +7,22 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.steps import win_rate as step
 from ctrl_jax.steps.calibration import calibrate
-from ctrl_jax.steps.win_rate import Interval, interval, share_of_ties, win_rate
+from ctrl_jax.steps.win_rate import Interval, share_of_ties
 from ctrl_jax.theory.procedures import BestOfN, Sampling, SoftBestOfN, WorstOfN
+
+# Jitted, as the jobs run them: far fewer compilations than operation by operation.
+win_rate = jax.jit(step.win_rate, static_argnums=2)
+interval = jax.jit(step.interval, static_argnames=("resamples", "level"))
+
+
+def normal(*shape, seed=0):
+    return jnp.array(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def uniform(*shape, seed=0):
+    return jnp.array(np.random.default_rng(seed).uniform(size=shape), jnp.float32)
 
 
 def soft_picks(temperature):
@@ -56,8 +69,8 @@ def test_it_is_the_mean_over_all_subsets(procedure, picks):
 
 
 def test_best_of_one_is_sampling_is_the_mean_calibrated_score():
-    policy = jax.random.normal(jax.random.key(0), (5, 8)).round(1)
-    reference = jax.random.normal(jax.random.key(1), (5, 9)).round(1)
+    policy = normal(5, 8).round(1)
+    reference = normal(5, 9, seed=1).round(1)
     sampling = win_rate(policy, reference, Sampling())
     np.testing.assert_allclose(sampling, win_rate(policy, reference, BestOfN(1)), rtol=1e-6)
     np.testing.assert_allclose(sampling, win_rate(policy, reference, WorstOfN(1)), rtol=1e-6)
@@ -66,8 +79,8 @@ def test_best_of_one_is_sampling_is_the_mean_calibrated_score():
 
 @pytest.mark.parametrize("procedure", [Sampling(), BestOfN(4), WorstOfN(4), SoftBestOfN(4, 0.3)], ids=str)
 def test_the_same_samples_on_both_sides_draw_and_changing_sides_mirrors(procedure):
-    policy = jax.random.normal(jax.random.key(0), (5, 8)).round(1)
-    reference = jax.random.normal(jax.random.key(1), (5, 9)).round(1)
+    policy = normal(5, 8).round(1)
+    reference = normal(5, 9, seed=1).round(1)
     np.testing.assert_allclose(win_rate(policy, policy, procedure), 0.5, atol=1e-6)
     np.testing.assert_allclose(
         win_rate(policy, reference, procedure) + win_rate(reference, policy, procedure), 1, atol=1e-6
@@ -75,14 +88,14 @@ def test_the_same_samples_on_both_sides_draw_and_changing_sides_mirrors(procedur
 
 
 def test_best_mirrors_worst_of_the_negated_scores():
-    policy, reference = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    policy, reference = normal(2, 5, 8)
     np.testing.assert_allclose(
         win_rate(policy, reference, BestOfN(3)), 1 - win_rate(-policy, -reference, WorstOfN(3)), atol=1e-6
     )
 
 
 def test_using_all_samples_compares_the_extremes():
-    policy, reference = jax.random.normal(jax.random.key(0), (2, 50, 8))
+    policy, reference = normal(2, 50, 8)
     np.testing.assert_array_equal(win_rate(policy, reference, BestOfN(8)), policy.max(-1) > reference.max(-1))
     np.testing.assert_array_equal(win_rate(policy, reference, WorstOfN(8)), policy.min(-1) > reference.min(-1))
 
@@ -90,8 +103,8 @@ def test_using_all_samples_compares_the_extremes():
 @pytest.mark.parametrize(("procedure", "expected"), [(Sampling(), 3 / 4), (BestOfN(4), 3 / 4)], ids=str)
 def test_it_is_unbiased(procedure, expected):
     # The policy's ranks have CDF u³: the best of 4 of it wins with 1 − 4 ∫ u¹² u³ du = 3/4 (and one sample too).
-    policy = jax.random.uniform(jax.random.key(0), (20_000, 6)) ** (1 / 3)
-    reference = jax.random.uniform(jax.random.key(1), (20_000, 5))
+    policy = uniform(20_000, 6) ** (1 / 3)
+    reference = uniform(20_000, 5, seed=1)
     rates = np.asarray(win_rate(policy, reference, procedure))
     assert abs(rates.mean() - expected) < 4 * rates.std() / np.sqrt(len(rates))
     assert rates.std() / np.sqrt(len(rates)) < 3e-3
@@ -122,16 +135,16 @@ def test_share_of_ties_is_over_all_pairs():
 
 
 def test_sharded_equals_single_device(mesh):
-    policy, reference = jax.random.normal(jax.random.key(0), (2, 16, 8))
+    policy, reference = normal(2, 16, 8)
 
-    def step(policy, reference):
+    def both(policy, reference):
         return win_rate(policy, reference, BestOfN(4)), share_of_ties(policy, reference)
 
-    sharded = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(policy, reference)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), sharded, step(policy, reference))
+    sharded = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(policy, reference)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), sharded, both(policy, reference))
     # Over prompts, the interval is one for all devices, from prompts spread over them.
     key = jax.random.key(0)
-    np.testing.assert_allclose(jax.jit(interval)(sharded[0], key), interval(step(policy, reference)[0], key), rtol=1e-5)
+    np.testing.assert_allclose(interval(sharded[0], key), interval(both(policy, reference)[0], key), rtol=1e-5)
 
 
 def test_the_interval_is_the_percentiles_of_resampled_means():
@@ -142,7 +155,7 @@ def test_the_interval_is_the_percentiles_of_resampled_means():
 
 
 def test_the_interval_has_the_width_of_the_normal_one():
-    x = jax.random.uniform(jax.random.key(1), (400,))
+    x = uniform(400, seed=1)
     mean, low, high = interval(x, jax.random.key(0), resamples=4000, level=0.9)
     np.testing.assert_allclose(mean, np.mean(x), rtol=1e-6)
     np.testing.assert_allclose([mean - low, high - mean], 1.645 * np.std(x) / 20, rtol=0.1)
