@@ -524,12 +524,12 @@ def _ideal_policy(transform: str, procedure: str, kl: float) -> ideal.IdealPolic
     """The ideal policy of a transform, by its name, at a KL. None for a raw reward, and where there is none."""
     if transform == "raw" or kl <= 0:
         return None
-    if transform != "optimal":
-        return ideal.at_kl(transforms.parse(transform), kl)
+    rule = procedures.parse(procedure)
+    phi = None if transform == "optimal" else transforms.parse(transform)
     try:
-        return ideal.at_kl(optimal.optimal_transform(procedures.parse(procedure), kl=kl), kl)
+        return ideal.at_kl(optimal.optimal_transform(rule, kl=kl) if phi is None else phi, kl)
     except InputError:
-        # Past some KL a worst-of-N wins always: more KL buys nothing, and no optimum has it.
+        # Out of reach: past some KL a worst-of-N always wins, and no optimum has more; or Φ is flat at its top.
         return None
 
 

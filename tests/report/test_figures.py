@@ -116,6 +116,15 @@ def test_the_optimal_curve_is_above_all_others_and_a_raw_reward_has_none() -> No
     assert np.isnan(figures._ideal_curve("raw", "best_of_4", kls)).all()
 
 
+def test_a_kl_out_of_reach_leaves_a_gap(run: Run) -> None:
+    # exp(-10 u) to KL 60: more than float64 can concentrate on the top of the ranks, where Φ is flat.
+    curve = figures._ideal_curve("exponential(-10)", "worst_of_4", np.array([0.5, 60.0]))
+    assert np.isfinite(curve[0]) and np.isnan(curve[1])
+    far = dataclasses.replace(run.evaluation, kl=run.evaluation.kl._replace(mean=60.0, high=61.0))
+    for panel in [*figures.frontier(dataclasses.replace(run, evaluation=far)), *figures.calibration(run)]:
+        drawn(panel)
+
+
 def test_procedures_are_ordered_by_family_and_size() -> None:
     names = ["worst_of_16", "best_of_16", "worst_of_2", "sampling", "best_of_2"]
     assert sorted(names, key=figures.procedure_order) == [

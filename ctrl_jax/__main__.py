@@ -1,0 +1,179 @@
+"""The command line: `python -m ctrl_jax train bon_helpful --policy.kl-budget 0.5`."""
+
+import difflib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import tyro
+
+from ctrl_jax.config import Experiment
+from ctrl_jax.errors import InputError
+
+JOBS = {
+    "train": "run whatever stages are missing, train the policy, evaluate, report",
+    "sft": "only the reference policy",
+    "reward-model": "only the reward model, and what it needs",
+    "calibrate": "only the calibration table, and what it needs",
+    "evaluate": "win rates and KL of the policy, with intervals",
+    "report": "write report/index.html from an evaluated work directory",
+    "sample": "print responses of the reference and the policy, with their rewards",
+    "sweep": "every point of the experiment's sweep(), ending in the Pareto figure",
+    "ideal": "the theory alone: win rates of ideal policies",
+}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where files go, and what runs the job."""
+
+    runs_dir: Path = Path("runs")
+    """Holds a work directory for each experiment, and `stages/`, which they share."""
+    work_dir: Path | None = None
+    """This experiment's own files; by default `<runs-dir>/<name>`."""
+    cache_dir: Path = Path(".cache")
+    """Compiled programs."""
+    devices: int | None = None
+    """Devices to use; by default all."""
+    debug: bool = False
+    """Print a traceback on bad input too."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _run(arguments)
+    except InputError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    from ctrl_jax.runtime.platform import check_jaxlib
+
+    check_jaxlib()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    job, *rest = arguments
+    if job not in JOBS:
+        raise InputError(f"There is no job {job!r}{_nearest(job, JOBS)}; the jobs are {', '.join(JOBS)}.")
+    if job == "ideal":
+        from ctrl_jax.jobs import ideal
+
+        return ideal.main(rest)
+    if not rest or rest[0].startswith("-"):
+        raise InputError(f"{job!r} needs the name of an experiment, such as `python -m ctrl_jax {job} bon_helpful`.")
+    module = load_experiment(rest[0])
+    return _run_job(job, module, rest[1:])
+
+
+def load_experiment(name: str) -> ModuleType:
+    """The module `experiments/<name>.py` below the current folder, or the file that `name` is the path of.
+
+    Raises:
+      InputError: if there is none, with the nearest names.
+    """
+    path = Path(name) if name.endswith(".py") else Path("experiments") / f"{name}.py"
+    if not path.is_file():
+        known = sorted(file.stem for file in Path("experiments").glob("*.py"))
+        where = f"experiments/ has {', '.join(known)}" if known else f"there is no folder experiments/ in {Path.cwd()}"
+        raise InputError(f"There is no experiment {name!r}{_nearest(name, known)}: {where}. A path of a .py file serves too.")
+    spec = importlib.util.spec_from_file_location(f"experiments.{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Options:
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    places: Annotated[Places, tyro.conf.arg(name="")] = Places()
+
+
+@dataclass(frozen=True)
+class SampleOptions(Options):
+    prompt: str | None = None
+    """What the human says; by default the first test prompt."""
+    num_samples: int = 4
+    """Responses to print from each policy."""
+
+
+def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
+    kind = SampleOptions if job == "sample" else Options
+    program = f"python -m ctrl_jax {job} {Path(module.__file__).stem}"
+
+    def parse(experiment: Experiment) -> Options:
+        return tyro.cli(kind, default=kind(experiment), args=arguments, prog=program, description=module.__doc__)
+
+    options = parse(module.experiment())
+    # Imported only now: a mistyped option should not wait for jax, orbax and tensorflow-datasets.
+    from ctrl_jax.jobs import calibrate, evaluate, report, reward_model, sample, sft, summary, sweep, train
+    from ctrl_jax.jobs.run import Run
+    from ctrl_jax.runtime import mesh, platform
+
+    platform.setup_compilation_cache(options.places.cache_dir / "compiled")
+    devices = mesh.make_mesh(options.places.devices)
+
+    def run_of(options: Options, default_dir: Path) -> Run:
+        work_dir = options.places.work_dir or default_dir
+        return Run(options.experiment, work_dir, options.places.runs_dir / "stages", devices)
+
+    run = run_of(options, options.places.runs_dir / options.experiment.name)
+    match job:
+        case "train":
+            run.claim()
+            evaluation = evaluate.run(run, train.run(run))
+            summary.print_run(run, evaluation, report.run(run.work_dir))
+        case "sft":
+            sft.run(run)
+        case "reward-model":
+            reward_model.run(run, sft.run(run))
+        case "calibrate":
+            reference = sft.run(run)
+            calibrate.run(run, reference, reward_model.run(run, reference))
+        case "evaluate":
+            run.claim()
+            summary.print_run(run, evaluate.run(run, train.run(run)), None)
+        case "report":
+            summary.print_report(report.run(run.work_dir))
+        case "sample":
+            run.claim()
+            sample.run(run, train.run(run), prompt=options.prompt, num_samples=options.num_samples)
+        case "sweep":
+            if not hasattr(module, "sweep"):
+                raise InputError(f"{module.__file__} has no sweep(); add one that returns a list of experiments.")
+            sweep_dir = run.work_dir / "sweep"
+            points = [parse(point) for point in module.sweep()]
+            return sweep.run(sweep_dir, [run_of(point, sweep_dir / point.experiment.name) for point in points])
+    return 0
+
+
+def _usage() -> str:
+    width = max(map(len, JOBS))
+    jobs = "\n".join(f"  {job:{width}}  {text}" for job, text in JOBS.items())
+    return (
+        f"python -m ctrl_jax JOB EXPERIMENT [options]\n\n{jobs}\n\n"
+        "EXPERIMENT names a file of experiments/. Options are the fields of its configuration, such as\n"
+        "--policy.kl-budget 0.5; `python -m ctrl_jax train bon_helpful --help` lists them."
+    )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=2)
+    return f", did you mean {' or '.join(near)}?" if near else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

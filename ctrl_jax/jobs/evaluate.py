@@ -1,0 +1,219 @@
+"""Evaluation on held-out prompts: unbiased win rates under each procedure, KL, and what the theory allows at that KL."""
+
+import json
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ctrl_jax import build
+from ctrl_jax.config import Policy
+from ctrl_jax.data.language import gold_reward
+from ctrl_jax.data.pipelines import PromptSet
+from ctrl_jax.errors import InputError
+from ctrl_jax.jobs.rollouts import in_batches, respond, score
+from ctrl_jax.jobs.run import Run
+from ctrl_jax.jobs.sft import Trained
+from ctrl_jax.jobs.train import Aligned
+from ctrl_jax.runtime.metrics import read_metrics
+from ctrl_jax.runtime.stages import read_arrays, write_arrays, write_bytes, write_json
+from ctrl_jax.steps import calibration, preference, win_rate
+from ctrl_jax.theory import ideal, optimal, procedures, transforms
+from ctrl_jax.types import Responses, Rollouts
+
+RELIABILITY_BINS = 10
+
+
+class Judged(NamedTuple):
+    """One policy's M responses to each test prompt, with their rewards."""
+
+    responses: Responses
+    rewards: np.ndarray
+    """[B, M] raw, by the reward model."""
+    gold: np.ndarray
+    """[B, M] by the gold reward."""
+
+
+def run(run: Run, aligned: Aligned) -> dict[str, Any]:
+    """Writes `evaluation.npz`, `samples.jsonl` and, last, `evaluation.json`; returns what is in that."""
+    config = run.experiment.evaluation
+    prompts = run.corpus.prompts("test", config.prompts)
+    reference, reference_seconds = _reference(run, aligned, prompts)
+    started = time.monotonic()
+    rollouts, rewards = respond(
+        run, "policy responses", aligned.policy, aligned.reward.params, prompts.prompts, config.responses_per_prompt
+    )
+    policy = Judged(rollouts.responses, rewards, _gold(run, prompts, rollouts.responses))
+    kl = _interval(run, "kl", _kl_by_prompt(run, aligned, rollouts))
+    reward_quality, reliability = _reward_model(run, aligned.reward)
+    calibrated = np.asarray(calibration.calibrate(policy.rewards, reference.rewards))
+    reference_calibrated = np.asarray(calibration.leave_one_out(reference.rewards))
+
+    write_arrays(
+        run.work_dir / "evaluation.npz",
+        policy_rewards=policy.rewards,
+        reference_rewards=reference.rewards,
+        policy_calibrated=calibrated,
+        reference_calibrated=reference_calibrated,
+        policy_gold=policy.gold,
+        reference_gold=reference.gold,
+        **reliability,
+    )
+    _write_samples(run, prompts, {"policy": (policy, calibrated), "reference": (reference, reference_calibrated)})
+    evaluation = {
+        "kl": kl,
+        "kl_budget": run.experiment.policy.kl_budget,
+        "win_rates": _win_rates(run, policy.rewards, reference.rewards),
+        "gold_win_rates": _win_rates(run, policy.gold, reference.gold),
+        "ideal": {name: _ideal(run.experiment.policy, name, kl["mean"]) for name in config.procedures},
+        "reward_model": reward_quality,
+        "ties": float(np.mean(win_rate.share_of_ties(policy.rewards, reference.rewards))),
+        "timings": {
+            "sft": _training_seconds(run.stages_dir / aligned.reference.stage),
+            "reward_model": _training_seconds(run.stages_dir / aligned.reward.stage),
+            "calibrate": aligned.calibration_seconds,
+            "reference_evaluation": reference_seconds,
+            "train": _training_seconds(run.work_dir),
+            "evaluate": time.monotonic() - started,
+        },
+    }
+    write_json(run.work_dir / "evaluation.json", evaluation)
+    return evaluation
+
+
+def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, float]:
+    """The reference's side and the seconds it took, once for all policies that are compared with it."""
+    config = run.experiment.evaluation
+    stage = run.stage(
+        "reference_evaluation",
+        reference=aligned.reference.stage,
+        reward_model=aligned.reward.stage,
+        prompts=config.prompts,
+        responses_per_prompt=config.responses_per_prompt,
+        temperature=run.experiment.policy.temperature,
+        seed=run.experiment.seed,
+    )
+    path = stage.directory / "responses.npz"
+    with stage.exclusive():
+        if not stage.complete:
+            started = time.monotonic()
+            rollouts, rewards = respond(
+                run,
+                "reference responses",
+                aligned.reference.params,
+                aligned.reward.params,
+                prompts.prompts,
+                config.responses_per_prompt,
+            )
+            responses = rollouts.responses
+            gold = _gold(run, prompts, responses)
+            write_arrays(path, tokens=responses.tokens, lengths=responses.lengths, rewards=rewards, gold=gold)
+            stage.finish({"seconds": time.monotonic() - started})
+    arrays = read_arrays(path)
+    return (
+        Judged(Responses(arrays["tokens"], arrays["lengths"]), arrays["rewards"], arrays["gold"]),
+        stage.summary["seconds"],
+    )
+
+
+def _gold(run: Run, prompts: PromptSet, responses: Responses) -> np.ndarray:
+    texts = run.corpus.texts(responses)
+    return np.array(
+        [[gold_reward(prompt, text) for text in row] for prompt, row in zip(prompts.texts, texts, strict=True)]
+    )
+
+
+def _kl_by_prompt(run: Run, aligned: Aligned, rollouts: Rollouts) -> np.ndarray:
+    """Exact KL of each test prompt [B], nats per response, the mean over the policy's own responses."""
+    measure = build.kl_of_responses(run.models, run.mesh, temperature=run.experiment.policy.temperature)
+    per_response = in_batches(
+        run,
+        "kl",
+        lambda batch: measure(aligned.policy, aligned.reference.params, batch),
+        rollouts,
+        rows_per_prompt=rollouts.responses.tokens.shape[1],
+    )
+    return per_response.mean(axis=1)
+
+
+def _interval(run: Run, label: str, per_prompt: np.ndarray | jax.Array) -> dict[str, float]:
+    key = build.stage_key(run.experiment.seed, f"interval of {label}")
+    resamples = run.experiment.evaluation.bootstrap_resamples
+    interval = win_rate.interval(jnp.asarray(per_prompt), key, resamples=resamples)
+    return {name: float(value) for name, value in interval._asdict().items()}
+
+
+def _win_rates(run: Run, policy: np.ndarray, reference: np.ndarray) -> dict[str, dict[str, float]]:
+    return {
+        name: _interval(run, name, win_rate.win_rate(jnp.asarray(policy), jnp.asarray(reference), procedures.parse(name)))
+        for name in run.experiment.evaluation.procedures
+    }
+
+
+def _ideal(policy: Policy, name: str, kl: float) -> dict[str, float]:
+    """What ideal policies at this KL win under a procedure: trained with the identity, with Φ, and with its own Φ*.
+
+    What the KL cannot reach, and Φ of a raw reward, which no theory of ranks describes, is left out.
+    """
+    procedure = procedures.parse(name)
+    candidates = {"identity": lambda: transforms.identity(), "optimal": lambda: optimal.optimal_transform(procedure, kl=kl)}
+    if policy.transform == "optimal":
+        candidates["transform"] = lambda: optimal.optimal_transform(procedures.parse(policy.procedure), kl=kl)
+    elif policy.transform != "raw":
+        candidates["transform"] = lambda: transforms.parse(policy.transform)
+    values = {}
+    for label, transform in candidates.items():
+        try:
+            values[label] = ideal.at_kl(transform(), kl).win_rate(procedure)
+        except InputError:
+            continue
+    return values
+
+
+def _reward_model(run: Run, reward: Trained) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Accuracy and calibration of the reward model on held-out pairs, and its reliability diagram.
+
+    Each pair counts in both orders: in the order (chosen, rejected) alone all have the same outcome.
+    """
+    pairs = run.corpus.pairs("test")
+    rewards = score(run, reward.params, pairs.prompts, pairs.responses)
+    chosen, rejected = jnp.asarray(rewards[:, 0]), jnp.asarray(rewards[:, 1])
+    probabilities = jax.nn.sigmoid(jnp.concatenate([chosen - rejected, rejected - chosen]))
+    outcomes = jnp.concatenate([jnp.ones_like(chosen), jnp.zeros_like(rejected)])
+    reliability = preference.reliability(probabilities, outcomes, bins=RELIABILITY_BINS)
+    quality = {
+        "accuracy": float(preference.accuracy(chosen, rejected).value),
+        "ece": float(preference.expected_calibration_error(reliability)),
+    }
+    arrays = {
+        "reliability_predicted": np.asarray(reliability.predicted.value),
+        "reliability_observed": np.asarray(reliability.observed.value),
+        "reliability_count": np.asarray(reliability.predicted.weight),
+    }
+    return quality, arrays
+
+
+def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, tuple[Judged, np.ndarray]]) -> None:
+    """The procedure's pick among each side's first responses to every test prompt."""
+    procedure = procedures.parse(run.experiment.policy.procedure)
+    key = build.stage_key(run.experiment.seed, "samples")
+    rows: list[dict[str, Any]] = [{"prompt": text} for text in prompts.texts]
+    for name, (judged, calibrated) in sides.items():
+        picks = np.asarray(procedure.select(jnp.asarray(judged.rewards[:, : procedure.num_samples]), key))
+        at_pick = (np.arange(len(rows)), picks)
+        picked = Responses(judged.responses.tokens[at_pick][:, None], judged.responses.lengths[at_pick][:, None])
+        for i, (row, (text,)) in enumerate(zip(rows, run.corpus.texts(picked), strict=True)):
+            row[name] = {
+                "text": text,
+                "reward": float(judged.rewards[i, picks[i]]),
+                "calibrated": float(calibrated[i, picks[i]]),
+                "gold": float(judged.gold[i, picks[i]]),
+            }
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_bytes(run.work_dir / "samples.jsonl", lines.encode())
+
+
+def _training_seconds(directory) -> float:
+    return float(read_metrics(directory / "metrics.jsonl")["seconds"].sum())

@@ -1,0 +1,75 @@
+"""Responses to a set of prompts, and their raw rewards: the reference's for calibration, both policies' for evaluation."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from ctrl_jax import build
+from ctrl_jax.jobs.run import Run
+from ctrl_jax.runtime.console import progress
+from ctrl_jax.runtime.mesh import shard
+from ctrl_jax.types import Params, Prompts, Responses, Rollouts
+
+Tree = TypeVar("Tree")
+
+ROWS = 2048
+"""Responses a device reads at a time: enough to fill it, few enough that their caches fit."""
+
+
+def respond(
+    run: Run, label: str, params: Params, reward_params: Params, prompts: Prompts, num_samples: int
+) -> tuple[Rollouts, np.ndarray]:
+    """N responses a prompt and their raw rewards [B, N], in host memory.
+
+    The key is that of the evaluation stages, to which prompt and sample are folded: neither the batches nor the devices
+    change a response, and policy and reference share their noise.
+    """
+    experiment = run.experiment
+    sampler = build.sampler(
+        run.models,
+        run.mesh,
+        num_samples=num_samples,
+        max_length=experiment.data.response_length,
+        eos_id=run.corpus.tokenizer.eos_id,
+        temperature=experiment.policy.temperature,
+    )
+    scorer = build.scorer(run.models, run.mesh)
+    key = build.stage_key(experiment.seed, label)
+
+    def both(batch: Prompts) -> tuple[Rollouts, jax.Array]:
+        rollouts = sampler(params, batch, key)
+        return rollouts, scorer(reward_params, batch, rollouts.responses)
+
+    return in_batches(run, label, both, prompts, rows_per_prompt=num_samples)
+
+
+def score(run: Run, reward_params: Params, prompts: Prompts, responses: Responses) -> np.ndarray:
+    """Raw rewards [B, N] of given responses."""
+    scorer = build.scorer(run.models, run.mesh)
+    return in_batches(
+        run,
+        "rewards",
+        lambda batch: scorer(reward_params, *batch),
+        (prompts, responses),
+        rows_per_prompt=responses.tokens.shape[1],
+    )
+
+
+def in_batches(run: Run, label: str, function: Callable[[Any], Tree], tree: Any, *, rows_per_prompt: int) -> Tree:
+    """`function` over batches of a tree of host arrays that lead with B; the results, joined again in host memory.
+
+    All batches have one size, so that it compiles once; the last is filled up by repeating its last prompt.
+    """
+    devices = run.mesh.shape["data"]
+    size = len(jax.tree.leaves(tree)[0])
+    batch_size = devices * max(1, min(ROWS // rows_per_prompt, -(-size // devices)))
+    results = []
+    with progress(label, size) as bar:
+        for start in range(0, size, batch_size):
+            index = np.minimum(np.arange(start, start + batch_size), size - 1)
+            batch = shard(run.mesh, jax.tree.map(lambda x, index=index: np.asarray(x)[index], tree))
+            results.append(jax.device_get(function(batch)))
+            bar.update(min(start + batch_size, size))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:size], *results)

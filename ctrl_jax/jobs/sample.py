@@ -1,0 +1,46 @@
+"""Responses of the reference and the policy to one prompt, with their rewards, and the procedure's pick."""
+
+import jax.numpy as jnp
+
+from ctrl_jax import build
+from ctrl_jax.data.language import as_prompt
+from ctrl_jax.data.pipelines import prompts
+from ctrl_jax.jobs.rollouts import respond
+from ctrl_jax.jobs.run import Run
+from ctrl_jax.jobs.train import Aligned
+from ctrl_jax.runtime.console import say, table
+from ctrl_jax.steps.calibration import calibrate
+from ctrl_jax.theory import procedures
+
+
+def run(run: Run, aligned: Aligned, *, prompt: str | None, num_samples: int) -> None:
+    """Prints N responses of each policy with raw, calibrated and transformed reward; ▸ marks the procedure's pick."""
+    experiment = run.experiment
+    corpus = run.corpus
+    procedure = procedures.parse(experiment.policy.procedure)
+    if prompt is None:
+        chosen = corpus.prompts("test", 1)
+    else:
+        chosen = prompts([{"prompt": as_prompt(prompt)}], corpus.tokenizer, prompt_length=experiment.data.prompt_length)
+    references = max(experiment.calibration.samples_per_prompt, num_samples)
+    phi = build.transform_of(experiment.policy, num_references=references)
+    say(f"[bold]{chosen.texts[0].strip()}")
+    reference, reference_rewards = respond(
+        run, "reference", aligned.reference.params, aligned.reward.params, chosen.prompts, references
+    )
+    policy, policy_rewards = respond(run, "policy", aligned.policy, aligned.reward.params, chosen.prompts, num_samples)
+    for label, rollouts, rewards in (
+        ("reference", reference, reference_rewards),
+        ("policy", policy, policy_rewards),
+    ):
+        raw = jnp.asarray(rewards[0, :num_samples])
+        calibrated = calibrate(raw, jnp.asarray(reference_rewards[0]))
+        transformed = raw if phi is None else phi(calibrated)
+        pick = None
+        if num_samples >= procedure.num_samples:
+            pick = int(procedure.select(raw[: procedure.num_samples], build.stage_key(experiment.seed, "pick")))
+        rows = [
+            [("▸ " if i == pick else "  ") + text, float(raw[i]), float(calibrated[i]), float(transformed[i])]
+            for i, text in enumerate(corpus.texts(rollouts.responses)[0][:num_samples])
+        ]
+        table(label, [f"response (▸ {procedure})", "raw", "calibrated", "transformed"], rows)

@@ -1,0 +1,60 @@
+"""The main job: align a policy with the transformed, calibrated reward at a KL budget."""
+
+from typing import NamedTuple
+
+from ctrl_jax import build
+from ctrl_jax.data.pipelines import batches
+from ctrl_jax.jobs import calibrate, reward_model, sft
+from ctrl_jax.jobs.fit import fit
+from ctrl_jax.jobs.run import Run
+from ctrl_jax.jobs.sft import Trained
+from ctrl_jax.runtime.stages import fingerprint
+from ctrl_jax.steps import kl_budget
+from ctrl_jax.types import Params
+
+
+class Aligned(NamedTuple):
+    policy: Params
+    reference: Trained
+    reward: Trained
+    calibration_seconds: float
+
+
+def run(run: Run) -> Aligned:
+    """Runs the stages that are missing, and trains the policy, or goes on, or reads it where it is done."""
+    experiment, config = run.experiment, run.experiment.policy
+    reference = sft.run(run)
+    reward = reward_model.run(run, reference)
+    table, seconds = calibrate.run(run, reference, reward)
+
+    phi = build.transform_of(config, num_references=table.rewards.shape[1])
+    beta = build.starting_beta(config, phi, table.rewards)
+    optimizer = build.policy_optimizer(config)
+    state = build.init_state(reference.params, optimizer, run.mesh, kl_budget.init(beta))
+    frozen = build.Frozen(reference.params, reward.params)
+    step = build.policy_step(
+        run.models,
+        run.mesh,
+        config,
+        phi,
+        optimizer,
+        key=build.stage_key(experiment.seed, "policy"),
+        max_length=experiment.data.response_length,
+        eos_id=run.corpus.tokenizer.eos_id,
+    )
+    prompts = run.corpus.prompts("train", experiment.calibration.prompts).prompts
+    state = fit(
+        experiment.name,
+        lambda state, batch: step(state, frozen, batch),
+        state,
+        batches(
+            build.PolicyBatch(prompts, table.rewards), batch_size=config.prompts_per_step, seed=experiment.seed
+        ),
+        mesh=run.mesh,
+        steps=config.steps,
+        checkpoint_every=config.checkpoint_every,
+        directory=run.work_dir,
+        fingerprint=fingerprint({"policy": config, "reference": reference.stage, "reward_model": reward.stage}),
+        columns=("kl", "beta", "calibrated_reward", "win_rate"),
+    )
+    return Aligned(state.params, reference, reward, seconds)

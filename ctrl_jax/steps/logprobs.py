@@ -1,0 +1,116 @@
+"""Log-probabilities of response tokens at the law that samples them, and that law's KL to the reference's.
+
+The vocabulary is read a chunk of tokens at a time and recomputed in the backward pass, so the [B, N, T, V] logits never
+exist: at 128k tokens of vocabulary they are most of a step's memory.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ctrl_jax.steps import kl
+from ctrl_jax.types import Params, Unembed
+
+
+class Comparison(NamedTuple):
+    """A policy beside the reference, on the policy's responses; nats."""
+
+    log_probs: jax.Array
+    """[B, N, T] of each token under the policy."""
+    reference_log_probs: jax.Array
+    """[B, N, T] of each token under the reference."""
+    kl: jax.Array
+    """[B, N, T] exact KL(policy || reference) of the next-token law, over the whole vocabulary."""
+
+
+def sampling_law(logits: jax.Array, temperature: float) -> jax.Array:
+    """log softmax(logits / temperature) over the last axis, in f32: the one law that is sampled, scored and compared."""
+    return jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
+
+
+def token_log_probs(
+    unembed: Unembed,
+    params: Params,
+    features: jax.Array,
+    tokens: jax.Array,
+    *,
+    temperature: float = 1.0,
+    chunk_size: int = 4096,
+) -> jax.Array:
+    """log π(token | what came before) in nats.
+
+    Args:
+      unembed: features to logits.
+      params: its parameters.
+      features: [B, N, T, D] that predict the tokens.
+      tokens: [B, N, T].
+      temperature: of the sampling law.
+      chunk_size: tokens whose logits exist at a time.
+
+    Returns:
+      [B, N, T]; past a response's length the values mean nothing.
+    """
+    chex.assert_rank([features, tokens], [4, 3])
+    chex.assert_equal_shape_prefix([features, tokens], 3)
+
+    def chunk(features: jax.Array, tokens: jax.Array) -> jax.Array:
+        return _select(sampling_law(unembed(params, features), temperature), tokens)
+
+    return _in_chunks(chunk, (features, tokens), chunk_size)
+
+
+def compare(
+    unembed: Unembed,
+    params: Params,
+    features: jax.Array,
+    reference_params: Params,
+    reference_features: jax.Array,
+    tokens: jax.Array,
+    *,
+    temperature: float = 1.0,
+    chunk_size: int = 4096,
+) -> Comparison:
+    """Policy and reference log-probs of the tokens [B, N, T], and the exact KL of each next-token law; nats.
+
+    Differentiable in the policy's parameters and features, not in the reference's.
+    """
+    chex.assert_rank([features, reference_features, tokens], [4, 4, 3])
+    chex.assert_equal_shape_prefix([features, reference_features, tokens], 3)
+
+    def chunk(features: jax.Array, reference_features: jax.Array, tokens: jax.Array) -> Comparison:
+        logits = unembed(params, features).astype(jnp.float32) / temperature
+        reference_logits = unembed(reference_params, reference_features).astype(jnp.float32) / temperature
+        reference_logits = jax.lax.stop_gradient(reference_logits)
+        return Comparison(
+            log_probs=_select(sampling_law(logits, 1.0), tokens),
+            reference_log_probs=_select(sampling_law(reference_logits, 1.0), tokens),
+            kl=kl.exact(logits, reference_logits),
+        )
+
+    return _in_chunks(chunk, (features, reference_features, tokens), chunk_size)
+
+
+def _select(log_law: jax.Array, tokens: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(log_law, tokens[..., None], axis=-1)[..., 0]
+
+
+def _in_chunks(function: Callable[..., Any], arrays: tuple[jax.Array, ...], chunk_size: int) -> Any:
+    """`function` over the flattened leading [B, N, T] of the arrays, `chunk_size` rows at a time, rematerialised."""
+    shape = arrays[0].shape[:3]
+    rows = shape[0] * shape[1] * shape[2]
+    flat = [x.reshape(rows, *x.shape[3:]) for x in arrays]
+    function = jax.checkpoint(function)
+    if rows <= chunk_size:
+        out = function(*flat)
+    else:
+        chunks = -(-rows // chunk_size)
+        # Equal chunks waste fewer padded rows than full ones and a remainder.
+        size = -(-rows // chunks)
+        pad = chunks * size - rows
+        chunked = [jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, size, *x.shape[1:]) for x in flat]
+        out = jax.lax.map(lambda chunk: function(*chunk), chunked)
+        out = jax.tree.map(lambda x: x.reshape(chunks * size, *x.shape[2:])[:rows], out)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), out)

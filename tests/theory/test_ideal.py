@@ -1,0 +1,177 @@
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, special
+
+from ctrl_jax.errors import InputError
+from ctrl_jax.theory import ideal, procedures, transforms
+from ctrl_jax.theory.procedures import BestOfN, Sampling, WorstOfN
+
+U = np.array([0.0, 1e-9, 0.1, 0.35, 0.5, 0.8, 0.999, 1 - 1e-9, 1.0])
+
+# Inference-time win rates of InfAlign's ideal model for N = 4, derived apart from this code: best-of-4 at KL .25, .5, 1, 2;
+# worst-of-4 at KL .25, .5, 1. The exponentials have t > 0 for best-of-N and t < 0 for worst-of-N.
+TABLE = {
+    ("best_of_4", "identity"): [0.7304, 0.7998, 0.8770, 0.9520],
+    ("best_of_4", "logarithm"): [0.6902, 0.7682, 0.8631, 0.9501],
+    ("best_of_4", "exponential(5)"): [0.7856, 0.8566, 0.9192, 0.9635],
+    ("best_of_4", "exponential(10)"): [0.7966, 0.8715, 0.9351, 0.9731],
+    ("worst_of_4", "identity"): [0.7847, 0.8860, 0.9745],
+    ("worst_of_4", "logarithm"): [0.8364, 0.9270, 0.9859],
+    ("worst_of_4", "exponential(-5)"): [0.8539, 0.9439, 0.9912],
+    ("worst_of_4", "exponential(-10)"): [0.8563, 0.9476, 0.9927],
+}
+
+
+@pytest.mark.parametrize(("procedure", "name"), TABLE)
+def test_win_rates_at_equal_kl(procedure, name):
+    decoded_by, phi = procedures.parse(procedure), transforms.parse(name)
+    found = [ideal.at_kl(phi, kl).win_rate(decoded_by) for kl in (0.25, 0.5, 1.0, 2.0)]
+    for mine, expected in zip(found, TABLE[procedure, name], strict=False):
+        assert mine == pytest.approx(expected, abs=1e-4)
+
+
+def test_standard_win_rate_falls_as_the_inference_time_one_rises():
+    assert ideal.at_kl(transforms.identity(), 1.0).win_rate(Sampling()) == pytest.approx(0.865, abs=1e-3)
+    assert ideal.at_kl(transforms.exponential(10), 1.0).win_rate(Sampling()) == pytest.approx(0.801, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "beta", "tolerance"),
+    [("exponential(10)", 5315, 1), ("exponential(-10)", 9.585e-4, 1e-7), ("identity", 0.1361, 5e-5), ("logarithm", 0.1885, 5e-5)],
+)  # fmt: skip
+def test_beta_of_one_nat_is_not_comparable_across_transforms(name, beta, tolerance):
+    assert ideal.at_kl(transforms.parse(name), 1.0).beta == pytest.approx(beta, abs=tolerance)
+
+
+@pytest.mark.parametrize("n", [1.01, 2, 4, 100, 3000])
+def test_the_logarithm_is_the_best_of_n_of_the_reference(n):
+    policy = ideal.tilt(transforms.logarithm(), 1 / (n - 1))
+    assert policy.kl == pytest.approx(math.log(n) - (n - 1) / n, abs=1e-9)
+    for size in (1, 2, 16, 500):
+        assert policy.win_rate(BestOfN(size)) == pytest.approx(n / (n + 1), abs=1e-8)
+    np.testing.assert_allclose(policy.cdf(U), U**n, atol=1e-10)
+    np.testing.assert_allclose(policy.density(U[1:]), n * U[1:] ** (n - 1), rtol=1e-6, atol=1e-200)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.5, 0.1, 0.02])
+def test_the_identity_in_closed_form(beta):
+    rise = math.exp(1 / beta)
+    policy = ideal.tilt(transforms.identity(), beta)
+    assert policy.kl == pytest.approx(
+        ((1 / beta - 1) * rise + 1) / (rise - 1) - math.log(beta) - math.log(rise - 1), abs=1e-9
+    )
+    np.testing.assert_allclose(policy.cdf(U), np.expm1(U / beta) / np.expm1(1 / beta), atol=1e-10)
+    known = {1.0: 0.04065, 0.5: 0.15160, 0.1: 1.30308}
+    assert policy.kl == pytest.approx(known.get(beta, policy.kl), abs=1e-5)
+
+
+@pytest.mark.parametrize("beta", [1.1, 1.5, 4.0, 50.0])
+def test_the_logit_is_a_beta_law(beta):
+    a = 1 / beta
+    policy = ideal.tilt(transforms.logit(), beta)
+    kl = a * (special.digamma(1 + a) - special.digamma(1 - a)) - special.betaln(1 + a, 1 - a)
+    assert policy.kl == pytest.approx(kl, abs=1e-5)
+    assert policy.win_rate(Sampling()) == pytest.approx((1 + a) / 2, abs=1e-6)
+    np.testing.assert_allclose(policy.cdf(U[:-2]), special.betainc(1 + a, 1 - a, U[:-2]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("phi", "beta"),
+    [
+        (transforms.exponential(-50), 1e-6),
+        (transforms.exponential(10), 300.0),
+        (transforms.normalized(transforms.logit()), 0.05),
+        (lambda u: jnp.sin(1.5 * u) ** 3, 0.07),
+        (lambda u: np.asarray(u) ** 2, 0.3),
+    ],
+)
+def test_any_callable_against_adaptive_quadrature(phi, beta):
+    def weight(u):
+        return math.exp((float(ideal.evaluate(phi, np.array(u))) - top) / beta)
+
+    top = float(ideal.evaluate(phi, np.array(1.0)))
+    cuts = [0, 1e-4, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1 - 1e-4, 1]
+
+    def integral(f):
+        return sum(
+            integrate.quad(f, a, b, epsabs=1e-10, epsrel=1e-9, limit=20)[0]
+            for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+        )
+
+    total = integral(weight)
+    kl = integral(lambda u: weight(u) * math.log(max(weight(u), 1e-300))) / total - math.log(total)
+    policy = ideal.tilt(phi, beta)
+    assert policy.kl == pytest.approx(kl, abs=1e-6)
+    assert policy.win_rate(Sampling()) == pytest.approx(integral(lambda u: u * weight(u)) / total, abs=1e-6)
+
+
+def test_the_general_win_rate_is_the_formula_of_best_and_worst_of_n():
+    policy, n = ideal.at_kl(transforms.exponential(3), 0.7), 5
+    best = 1 - n * integrate.quad(lambda u: float(policy.cdf(u)) ** n * u ** (n - 1), 0, 1)[0]
+    worst = n * integrate.quad(lambda u: (1 - float(policy.cdf(u))) ** n * (1 - u) ** (n - 1), 0, 1)[0]
+    assert policy.win_rate(BestOfN(n)) == pytest.approx(best, abs=1e-7)
+    # 1 - ∫ T[F] dT[U] with T[F] = 1 - (1 - F)^N is N ∫ (1 - F)^N (1 - u)^(N-1) du.
+    assert policy.win_rate(WorstOfN(n)) == pytest.approx(worst, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["identity", "logarithm", "logit", "exponential(50)", "exponential(-50)"])
+@pytest.mark.parametrize("kl", [0.001, 0.01, 1.0, 5.0])
+def test_at_kl_lands_there_and_is_the_tilt_at_its_beta(name, kl):
+    phi = transforms.parse(name)
+    policy = ideal.at_kl(phi, kl)
+    assert policy.kl == pytest.approx(kl, rel=1e-8)
+    assert ideal.tilt(phi, policy.beta) == policy
+    cdf = policy.cdf(np.linspace(0, 1, 101))
+    assert cdf[0] == 0 and cdf[-1] == 1 and np.all(np.diff(cdf) >= 0)
+
+
+def test_a_small_kl_is_the_reference():
+    policy = ideal.at_kl(transforms.exponential(5), 1e-8)
+    assert policy.win_rate(BestOfN(4)) == pytest.approx(0.5, abs=1e-3)
+    np.testing.assert_allclose(policy.cdf(U), U, atol=1e-3)
+
+
+def test_normalising_scales_beta_and_nothing_else():
+    raw = ideal.at_kl(transforms.exponential(10), 1.0)
+    scaled = ideal.at_kl(transforms.normalized(transforms.exponential(10)), 1.0)
+    assert scaled.beta == pytest.approx(raw.beta / math.expm1(10), rel=1e-9)
+    np.testing.assert_allclose(raw.cdf(U), scaled.cdf(U), atol=1e-10)
+
+
+def test_a_kl_that_a_flat_top_cannot_reach():
+    # All of the top half is alike: the most that can be done is to be there, log 2 nats.
+    halves = transforms.tabulated([0.0, 1.0, 1.0])
+    assert ideal.at_kl(halves, 0.68).kl == pytest.approx(0.68)
+    with pytest.raises(InputError, match=r"reaches a KL of 0\.693\d* nats at most.*less than 0\.7"):
+        ideal.at_kl(halves, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ideal.tilt(transforms.identity(), 0), "β is 0"),
+        (lambda: ideal.tilt(transforms.identity(), math.nan), "β is nan"),
+        (lambda: ideal.tilt(transforms.logit(), 0.9), "β > 1"),
+        (lambda: ideal.at_kl(transforms.identity(), -0.5), "KL is -0.5"),
+        (lambda: ideal.at_kl(lambda u: 0 * u, 0.5), "constant"),
+        (lambda: ideal.at_kl(lambda u: jnp.log(u - 0.5), 0.5), "not finite"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.floats(-30, 30).filter(lambda t: abs(t) > 0.1), st.floats(0.01, 3), st.integers(1, 30))
+def test_more_kl_wins_more_and_never_less_than_half(rate, kl, n):
+    phi = transforms.exponential(rate)
+    nearer, farther = ideal.at_kl(phi, kl), ideal.at_kl(phi, 1.3 * kl)
+    assert farther.beta < nearer.beta
+    for procedure in (BestOfN(n), WorstOfN(n)):
+        assert 0.5 < nearer.win_rate(procedure) < farther.win_rate(procedure) + 1e-12 <= 1 + 1e-9
