@@ -3,7 +3,7 @@
 Where the reward has no ties, the rank u of a response among the reference's is uniform under the reference policy, and
 the policy that maximises E[Φ(u)] - β KL has the density p(u) ∝ exp(Φ(u) / β) on [0, 1], whatever the prompt and the
 reward (InfAlign, Balashankar et al. 2024, arXiv 2412.19792). Its KL and its win rates are integrals over u. They are
-computed in float64, to 1e-6 or better up to a KL of 10 nats.
+computed in float64, to 1e-5 or better up to a KL of 10 nats.
 """
 
 import math
@@ -20,16 +20,17 @@ from ctrl_jax.theory.names import number
 from ctrl_jax.theory.precision import double_precision, evaluate
 from ctrl_jax.theory.procedures import Procedure
 
-# A logarithm or a logit has its singularity at an end of [0, 1], and a small β piles the density up there: panels that
-# halve towards both ends resolve every scale alike, down to _TIP, where 1 - u still has eight exact bits in float64.
+# A logarithm or a logit has its singularity at an end of [0, 1], and a small β piles the density up there: eight panels
+# an octave towards both ends resolve every scale alike, down to _TIP, where 1 - u still has eight bits in float64. The
+# panels are many and of a low order because a clipped or a tabulated Φ has corners.
 _TIP = 2.0**-45
-_HALVING = 2.0 ** np.arange(-45, -5)
-_KNOTS = np.concatenate([_HALVING, np.linspace(1 / 32, 31 / 32, 31), 1 - _HALVING[::-1]])
-_GAUSS_POINTS, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(16)
+_OCTAVES = 2.0 ** np.linspace(-45, -5, 40 * 8, endpoint=False)
+_KNOTS = np.concatenate([_OCTAVES, np.linspace(1 / 32, 31 / 32, 121), 1 - _OCTAVES[::-1]])
+_GAUSS_POINTS, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(8)
 
 
 def _gauss(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points and weights [..., 16] of Gauss and Legendre between `left` and `right` [...]."""
+    """Points and weights [..., 8] of Gauss and Legendre between `left` and `right` [...]."""
     half = ((right - left) / 2)[..., None]
     return left[..., None] + half * (1 + _GAUSS_POINTS), half * _GAUSS_WEIGHTS
 
