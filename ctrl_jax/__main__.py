@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterable
@@ -9,6 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
+
+# Before jax is imported: XLA logs an error for every program that it takes from the compilation cache, about
+# instruction-set preferences that are not instructions.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tyro
 
@@ -89,8 +94,11 @@ def load_experiment(name: str) -> ModuleType:
     if not path.is_file():
         known = sorted(file.stem for file in Path("experiments").glob("*.py"))
         where = f"experiments/ has {', '.join(known)}" if known else f"there is no folder experiments/ in {Path.cwd()}"
-        raise InputError(f"There is no experiment {name!r}{_nearest(name, known)}: {where}. A path of a .py file serves too.")
+        raise InputError(
+            f"There is no experiment {name!r}{_nearest(name, known)}: {where}. A path of a .py file serves too."
+        )
     spec = importlib.util.spec_from_file_location(f"experiments.{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # a .py file has both
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -112,7 +120,7 @@ class SampleOptions(Options):
 
 def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
     kind = SampleOptions if job == "sample" else Options
-    program = f"python -m ctrl_jax {job} {Path(module.__file__).stem}"
+    program = f"python -m ctrl_jax {job} {module.__name__.removeprefix('experiments.')}"
 
     def parse(experiment: Experiment) -> Options:
         return tyro.cli(kind, default=kind(experiment), args=arguments, prog=program, description=module.__doc__)
@@ -149,6 +157,7 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
         case "report":
             summary.print_report(report.run(run.work_dir))
         case "sample":
+            assert isinstance(options, SampleOptions)
             run.claim()
             sample.run(run, train.run(run), prompt=options.prompt, num_samples=options.num_samples)
         case "sweep":

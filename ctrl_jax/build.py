@@ -1,8 +1,8 @@
 """Configuration to models, optimisers and the jitted, device-mapped steps. The only place that jits and shards.
 
 Each step below is per-device code, mapped with `jax.shard_map` inside `jax.jit`: what `jax.pmap` has become. Parameters
-are replicated (`P()`), whatever leads with B is split over `data`. Sampling and scoring need no communication; a loss is
-summed over the devices as (sum, weight) *inside* the differentiated function, so that the gradient of the replicated
+are replicated (`P()`), whatever leads with B is split over `data`. Sampling and scoring need no communication; a loss
+is summed over the devices as (sum, weight) *inside* the differentiated function, so that the gradient of the replicated
 parameters, which shard_map sums over the devices by itself, is the gradient of the global mean.
 """
 
@@ -23,9 +23,22 @@ from ctrl_jax.models import decoder, reward
 from ctrl_jax.steps import calibration, kl, kl_budget, logprobs, policy_gradient, preference, sampling, win_rate
 from ctrl_jax.steps.masked import Mean, length_mask, masked_mean
 from ctrl_jax.theory import ideal, optimal, procedures, transforms
-from ctrl_jax.types import Examples, Params, Policy, PreferencePairs, Prompts, Responses, RewardApply, Rollouts, Transform
+from ctrl_jax.types import (
+    Examples,
+    Params,
+    Policy,
+    PreferencePairs,
+    Prompts,
+    Responses,
+    RewardApply,
+    Rollouts,
+    Transform,
+)
 
 Metrics = dict[str, jax.Array]
+
+Step = Callable[..., tuple["TrainState", Metrics]]
+"""A jitted update of a state, which it takes over (donation): use the one it returns."""
 
 
 @jax.tree_util.register_dataclass
@@ -80,7 +93,9 @@ def _example(prompt_length: int = 1, response_length: int = 2) -> tuple[Prompts,
 
 
 def init_policy(parts: Models, mesh: Mesh, key: jax.Array) -> Params:
-    init = jax.jit(lambda key: parts.decoder.init(key, *_example())["params"], out_shardings=jax.NamedSharding(mesh, P()))
+    init = jax.jit(
+        lambda key: parts.decoder.init(key, *_example())["params"], out_shardings=jax.NamedSharding(mesh, P())
+    )
     return init(key)
 
 
@@ -109,7 +124,9 @@ def init_state(
 ) -> TrainState:
     # The parameters are copied: the step donates its state, and they may live on as the reference.
     init = jax.jit(
-        lambda params: TrainState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), optimizer.init(params), budget),
+        lambda params: TrainState(
+            jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), optimizer.init(params), budget
+        ),
         out_shardings=jax.NamedSharding(mesh, P()),
     )
     return init(params)
@@ -120,8 +137,10 @@ def _values(metrics: dict[str, Mean]) -> Metrics:
     return {name: mean.across("data").value for name, mean in metrics.items()}
 
 
-def _update(state: TrainState, optimizer: optax.GradientTransformation, loss: Callable[[Params], tuple[Mean, Any]]):
-    """One optimiser update on a loss of (sum, weight) over all devices: (params, optimizer state, metrics, auxiliary)."""
+def _update(
+    state: TrainState, optimizer: optax.GradientTransformation, loss: Callable[[Params], tuple[Mean, Any]]
+) -> tuple[Params, optax.OptState, Metrics, Any]:
+    """One update on a loss of (sum, weight) over all devices: (params, optimizer state, metrics, auxiliary)."""
 
     def global_loss(params: Params) -> tuple[jax.Array, Any]:
         mean, auxiliary = loss(params)
@@ -133,7 +152,11 @@ def _update(state: TrainState, optimizer: optax.GradientTransformation, loss: Ca
     return optax.apply_updates(state.params, updates), optimizer_state, metrics, auxiliary
 
 
-def _supervised_step(mesh: Mesh, optimizer: optax.GradientTransformation, loss: Callable[[Params, Examples], Any]):
+def _supervised_step(
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    loss: Callable[[Params, Examples], tuple[Mean, dict[str, Mean]]],
+) -> Step:
     def step(state: TrainState, batch: Examples) -> tuple[TrainState, Metrics]:
         params, optimizer_state, metrics, means = _update(state, optimizer, lambda params: loss(params, batch))
         return TrainState(state.step + 1, params, optimizer_state), metrics | _values(means)
@@ -142,7 +165,7 @@ def _supervised_step(mesh: Mesh, optimizer: optax.GradientTransformation, loss: 
     return jax.jit(mapped, donate_argnums=0)
 
 
-def sft_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation):
+def sft_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation) -> Step:
     """(state, demonstrations) to (state, metrics): maximum likelihood of the response tokens."""
 
     def loss(params: Params, batch: Examples) -> tuple[Mean, dict[str, Mean]]:
@@ -154,7 +177,7 @@ def sft_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation)
     return _supervised_step(mesh, optimizer, loss)
 
 
-def reward_model_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation):
+def reward_model_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation) -> Step:
     """(state, preference pairs) to (state, metrics): the Bradley-Terry likelihood."""
 
     def loss(params: Params, batch: PreferencePairs) -> tuple[Mean, dict[str, Mean]]:
@@ -165,7 +188,9 @@ def reward_model_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransf
     return _supervised_step(mesh, optimizer, loss)
 
 
-def sampler(parts: Models, mesh: Mesh, *, num_samples: int, max_length: int, eos_id: int, temperature: float):
+def sampler(
+    parts: Models, mesh: Mesh, *, num_samples: int, max_length: int, eos_id: int, temperature: float
+) -> Callable[[Params, Prompts, jax.Array], Rollouts]:
     """(params, prompts, key) to Rollouts."""
 
     def sample(params: Params, prompts: Prompts, key: jax.Array) -> Rollouts:
@@ -177,12 +202,14 @@ def sampler(parts: Models, mesh: Mesh, *, num_samples: int, max_length: int, eos
     return jax.jit(jax.shard_map(sample, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P("data")))
 
 
-def scorer(parts: Models, mesh: Mesh):
+def scorer(parts: Models, mesh: Mesh) -> RewardApply:
     """(reward params, prompts, responses) to raw rewards [B, N]."""
     return jax.jit(jax.shard_map(parts.reward, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P("data")))
 
 
-def kl_of_responses(parts: Models, mesh: Mesh, *, temperature: float):
+def kl_of_responses(
+    parts: Models, mesh: Mesh, *, temperature: float
+) -> Callable[[Params, Params, Rollouts], jax.Array]:
     """(policy params, reference params, rollouts of the policy) to the exact KL of each response [B, N], nats."""
 
     def measure(params: Params, reference: Params, rollouts: Rollouts) -> jax.Array:
@@ -203,18 +230,18 @@ def _compare(
 
 
 def transform_of(policy: config.Policy, num_references: int) -> Transform | None:
-    """Φ on its range [0, 1], or None for `raw`. Φ that is infinite at an end stops half a reference response before it."""
+    """Φ on its range [0, 1], or None for `raw`. An infinite Φ stops half a reference response before its end."""
     if policy.transform == "raw":
         return None
     if policy.transform == "optimal":
-        phi = optimal.optimal_transform(procedures.parse(policy.procedure), kl=policy.kl_budget)
+        phi: Transform = optimal.optimal_transform(procedures.parse(policy.procedure), kl=policy.kl_budget)
     else:
         phi = transforms.parse(policy.transform)
     return transforms.normalized(phi, edge=0.5 / num_references)
 
 
 def starting_beta(policy: config.Policy, phi: Transform | None, reference_rewards: jax.Array) -> float:
-    """β at which the ideal policy has the KL budget: of Φ on ranks, or for raw rewards of the reference's own sample."""
+    """β at which the ideal policy has the KL budget: of Φ on ranks, or for raw rewards of the reference's sample."""
     if policy.beta is not None:
         return policy.beta
     if phi is not None:
@@ -232,13 +259,13 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
     spread = float(jnp.std(rewards, axis=-1).mean())
     if spread == 0:
         raise InputError(
-            "The reward model gives all reference responses of every prompt the same reward; nothing can be learned from it. "
-            "Train it longer (--reward-model.steps) or on more data (--data.dialogues)."
+            "The reward model gives all reference responses of every prompt the same reward; nothing can be learned "
+            "from it. Train it longer (--reward-model.steps) or on more data (--data.dialogues)."
         )
     low, high = jnp.log(1e-3 * spread), jnp.log(1e3 * spread)
     bisect = jax.jit(lambda low, high: jax.lax.fori_loop(0, 50, halve, (low, high)))
 
-    def halve(_, bracket):
+    def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket
         middle = (low + high) / 2
         # The KL falls as β grows.
@@ -258,11 +285,13 @@ def policy_step(
     key: jax.Array,
     max_length: int,
     eos_id: int,
-):
-    """(state, frozen, batch) to (state, metrics): sample, score, calibrate, transform, and one policy-gradient update."""
+) -> Step:
+    """(state, frozen, batch) to (state, metrics): sample, score, calibrate, transform, and one policy gradient."""
     procedure = procedures.parse(policy.procedure)
 
     def step(state: TrainState, frozen: Frozen, batch: PolicyBatch) -> tuple[TrainState, Metrics]:
+        budget = state.budget
+        assert budget is not None, "policy training starts from init_state(..., budget=kl_budget.init(beta))"
         rollouts = sampling.sample(
             parts.policy, state.params, batch.prompts, jax.random.fold_in(key, state.step),
             num_samples=policy.samples_per_prompt, max_length=max_length, eos_id=eos_id, temperature=policy.temperature,
@@ -275,7 +304,7 @@ def policy_step(
         def loss(params: Params) -> tuple[Mean, logprobs.Comparison]:
             comparison = _compare(parts, params, frozen.reference, rollouts, policy.temperature)
             mean = policy_gradient.exact_kl_loss(
-                comparison.log_probs, comparison.kl, transformed, responses.lengths, beta=state.budget.beta
+                comparison.log_probs, comparison.kl, transformed, responses.lengths, beta=budget.beta
             )
             return mean, comparison
 
@@ -284,7 +313,7 @@ def policy_step(
         def over_responses(values: jax.Array) -> Mean:
             return masked_mean(values, jnp.ones(values.shape, bool))
 
-        def sequence_kl(estimator) -> Mean:
+        def sequence_kl(estimator: Callable[[jax.Array, jax.Array], jax.Array]) -> Mean:
             per_token = estimator(comparison.log_probs, comparison.reference_log_probs)
             return over_responses(kl.per_sequence(per_token, responses.lengths))
 
@@ -303,8 +332,7 @@ def policy_step(
         if policy.samples_per_prompt >= procedure.num_samples:
             means["win_rate"] = over_responses(win_rate.win_rate(raw, batch.reference_rewards, procedure))
         metrics |= _values(means)
-        metrics["beta"] = state.budget.beta
-        budget = state.budget
+        metrics["beta"] = budget.beta
         if policy.beta is None:
             budget = kl_budget.update(budget, metrics["kl"], budget=policy.kl_budget)
         return TrainState(state.step + 1, params, optimizer_state, budget), metrics

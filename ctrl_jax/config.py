@@ -4,7 +4,8 @@ Every field is an option of the command line: `policy.kl_budget` is `--policy.kl
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ctrl_jax.errors import InputError
@@ -37,9 +38,9 @@ class Data:
     """Dialogues to generate for fine-tuning; as many preference pairs are drawn for the reward model."""
     vocabulary_size: int = 512
     """Pieces of the SentencePiece model trained on the dialogues."""
-    prompt_length: int = 40
+    prompt_length: int = 20
     """P: the longest prompt, in tokens."""
-    response_length: int = 48
+    response_length: int = 36
     """T: the longest response, in tokens with its EOS; longer ones are cut there, in training and in sampling."""
 
     def __post_init__(self) -> None:
@@ -50,12 +51,12 @@ class Data:
 class Model:
     """The decoder: RMSNorm, rotary positions, grouped-query attention, gated MLP."""
 
-    width: int = 128
-    layers: int = 3
+    width: int = 96
+    layers: int = 2
     heads: int = 4
     kv_heads: int = 2
     """Heads of keys and values; each serves heads / kv_heads query heads."""
-    mlp_width: int = 256
+    mlp_width: int = 192
     tied_embeddings: bool = True
     """Whether the token embedding is also the output projection."""
     rope_theta: float = 10_000.0
@@ -65,11 +66,11 @@ class Model:
         _positive(self, "width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "norm_epsilon")
         _require(
             self.width % (2 * self.heads) == 0,
-            f"Model.width is {self.width} and Model.heads {self.heads}; the width must be a multiple of twice the heads.",
+            f"Model.width is {self.width} and Model.heads {self.heads}; the width must be a multiple of 2 × heads.",
         )
         _require(
             self.heads % self.kv_heads == 0,
-            f"Model.heads is {self.heads} and Model.kv_heads {self.kv_heads}; the heads must be a multiple of kv_heads.",
+            f"Model.heads is {self.heads} and Model.kv_heads {self.kv_heads}; heads must be a multiple of kv_heads.",
         )
 
 
@@ -94,14 +95,14 @@ class Calibration:
     prompts: int = 256
     """Training prompts in the table; the policy is trained on these."""
     samples_per_prompt: int = 128
-    """K: reference responses a prompt. exp(10u) lives in the top tenth of the ranks: K = 16 biases it up by 26 %, 100 by 4 %."""
+    """K: reference responses a prompt. exp(10u) lives in the top tenth: K = 16 biases it by 26 %, 100 by 4 %"""
 
     def __post_init__(self) -> None:
         _positive(self, "prompts")
         _require(
             self.samples_per_prompt >= 2,
-            f"Calibration.samples_per_prompt is {self.samples_per_prompt}; a rank needs at least 2 reference responses, "
-            "and a transform that lives in the tail some 100.",
+            f"Calibration.samples_per_prompt is {self.samples_per_prompt}; a rank needs at least 2 reference "
+            "responses, and a transform that lives in the tail some 100.",
         )
 
 
@@ -117,8 +118,8 @@ class Policy:
     kl_budget: float = 0.75
     """KL(policy || reference) to end at, in nats per response."""
     beta: float | None = None
-    """Weight of the KL against Φ on its range [0, 1]. Given, it is held and the budget is only reported against; otherwise
-    it follows from the budget by the ideal policy, and a controller trims it."""
+    """Weight of the KL against Φ on its range [0, 1]. Given, it is held, and the budget only reported against; else it
+    follows from the budget by the ideal policy, and a controller trims it."""
     steps: int = 150
     prompts_per_step: int = 32
     samples_per_prompt: int = 16
@@ -131,15 +132,19 @@ class Policy:
     checkpoint_every: int = 25
 
     def __post_init__(self) -> None:
-        _positive(self, "steps", "prompts_per_step", "learning_rate", "max_gradient_norm", "temperature", "checkpoint_every")
+        _positive(
+            self, "steps", "prompts_per_step", "learning_rate", "max_gradient_norm", "temperature", "checkpoint_every"
+        )
         _require(
             self.kl_budget > 0 and math.isfinite(self.kl_budget),
-            f"Policy.kl_budget is {self.kl_budget}; a KL budget is a positive number of nats per response, such as 0.75.",
+            f"Policy.kl_budget is {self.kl_budget}; a KL budget is a number of nats per response above 0, such as 0.6.",
         )
-        _require(self.beta is None or self.beta > 0, f"Policy.beta is {self.beta}; it must be greater than 0, or left out.")
+        _require(
+            self.beta is None or self.beta > 0, f"Policy.beta is {self.beta}; it must be greater than 0, or left out."
+        )
         _require(
             self.samples_per_prompt >= 2,
-            f"Policy.samples_per_prompt is {self.samples_per_prompt}; the leave-one-out baseline needs at least 2 rollouts a prompt.",
+            f"Policy.samples_per_prompt is {self.samples_per_prompt}; the leave-one-out baseline needs at least 2.",
         )
         procedures.parse(self.procedure)
         if self.transform not in ("raw", "optimal"):
@@ -193,3 +198,16 @@ class Experiment:
             f"Policy.prompts_per_step is {self.policy.prompts_per_step}, but only Calibration.prompts = "
             f"{self.calibration.prompts} prompts are calibrated to train on; lower the first or raise the second.",
         )
+
+
+def grid(base: Experiment, *, transforms: Sequence[str], kl_budgets: Sequence[float]) -> list[Experiment]:
+    """A sweep: `base` with every transform at every KL budget (nats per response), named after both."""
+    return [
+        replace(
+            base,
+            name=f"{transform}_kl{kl_budget:g}",
+            policy=replace(base.policy, transform=transform, kl_budget=kl_budget, beta=None),
+        )
+        for transform in transforms
+        for kl_budget in kl_budgets
+    ]

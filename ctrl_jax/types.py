@@ -55,7 +55,7 @@ class Rollouts:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Examples:
-    """Prompts with responses to learn from: N = 1 demonstration, or N = 2 with the chosen response before the rejected."""
+    """Prompts with responses to learn from: N = 1 demonstration, or N = 2, the chosen response before the rejected."""
 
     prompts: Prompts
     responses: Responses

@@ -51,14 +51,16 @@ def run(run: Run, reference: Trained, reward: Trained) -> Calibrated:
     ties = stage.summary["ties"]
     if ties > 0.5:
         raise InputError(
-            f"{ties:.0%} of the pairs of reference responses to a prompt have equal rewards, so their ranks say nothing. "
-            "Train the reward model longer (--reward-model.steps), or on more data (--data.dialogues), and check that the "
-            "reference policy's responses differ (--policy.temperature)."
+            f"{ties:.0%} of the pairs of reference responses to a prompt have equal rewards, so their ranks say "
+            "nothing. Train the reward model longer (--reward-model.steps), or on more data (--data.dialogues), and "
+            "check that the reference policy's responses differ (--policy.temperature)."
         )
     if ties > 0.05:
         say(f"[yellow]{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties.")
     arrays = read_arrays(path)
-    return Calibrated(CalibrationTable(arrays["ids"], arrays["rewards"]), stage.summary["seconds"])
+    return Calibrated(
+        CalibrationTable(jnp.asarray(arrays["ids"]), jnp.asarray(arrays["rewards"])), stage.summary["seconds"]
+    )
 
 
 def _ties(rewards: np.ndarray) -> float:

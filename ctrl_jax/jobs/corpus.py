@@ -36,8 +36,8 @@ class Corpus:
         found = pipelines.prompts(self.records[split], self.tokenizer, prompt_length=self.data.prompt_length)
         if len(found.texts) < count:
             raise InputError(
-                f"{count} {split} prompts are asked for, but the dialogues have {len(found.texts)}; ask for at most that "
-                "many (--calibration.prompts, --evaluation.prompts), or generate more (--data.dialogues)."
+                f"{count} {split} prompts are asked for, but the dialogues have {len(found.texts)}; ask for at most "
+                "that many (--calibration.prompts, --evaluation.prompts), or generate more (--data.dialogues)."
             )
         return pipelines.PromptSet(jax.tree.map(lambda x: x[:count], found.prompts), found.texts[:count])
 

@@ -1,7 +1,9 @@
-"""Evaluation on held-out prompts: unbiased win rates under each procedure, KL, and what the theory allows at that KL."""
+"""Evaluation on held-out prompts: unbiased win rates under each procedure, KL, and what theory allows at that KL."""
 
 import json
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +23,7 @@ from ctrl_jax.runtime.metrics import read_metrics
 from ctrl_jax.runtime.stages import read_arrays, write_arrays, write_bytes, write_json
 from ctrl_jax.steps import calibration, preference, win_rate
 from ctrl_jax.theory import ideal, optimal, procedures, transforms
-from ctrl_jax.types import Responses, Rollouts
+from ctrl_jax.types import Responses, Rollouts, Transform
 
 RELIABILITY_BINS = 10
 
@@ -42,14 +44,15 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
     prompts = run.corpus.prompts("test", config.prompts)
     reference, reference_seconds = _reference(run, aligned, prompts)
     started = time.monotonic()
-    rollouts, rewards = respond(
+    rollouts, policy_rewards = respond(
         run, "policy responses", aligned.policy, aligned.reward.params, prompts.prompts, config.responses_per_prompt
     )
-    policy = Judged(rollouts.responses, rewards, _gold(run, prompts, rollouts.responses))
+    policy = Judged(rollouts.responses, policy_rewards, _gold(run, prompts, rollouts.responses))
     kl = _interval(run, "kl", _kl_by_prompt(run, aligned, rollouts))
     reward_quality, reliability = _reward_model(run, aligned.reward)
-    calibrated = np.asarray(calibration.calibrate(policy.rewards, reference.rewards))
-    reference_calibrated = np.asarray(calibration.leave_one_out(reference.rewards))
+    rewards, reference_rewards = jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)
+    calibrated = np.asarray(calibration.calibrate(rewards, reference_rewards))
+    reference_calibrated = np.asarray(calibration.leave_one_out(reference_rewards))
 
     write_arrays(
         run.work_dir / "evaluation.npz",
@@ -69,7 +72,7 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
         "gold_win_rates": _win_rates(run, policy.gold, reference.gold),
         "ideal": {name: _ideal(run.experiment.policy, name, kl["mean"]) for name in config.procedures},
         "reward_model": reward_quality,
-        "ties": float(np.mean(win_rate.share_of_ties(policy.rewards, reference.rewards))),
+        "ties": float(np.mean(win_rate.share_of_ties(rewards, reference_rewards))),
         "timings": {
             "sft": _training_seconds(run.stages_dir / aligned.reference.stage),
             "reward_model": _training_seconds(run.stages_dir / aligned.reward.stage),
@@ -113,7 +116,9 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
             stage.finish({"seconds": time.monotonic() - started})
     arrays = read_arrays(path)
     return (
-        Judged(Responses(arrays["tokens"], arrays["lengths"]), arrays["rewards"], arrays["gold"]),
+        Judged(
+            Responses(jnp.asarray(arrays["tokens"]), jnp.asarray(arrays["lengths"])), arrays["rewards"], arrays["gold"]
+        ),
         stage.summary["seconds"],
     )
 
@@ -147,7 +152,9 @@ def _interval(run: Run, label: str, per_prompt: np.ndarray | jax.Array) -> dict[
 
 def _win_rates(run: Run, policy: np.ndarray, reference: np.ndarray) -> dict[str, dict[str, float]]:
     return {
-        name: _interval(run, name, win_rate.win_rate(jnp.asarray(policy), jnp.asarray(reference), procedures.parse(name)))
+        name: _interval(
+            run, name, win_rate.win_rate(jnp.asarray(policy), jnp.asarray(reference), procedures.parse(name))
+        )
         for name in run.experiment.evaluation.procedures
     }
 
@@ -158,7 +165,10 @@ def _ideal(policy: Policy, name: str, kl: float) -> dict[str, float]:
     What the KL cannot reach, and Φ of a raw reward, which no theory of ranks describes, is left out.
     """
     procedure = procedures.parse(name)
-    candidates = {"identity": lambda: transforms.identity(), "optimal": lambda: optimal.optimal_transform(procedure, kl=kl)}
+    candidates: dict[str, Callable[[], Transform]] = {
+        "identity": transforms.identity,
+        "optimal": lambda: optimal.optimal_transform(procedure, kl=kl),
+    }
     if policy.transform == "optimal":
         candidates["transform"] = lambda: optimal.optimal_transform(procedures.parse(policy.procedure), kl=kl)
     elif policy.transform != "raw":
@@ -215,5 +225,5 @@ def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, tuple[Judged, 
     write_bytes(run.work_dir / "samples.jsonl", lines.encode())
 
 
-def _training_seconds(directory) -> float:
+def _training_seconds(directory: Path) -> float:
     return float(read_metrics(directory / "metrics.jsonl")["seconds"].sum())

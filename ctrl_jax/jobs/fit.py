@@ -41,8 +41,8 @@ def fit(
 ) -> TrainState:
     """Takes `state` to `steps` updates, and returns it at once where that is done already.
 
-    A checkpoint holds the state, the controller in it, and the position in the data; all randomness is a function of the
-    step. So a run that was killed goes on from its last checkpoint to the same final parameters, bit for bit.
+    A checkpoint holds the state, the controller in it, and the position in the data; all randomness is a function of
+    the step. So a run that was killed goes on from its last checkpoint to the same final parameters, bit for bit.
 
     Args:
       label: shown beside the progress bar.

@@ -1,7 +1,7 @@
-"""Responses to a set of prompts, and their raw rewards: the reference's for calibration, both policies' for evaluation."""
+"""Responses to a set of prompts with their raw rewards, for calibration and evaluation."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,8 +11,6 @@ from ctrl_jax.jobs.run import Run
 from ctrl_jax.runtime.console import progress
 from ctrl_jax.runtime.mesh import shard
 from ctrl_jax.types import Params, Prompts, Responses, Rollouts
-
-Tree = TypeVar("Tree")
 
 ROWS = 2048
 """Responses a device reads at a time: enough to fill it, few enough that their caches fit."""
@@ -42,7 +40,8 @@ def respond(
         rollouts = sampler(params, batch, key)
         return rollouts, scorer(reward_params, batch, rollouts.responses)
 
-    return in_batches(run, label, both, prompts, rows_per_prompt=num_samples)
+    rollouts, rewards = in_batches(run, label, both, prompts, rows_per_prompt=num_samples)
+    return rollouts, np.asarray(rewards)
 
 
 def score(run: Run, reward_params: Params, prompts: Prompts, responses: Responses) -> np.ndarray:
@@ -57,7 +56,7 @@ def score(run: Run, reward_params: Params, prompts: Prompts, responses: Response
     )
 
 
-def in_batches(run: Run, label: str, function: Callable[[Any], Tree], tree: Any, *, rows_per_prompt: int) -> Tree:
+def in_batches(run: Run, label: str, function: Callable[[Any], Any], tree: Any, *, rows_per_prompt: int) -> Any:
     """`function` over batches of a tree of host arrays that lead with B; the results, joined again in host memory.
 
     All batches have one size, so that it compiles once; the last is filled up by repeating its last prompt.

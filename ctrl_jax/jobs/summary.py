@@ -4,35 +4,33 @@ from pathlib import Path
 from typing import Any
 
 from ctrl_jax.jobs.run import Run
+from ctrl_jax.report.measurements import lift_share
 from ctrl_jax.runtime.console import say, table
 
 
 def print_run(run: Run, evaluation: dict[str, Any], report: Path | None) -> None:
-    policy = run.experiment.policy
-    wanted = ["sampling", policy.procedure]
-    rows = []
-    for name in dict.fromkeys(name for name in wanted if name in evaluation["win_rates"]):
-        ideal = evaluation["ideal"].get(name, {})
-        rows.append(
-            [
-                f"win rate, {name}",
-                estimate(evaluation["win_rates"][name]),
-                estimate(evaluation["gold_win_rates"][name]),
-                *(f"{ideal[kind]:.3f}" if kind in ideal else "" for kind in ("identity", "transform", "optimal")),
+    experiment, policy = run.experiment, run.experiment.policy
+    kl, quality = evaluation["kl"], evaluation["reward_model"]
+    rows = [
+        ["KL, nats per response", estimate(kl), f"{kl['mean'] / policy.kl_budget - 1:+.1%} of {policy.kl_budget:g}"]
+    ]
+    for name in dict.fromkeys((policy.procedure, "sampling")):
+        if name in evaluation["win_rates"]:
+            ideal = evaluation["ideal"].get(name, {}).get("transform")
+            rows += [
+                [f"{name} win rate", estimate(evaluation["win_rates"][name]), f"{ideal:.3f}" if ideal else ""],
+                [f"{name} win rate, gold", estimate(evaluation["gold_win_rates"][name]), ""],
             ]
-        )
-    kl = evaluation["kl"]
-    missed = kl["mean"] / policy.kl_budget - 1
-    table(
-        f"{run.experiment.name}: Φ = {policy.transform}, on {run.experiment.evaluation.prompts} test prompts, 95 % intervals",
-        ["", "reward model", "gold reward", "ideal identity", f"ideal {policy.transform}", "ideal optimal"],
-        rows,
-    )
-    say(f"KL {estimate(kl)} nats per response: {missed:+.1%} of the budget of {policy.kl_budget:g}.")
-    quality = evaluation["reward_model"]
+    title = f"{experiment.name}, Φ = {policy.transform}: {experiment.evaluation.prompts} test prompts, 95 % intervals"
+    table(title, ["", "measured", "ideal or budget"], rows)
+    ideal = evaluation["ideal"].get(policy.procedure, {}).get("transform")
+    if policy.procedure in evaluation["win_rates"] and (
+        share := lift_share(evaluation["win_rates"][policy.procedure]["mean"], ideal)
+    ):
+        say(f"{share:.0%} of the ideal policy's lift over the reference at this KL.")
     say(
         f"Reward model: accuracy {quality['accuracy']:.3f}, expected calibration error {quality['ece']:.3f}. "
-        f"Ties {evaluation['ties']:.2%}."
+        f"Ties: {evaluation['ties']:.2%}."
     )
     if report is not None:
         print_report(report)

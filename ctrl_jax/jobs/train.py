@@ -47,9 +47,7 @@ def run(run: Run) -> Aligned:
         experiment.name,
         lambda state, batch: step(state, frozen, batch),
         state,
-        batches(
-            build.PolicyBatch(prompts, table.rewards), batch_size=config.prompts_per_step, seed=experiment.seed
-        ),
+        batches(build.PolicyBatch(prompts, table.rewards), batch_size=config.prompts_per_step, seed=experiment.seed),
         mesh=run.mesh,
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,

@@ -30,7 +30,9 @@ def reward_apply(model: RewardModel) -> RewardApply:
     """The reward model as the pure function that the steps ask for."""
 
     def apply(params: Params, prompts: Prompts, responses: Responses) -> jax.Array:
-        return model.apply({"params": params}, prompts, responses)
+        rewards = model.apply({"params": params}, prompts, responses)
+        assert isinstance(rewards, jax.Array)  # and not linen's pair with mutable collections, of which there are none
+        return rewards
 
     return apply
 

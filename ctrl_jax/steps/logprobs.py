@@ -27,7 +27,7 @@ class Comparison(NamedTuple):
 
 
 def sampling_law(logits: jax.Array, temperature: float) -> jax.Array:
-    """log softmax(logits / temperature) over the last axis, in f32: the one law that is sampled, scored and compared."""
+    """log softmax(logits / temperature) over the last axis, in f32: the law that is sampled, scored and compared."""
     return jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
 
 

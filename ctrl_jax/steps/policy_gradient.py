@@ -53,7 +53,12 @@ def exact_kl_loss(
 
 
 def sampled_kl_loss(
-    log_probs: jax.Array, reference_log_probs: jax.Array, rewards: jax.Array, lengths: jax.Array, *, beta: jax.Array | float
+    log_probs: jax.Array,
+    reference_log_probs: jax.Array,
+    rewards: jax.Array,
+    lengths: jax.Array,
+    *,
+    beta: jax.Array | float,
 ) -> Mean:
     """The same objective with the KL as a sampled cost (k1): A_t = R / β − Σ_{s ≥ t} log π/π_ref(y_s).
 

@@ -1,6 +1,7 @@
 """Sampling N responses a prompt: one prefill a prompt, one uniform a token, and a stop as soon as all have ended."""
 
 import math
+from typing import Any
 
 import chex
 import jax
@@ -20,8 +21,9 @@ def response_keys(key: jax.Array, prompt_ids: jax.Array, num_samples: int) -> ja
 def inverse_cdf(probabilities: jax.Array, uniforms: jax.Array) -> jax.Array:
     """Draws an index [...] by its probability [..., V] with one uniform in [0, 1) each.
 
-    The smallest i with Σ_{j ≤ i} p_j > u Σ_j p_j, so that an index of probability 0 is never drawn. In two levels, first a
-    block of about √V indices and then one in it: a single cumulative sum over V is as slow as a small model's layers.
+    The smallest i with Σ_{j ≤ i} p_j > u Σ_j p_j, so that an index of probability 0 is never drawn. In two levels,
+    first a block of about √V indices and then one in it: a single cumulative sum over V is as slow as a small model's
+    layers.
     """
     chex.assert_equal_shape_prefix([probabilities, uniforms], uniforms.ndim)
     size = probabilities.shape[-1]
@@ -33,7 +35,9 @@ def inverse_cdf(probabilities: jax.Array, uniforms: jax.Array) -> jax.Array:
     cumulative = jnp.cumsum(blocked.sum(-1), axis=-1)
     target = uniforms * cumulative[..., -1]
     chosen = (cumulative <= target[..., None]).sum(-1)
-    below = jnp.where(chosen > 0, jnp.take_along_axis(cumulative, jnp.maximum(chosen - 1, 0)[..., None], -1)[..., 0], 0.0)
+    below = jnp.where(
+        chosen > 0, jnp.take_along_axis(cumulative, jnp.maximum(chosen - 1, 0)[..., None], -1)[..., 0], 0.0
+    )
 
     inside = jnp.take_along_axis(blocked, chosen[..., None, None], axis=-2)[..., 0, :]
     cumulative = jnp.cumsum(inside, axis=-1)
@@ -74,11 +78,11 @@ def sample(
     features, prompt_cache = policy.prefill(params, prompts)
     features = jnp.broadcast_to(features[:, None], (features.shape[0], num_samples, features.shape[-1]))
 
-    def unfinished(carry):
+    def unfinished(carry: tuple[Any, ...]) -> jax.Array:
         index, alive, *_ = carry
         return (index < max_length) & jnp.any(alive)
 
-    def draw(carry):
+    def draw(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         index, alive, features, cache, tokens, log_probs = carry
         law = sampling_law(policy.unembed(params, features), temperature)
         uniform = jax.lax.dynamic_index_in_dim(uniforms, index, axis=2, keepdims=False)

@@ -1,4 +1,4 @@
-"""A language model small enough to enumerate: next-token logits are a table over (prompt id mod 2, position, last token)."""
+"""A language model small enough to enumerate: logits are a table over (prompt id mod 2, position, last token)."""
 
 import itertools
 

@@ -75,34 +75,17 @@ def test_expectation_over_every_pair_of_responses_is_the_gradient_of_the_objecti
 
 
 def test_sampled_gradient_is_the_gradient_of_the_objective():
-    """Through the sampler, 64 × 4096 rollouts; the Monte Carlo error is measured from the 64 and must itself be under 1 %."""
+    """Through the sampler: 48 batches of 65,536 rollouts, whose spread is the Monte Carlo error, itself under .5 %."""
     prompts = fakes.prompts(*range(0, 128, 2))  # 64 prompts, all of the even table
 
-    @jax.jit
-    def gradients(key):
-        rollouts = sampling.sample(
-            fakes.policy, PARAMS, prompts, key, num_samples=4096, max_length=fakes.LENGTH, eos_id=fakes.EOS
-        )
+    def gradient(key):
+        responses = sampling.sample(
+            fakes.policy, PARAMS, prompts, key, num_samples=1024, max_length=fakes.LENGTH, eos_id=fakes.EOS
+        ).responses
+        batch = responses.tokens, responses.lengths, prompts
+        return jax.grad(lambda params: exact_loss(params, *batch)[1].value)(PARAMS)
 
-        def per_prompt(params):
-            comparison, _ = exact_loss(params, rollouts.responses.tokens, rollouts.responses.lengths, prompts)
-
-            def one(log_probs, kl, rewards, lengths):
-                mean = policy_gradient.exact_kl_loss(
-                    log_probs[None], kl[None], rewards[None], lengths[None], beta=BETA
-                )
-                return mean.sum / mean.weight
-
-            return jax.vmap(one)(
-                comparison.log_probs,
-                comparison.kl,
-                reward_of(rollouts.responses.tokens),
-                rollouts.responses.lengths,
-            )
-
-        return jax.jacrev(per_prompt)(PARAMS)
-
-    samples = np.asarray(gradients(jax.random.key(7)))
+    samples = np.asarray(jax.jit(lambda keys: jax.lax.map(gradient, keys))(jax.random.split(jax.random.key(7), 48)))
     exact = -np.asarray(jax.grad(objective)(PARAMS))
     monte_carlo_error = np.sqrt((samples.var(axis=0, ddof=1) / len(samples)).sum()) / np.linalg.norm(exact)
     error = np.linalg.norm(samples.mean(axis=0) - exact) / np.linalg.norm(exact)

@@ -1,0 +1,151 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from scipy import stats
+
+from ctrl_jax.steps import logprobs, sampling
+from ctrl_jax.types import Prompts
+from tests.steps import fakes
+
+PARAMS = fakes.params(jax.random.key(0))
+
+
+def sample(params, prompts, key, num_samples, temperature=1.0):
+    return sampling.sample(
+        fakes.policy,
+        params,
+        prompts,
+        key,
+        num_samples=num_samples,
+        max_length=fakes.LENGTH,
+        eos_id=fakes.EOS,
+        temperature=temperature,
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+def test_responses_follow_the_law_of_the_model(temperature):
+    """Chi-square of 20,000 responses a prompt against the probabilities of all responses, at a 1e-4 level."""
+    responses = fakes.every_response()
+    rollouts = jax.jit(sample, static_argnums=(3, 4))(
+        PARAMS, fakes.prompts(0, 1), jax.random.key(1), 20_000, temperature
+    )
+    for row, prompt in enumerate((0, 1)):
+        log_probs = fakes.log_prob_of(PARAMS, fakes.prompts(prompt), responses, temperature)
+        expected = np.exp(np.asarray(log_probs[0], np.float64))
+        same = (np.asarray(rollouts.responses.tokens[row])[:, None] == np.asarray(responses.tokens[0])[None]).all(-1)
+        assert (same.sum(-1) == 1).all()
+        observed = same.sum(0)
+        np.testing.assert_array_equal(
+            np.asarray(rollouts.responses.lengths[row]), np.asarray(responses.lengths[0])[same.argmax(-1)]
+        )
+        enough = expected * 20_000 >= 5
+        pooled = np.append(expected[enough], expected[~enough].sum())
+        counts = np.append(observed[enough], observed[~enough].sum())
+        keep = pooled > 0
+        statistic = ((counts - pooled * 20_000) ** 2 / (pooled * 20_000))[keep].sum()
+        assert stats.chi2.sf(statistic, keep.sum() - 1) > 1e-4
+
+
+def test_log_probs_are_the_scorers():
+    rollouts = sample(PARAMS, fakes.prompts(0, 1), jax.random.key(2), 50, 0.8)
+    responses = rollouts.responses
+    features = fakes.policy.apply(PARAMS, rollouts.prompts, responses)
+    scored = logprobs.token_log_probs(fakes.policy.unembed, PARAMS, features, responses.tokens, temperature=0.8)
+    mask = np.arange(fakes.LENGTH)[None, None] < np.asarray(responses.lengths)[..., None]
+    np.testing.assert_allclose(np.asarray(rollouts.log_probs), np.where(mask, scored, 0), atol=1e-6)
+
+
+def test_responses_depend_on_prompt_and_sample_alone():
+    """Neither the batch, nor its order, nor how many samples are asked for beside one, change it."""
+    key = jax.random.key(3)
+    together = sample(PARAMS, fakes.prompts(4, 5, 6), key, 8)
+    reordered = sample(PARAMS, fakes.prompts(6, 4), key, 5)
+    np.testing.assert_array_equal(reordered.responses.tokens[0], together.responses.tokens[2, :5])
+    np.testing.assert_array_equal(reordered.responses.tokens[1], together.responses.tokens[0, :5])
+    other_key = sample(PARAMS, fakes.prompts(4, 5, 6), jax.random.key(4), 8)
+    assert (np.asarray(other_key.responses.tokens) != np.asarray(together.responses.tokens)).any()
+
+
+def test_sharded_is_single_device(mesh):
+    prompts = fakes.prompts(*range(16))
+    single = sample(PARAMS, prompts, jax.random.key(5), 6)
+    mapped = jax.shard_map(
+        lambda *arguments: sample(*arguments, 6), mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P("data")
+    )
+    sharded = jax.jit(mapped)(PARAMS, prompts, jax.random.key(5))
+    np.testing.assert_array_equal(sharded.responses.tokens, single.responses.tokens)
+    np.testing.assert_array_equal(sharded.responses.lengths, single.responses.lengths)
+    np.testing.assert_allclose(sharded.log_probs, single.log_probs, atol=1e-6)
+
+
+def test_sampling_needs_no_communication(mesh):
+    mapped = jax.shard_map(
+        lambda *arguments: sample(*arguments, 2), mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P("data")
+    )
+    text = jax.jit(mapped).lower(PARAMS, fakes.prompts(*range(8)), jax.random.key(0)).compile().as_text()
+    assert not any(name in text for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute"))
+
+
+def test_stops_as_soon_as_all_have_ended():
+    """Rows end at different steps; the decoder is not called after the last of them."""
+    lengths = jnp.array([1, 3, 2])
+    calls = []
+
+    def features(index):
+        # Row b ends at its lengths[b]-th token.
+        ends = index + 1 >= lengths
+        return jnp.where(ends[:, None], jnp.array([[-1e9, 0.0]]), jnp.array([[0.0, -1e9]]))
+
+    def decode(params, cache, response_cache, prompt_lengths, tokens, index):
+        jax.debug.callback(lambda index: calls.append(int(index)), index)
+        return jnp.broadcast_to(features(index + 1)[:, None], (3, tokens.shape[1], 2)), response_cache
+
+    policy = fakes.policy._replace(
+        prefill=lambda params, prompts: (features(0), prompts.ids), unembed=lambda params, x: x, decode=decode
+    )
+    prompts = Prompts(jnp.zeros((3, 1), jnp.int32), jnp.ones(3, jnp.int32), jnp.arange(3, dtype=jnp.uint32))
+    rollouts = sampling.sample(policy, None, prompts, jax.random.key(0), num_samples=2, max_length=50, eos_id=1)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(rollouts.responses.lengths, [[1, 1], [3, 3], [2, 2]])
+    assert sorted(calls) == [0, 1, 2]
+
+
+def test_towards_temperature_0_it_is_greedy():
+    rollouts = sample(PARAMS, fakes.prompts(0, 1), jax.random.key(6), 20, 1e-4)
+    for row in range(2):
+        token, expected = fakes.VOCABULARY, []
+        for position in range(fakes.LENGTH):
+            token = int(PARAMS[row, position, token].argmax())
+            expected.append(token)
+            if token == fakes.EOS:
+                break
+        expected += [fakes.EOS] * (fakes.LENGTH - len(expected))
+        np.testing.assert_array_equal(rollouts.responses.tokens[row], [expected] * 20)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 512, 1000])
+def test_inverse_cdf_inverts_the_cdf(size):
+    rng = np.random.default_rng(size)
+    probabilities = rng.dirichlet(np.full(size, 0.3), 50).astype(np.float32)
+    probabilities[:, rng.integers(size, size=size // 3)] = 0
+    probabilities[:, 0] += 1e-6
+    cumulative = np.cumsum(probabilities.astype(np.float64), axis=-1)
+    edges = np.concatenate([np.zeros((50, 1)), cumulative], axis=-1) / cumulative[:, -1:]
+    middles = ((edges[:, 1:] + edges[:, :-1]) / 2).astype(np.float32)
+    wide = probabilities > 1e-4  # float32 cannot place a uniform inside a narrower one
+    drawn = jax.vmap(sampling.inverse_cdf, (None, 1), 1)(jnp.asarray(probabilities), jnp.asarray(middles))
+    np.testing.assert_array_equal(np.asarray(drawn)[wide], np.broadcast_to(np.arange(size), drawn.shape)[wide])
+
+
+def test_inverse_cdf_never_draws_what_has_probability_0():
+    """At both ends of the uniforms, where rounding would show."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.full(300, 0.05), 2000).astype(np.float32)
+    probabilities *= rng.random(probabilities.shape) < 0.5
+    probabilities[:, 150] += 1e-3
+    for uniform in (0.0, np.nextafter(np.float32(1), np.float32(0)), 0.5):
+        drawn = np.asarray(sampling.inverse_cdf(jnp.asarray(probabilities), jnp.full(2000, uniform, jnp.float32)))
+        assert (probabilities[np.arange(2000), drawn] > 0).all()
