@@ -292,6 +292,7 @@ def policy_step(
     def step(state: TrainState, frozen: Frozen, batch: PolicyBatch) -> tuple[TrainState, Metrics]:
         budget = state.budget
         assert budget is not None, "policy training starts from init_state(..., budget=kl_budget.init(beta))"
+        beta = budget.beta
         rollouts = sampling.sample(
             parts.policy, state.params, batch.prompts, jax.random.fold_in(key, state.step),
             num_samples=policy.samples_per_prompt, max_length=max_length, eos_id=eos_id, temperature=policy.temperature,
@@ -304,7 +305,7 @@ def policy_step(
         def loss(params: Params) -> tuple[Mean, logprobs.Comparison]:
             comparison = _compare(parts, params, frozen.reference, rollouts, policy.temperature)
             mean = policy_gradient.exact_kl_loss(
-                comparison.log_probs, comparison.kl, transformed, responses.lengths, beta=budget.beta
+                comparison.log_probs, comparison.kl, transformed, responses.lengths, beta=beta
             )
             return mean, comparison
 
@@ -332,7 +333,7 @@ def policy_step(
         if policy.samples_per_prompt >= procedure.num_samples:
             means["win_rate"] = over_responses(win_rate.win_rate(raw, batch.reference_rewards, procedure))
         metrics |= _values(means)
-        metrics["beta"] = budget.beta
+        metrics["beta"] = beta
         if policy.beta is None:
             budget = kl_budget.update(budget, metrics["kl"], budget=policy.kl_budget)
         return TrainState(state.step + 1, params, optimizer_state, budget), metrics
