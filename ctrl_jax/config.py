@@ -26,6 +26,22 @@ def _positive(config: Any, *names: str) -> None:
         )
 
 
+def _seed(config: Any) -> None:
+    _require(
+        0 <= config.seed < 2**32,
+        f"{type(config).__name__}.seed is {config.seed}; a seed is a whole number from 0 to {2**32 - 1}.",
+    )
+
+
+def _warmup(config: Any) -> None:
+    name = type(config).__name__
+    _require(
+        0 <= config.warmup_steps < config.steps,
+        f"{name}.warmup_steps is {config.warmup_steps} and {name}.steps {config.steps}; the warmup must be shorter "
+        "than the training, and at least 0.",
+    )
+
+
 @dataclass(frozen=True)
 class Data:
     """The embedded dialogues, and how they become tokens."""
@@ -45,6 +61,7 @@ class Data:
 
     def __post_init__(self) -> None:
         _positive(self, "dialogues", "vocabulary_size", "prompt_length", "response_length")
+        _seed(self)
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,7 @@ class Supervised:
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "batch_size", "learning_rate", "checkpoint_every")
+        _warmup(self)
 
 
 @dataclass(frozen=True)
@@ -135,12 +153,14 @@ class Policy:
         _positive(
             self, "steps", "prompts_per_step", "learning_rate", "max_gradient_norm", "temperature", "checkpoint_every"
         )
+        _warmup(self)
         _require(
             self.kl_budget > 0 and math.isfinite(self.kl_budget),
             f"Policy.kl_budget is {self.kl_budget}; a KL budget is a number of nats per response above 0, such as 0.6.",
         )
         _require(
-            self.beta is None or self.beta > 0, f"Policy.beta is {self.beta}; it must be greater than 0, or left out."
+            self.beta is None or (self.beta > 0 and math.isfinite(self.beta)),
+            f"Policy.beta is {self.beta}; it must be greater than 0, or left out.",
         )
         _require(
             self.samples_per_prompt >= 2,
@@ -193,6 +213,25 @@ class Experiment:
     evaluation: Evaluation = Evaluation()
 
     def __post_init__(self) -> None:
+        _require(
+            self.name not in ("", ".", "..", "stages") and "/" not in self.name,
+            f"Experiment.name is {self.name!r}, which cannot be the name of a folder beside stages/; choose another.",
+        )
+        _seed(self)
+        for stage in ("sft", "reward_model"):
+            batch_size = getattr(self, stage).batch_size
+            _require(
+                batch_size <= self.data.dialogues,
+                f"{stage}.batch_size is {batch_size}, but there are only Data.dialogues = {self.data.dialogues} "
+                "examples; lower the first or raise the second.",
+            )
+        needed = procedures.parse(self.policy.procedure).num_samples
+        _require(
+            needed <= self.evaluation.responses_per_prompt,
+            f"Policy.procedure is {self.policy.procedure!r}, which needs {needed} responses a prompt, but "
+            f"Evaluation.responses_per_prompt is {self.evaluation.responses_per_prompt}; raise it to "
+            f"at least {needed}.",
+        )
         _require(
             self.policy.prompts_per_step <= self.calibration.prompts,
             f"Policy.prompts_per_step is {self.policy.prompts_per_step}, but only Calibration.prompts = "

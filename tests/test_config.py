@@ -1,0 +1,126 @@
+"""Every check of an experiment: it names the field and its value, and says what would do."""
+
+import dataclasses
+import re
+
+import pytest
+
+from ctrl_jax import config
+from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, Supervised
+from ctrl_jax.errors import InputError
+
+PARTS = (Data, Model, Supervised, Calibration, Policy, Evaluation)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_defaults_are_valid_and_frozen(part):
+    made = part()
+    field = dataclasses.fields(made)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, field, getattr(made, field))
+
+
+def test_an_experiment_needs_only_a_name():
+    experiment = Experiment("any")
+    assert (experiment.data, experiment.policy) == (Data(), Policy())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        experiment.seed = 1
+
+
+def impossible_numbers():
+    """(part, field, value) for every field that must be above 0; the exempt are tested with their own checks below."""
+    exempt = {"seed", "warmup_steps", "beta"}
+    values = {int: (0, -1), float: (0.0, -1.0, float("nan"), float("inf"))}
+    for part in PARTS:
+        for field in dataclasses.fields(part):
+            if field.name not in exempt:
+                yield from ((part, field.name, value) for value in values.get(field.type, ()))
+
+
+@pytest.mark.parametrize(("part", "field", "value"), list(impossible_numbers()))
+def test_sizes_and_rates_are_above_zero(part, field, value):
+    with pytest.raises(InputError, match=rf"{part.__name__}\.{field} is {re.escape(str(value))};"):
+        part(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Data(seed=-1), ["Data.seed is -1", "from 0"]),
+        (lambda: Experiment("a", seed=2**32), ["Experiment.seed is 4294967296", "to 4294967295"]),
+        (lambda: Model(width=100, heads=8), ["Model.width is 100", "Model.heads 8", "multiple of 2 × heads"]),
+        (lambda: Model(heads=4, kv_heads=3), ["Model.heads is 4", "Model.kv_heads 3", "kv_heads"]),
+        (
+            lambda: Supervised(steps=5, warmup_steps=5),
+            ["Supervised.warmup_steps is 5", "Supervised.steps 5", "shorter"],
+        ),
+        (lambda: Supervised(warmup_steps=-1), ["Supervised.warmup_steps is -1", "at least 0"]),
+        (lambda: Policy(steps=3, warmup_steps=4), ["Policy.warmup_steps is 4", "Policy.steps 3", "shorter"]),
+        (lambda: Calibration(samples_per_prompt=1), ["Calibration.samples_per_prompt is 1", "at least 2"]),
+        (lambda: Policy(samples_per_prompt=1), ["Policy.samples_per_prompt is 1", "at least 2"]),
+        (lambda: Policy(kl_budget=-0.5), ["Policy.kl_budget is -0.5", "nats per response", "above 0"]),
+        (lambda: Policy(beta=0.0), ["Policy.beta is 0.0", "greater than 0, or left out"]),
+        (lambda: Policy(beta=float("inf")), ["Policy.beta is inf", "greater than 0, or left out"]),
+        (lambda: Policy(procedure="best_off_4"), ["'best_off_4'", "Did you mean best_of_4"]),
+        (lambda: Policy(procedure="best_of_0"), ["0", "at least 1"]),
+        (lambda: Policy(transform="logaritm"), ["'logaritm'", "Did you mean logarithm"]),
+        (lambda: Policy(transform="exponential(a)"), ["'a'", "not a number"]),
+        (lambda: Evaluation(procedures=("best_of",)), ["'best_of'", "Did you mean best_of_4"]),
+        (
+            lambda: Evaluation(procedures=("best_of_32",), responses_per_prompt=16),
+            ["'best_of_32'", "needs 32", "Evaluation.responses_per_prompt is 16", "raise it to at least 32"],
+        ),
+        (
+            lambda: Experiment("a", policy=Policy(procedure="best_of_65")),
+            ["Policy.procedure is 'best_of_65'", "needs 65", "responses_per_prompt is 64", "raise it to at least 65"],
+        ),
+        (
+            lambda: Experiment("a", calibration=Calibration(prompts=31), policy=Policy(prompts_per_step=32)),
+            ["Policy.prompts_per_step is 32", "Calibration.prompts = 31", "lower the first or raise the second"],
+        ),
+        (
+            lambda: Experiment("a", data=Data(dialogues=63), sft=Supervised(batch_size=64)),
+            ["sft.batch_size is 64", "Data.dialogues = 63", "lower the first or raise the second"],
+        ),
+        (
+            lambda: Experiment(
+                "a",
+                data=Data(dialogues=63),
+                sft=Supervised(batch_size=63),
+                reward_model=Supervised(batch_size=64),
+            ),
+            ["reward_model.batch_size is 64", "Data.dialogues = 63"],
+        ),
+        (lambda: Experiment("stages"), ["Experiment.name is 'stages'", "choose another"]),
+        (lambda: Experiment("../other"), ["Experiment.name is '../other'", "choose another"]),
+        (lambda: Experiment(""), ["Experiment.name is ''", "choose another"]),
+    ],
+)
+def test_bad_values_are_refused_with_the_fix(make, told):
+    with pytest.raises(InputError) as caught:
+        make()
+    for part in told:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("transform", ["raw", "optimal", "identity", "logarithm", "logit", "exponential(-5)"])
+@pytest.mark.parametrize("procedure", ["sampling", "best_of_4", "worst_of_16", "soft_best_of_4(0.1)"])
+def test_every_documented_name_is_accepted(transform, procedure):
+    assert Policy(transform=transform, procedure=procedure).beta is None
+
+
+def test_a_procedure_may_need_exactly_all_responses():
+    evaluation = Evaluation(procedures=("best_of_4",), responses_per_prompt=4)
+    experiment = Experiment("a", policy=Policy(procedure="worst_of_4"), evaluation=evaluation)
+    assert experiment.evaluation.responses_per_prompt == 4
+
+
+def test_a_grid_crosses_transforms_and_budgets_and_lets_go_of_beta():
+    base = Experiment("base", seed=3, policy=Policy(beta=0.2))
+    points = config.grid(base, transforms=("identity", "logit"), kl_budgets=(0.5, 1.0))
+    assert [(point.policy.transform, point.policy.kl_budget) for point in points] == [
+        ("identity", 0.5), ("identity", 1.0), ("logit", 0.5), ("logit", 1.0),
+    ]  # fmt: skip
+    assert len({point.name for point in points}) == 4
+    assert {(point.seed, point.policy.beta) for point in points} == {(3, None)}
