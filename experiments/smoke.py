@@ -16,7 +16,9 @@ def experiment() -> Experiment:
         sft=Supervised(steps=20, batch_size=32, warmup_steps=4, checkpoint_every=5),
         reward_model=Supervised(steps=20, batch_size=32, warmup_steps=4, checkpoint_every=5),
         calibration=Calibration(prompts=16, samples_per_prompt=16),
-        policy=Policy(steps=10, prompts_per_step=8, samples_per_prompt=4, checkpoint_every=2),
+        policy=Policy(
+            steps=10, prompts_per_step=8, samples_per_prompt=4, learning_rate=1e-2, warmup_steps=2, checkpoint_every=2
+        ),
         evaluation=Evaluation(
             prompts=16,
             responses_per_prompt=32,

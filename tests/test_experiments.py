@@ -1,0 +1,50 @@
+"""Every file of experiments/ builds what its name and its docstring promise."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from ctrl_jax import __main__ as command_line
+from ctrl_jax.config import Experiment
+
+FILES = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
+JOB = re.compile(r"make ([a-z-]+) EXP=(\w+)")
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+def test_there_are_experiments():
+    assert {"bon_helpful", "won_harmless", "smoke"} <= {path.stem for path in FILES}
+
+
+def test_it_builds_under_its_own_name(path):
+    experiment = command_line.load_experiment(str(path)).experiment()
+    assert isinstance(experiment, Experiment)
+    assert experiment.name == path.stem
+
+
+def test_its_docstring_says_what_it_claims_and_how_to_run_it(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert "Claim " in docstring
+    commands = JOB.findall(docstring)
+    assert ("train", path.stem) in commands
+    assert {name for _, name in commands} == {path.stem}
+    assert {job for job, _ in commands} <= set(command_line.JOBS)
+
+
+def test_its_sweep_has_valid_points_of_unique_names(path):
+    module = command_line.load_experiment(str(path))
+    promised = ("sweep", path.stem) in JOB.findall(module.__doc__)
+    assert hasattr(module, "sweep") == promised
+    if promised:
+        points = module.sweep()
+        assert len(points) >= 2
+        assert all(isinstance(point, Experiment) for point in points)
+        assert len({point.name for point in points}) == len(points)
+        # What sweeps are for: no point repeats the stages that come before the policy.
+        assert len({(point.seed, point.data, point.model, point.sft, point.reward_model) for point in points}) == 1
