@@ -20,7 +20,7 @@ from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
 from ctrl_jax.jobs.train import Aligned
 from ctrl_jax.runtime.metrics import read_metrics
-from ctrl_jax.runtime.stages import read_arrays, write_arrays, write_bytes, write_json
+from ctrl_jax.runtime.stages import read_arrays, read_json, write_arrays, write_bytes, write_json
 from ctrl_jax.steps import calibration, preference, win_rate
 from ctrl_jax.theory import ideal, optimal, procedures, transforms
 from ctrl_jax.types import Responses, Rollouts, Transform
@@ -36,6 +36,12 @@ class Judged(NamedTuple):
     """[B, M] raw, by the reward model."""
     gold: np.ndarray
     """[B, M] by the gold reward."""
+
+
+def read(run: Run) -> dict[str, Any] | None:
+    """What an earlier run wrote, or None. It is still right: a claimed work directory is one experiment's alone."""
+    path = run.work_dir / "evaluation.json"
+    return read_json(path) if path.exists() else None
 
 
 def run(run: Run, aligned: Aligned) -> dict[str, Any]:
@@ -70,7 +76,7 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
         "kl_budget": run.experiment.policy.kl_budget,
         "win_rates": _win_rates(run, policy.rewards, reference.rewards),
         "gold_win_rates": _win_rates(run, policy.gold, reference.gold),
-        "ideal": {name: _ideal(run.experiment.policy, name, kl["mean"]) for name in config.procedures},
+        "ideal": {name: _ideal(run.experiment.policy, name, kl["mean"]) for name in _procedures(run)},
         "reward_model": reward_quality,
         "ties": float(np.mean(win_rate.share_of_ties(rewards, reference_rewards))),
         "timings": {
@@ -155,8 +161,14 @@ def _win_rates(run: Run, policy: np.ndarray, reference: np.ndarray) -> dict[str,
         name: _interval(
             run, name, win_rate.win_rate(jnp.asarray(policy), jnp.asarray(reference), procedures.parse(name))
         )
-        for name in run.experiment.evaluation.procedures
+        for name in _procedures(run)
     }
+
+
+def _procedures(run: Run) -> list[str]:
+    """Those asked for, and the two of every summary: sampling, and the one that the policy was trained for."""
+    experiment = run.experiment
+    return list(dict.fromkeys([*experiment.evaluation.procedures, "sampling", experiment.policy.procedure]))
 
 
 def _ideal(policy: Policy, name: str, kl: float) -> dict[str, float]:

@@ -26,10 +26,11 @@ def run(sweep_dir: Path, points: Sequence[Run]) -> int:
     failed: dict[str, str] = {}
     for index, point in enumerate(points, 1):
         name = point.experiment.name
-        if not (point.work_dir / "evaluation.json").exists():
+        # The page comes last: a kill between evaluation and report leaves the point without one.
+        if not _page(point).exists():
             say(f"[bold]{index}/{len(points)} {name}")
             try:
-                evaluation = evaluate.run(point, train.run(point))
+                evaluation = evaluate.read(point) or evaluate.run(point, train.run(point))
                 summary.print_run(point, evaluation, report.run(point.work_dir))
             except Exception as error:  # one point must not take the others with it
                 failed[name] = str(error)
@@ -44,7 +45,7 @@ def run(sweep_dir: Path, points: Sequence[Run]) -> int:
 
 def _state(point: Run, sweep_dir: Path, failed: dict[str, str]) -> dict[str, Any]:
     done = (point.work_dir / "evaluation.json").exists()
-    page = point.work_dir / "report" / "index.html"
+    page = _page(point)
     policy = point.experiment.policy
     return {
         "name": point.experiment.name,
@@ -55,6 +56,10 @@ def _state(point: Run, sweep_dir: Path, failed: dict[str, str]) -> dict[str, Any
         "evaluation": read_json(point.work_dir / "evaluation.json") if done else None,
         "report": str(page.relative_to(sweep_dir)) if page.exists() and page.is_relative_to(sweep_dir) else None,
     }
+
+
+def _page(point: Run) -> Path:
+    return point.work_dir / "report" / "index.html"
 
 
 def _print(points: Sequence[Run]) -> None:
