@@ -101,6 +101,8 @@ def load_experiment(name: str) -> ModuleType:
     assert spec is not None and spec.loader is not None  # a .py file has both
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not hasattr(module, "experiment"):
+        raise InputError(f"{path} has no experiment(); add one that returns a ctrl_jax.config.Experiment.")
     return module
 
 
@@ -116,6 +118,10 @@ class SampleOptions(Options):
     """What the human says; by default the first test prompt."""
     num_samples: int = 4
     """Responses to print from each policy."""
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise InputError(f"num_samples is {self.num_samples}; ask for at least 1 response.")
 
 
 def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
@@ -134,15 +140,14 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
     platform.setup_compilation_cache(options.places.cache_dir / "compiled")
     devices = mesh.make_mesh(options.places.devices)
 
-    def run_of(options: Options, default_dir: Path) -> Run:
-        work_dir = options.places.work_dir or default_dir
+    def run_in(work_dir: Path, options: Options) -> Run:
         return Run(options.experiment, work_dir, options.places.runs_dir / "stages", devices)
 
-    run = run_of(options, options.places.runs_dir / options.experiment.name)
+    run = run_in(options.places.work_dir or options.places.runs_dir / options.experiment.name, options)
     match job:
         case "train":
             run.claim()
-            evaluation = evaluate.run(run, train.run(run))
+            evaluation = evaluate.read(run) or evaluate.run(run, train.run(run))
             summary.print_run(run, evaluation, report.run(run.work_dir))
         case "sft":
             sft.run(run)
@@ -159,13 +164,14 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
         case "sample":
             assert isinstance(options, SampleOptions)
             run.claim()
-            sample.run(run, train.run(run), prompt=options.prompt, num_samples=options.num_samples)
+            prompt = sample.read_prompt(run, options.prompt)
+            sample.run(run, train.run(run), prompt, num_samples=options.num_samples)
         case "sweep":
             if not hasattr(module, "sweep"):
                 raise InputError(f"{module.__file__} has no sweep(); add one that returns a list of experiments.")
             sweep_dir = run.work_dir / "sweep"
             points = [parse(point) for point in module.sweep()]
-            return sweep.run(sweep_dir, [run_of(point, sweep_dir / point.experiment.name) for point in points])
+            return sweep.run(sweep_dir, [run_in(sweep_dir / point.experiment.name, point) for point in points])
     return 0
 
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from ctrl_jax import build
 from ctrl_jax.config import Experiment
+from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import corpus
 from ctrl_jax.runtime.platform import environment
 from ctrl_jax.runtime.stages import Stage, claim, write_json
@@ -23,6 +24,9 @@ class Run:
     """What experiments share, by content."""
     mesh: Mesh
 
+    def __post_init__(self) -> None:
+        self._check_batches_divide()
+
     def stage(self, name: str, **key: Any) -> Stage:
         return Stage.open(self.stages_dir, name, key)
 
@@ -33,8 +37,27 @@ class Run:
 
     @cached_property
     def corpus(self) -> corpus.Corpus:
-        return corpus.prepare(self.experiment.data, self.stages_dir)
+        found = corpus.prepare(self.experiment.data, self.stages_dir)
+        # Asked for here already, so that too few of them are told before anything is trained.
+        found.prompts("train", self.experiment.calibration.prompts)
+        found.prompts("test", self.experiment.evaluation.prompts)
+        return found
 
     @cached_property
     def models(self) -> build.Models:
         return build.models(self.experiment.model, self.corpus.tokenizer.vocabulary_size)
+
+    def _check_batches_divide(self) -> None:
+        experiment, devices = self.experiment, self.mesh.shape["data"]
+        for option, size in (
+            ("--sft.batch-size", experiment.sft.batch_size),
+            ("--reward-model.batch-size", experiment.reward_model.batch_size),
+            ("--policy.prompts-per-step", experiment.policy.prompts_per_step),
+        ):
+            if size % devices:
+                above = size + devices - size % devices
+                nearest = f"{above - devices} or {above}" if above > devices else f"{above}"
+                raise InputError(
+                    f"{option} is {size}, which does not divide by the {devices} devices. Make it {nearest}, or choose "
+                    "--devices."
+                )

@@ -1,10 +1,12 @@
 """Responses of the reference and the policy to one prompt, with their rewards, and the procedure's pick."""
 
 import jax.numpy as jnp
+from rich.markup import escape
 
 from ctrl_jax import build
 from ctrl_jax.data.language import as_prompt
-from ctrl_jax.data.pipelines import prompts
+from ctrl_jax.data.pipelines import PromptSet, prompts
+from ctrl_jax.errors import InputError
 from ctrl_jax.jobs.rollouts import respond
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.train import Aligned
@@ -13,22 +15,35 @@ from ctrl_jax.steps.calibration import calibrate
 from ctrl_jax.theory import procedures
 
 
-def run(run: Run, aligned: Aligned, *, prompt: str | None, num_samples: int) -> None:
+def read_prompt(run: Run, text: str | None) -> PromptSet:
+    """What the human says as the policies read it, or the first test prompt; before there are any policies.
+
+    Raises:
+      InputError: if it is empty, or longer than the context.
+    """
+    if text is None:
+        return run.corpus.prompts("test", 1)
+    if not text.strip():
+        raise InputError(f"The prompt is empty ({text!r}); give --prompt a text, or leave it out.")
+    return prompts(
+        [{"prompt": as_prompt(text.strip())}],
+        run.corpus.tokenizer,
+        prompt_length=run.experiment.data.prompt_length,
+    )
+
+
+def run(run: Run, aligned: Aligned, prompt: PromptSet, *, num_samples: int) -> None:
     """Prints N responses of each policy with raw, calibrated and transformed reward; ▸ marks the procedure's pick."""
     experiment = run.experiment
     corpus = run.corpus
     procedure = procedures.parse(experiment.policy.procedure)
-    if prompt is None:
-        chosen = corpus.prompts("test", 1)
-    else:
-        chosen = prompts([{"prompt": as_prompt(prompt)}], corpus.tokenizer, prompt_length=experiment.data.prompt_length)
     references = max(experiment.calibration.samples_per_prompt, num_samples)
     phi = build.transform_of(experiment.policy, num_references=references)
-    say(f"[bold]{chosen.texts[0].strip()}")
+    say(f"[bold]{escape(prompt.texts[0].strip())}")
     reference, reference_rewards = respond(
-        run, "reference", aligned.reference.params, aligned.reward.params, chosen.prompts, references
+        run, "reference", aligned.reference.params, aligned.reward.params, prompt.prompts, references
     )
-    policy, policy_rewards = respond(run, "policy", aligned.policy, aligned.reward.params, chosen.prompts, num_samples)
+    policy, policy_rewards = respond(run, "policy", aligned.policy, aligned.reward.params, prompt.prompts, num_samples)
     for label, rollouts, rewards in (
         ("reference", reference, reference_rewards),
         ("policy", policy, policy_rewards),
@@ -40,7 +55,7 @@ def run(run: Run, aligned: Aligned, *, prompt: str | None, num_samples: int) -> 
         if num_samples >= procedure.num_samples:
             pick = int(procedure.select(raw[: procedure.num_samples], build.stage_key(experiment.seed, "pick")))
         rows = [
-            [("▸ " if i == pick else "  ") + text, float(raw[i]), float(calibrated[i]), float(transformed[i])]
+            [("▸ " if i == pick else "  ") + escape(text), float(raw[i]), float(calibrated[i]), float(transformed[i])]
             for i, text in enumerate(corpus.texts(rollouts.responses)[0][:num_samples])
         ]
         table(label, [f"response (▸ {procedure})", "raw", "calibrated", "transformed"], rows)

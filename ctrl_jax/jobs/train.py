@@ -10,6 +10,7 @@ from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.steps import kl_budget
+from ctrl_jax.theory import ideal
 from ctrl_jax.types import Params
 
 
@@ -21,13 +22,19 @@ class Aligned(NamedTuple):
 
 
 def run(run: Run) -> Aligned:
-    """Runs the stages that are missing, and trains the policy, or goes on, or reads it where it is done."""
+    """Runs the stages that are missing, and trains the policy, or goes on, or reads it where it is done.
+
+    Raises:
+      InputError: if no ideal policy of the transform has the KL budget.
+    """
     experiment, config = run.experiment, run.experiment.policy
+    phi = build.transform_of(config, num_references=experiment.calibration.samples_per_prompt)
+    if phi is not None and config.beta is None:
+        ideal.at_kl(phi, config.kl_budget)  # refuses a budget that Φ cannot reach, before anything is trained
     reference = sft.run(run)
     reward = reward_model.run(run, reference)
     table, seconds = calibrate.run(run, reference, reward)
 
-    phi = build.transform_of(config, num_references=table.rewards.shape[1])
     beta = build.starting_beta(config, phi, table.rewards)
     optimizer = build.policy_optimizer(config)
     state = build.init_state(reference.params, optimizer, run.mesh, kl_budget.init(beta))

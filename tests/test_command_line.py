@@ -1,0 +1,145 @@
+"""Bad input on the command line: exit code 2 and one paragraph with the value and the fix, before any work is done."""
+
+from pathlib import Path
+
+import pytest
+
+from ctrl_jax import __main__ as command_line
+from ctrl_jax.runtime import platform
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Calls the command line with bad input, and returns what it says on standard error."""
+    monkeypatch.chdir(Path(__file__).parents[1])
+    # It would serve the tests that come after, too.
+    monkeypatch.setattr(platform, "setup_compilation_cache", lambda directory: directory)
+
+    def call(*arguments: str, places: bool = True) -> str:
+        if places:
+            arguments = (*arguments, "--runs-dir", str(tmp_path / "runs"))
+        try:
+            code = command_line.main(list(arguments))
+        except SystemExit as exit:  # tyro's own way out
+            code = exit.code
+        printed = capsys.readouterr()
+        assert code == 2
+        assert printed.out == ""
+        trained = [path.name for path in tmp_path.glob("runs/stages/*") if not path.name.startswith("data-")]
+        assert trained == []
+        if "--debug" not in arguments:
+            assert "Traceback" not in printed.err
+            assert len(printed.err.strip().split("\n\n")) == 1
+        # A box is drawn around what tyro says, with its lines broken anywhere.
+        return " ".join(printed.err.replace("│", " ").split())
+
+    return call
+
+
+def test_an_unknown_job(refused):
+    told = refused("trian", "smoke", places=False)
+    assert "'trian'" in told
+    assert "did you mean train" in told
+
+
+def test_a_missing_experiment(refused):
+    assert "'train' needs the name of an experiment" in refused("train", places=False)
+    assert "'train' needs the name of an experiment" in refused("train", "--policy.kl-budget", "1", places=False)
+
+
+def test_an_unknown_experiment_is_told_the_nearest(refused):
+    told = refused("train", "bon_helpfull", places=False)
+    assert "'bon_helpfull'" in told
+    assert "did you mean bon_helpful" in told
+
+
+def test_a_folder_without_experiments(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = refused("train", "smoke", places=False)
+    assert "no folder experiments/" in told
+    assert str(tmp_path) in told
+
+
+def test_a_file_that_is_no_experiment(refused, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("x = 1\n")
+    told = refused("train", str(path), places=False)
+    assert f"{path} has no experiment()" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--policy.kl-budgt", "0.5"], ["--policy.kl-budgt", "Perhaps you meant: --policy.kl-budget"]),
+        (["--policy.kl-budget", "much"], ["--policy.kl-budget", "'much'", "nats per response"]),
+        (["--sft.steps", "1.5"], ["--sft.steps", "'1.5'"]),
+        (["--data.side", "hopeful"], ["'hopeful'", "'helpful', 'harmless'"]),
+        (["--policy.kl-budget", "-1"], ["Policy.kl_budget is -1.0", "above 0"]),
+        (["--policy.procedure", "best_of_33"], ["'best_of_33'", "needs 33", "is 32", "raise it to at least 33"]),
+        (["--evaluation.responses-per-prompt", "3"], ["responses_per_prompt is 3", "raise it to at least 4"]),
+        (["--calibration.samples-per-prompt", "1"], ["samples_per_prompt is 1", "at least 2"]),
+        (["--policy.samples-per-prompt", "1"], ["samples_per_prompt is 1", "at least 2"]),
+        (["--policy.transform", "identiti"], ["'identiti'", "Did you mean identity"]),
+        (["--devices", "9"], ["9 devices asked for, but there are 8", "xla_force_host_platform_device_count=9"]),
+        (["--devices", "0"], ["0 devices asked for", "Ask for 1 to 8"]),
+        (["--policy.prompts-per-step", "12"], ["--policy.prompts-per-step is 12", "8 devices", "8 or 16"]),
+        (["--sft.batch-size", "4"], ["--sft.batch-size is 4", "8 devices", "Make it 8"]),
+        (["--reward-model.batch-size", "31"], ["--reward-model.batch-size is 31", "24 or 32"]),
+        (["--calibration.prompts", "9999"], ["9999 train prompts are asked for", "at most"]),
+        (["--evaluation.prompts", "9999"], ["9999 test prompts are asked for", "at most"]),
+        (["--data.prompt-length", "3"], ["the context holds 3", "at least"]),
+        (["--data.vocabulary-size", "20"], ["A vocabulary of 20", "more than"]),
+        (["--policy.kl-budget", "3", "--policy.transform", "exponential(-50)"], ["KL of 1.381 nats at most", "than 3"]),
+    ],
+)
+def test_a_bad_option(refused, options, told):
+    message = refused("train", "smoke", *options)
+    for part in told:
+        assert part in message
+
+
+def test_a_bad_option_of_a_sweep_comes_before_its_points(refused):
+    assert "Policy.kl_budget" in refused("sweep", "bon_helpful", "--policy.kl-budget", "0")
+    assert "has no sweep(); add one" in refused("sweep", "smoke")
+
+
+def test_an_empty_prompt(refused):
+    told = refused("sample", "smoke", "--prompt", " ")
+    assert "The prompt is empty (' ')" in told
+    assert "--prompt" in told
+
+
+def test_a_prompt_longer_than_the_context(refused):
+    told = refused("sample", "smoke", "--prompt", "How do I bake bread? " * 20)
+    assert "the context holds 40" in told
+    assert "shorten it" in told
+
+
+def test_no_samples(refused):
+    assert "num_samples is 0" in refused("sample", "smoke", "--num-samples", "0")
+
+
+def test_the_work_directory_of_another_experiment(refused, tmp_path):
+    claimed = tmp_path / "runs" / "smoke" / "config.json"
+    claimed.parent.mkdir(parents=True)
+    claimed.write_text('{"name": "other"}')
+    told = refused("train", "smoke")
+    assert 'name: "other" → "smoke"' in told
+    assert "Choose another --work-dir" in told
+    assert claimed.read_text() == '{"name": "other"}'
+
+
+def test_a_report_of_nothing(refused):
+    assert "smoke is not a directory" in refused("report", "smoke")
+
+
+def test_debug_adds_the_traceback(refused):
+    told = refused("train", "smoke", "--devices", "9", "--debug")
+    assert "Traceback" in told
+    assert "9 devices asked for" in told
+
+
+def test_help_lists_every_job(capsys):
+    assert command_line.main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {job} " in printed for job in command_line.JOBS)
