@@ -1,0 +1,243 @@
+"""The whole path of `train smoke`: what it leaves behind, and that it never does anything twice."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from ctrl_jax.runtime.stages import read_arrays
+from tests.jobs.conftest import CommandLine
+
+PROCEDURES = {"sampling", "best_of_2", "best_of_4", "worst_of_4"}
+
+
+def parsed(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When each file was last written; not the locks, which are held and let go."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "lock"
+    }
+
+
+def test_the_work_directory_has_every_promised_file(smoke):
+    work_dir = smoke.work_dir
+    assert parsed(work_dir / "config.json")["policy"]["kl_budget"] == 0.75
+    assert parsed(work_dir / "environment.json")["packages"]["jax"] == jax.__version__
+    assert list((work_dir / "tensorboard").glob("events.out.tfevents.*"))
+    assert {path.name for path in (work_dir / "checkpoints").iterdir()} == {"8", "10"}
+    page = (work_dir / "report" / "index.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert "<svg" in page
+    assert not list(work_dir.rglob("*.tmp"))
+
+
+def test_metrics_have_a_row_for_every_step(smoke):
+    metrics = rows(smoke.work_dir / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == list(range(1, 11))
+    names = {"loss", "kl", "kl_k1", "kl_k2", "kl_k3", "beta", "raw_reward", "calibrated_reward", "transformed_reward"}
+    assert names | {"win_rate", "sampler_scorer_gap", "response_length", "seconds"} <= set(metrics[0])
+    assert all(np.isfinite(list(row.values())).all() for row in metrics)
+    # Before its first update the policy is the reference.
+    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert metrics[-1]["kl"] > 0.01
+    assert max(row["sampler_scorer_gap"] for row in metrics) < 1e-4
+
+
+def test_the_evaluation_keeps_its_contract(smoke):
+    evaluation = parsed(smoke.work_dir / "evaluation.json")
+    assert set(evaluation["win_rates"]) == set(evaluation["gold_win_rates"]) == set(evaluation["ideal"]) == PROCEDURES
+    for interval in [evaluation["kl"], *evaluation["win_rates"].values(), *evaluation["gold_win_rates"].values()]:
+        assert set(interval) == {"mean", "low", "high"}
+        assert 0 <= interval["low"] <= interval["mean"] <= interval["high"]
+    for ideal in evaluation["ideal"].values():
+        assert set(ideal) <= {"identity", "transform", "optimal"}
+        assert all(0 <= value <= 1 for value in ideal.values())
+    assert set(evaluation["reward_model"]) == {"accuracy", "ece"}
+    assert 0 <= evaluation["ties"] <= 1
+    stages = {"sft", "reward_model", "calibrate", "reference_evaluation", "train", "evaluate"}
+    assert set(evaluation["timings"]) == stages
+    assert all(seconds > 0 for seconds in evaluation["timings"].values())
+
+
+def test_the_evaluation_is_what_its_arrays_say(smoke):
+    evaluation = parsed(smoke.work_dir / "evaluation.json")
+    arrays = read_arrays(smoke.work_dir / "evaluation.npz")
+    assert arrays["policy_rewards"].shape == arrays["reference_gold"].shape == (16, 32)
+    for kind, name in (("rewards", "win_rates"), ("gold", "gold_win_rates")):
+        policy, reference = arrays[f"policy_{kind}"][:, :, None], arrays[f"reference_{kind}"][:, None, :]
+        won = (policy > reference) + 0.5 * (policy == reference)
+        assert evaluation[name]["sampling"]["mean"] == pytest.approx(won.mean(), abs=1e-5)
+
+
+def test_the_samples_are_the_picks_of_the_procedure(smoke):
+    samples = rows(smoke.work_dir / "samples.jsonl")
+    arrays = read_arrays(smoke.work_dir / "evaluation.npz")
+    assert len({row["prompt"] for row in samples}) == len(samples) == 16
+    for side in ("policy", "reference"):
+        best = arrays[f"{side}_rewards"][:, :4].max(axis=1)
+        np.testing.assert_allclose([row[side]["reward"] for row in samples], best, rtol=1e-6)
+        assert all(0 <= row[side]["calibrated"] <= 1 for row in samples)
+
+
+def test_it_ends_in_its_main_numbers_and_the_path_of_the_report(smoke):
+    evaluation = parsed(smoke.work_dir / "evaluation.json")
+    assert smoke.printed.splitlines()[-1] == f"Report: {smoke.work_dir / 'report' / 'index.html'}"
+    for interval in (evaluation["kl"], evaluation["win_rates"]["best_of_4"], evaluation["gold_win_rates"]["sampling"]):
+        assert "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**interval) in smoke.printed
+
+
+def test_the_same_command_again_changes_nothing(smoke):
+    def of_the_run():
+        # `report/` and `environment.json` are written again; they too must come out the same.
+        return contents(smoke.work_dir), times(smoke.stages_dir)
+
+    before = of_the_run()
+    code, printed, errors = smoke.command_line.run("train")
+    assert code == 0, errors
+    assert of_the_run() == before
+    ending = smoke.printed.index("smoke, Φ")
+    assert printed == smoke.printed[ending:], "nothing was trained, sampled or measured"
+
+
+def test_another_budget_shares_every_stage(smoke, tmp_path):
+    before = times(smoke.stages_dir)
+    options = ["--policy.kl-budget", "0.2", "--policy.procedure", "best_of_3", "--work-dir", str(tmp_path / "other")]
+    code, printed, errors = smoke.command_line.run("train", *options)
+    assert code == 0, errors
+    assert times(smoke.stages_dir) == before
+    evaluation = parsed(tmp_path / "other" / "evaluation.json")
+    assert evaluation["kl_budget"] == 0.2
+    assert set(evaluation["win_rates"]) == {*PROCEDURES, "best_of_3"}, "what it was trained for is always measured"
+    assert "best_of_3 win rate" in printed
+
+
+def test_another_experiment_may_not_take_the_work_directory(smoke):
+    before = contents(smoke.work_dir)
+    code, _, errors = smoke.command_line.run("train", "--policy.kl-budget", "0.2")
+    assert code == 2
+    assert "policy.kl_budget: 0.75 → 0.2" in errors
+    assert contents(smoke.work_dir) == before
+
+
+def copied(smoke, folder: Path) -> tuple[Path, list[str]]:
+    """A copy of the work directory that lacks only the evaluation, and the options that name it."""
+    work_dir = Path(shutil.copytree(smoke.work_dir, folder / "copy"))
+    (work_dir / "evaluation.json").unlink()
+    return work_dir, ["--work-dir", str(work_dir)]
+
+
+def test_a_damaged_checkpoint_is_refused_with_the_way_out(smoke, tmp_path):
+    work_dir, options = copied(smoke, tmp_path)
+    largest = max((work_dir / "checkpoints" / "10").rglob("*"), key=lambda path: path.stat().st_size)
+    damaged = bytearray(largest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    largest.write_bytes(damaged)
+    code, _, errors = smoke.command_line.run("train", *options)
+    assert code == 2
+    assert "Traceback" not in errors
+    assert f"{work_dir}/checkpoints/10 is damaged" in errors
+    assert f"to go on from step 8: rm -r {work_dir}/checkpoints/10" in errors
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(smoke, tmp_path):
+    work_dir, options = copied(smoke, tmp_path)
+    (work_dir / "config.json").unlink()  # as if the claim had been lost
+    code, _, errors = smoke.command_line.run("train", *options, "--policy.learning-rate", "0.02")
+    assert code == 2
+    assert "Traceback" not in errors
+    assert "was saved by another configuration" in errors
+    assert f"delete {work_dir}/checkpoints" in errors
+
+
+def policy_of(work_dir: Path) -> dict[str, np.ndarray]:
+    """Every array of the last checkpoint: parameters, optimiser, controller."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager((work_dir / "checkpoints").absolute()) as manager:
+        assert manager.latest_step() == 10
+        restored = manager.restore(10, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+    return {name: np.asarray(array) for name, array in restored.items()}
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    arrays = policy_of(expected)
+    assert any(name.startswith("params") for name in arrays)
+    assert policy_of(found).keys() == arrays.keys()
+    for name, array in policy_of(found).items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+    mine, theirs = parsed(found / "evaluation.json"), parsed(expected / "evaluation.json")
+    assert {**mine, "timings": None} == {**theirs, "timings": None}
+    assert (found / "samples.jsonl").read_bytes() == (expected / "samples.jsonl").read_bytes()
+
+    def untimed(path: Path) -> list[dict[str, Any]]:
+        return [{**row, "seconds": None} for row in rows(path)]
+
+    assert untimed(found / "metrics.jsonl") == untimed(expected / "metrics.jsonl")
+
+
+def test_a_run_killed_in_policy_training_ends_as_one_that_was_not(smoke, tmp_path):
+    """Killed after the row of step 7 is written and before checkpoint 8: step 7 is taken again, from checkpoint 6."""
+    kill = f"""
+import os, signal
+from ctrl_jax.runtime.metrics import MetricWriter
+write = MetricWriter.write
+def write_and_die(self, step, values):
+    write(self, step, values)
+    if step == 7 and {str(tmp_path)!r} in self._file.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+MetricWriter.write = write_and_die
+"""
+    work_dir = tmp_path / "killed"
+    options = ["--work-dir", str(work_dir)]
+    code, _, errors = smoke.command_line.run("train", *options, before=kill)
+    assert code == -signal.SIGKILL, errors
+    assert [row["step"] for row in rows(work_dir / "metrics.jsonl")] == list(range(1, 8))
+    assert {path.name for path in (work_dir / "checkpoints").iterdir()} == {"4", "6"}
+
+    code, printed, errors = smoke.command_line.run("train", *options)
+    assert code == 0, errors
+    assert "smoke 7/10" in printed, "it goes on from checkpoint 6"
+    assert_same_run(work_dir, smoke.work_dir)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(smoke, tmp_path):
+    command_line = CommandLine(tmp_path / "runs", smoke.command_line.cache_dir)
+    moments = random.Random(0)
+    killed = 0
+    for _ in range(8):
+        process = command_line.start("train")
+        end = time.monotonic() + moments.uniform(4, 16)
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        if process.poll() is None:
+            process.kill()
+            killed += 1
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        if process.returncode == 0:
+            break
+    code, _, errors = command_line.run("train")
+    assert code == 0, errors
+    assert killed >= 3
+    assert_same_run(tmp_path / "runs" / "smoke", smoke.work_dir)
