@@ -143,7 +143,7 @@ class Policy:
     samples_per_prompt: int = 16
     """N: rollouts a prompt; the others of its prompt are a rollout's baseline, so at least 2."""
     learning_rate: float = 1e-3
-    warmup_steps: int = 5
+    warmup_steps: int = 10
     max_gradient_norm: float = 1.0
     temperature: float = 1.0
     """Of the law that is sampled and scored, for policy and reference alike."""
@@ -206,8 +206,8 @@ class Experiment:
     """Folded with the stage, step, prompt and sample into every random key."""
     data: Data = Data()
     model: Model = Model()
-    sft: Supervised = Supervised()
-    reward_model: Supervised = Supervised()
+    sft: Supervised = Supervised(steps=600, learning_rate=1e-2)
+    reward_model: Supervised = Supervised(steps=400, learning_rate=3e-3)
     calibration: Calibration = Calibration()
     policy: Policy = Policy()
     evaluation: Evaluation = Evaluation()
