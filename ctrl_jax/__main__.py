@@ -40,7 +40,7 @@ class Places:
     runs_dir: Path = Path("runs")
     """Holds a work directory for each experiment, and `stages/`, which they share."""
     work_dir: Path | None = None
-    """This experiment's own files; by default `<runs-dir>/<name>`."""
+    """This experiment's own files; by default `<runs-dir>/<name>`, with what the options change behind the name."""
     cache_dir: Path = Path(".cache")
     """Compiled programs."""
     devices: int | None = None
@@ -143,7 +143,8 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
     def run_in(work_dir: Path, options: Options) -> Run:
         return Run(options.experiment, work_dir, options.places.runs_dir / "stages", devices)
 
-    run = run_in(options.places.work_dir or options.places.runs_dir / options.experiment.name, options)
+    default_dir = options.places.runs_dir / _run_name(module.experiment(), options.experiment)
+    run = run_in(options.places.work_dir or default_dir, options)
     match job:
         case "train":
             run.claim()
@@ -173,6 +174,17 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
             points = [parse(point) for point in module.sweep()]
             return sweep.run(sweep_dir, [run_in(sweep_dir / point.experiment.name, point) for point in points])
     return 0
+
+
+def _run_name(default: Experiment, chosen: Experiment) -> str:
+    """Names a run after its experiment and the options that differ from it, so that no two share a work directory."""
+    from ctrl_jax.runtime.stages import differences, fingerprint
+
+    changes = {name: new for name, (_, new) in differences(default, chosen).items() if name != "name"}
+    suffix = "".join(f",{name}={value}" for name, value in changes.items())
+    if len(suffix) > 100 or "/" in suffix:
+        suffix = f",{fingerprint(changes)}"
+    return chosen.name + suffix
 
 
 def _usage() -> str:

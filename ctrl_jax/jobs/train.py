@@ -59,7 +59,15 @@ def run(run: Run) -> Aligned:
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
         directory=run.work_dir,
-        fingerprint=fingerprint({"policy": config, "reference": reference.stage, "reward_model": reward.stage}),
+        fingerprint=fingerprint(
+            {
+                "policy": config,
+                "calibration": experiment.calibration,
+                "reference": reference.stage,
+                "reward_model": reward.stage,
+                "seed": experiment.seed,
+            }
+        ),
         columns=("kl", "beta", "calibrated_reward", "win_rate"),
     )
     return Aligned(state.params, reference, reward, seconds)

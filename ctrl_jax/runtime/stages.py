@@ -108,17 +108,25 @@ def claim(work_dir: Path, config: Any) -> None:
     if not path.exists():
         write_json(path, config)
         return
-    old, new = dict(_flat(read_json(path))), dict(_flat(plain(config)))
     differing = [
-        f"{name}: {_shown(old, name)} → {_shown(new, name)}"
-        for name in dict.fromkeys([*old, *new])
-        if _shown(old, name) != _shown(new, name)
+        f"{name}: {_shown(old)} → {_shown(new)}" for name, (old, new) in differences(read_json(path), config).items()
     ]
     if differing:
         raise InputError(
             f"{work_dir} belongs to another experiment, which differs in {', '.join(differing)}. Choose another "
             f"--work-dir, or delete {work_dir} to start anew there."
         )
+
+
+ABSENT = object()
+"""Stands in `differences` for a field that one side lacks."""
+
+
+def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two configurations differ, as {"a.b": (old, new)}."""
+    before, after = dict(_flat(plain(old))), dict(_flat(plain(new)))
+    pairs = {name: (before.get(name, ABSENT), after.get(name, ABSENT)) for name in dict.fromkeys([*before, *after])}
+    return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -189,5 +197,5 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _shown(fields: dict[str, Any], name: str) -> str:
-    return json.dumps(fields[name], ensure_ascii=False) if name in fields else "absent"
+def _shown(value: Any) -> str:
+    return "absent" if value is ABSENT else json.dumps(value, ensure_ascii=False)
