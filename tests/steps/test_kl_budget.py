@@ -93,8 +93,7 @@ def test_it_does_not_swing_around_the_budget_of_a_policy_that_lags():
             state = kl_budget.update(state, jnp.float32(kl), budget=0.5, **options)
         return max(misses)
 
-    assert worst_miss() < 0.1
-    assert worst_miss() < worst_miss(proportional=0.0) / 3
+    assert worst_miss() < 0.1 < worst_miss(proportional=0.0)
 
 
 def test_noise_leaves_the_mean_kl_at_the_budget():
