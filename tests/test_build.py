@@ -1,0 +1,256 @@
+"""The mapped steps: eight devices compute what one does, each step compiles once, and β starts at the budget."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from ctrl_jax import build, config
+from ctrl_jax.errors import InputError
+from ctrl_jax.runtime.mesh import replicate, shard
+from ctrl_jax.steps import kl_budget
+from ctrl_jax.theory import transforms
+from ctrl_jax.types import Examples, Prompts, Responses
+
+VOCABULARY, P, T, EOS = 17, 5, 6, 1
+PARTS = build.models(config.Model(width=8, layers=1, heads=2, kv_heads=1, mlp_width=8), VOCABULARY)
+POLICY = config.Policy(steps=50, warmup_steps=0, samples_per_prompt=4, prompts_per_step=8, learning_rate=0.01)
+SUPERVISED = config.Supervised(steps=50, warmup_steps=0, learning_rate=0.01, batch_size=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast():
+    """Nearly all of the time here is LLVM's optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def mesh_of(devices: int) -> Mesh:
+    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+MESHES = {devices: mesh_of(devices) for devices in (1, 8)}
+
+
+def examples(samples: int, seed: int = 0, size: int = 8) -> Examples:
+    """Prompts and responses of all lengths, so that no device has the mean of the others."""
+    rng = np.random.default_rng(seed)
+    prompts = Prompts(
+        rng.integers(2, VOCABULARY, (size, P)).astype(np.int32),
+        (1 + np.arange(size) % P).astype(np.int32),
+        np.arange(100, 100 + size, dtype=np.uint32),
+    )
+    lengths = (1 + (np.arange(size)[:, None] + np.arange(samples)[None]) % T).astype(np.int32)
+    return Examples(prompts, Responses(rng.integers(2, VOCABULARY, (size, samples, T)).astype(np.int32), lengths))
+
+
+@functools.cache
+def params(mesh: Mesh):
+    """A policy, a reference that differs from it, and a reward model that tells responses apart."""
+    key = jax.random.key(0)
+    policy, reference = (build.init_policy(PARTS, mesh, jax.random.fold_in(key, i)) for i in range(2))
+    reward = build.init_reward(PARTS, mesh, jax.random.fold_in(key, 2), policy)
+    head = jax.random.normal(jax.random.fold_in(key, 3), reward["head"]["kernel"].shape)
+    return policy, reference, reward | {"head": reward["head"] | {"kernel": replicate(mesh, head)}}
+
+
+def sft(mesh: Mesh):
+    optimizer = build.supervised_optimizer(SUPERVISED)
+    step = build.sft_step(PARTS, mesh, optimizer)
+    return step, build.init_state(params(mesh)[0], optimizer, mesh), lambda i: (shard(mesh, examples(1, i)),)
+
+
+def reward_model(mesh: Mesh):
+    optimizer = build.supervised_optimizer(SUPERVISED)
+    step = build.reward_model_step(PARTS, mesh, optimizer)
+    return step, build.init_state(params(mesh)[2], optimizer, mesh), lambda i: (shard(mesh, examples(2, i)),)
+
+
+def policy(mesh: Mesh, beta: float | None = None):
+    start, reference, reward = params(mesh)
+    optimizer = build.policy_optimizer(POLICY)
+    phi = build.transform_of(POLICY, num_references=16)
+    given = dataclasses.replace(POLICY, beta=beta)
+    step = build.policy_step(
+        PARTS, mesh, given, phi, optimizer, key=jax.random.key(5), max_length=T, eos_id=EOS
+    )  # fmt: skip
+    state = build.init_state(start, optimizer, mesh, kl_budget.init(0.2))
+    frozen = build.Frozen(reference, reward)
+    rewards = np.sort(np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32), axis=-1)
+    return step, state, lambda i: (frozen, shard(mesh, build.PolicyBatch(examples(1, i).prompts, rewards)))
+
+
+@functools.cache
+def history(make, devices: int):
+    """The jitted step, and (state, metrics) after each of five calls of it."""
+    mesh = MESHES[devices]
+    step, state, batch = make(mesh)
+    taken = []
+    for i in range(5):
+        state, metrics = step(state, *batch(i))
+        taken.append(jax.device_get((state, metrics)))
+    return step, taken
+
+
+@pytest.fixture(params=[sft, reward_model, policy], ids=lambda make: make.__name__)
+def trained(request):
+    """Two steps, on one device and on eight, and their two histories."""
+    (one, history_of_one), (eight, history_of_eight) = (history(request.param, devices) for devices in MESHES)
+    return (one, eight), (history_of_one, history_of_eight)
+
+
+def test_eight_devices_take_the_step_of_one(trained):
+    _, (one, eight) = trained
+    # The first step alone: what follows starts from parameters that differ in their last bits.
+    (state, metrics), (sharded_state, sharded_metrics) = one[0], eight[0]
+    assert metrics["gradient_norm"] > 1e-3
+    assert metrics.keys() == sharded_metrics.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(sharded_metrics[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+    # Adam's moments are the gradient itself; the parameters divide it by its size, noise included where it is 0.
+    for (path, expected), found in zip(
+        jax.tree.leaves_with_path(state.optimizer), jax.tree.leaves(sharded_state.optimizer), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+def test_a_step_compiles_once(trained):
+    steps, _ = trained
+    assert [step._cache_size() for step in steps] == [1, 1]
+
+
+def test_a_step_counts_itself_and_changes_the_parameters(trained):
+    _, histories = trained
+    for history in histories:
+        assert [int(state.step) for state, _ in history] == [1, 2, 3, 4, 5]
+        first, last = (jax.tree.leaves(state.params) for state, _ in (history[0], history[-1]))
+        assert any((a != b).any() for a, b in zip(first, last, strict=True))
+
+
+def test_init_state_copies_the_parameters_that_a_step_gives_away():
+    mesh = MESHES[1]
+    reference = params(mesh)[0]
+    state = build.init_state(reference, build.supervised_optimizer(SUPERVISED), mesh)
+    pairs = zip(jax.tree.leaves(reference), jax.tree.leaves(state.params), strict=True)
+    assert all(mine.unsafe_buffer_pointer() != given.unsafe_buffer_pointer() for given, mine in pairs)
+
+
+def test_the_controller_gets_the_kl_of_every_step_and_its_beta_is_the_next_steps():
+    _, taken = history(policy, 1)
+    budget = kl_budget.init(0.2)
+    for state, metrics in taken:
+        assert metrics["beta"] == pytest.approx(float(budget.beta), rel=1e-6)
+        budget = kl_budget.update(budget, jnp.asarray(metrics["kl"]), budget=POLICY.kl_budget)
+        assert state.budget.beta == pytest.approx(float(budget.beta), rel=1e-6)
+    assert taken[-1][0].budget.beta != np.float32(0.2)
+
+
+def test_a_given_beta_is_held():
+    step, state, batch = policy(MESHES[1], beta=0.2)
+    for i in range(5):
+        state, _ = step(state, *batch(i))
+    assert float(state.budget.beta) == np.float32(0.2)
+
+
+def test_the_sampler_draws_the_same_tokens_on_any_number_of_devices():
+    drawn = []
+    for mesh in MESHES.values():
+        sample = build.sampler(PARTS, mesh, num_samples=3, max_length=T, eos_id=EOS, temperature=0.7)
+        start = params(mesh)[0]
+        prompts = shard(mesh, examples(1).prompts)
+        rollouts = jax.device_get([sample(start, prompts, jax.random.key(seed)) for seed in (1, 2)])
+        assert (rollouts[0].responses.tokens != rollouts[1].responses.tokens).any()
+        assert sample._cache_size() == 1
+        drawn.append(rollouts[0])
+    one, eight = drawn
+    np.testing.assert_array_equal(one.responses.tokens, eight.responses.tokens)
+    np.testing.assert_array_equal(one.responses.lengths, eight.responses.lengths)
+    np.testing.assert_allclose(one.log_probs, eight.log_probs, rtol=1e-5, atol=1e-6)
+
+
+def test_scores_and_kl_are_the_same_on_any_number_of_devices():
+    scores, kls = [], []
+    for mesh in MESHES.values():
+        start, reference, reward = params(mesh)
+        batch = examples(3)
+        rollouts = build.Rollouts(batch.prompts, batch.responses, np.zeros((8, 3, T), np.float32))
+        scores.append(build.scorer(PARTS, mesh)(reward, *shard(mesh, (batch.prompts, batch.responses))))
+        measure = build.kl_of_responses(PARTS, mesh, temperature=0.7)
+        kls.append(measure(start, reference, shard(mesh, rollouts)))
+        np.testing.assert_allclose(measure(start, start, shard(mesh, rollouts)), 0, atol=1e-6)
+    assert scores[0].shape == kls[0].shape == (8, 3)
+    assert np.ptp(scores[0]) > 0.1
+    assert (kls[0] > 0).all()
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(kls[0], kls[1], rtol=1e-5, atol=1e-5)
+
+
+def test_stage_keys_differ_by_seed_and_stage():
+    keys = [build.stage_key(seed, stage) for seed in (0, 1) for stage in ("sft", "policy")]
+    assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 4
+
+
+RANKS = np.linspace(0, 1, 11)
+
+
+@pytest.mark.parametrize("name", ["identity", "logarithm", "logit", "exponential(10)", "exponential(-10)", "optimal"])
+def test_every_transform_has_the_range_0_to_1(name):
+    phi = build.transform_of(config.Policy(transform=name), num_references=128)
+    values = np.asarray(phi(jnp.asarray(RANKS)))
+    assert values[[0, -1]] == pytest.approx([0, 1], abs=1e-6)
+    # Nothing is lost by it: Φ* is flat where no policy of the budget goes.
+    assert (np.diff(values) >= 0).all()
+    assert len(np.unique(values)) > 3
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("identity", lambda u: u),
+        ("exponential(10)", lambda u: np.expm1(10 * u) / np.expm1(10)),
+        ("exponential(-10)", lambda u: np.expm1(-10 * u) / np.expm1(-10)),
+        # Half a reference response before an infinite end: u = 1/256 is 0, and for the logit 1 − 1/256 is 1.
+        ("logarithm", lambda u: 1 - np.log(np.maximum(u, 1 / 256)) / np.log(1 / 256)),
+        ("logit", lambda u: 0.5 + np.arctanh(2 * np.clip(u, 1 / 256, 255 / 256) - 1) / np.log(255)),
+    ],
+)
+def test_transforms_are_their_formulas(name, formula):
+    phi = build.transform_of(config.Policy(transform=name), num_references=128)
+    np.testing.assert_allclose(phi(jnp.asarray(RANKS)), formula(RANKS), rtol=1e-4, atol=1e-6)
+
+
+def test_raw_rewards_have_no_transform():
+    assert build.transform_of(config.Policy(transform="raw"), num_references=128) is None
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.75, 2.0])
+def test_beta_of_raw_rewards_hits_the_budget(budget):
+    rewards = np.random.default_rng(0).normal(size=(5, 32)) * np.array([[0.5], [1], [2], [3], [4]])
+    beta = build.starting_beta(
+        config.Policy(transform="raw", kl_budget=budget), None, jnp.asarray(rewards, jnp.float32)
+    )
+    weights = np.exp(rewards / beta - (rewards / beta).max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    kl = np.sum(weights * np.log(np.maximum(32 * weights, 1e-300)), axis=1)
+    assert kl.mean() == pytest.approx(budget, rel=1e-3)
+
+
+def test_beta_of_ranks_is_the_ideal_policys():
+    """Φ = u tilts the uniform law to the density b exp(bu)/(exp(b) − 1), b = 1/β: KL = b E[u] − log((e^b − 1)/b)."""
+    b = 1 / build.starting_beta(config.Policy(kl_budget=0.5), transforms.identity(), None)
+    mean = 1 / (1 - np.exp(-b)) - 1 / b
+    assert b * mean - np.log(np.expm1(b) / b) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_a_given_beta_is_taken():
+    assert build.starting_beta(config.Policy(beta=0.3), None, None) == 0.3
+
+
+def test_a_constant_raw_reward_is_refused():
+    with pytest.raises(InputError, match="the same reward"):
+        build.starting_beta(config.Policy(transform="raw"), None, jnp.ones((4, 8)))
