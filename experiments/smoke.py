@@ -1,7 +1,7 @@
 """The whole path on next to nothing, to see that it runs: a network too small to learn, 600 dialogues, a few steps.
 
 Claim     None about alignment: every stage runs, and every file of a work directory is written.
-Cost      About a minute on two CPU cores from nothing, most of it compilation; half of that from the compilation cache.
+Cost      About a minute on two CPU cores from nothing, most of it compilation; less where that is cached.
 Command   make train EXP=smoke
 """
 
