@@ -67,7 +67,8 @@ def main(repeats: int = 10, experiment: str = "bon_helpful") -> None:
     new_tokens = batch * samples * length
     rows = [[name, 1e3 * seconds, seconds / medians["whole step"]] for name, seconds in medians.items()]
     table(f"{experiment}: {batch} prompts × {samples} × {length} tokens", ["phase", "median ms", "share"], rows)
-    say(f"Sampling: {new_tokens / medians['sample']:,.0f} tokens/s; whole step: {new_tokens / medians['whole step']:,.0f}.")
+    rate = {name: new_tokens / seconds for name, seconds in medians.items()}
+    say(f"Sampling: {rate['sample']:,.0f} tokens/s; whole step: {rate['whole step']:,.0f}.")
 
 
 if __name__ == "__main__":

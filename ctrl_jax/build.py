@@ -6,6 +6,7 @@ is summed over the devices as (sum, weight) *inside* the differentiated function
 parameters, which shard_map sums over the devices by itself, is the gradient of the global mean.
 """
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ def _update(
 
     (value, auxiliary), gradients = jax.value_and_grad(global_loss, has_aux=True)(state.params)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-    metrics = {"loss": value, "gradient_norm": optax.global_norm(gradients)}
+    metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
     return optax.apply_updates(state.params, updates), optimizer_state, metrics, auxiliary
 
 
@@ -256,6 +257,11 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
         log_weights = jax.nn.log_softmax(rewards / beta, axis=-1)
         return (jnp.exp(log_weights) * (log_weights + jnp.log(rewards.shape[-1]))).sum(-1).mean()
 
+    if budget >= math.log(rewards.shape[-1]):
+        raise InputError(
+            f"Policy.kl_budget is {budget} nats, but {rewards.shape[-1]} reference responses a prompt tell β only up to "
+            f"{math.log(rewards.shape[-1]):.2f}; lower the budget or raise --calibration.samples-per-prompt."
+        )
     spread = float(jnp.std(rewards, axis=-1).mean())
     if spread == 0:
         raise InputError(

@@ -71,7 +71,7 @@ class CalibrationTable:
     """What the reference policy scores on each prompt."""
 
     ids: jax.Array
-    """[B] uint32, ascending."""
+    """[B] uint32 of the prompts, in the order of the data."""
     rewards: jax.Array
     """[B, K] raw rewards of the reference's responses, each row ascending."""
 

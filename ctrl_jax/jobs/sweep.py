@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import evaluate, report, summary, train
 from ctrl_jax.jobs.run import Run
@@ -34,7 +36,7 @@ def run(sweep_dir: Path, points: Sequence[Run]) -> int:
                 summary.print_run(point, evaluation, report.run(point.work_dir))
             except Exception as error:  # one point must not take the others with it
                 failed[name] = str(error)
-                say(f"[red]{name} failed: {error}")
+                say(f"[red]{name} failed: {escape(str(error))}")
                 if not isinstance(error, InputError):
                     traceback.print_exc()
         page = report.write_sweep_report(sweep_dir, [_state(point, sweep_dir, failed) for point in points])

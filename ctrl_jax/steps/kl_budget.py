@@ -1,18 +1,18 @@
 """The controller that trims β until the measured KL meets the budget.
 
-It starts at the ideal policy's β for the budget. The trained policy is not the ideal one, so its KL misses the budget, and
-it follows β only after a delay, so a controller that merely integrates the error swings around it. Hence a proportional
-and an integral term on log β, once the KL has first reached the budget:
+It starts at the ideal policy's β for the budget. The trained policy is not the ideal one, so its KL misses the budget,
+and it follows β only after a delay, so a controller that merely integrates the error swings around it. Hence a
+proportional and an integral term on log β, once the KL has first reached the budget:
 
     e    = clip(KL / budget − 1, ±clip),    KL = mean of the last measurements, nats per response
     base ← base · exp(integral · e)
     β    = base · exp(proportional · e)
 
 so that β rises, and the KL falls, while the policy is over its budget. Before the KL has reached the budget, an error
-only says that training has begun, and β stays where it is; a budget not reached in `patience` steps sets it moving too.
+only says that training has begun, and β stays where it is, for `patience` steps at most.
 
-Why both: let a policy follow β with a lag of τ steps, d log KL/dt = −(log KL + s log β) / τ near the budget (s is 1 to 2).
-The damping ratio is then (1 + s · proportional) / (2 √(τ s · integral)). With τ = 12 and s = 1.5 the defaults give 1.1.
+Why both: let a policy follow β with a lag of τ steps, d log KL/dt = −(log KL + s log β) / τ near the budget, where s is
+1 to 2. The damping ratio is then (1 + s · proportional) / (2 √(τ s · integral)). With τ = 12 and s = 1.5 the defaults give 1.1.
 Twice the integral and no proportional term give .5, and let the KL swing by a third for a whole run of 150 steps; twice
 the proportional term follows the noise of single steps.
 """
@@ -57,9 +57,9 @@ def update(
 ) -> State:
     """Takes one step's measured KL [], nats per response over all devices, and trims β.
 
-    The average is over the measurements there are while they are fewer than the window. A measurement of nan makes β nan:
-    a run that has lost its KL should stop, not go on at an old β. After Ziegler et al. 2019 (arXiv 1909.08593, section
-    2.2), whose controller is the integral term alone.
+    The average is over the measurements there are while they are fewer than the window. A measurement of nan makes β
+    nan: a run that has lost its KL should stop, not go on at an old β. After Ziegler et al. 2019 (arXiv 1909.08593,
+    section 2.2), whose controller is the integral term alone.
     """
     chex.assert_rank(measured_kl, 0)
     window = state.kl.shape[0]

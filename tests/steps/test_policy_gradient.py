@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +72,7 @@ def test_expectation_over_every_pair_of_responses_is_the_gradient_of_the_objecti
 
         return (weights * jax.vmap(one)(tokens, lengths)).sum()
 
-    estimate, exact = jax.grad(expected)(PARAMS), -jax.grad(objective)(PARAMS)
+    estimate, exact = jax.jit(jax.grad(expected))(PARAMS), -jax.jit(jax.grad(objective))(PARAMS)
     assert np.linalg.norm(estimate - exact) < 1e-4 * np.linalg.norm(exact)
 
 
@@ -104,10 +106,9 @@ def test_leave_one_out_is_the_mean_of_the_others():
 @pytest.fixture
 def batch():
     prompts = fakes.prompts(*range(8))
-    rollouts = sampling.sample(
-        fakes.policy, PARAMS, prompts, jax.random.key(1), num_samples=5, max_length=fakes.LENGTH, eos_id=fakes.EOS
-    )
-    return prompts, rollouts.responses.tokens, rollouts.responses.lengths
+    sample = partial(sampling.sample, fakes.policy, num_samples=5, max_length=fakes.LENGTH, eos_id=fakes.EOS)
+    responses = jax.jit(sample)(PARAMS, prompts, jax.random.key(1)).responses
+    return prompts, responses.tokens, responses.lengths
 
 
 @pytest.mark.parametrize("loss", [exact_loss, sampled_loss])
@@ -132,8 +133,9 @@ def test_padding_changes_neither_loss_nor_gradient(loss, batch):
 
     garbage = jnp.where(length_mask(lengths, fakes.LENGTH), tokens, (tokens + 1) % fakes.VOCABULARY)
     assert (garbage != tokens).any()
-    clean_value, clean_gradient = jax.value_and_grad(value)(PARAMS, tokens)
-    other_value, other_gradient = jax.value_and_grad(value)(PARAMS, garbage)
+    value_and_gradient = jax.jit(jax.value_and_grad(value))
+    clean_value, clean_gradient = value_and_gradient(PARAMS, tokens)
+    other_value, other_gradient = value_and_gradient(PARAMS, garbage)
     np.testing.assert_allclose(other_value, clean_value, rtol=1e-6)
     np.testing.assert_allclose(other_gradient, clean_gradient, atol=1e-6)
 
@@ -144,7 +146,7 @@ def test_sharded_gradient_is_the_single_device_gradient(mesh, batch):
     def value(params, tokens, lengths, prompts, axis_name):
         return exact_loss(params, tokens, lengths, prompts)[1].across(axis_name).value
 
-    single = jax.value_and_grad(lambda params: value(params, tokens, lengths, prompts, None))(PARAMS)
+    single = jax.jit(jax.value_and_grad(lambda params: value(params, tokens, lengths, prompts, None)))(PARAMS)
     sharded = jax.jit(
         jax.shard_map(
             lambda params, *rest: jax.value_and_grad(lambda params: value(params, *rest, "data"))(params),
@@ -176,10 +178,8 @@ def test_exact_kl_varies_less_than_sampled_kl():
     """Near the reference with no reward, all of the gradient is the KL's: the exact one has less noise."""
     near = REFERENCE + 0.1 * PARAMS
     prompts = fakes.prompts(*range(0, 512, 2))
-    rollouts = sampling.sample(
-        fakes.policy, near, prompts, jax.random.key(3), num_samples=4, max_length=fakes.LENGTH, eos_id=fakes.EOS
-    )
-    responses = rollouts.responses
+    sample = partial(sampling.sample, fakes.policy, num_samples=4, max_length=fakes.LENGTH, eos_id=fakes.EOS)
+    responses = jax.jit(sample)(near, prompts, jax.random.key(3)).responses
 
     def per_prompt(params, estimator):
         features = fakes.policy.apply(params, prompts, responses)
@@ -193,7 +193,7 @@ def test_exact_kl_varies_less_than_sampled_kl():
         return jax.vmap(one)(c.log_probs, other, responses.lengths)
 
     exact, sampled = (
-        np.asarray(jax.jacrev(lambda params, e=estimator: per_prompt(params, e))(near)).var(axis=0).sum()
+        np.asarray(jax.jit(jax.jacrev(partial(per_prompt, estimator=estimator)))(near)).var(axis=0).sum()
         for estimator in (policy_gradient.exact_kl_loss, policy_gradient.sampled_kl_loss)
     )
     assert exact < sampled

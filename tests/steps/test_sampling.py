@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,11 @@ PARAMS = fakes.params(jax.random.key(0))
 
 
 def sample(params, prompts, key, num_samples, temperature=1.0):
+    return jitted(params, prompts, key, num_samples, temperature)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def jitted(params, prompts, key, num_samples, temperature):
     return sampling.sample(
         fakes.policy,
         params,
@@ -29,9 +36,7 @@ def sample(params, prompts, key, num_samples, temperature=1.0):
 def test_responses_follow_the_law_of_the_model(temperature):
     """Chi-square of 20,000 responses a prompt against the probabilities of all responses, at a 1e-4 level."""
     responses = fakes.every_response()
-    rollouts = jax.jit(sample, static_argnums=(3, 4))(
-        PARAMS, fakes.prompts(0, 1), jax.random.key(1), 20_000, temperature
-    )
+    rollouts = sample(PARAMS, fakes.prompts(0, 1), jax.random.key(1), 20_000, temperature)
     for row, prompt in enumerate((0, 1)):
         log_probs = fakes.log_prob_of(PARAMS, fakes.prompts(prompt), responses, temperature)
         expected = np.exp(np.asarray(log_probs[0], np.float64))
