@@ -259,7 +259,7 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
 
     if budget >= math.log(rewards.shape[-1]):
         raise InputError(
-            f"Policy.kl_budget is {budget} nats, but {rewards.shape[-1]} reference responses a prompt tell β only up to "
+            f"The KL budget is {budget} nats, but {rewards.shape[-1]} reference responses a prompt give β only up to "
             f"{math.log(rewards.shape[-1]):.2f}; lower the budget or raise --calibration.samples-per-prompt."
         )
     spread = float(jnp.std(rewards, axis=-1).mean())

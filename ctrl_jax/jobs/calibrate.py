@@ -48,9 +48,9 @@ def run(run: Run, reference: Trained, reward: Trained) -> Calibrated:
             )
             if not np.isfinite(rewards).all():
                 raise InputError(
-                    f"{np.sum(~np.isfinite(rewards))} of {rewards.size} reference rewards are not finite: the reward "
-                    f"model in {run.stages_dir / reward.stage} is broken. Delete that folder and train it with a smaller "
-                    "--reward-model.learning-rate."
+                    f"{np.sum(~np.isfinite(rewards))} of {rewards.size} reference rewards are not finite: the "
+                    f"reward model in {run.stages_dir / reward.stage} is broken. Delete that folder and train it "
+                    "with a smaller --reward-model.learning-rate."
                 )
             write_arrays(path, ids=prompts.prompts.ids, rewards=np.sort(rewards, axis=-1))
             stage.finish({"ties": _ties(rewards), "seconds": time.monotonic() - started})

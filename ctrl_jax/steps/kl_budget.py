@@ -12,9 +12,9 @@ so that β rises, and the KL falls, while the policy is over its budget. Before 
 only says that training has begun, and β stays where it is, for `patience` steps at most.
 
 Why both: let a policy follow β with a lag of τ steps, d log KL/dt = −(log KL + s log β) / τ near the budget, where s is
-1 to 2. The damping ratio is then (1 + s · proportional) / (2 √(τ s · integral)). With τ = 12 and s = 1.5 the defaults give 1.1.
-Twice the integral and no proportional term give .5, and let the KL swing by a third for a whole run of 150 steps; twice
-the proportional term follows the noise of single steps.
+1 to 2. The damping ratio is then (1 + s · proportional) / (2 √(τ s · integral)): with τ = 12 and s = 1.5 the defaults
+give 1.1. Twice the integral and no proportional term give .5, and let the KL swing by a third for a whole run of 150
+steps; twice the proportional term follows the noise of single steps.
 """
 
 from dataclasses import dataclass
