@@ -19,4 +19,4 @@ def experiment() -> Experiment:
 
 
 def sweep() -> list[Experiment]:
-    return grid(experiment(), transforms=("identity", "exponential(-10)", "optimal"), kl_budgets=(0.25, 0.4))
+    return grid(experiment(), transforms=("identity", "exponential(-10)"), kl_budgets=(0.3, 0.5))
