@@ -71,7 +71,7 @@ ideal: $(STAMP) ## the theory alone: ARGS="--procedure best_of_4 --kl 1.0"
 	$(JOB) ideal $(ARGS)
 
 test: $(STAMP) ## the fast tests; ARGS="-x tests/theory" goes to pytest
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) ## the tests that take minutes: whole runs, kills and resumes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)

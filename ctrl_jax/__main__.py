@@ -45,6 +45,8 @@ class Places:
     """Compiled programs."""
     devices: int | None = None
     """Devices to use; by default all."""
+    wandb: bool = False
+    """Log the policy's training to Weights & Biases too (make setup EXTRA=wandb)."""
     debug: bool = False
     """Print a traceback on bad input too."""
 
@@ -141,7 +143,8 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
     devices = mesh.make_mesh(options.places.devices)
 
     def run_in(work_dir: Path, options: Options) -> Run:
-        return Run(options.experiment, work_dir, options.places.runs_dir / "stages", devices)
+        places = options.places
+        return Run(options.experiment, work_dir, places.runs_dir / "stages", devices, places.wandb)
 
     default_dir = options.places.runs_dir / _run_name(module.experiment(), options.experiment)
     run = run_in(options.places.work_dir or default_dir, options)

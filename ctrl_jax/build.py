@@ -214,14 +214,15 @@ def kl_of_responses(
     """(policy params, reference params, rollouts of the policy) to the exact KL of each response [B, N], nats."""
 
     def measure(params: Params, reference: Params, rollouts: Rollouts) -> jax.Array:
-        return kl.per_sequence(_compare(parts, params, reference, rollouts, temperature).kl, rollouts.responses.lengths)
+        return kl.per_sequence(compare(parts, params, reference, rollouts, temperature).kl, rollouts.responses.lengths)
 
     return jax.jit(jax.shard_map(measure, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P("data")))
 
 
-def _compare(
+def compare(
     parts: Models, params: Params, reference: Params, rollouts: Rollouts, temperature: float
 ) -> logprobs.Comparison:
+    """Policy and reference on the policy's rollouts; per-device code, to be traced in a step."""
     apply, unembed = parts.policy.apply, parts.policy.unembed
     features = apply(params, rollouts.prompts, rollouts.responses)
     reference_features = apply(reference, rollouts.prompts, rollouts.responses)
@@ -309,7 +310,7 @@ def policy_step(
         transformed = raw if phi is None else phi(calibrated)
 
         def loss(params: Params) -> tuple[Mean, logprobs.Comparison]:
-            comparison = _compare(parts, params, frozen.reference, rollouts, policy.temperature)
+            comparison = compare(parts, params, frozen.reference, rollouts, policy.temperature)
             mean = policy_gradient.exact_kl_loss(
                 comparison.log_probs, comparison.kl, transformed, responses.lengths, beta=beta
             )

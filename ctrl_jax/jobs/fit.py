@@ -38,6 +38,7 @@ def fit(
     directory: Path,
     fingerprint: str,
     columns: Sequence[str],
+    wandb: bool = False,
 ) -> TrainState:
     """Takes `state` to `steps` updates, and returns it at once where that is done already.
 
@@ -55,6 +56,7 @@ def fit(
       directory: holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
       fingerprint: of all that the final state depends on; a checkpoint of another is refused.
       columns: metrics to show while it runs.
+      wandb: whether metrics go to Weights & Biases too.
     """
     with closing(Checkpoints(directory / "checkpoints", fingerprint=fingerprint)) as checkpoints:
         restored = checkpoints.restore(jax.tree.map(_abstract, state))
@@ -65,7 +67,7 @@ def fit(
         if start >= steps:
             return state
         with (
-            closing(MetricWriter(directory, resume_step=start if restored else None)) as writer,
+            closing(MetricWriter(directory, resume_step=start if restored else None, wandb=wandb)) as writer,
             progress(label, steps, start=start) as bar,
         ):
             last = time.monotonic()

@@ -23,6 +23,8 @@ class Run:
     stages_dir: Path
     """What experiments share, by content."""
     mesh: Mesh
+    wandb: bool = False
+    """Whether the policy's metrics go to Weights & Biases too."""
 
     def __post_init__(self) -> None:
         self._check_batches_divide()

@@ -69,5 +69,6 @@ def run(run: Run) -> Aligned:
             }
         ),
         columns=("kl", "beta", "calibrated_reward", "win_rate"),
+        wandb=run.wandb,
     )
     return Aligned(state.params, reference, reward, seconds)

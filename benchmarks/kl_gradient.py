@@ -1,0 +1,71 @@
+"""How much the gradient estimate varies with the KL exact or sampled, at the policy that bon_helpful trains.
+
+    make bench        or        python benchmarks/kl_gradient.py [--repeats 40]
+
+Prints the total variance of the gradient over repeated batches for `policy_gradient.exact_kl_loss`, which training
+uses, and for `sampled_kl_loss`, on the same rollouts; and the same without a reward, where the KL is all there is.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from ctrl_jax import build
+from ctrl_jax.__main__ import load_experiment
+from ctrl_jax.jobs import calibrate, train
+from ctrl_jax.jobs.run import Run
+from ctrl_jax.runtime.console import table
+from ctrl_jax.runtime.mesh import make_mesh
+from ctrl_jax.runtime.platform import setup_compilation_cache
+from ctrl_jax.steps import calibration, policy_gradient, sampling
+from ctrl_jax.types import Params
+
+
+def main(repeats: int = 40, experiment: str = "bon_helpful", runs_dir: Path = Path("runs")) -> None:
+    setup_compilation_cache(Path(".cache/compiled"))
+    config = load_experiment(experiment).experiment()
+    run = Run(config, runs_dir / experiment, runs_dir / "stages", make_mesh(1))
+    aligned = train.run(run)
+    rewards = calibrate.run(run, aligned.reference, aligned.reward).table.rewards
+    phi = build.transform_of(config.policy, rewards.shape[1])
+    beta = build.starting_beta(config.policy, phi, rewards)
+    batch = config.policy.prompts_per_step
+    prompts = jax.tree.map(lambda x: jnp.asarray(x[:batch]), run.corpus.prompts("train", batch).prompts)
+    parts, reference = run.models, aligned.reference.params
+
+    @jax.jit
+    def gradients(key: jax.Array) -> dict[str, Params]:
+        rollouts = sampling.sample(
+            parts.policy, aligned.policy, prompts, key,
+            num_samples=config.policy.samples_per_prompt, max_length=config.data.response_length,
+            eos_id=run.corpus.tokenizer.eos_id, temperature=config.policy.temperature,
+        )  # fmt: skip
+        responses = rollouts.responses
+        raw = parts.reward(aligned.reward.params, prompts, responses)
+        transformed = raw if phi is None else phi(calibration.calibrate(raw, rewards[:batch]))
+
+        def loss(params: Params, rewards: jax.Array, exact: bool) -> jax.Array:
+            c = build.compare(parts, params, reference, rollouts, config.policy.temperature)
+            function = policy_gradient.exact_kl_loss if exact else policy_gradient.sampled_kl_loss
+            other = c.kl if exact else c.reference_log_probs
+            return function(c.log_probs, other, rewards, responses.lengths, beta=beta).value
+
+        return {
+            f"{'exact' if exact else 'sampled'} KL, {label}": jax.grad(loss)(aligned.policy, values, exact)
+            for exact in (True, False)
+            for label, values in (("with the reward", transformed), ("without", jnp.zeros_like(transformed)))
+        }
+
+    samples = [gradients(key) for key in jax.random.split(jax.random.key(0), repeats)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *samples)
+    variance = {
+        name: sum(float(jnp.var(leaf, axis=0, ddof=1).sum()) for leaf in jax.tree.leaves(tree))
+        for name, tree in stacked.items()
+    }
+    table(f"{experiment}: variance of the gradient over {repeats} batches", ["", "variance"], list(variance.items()))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
