@@ -44,7 +44,7 @@ def main(repeats: int = 10, experiment: str = "bon_helpful") -> None:
     phi = build.transform_of(policy, references.shape[1])
     optimizer = build.policy_optimizer(policy)
     step = build.policy_step(parts, mesh, policy, phi, optimizer, key=key, max_length=length, eos_id=NO_EOS)
-    state = build.init_state(params, optimizer, mesh, kl_budget.init(0.3))
+    state = build.init_state(params, optimizer, mesh, kl_budget.init(0.3, budget=policy.kl_budget))
 
     def whole_step() -> Any:
         nonlocal state

@@ -341,8 +341,7 @@ def policy_step(
             means["win_rate"] = over_responses(win_rate.win_rate(raw, batch.reference_rewards, procedure))
         metrics |= _values(means)
         metrics["beta"] = beta
-        if policy.beta is None:
-            budget = kl_budget.update(budget, metrics["kl"], budget=policy.kl_budget)
+        budget = kl_budget.update(budget, metrics["kl"])
         return TrainState(state.step + 1, params, optimizer_state, budget), metrics
 
     mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=(P(), P()))

@@ -79,7 +79,7 @@ def policy(mesh: Mesh, beta: float | None = None):
     step = build.policy_step(
         PARTS, mesh, given, phi, optimizer, key=jax.random.key(5), max_length=T, eos_id=EOS
     )  # fmt: skip
-    state = build.init_state(start, optimizer, mesh, kl_budget.init(0.2))
+    state = build.init_state(start, optimizer, mesh, kl_budget.init(0.2, budget=POLICY.kl_budget))
     frozen = build.Frozen(reference, reward)
     rewards = np.sort(np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32), axis=-1)
     return step, state, lambda i: (frozen, shard(mesh, build.PolicyBatch(examples(1, i).prompts, rewards)))
@@ -142,10 +142,10 @@ def test_init_state_copies_the_parameters_that_a_step_gives_away():
 
 def test_the_controller_gets_the_kl_of_every_step_and_its_beta_is_the_next_steps():
     _, taken = history(policy, 1)
-    budget = kl_budget.init(0.2)
+    budget = kl_budget.init(0.2, budget=POLICY.kl_budget)
     for state, metrics in taken:
         assert metrics["beta"] == pytest.approx(float(budget.beta), rel=1e-6)
-        budget = kl_budget.update(budget, jnp.asarray(metrics["kl"]), budget=POLICY.kl_budget)
+        budget = kl_budget.update(budget, jnp.asarray(metrics["kl"]))
         assert state.budget.beta == pytest.approx(float(budget.beta), rel=1e-6)
     assert taken[-1][0].budget.beta != np.float32(0.2)
 

@@ -37,7 +37,8 @@ def run(run: Run) -> Aligned:
 
     beta = build.starting_beta(config, phi, table.rewards)
     optimizer = build.policy_optimizer(config)
-    state = build.init_state(reference.params, optimizer, run.mesh, kl_budget.init(beta))
+    controller = kl_budget.init(beta, budget=config.kl_budget, held=config.beta is not None)
+    state = build.init_state(reference.params, optimizer, run.mesh, controller)
     frozen = build.Frozen(reference.params, reward.params)
     step = build.policy_step(
         run.models,

@@ -17,7 +17,7 @@ give 1.1. Twice the integral and no proportional term give .5, and let the KL sw
 steps; twice the proportional term follows the noise of single steps.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import chex
 import jax
@@ -37,19 +37,30 @@ class State:
     """[] int32, measurements so far."""
     started: jax.Array
     """[] bool, whether the KL has reached the budget, or patience has run out."""
+    budget: jax.Array
+    """[] nats per response. Data rather than a constant, so that all budgets share one compiled step."""
+    held: jax.Array
+    """[] bool, whether β stays as it is."""
 
 
-def init(beta: float | jax.Array, *, window: int = 5) -> State:
-    """A controller at β that averages over the last `window` measurements."""
+def init(beta: float | jax.Array, *, budget: float, held: bool = False, window: int = 5) -> State:
+    """A controller at β that averages over the last `window` measurements; one that is `held` only records them."""
     beta = jnp.asarray(beta, jnp.float32)
-    return State(beta, beta, jnp.zeros(window), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+    return State(
+        beta,
+        beta,
+        jnp.zeros(window),
+        jnp.zeros((), jnp.int32),
+        jnp.zeros((), bool),
+        jnp.asarray(budget, jnp.float32),
+        jnp.asarray(held),
+    )
 
 
 def update(
     state: State,
     measured_kl: jax.Array,
     *,
-    budget: float,
     proportional: float = 0.4,
     integral: float = 0.03,
     clip: float = 0.5,
@@ -66,7 +77,9 @@ def update(
     kl = state.kl.at[state.steps % window].set(measured_kl)
     steps = state.steps + 1
     average = jnp.sum(kl) / jnp.minimum(steps, window)
-    started = state.started | (average >= budget) | (steps >= patience) | jnp.isnan(average)
-    error = jnp.where(started, jnp.clip(average / budget - 1, -clip, clip), 0.0)
+    started = state.started | (average >= state.budget) | (steps >= patience) | jnp.isnan(average)
+    error = jnp.where(started, jnp.clip(average / state.budget - 1, -clip, clip), 0.0)
+    error = jnp.where(state.held, 0.0, error)
     base = state.base * jnp.exp(integral * error)
-    return State(base * jnp.exp(proportional * error), base, kl, steps, started)
+    beta = base * jnp.exp(proportional * error)
+    return replace(state, beta=beta, base=base, kl=kl, steps=steps, started=started)

@@ -8,8 +8,8 @@ from ctrl_jax.steps import kl_budget
 from ctrl_jax.steps.masked import masked_mean
 
 
-def run(beta, kls, **options):
-    state = kl_budget.init(beta)
+def run(beta, kls, *, budget, held=False, **options):
+    state = kl_budget.init(beta, budget=budget, held=held)
     betas = []
     for kl in kls:
         state = kl_budget.update(state, jnp.float32(kl), **options)
@@ -25,6 +25,10 @@ def ideal_kl(beta):
 
 def test_the_budget_is_a_fixed_point():
     np.testing.assert_array_equal(run(0.125, [0.5] * 20, budget=0.5), 0.125)
+
+
+def test_a_held_beta_stays_whatever_the_kl():
+    np.testing.assert_array_equal(run(0.125, [9.0, 0.0, 0.3], budget=0.5, held=True, patience=1), 0.125)
 
 
 def test_beta_rises_over_the_budget_and_falls_under_it():
@@ -75,9 +79,9 @@ def test_a_lost_kl_shows():
 
 @pytest.mark.parametrize("start", [0.05, 0.3, 2.0])
 def test_it_settles_on_the_budget_of_a_policy_that_follows(start):
-    state = kl_budget.init(start)
+    state = kl_budget.init(start, budget=0.5)
     for _ in range(300):
-        state = kl_budget.update(state, jnp.float32(ideal_kl(float(state.beta))), budget=0.5)
+        state = kl_budget.update(state, jnp.float32(ideal_kl(float(state.beta))))
     assert abs(ideal_kl(float(state.beta)) / 0.5 - 1) < 0.01
 
 
@@ -85,13 +89,13 @@ def test_it_does_not_swing_around_the_budget_of_a_policy_that_lags():
     """From the reference on, with two lags of 8 steps; an eager integral alone is the counter-example."""
 
     def worst_miss(**options):
-        state, wanted, log_beta, misses = kl_budget.init(0.2), np.log(10.0), np.log(10.0), []
+        state, wanted, log_beta, misses = kl_budget.init(0.2, budget=0.5), np.log(10.0), np.log(10.0), []
         for step in range(150):
             wanted += (np.log(float(state.beta)) - wanted) / 8
             log_beta += (wanted - log_beta) / 8
             kl = ideal_kl(np.exp(log_beta))
             misses.append(abs(kl / 0.5 - 1) if step >= 100 else 0)
-            state = kl_budget.update(state, jnp.float32(kl), budget=0.5, **options)
+            state = kl_budget.update(state, jnp.float32(kl), **options)
         return max(misses)
 
     assert worst_miss() < 0.1 < worst_miss(proportional=0.0, integral=0.2)
@@ -102,10 +106,10 @@ def test_noise_leaves_the_mean_kl_at_the_budget():
         state = carry
         e = jnp.exp(1 / state.beta)
         kl = ((1 / state.beta - 1) * e + 1) / (e - 1) - jnp.log(state.beta) - jnp.log(e - 1)
-        return kl_budget.update(state, kl * (1 + noise), budget=0.5), kl
+        return kl_budget.update(state, kl * (1 + noise)), kl
 
     noise = 0.3 * np.random.default_rng(0).normal(size=5000).astype(np.float32)
-    _, kls = jax.lax.scan(step, kl_budget.init(0.2), noise)
+    _, kls = jax.lax.scan(step, kl_budget.init(0.2, budget=0.5), noise)
     # 1000 windows of relative noise .3/√5 = .13: the mean is known to some .005.
     np.testing.assert_allclose(np.mean(kls[500:]), 0.5, rtol=0.02)
 
@@ -117,10 +121,10 @@ def test_jitted_and_scanned_equal_plain():
     @jax.jit
     def scanned(kls):
         def step(state, kl):
-            state = kl_budget.update(state, kl, budget=0.5)
+            state = kl_budget.update(state, kl)
             return state, state.beta
 
-        return jax.lax.scan(step, kl_budget.init(0.3), kls)[1]
+        return jax.lax.scan(step, kl_budget.init(0.3, budget=0.5), kls)[1]
 
     np.testing.assert_allclose(scanned(kls), plain, rtol=1e-6)
 
@@ -129,10 +133,10 @@ def test_every_device_takes_the_same_step_as_one(mesh):
     per_prompt = jnp.arange(16) / 16
 
     def step(state, per_prompt, axis_name=None):
-        return kl_budget.update(state, masked_mean(per_prompt, None).across(axis_name).value, budget=0.3)
+        return kl_budget.update(state, masked_mean(per_prompt, None).across(axis_name).value)
 
     sharded = jax.shard_map(lambda *a: step(*a, "data"), mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
-    state = kl_budget.init(0.3)
+    state = kl_budget.init(0.3, budget=0.3)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
         jax.jit(sharded)(state, per_prompt),
