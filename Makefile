@@ -20,8 +20,7 @@ help: ## this list
 	@echo 'make TARGET [EXP=bon_helpful] [ARGS="--policy.kl-budget 0.5"] [PYTHON=python3.12] [EXTRA=cuda12]'
 	@echo 'EXP names a file of experiments/; without it, bon_helpful. ARGS goes to the command as it stands.'
 	@echo
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; \
-		do printf '  %-14s %s\n' "$$name" "$$text"; done
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv and install into it, once; EXTRA=cuda12 or EXTRA=tpu for an accelerator, EXTRA=wandb
 
@@ -81,7 +80,7 @@ check: $(STAMP) ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## side-by-side timings; wants a quiet machine
+bench: $(STAMP) ## timings and variances, on bon_helpful's policy (trained first if need be); wants a quiet machine
 	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" $(ARGS) || exit; done
 
 clean: ## remove caches and build leftovers; runs/ and .venv/ stay

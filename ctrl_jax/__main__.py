@@ -134,7 +134,7 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
         return tyro.cli(kind, default=kind(experiment), args=arguments, prog=program, description=module.__doc__)
 
     options = parse(module.experiment())
-    # Imported only now: a mistyped option should not wait for jax, orbax and tensorflow-datasets.
+    # Imported only now: a mistyped option should not wait for orbax and tensorflow-datasets.
     from ctrl_jax.jobs import calibrate, evaluate, report, reward_model, sample, sft, summary, sweep, train
     from ctrl_jax.jobs.run import Run
     from ctrl_jax.runtime import mesh, platform
@@ -173,7 +173,7 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
         case "sweep":
             if not hasattr(module, "sweep"):
                 raise InputError(f"{module.__file__} has no sweep(); add one that returns a list of experiments.")
-            sweep_dir = run.work_dir / "sweep"
+            sweep_dir = run.work_dir.with_name(f"{run.work_dir.name}.sweep")
             points = [parse(point) for point in module.sweep()]
             return sweep.run(sweep_dir, [run_in(sweep_dir / point.experiment.name, point) for point in points])
     return 0

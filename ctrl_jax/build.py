@@ -306,7 +306,7 @@ def policy_step(
         )  # fmt: skip
         responses = rollouts.responses
         raw = parts.reward(frozen.reward, batch.prompts, responses)
-        calibrated = calibration.calibrate(raw, batch.reference_rewards)
+        calibrated = calibration.calibrate_sorted(raw, batch.reference_rewards)
         transformed = raw if phi is None else phi(calibrated)
 
         def loss(params: Params) -> tuple[Mean, logprobs.Comparison]:
@@ -337,9 +337,11 @@ def policy_step(
             "response_length": over_responses(responses.lengths.astype(jnp.float32)),
             "sampler_scorer_gap": masked_mean(jnp.abs(comparison.log_probs - rollouts.log_probs), mask),
         }
-        if policy.samples_per_prompt >= procedure.num_samples:
+        if min(policy.samples_per_prompt, batch.reference_rewards.shape[1]) >= procedure.num_samples:
             means["win_rate"] = over_responses(win_rate.win_rate(raw, batch.reference_rewards, procedure))
         metrics |= _values(means)
+        exact_kl = kl.per_sequence(comparison.kl, responses.lengths)
+        metrics["kl_standard_error"] = kl.estimate(exact_kl).across("data").standard_error
         metrics["beta"] = beta
         budget = kl_budget.update(budget, metrics["kl"])
         return TrainState(state.step + 1, params, optimizer_state, budget), metrics

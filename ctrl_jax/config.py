@@ -61,6 +61,10 @@ class Data:
 
     def __post_init__(self) -> None:
         _positive(self, "dialogues", "vocabulary_size", "prompt_length", "response_length")
+        _require(
+            self.response_length >= 2,
+            f"Data.response_length is {self.response_length}; a response has at least 2 tokens, a word and its end.",
+        )
         _seed(self)
 
 

@@ -1,7 +1,6 @@
 """The data stage: the dialogues, their tokenizer, and both as arrays."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 
@@ -50,9 +49,8 @@ class Corpus:
         return {"prompt_length": self.data.prompt_length, "response_length": self.data.response_length}
 
 
-def prepare(data: config.Data, stages_dir: Path) -> Corpus:
+def prepare(data: config.Data, stage: Stage) -> Corpus:
     """Generates the dialogues and trains the tokenizer on them, or reads both."""
-    stage = Stage.open(stages_dir, "data", {"dialogues": str(dialogues.Dialogues.VERSION), "data": data})
     with stage.exclusive():
         records = dialogues.load(data.side, seed=data.seed, count=data.dialogues, data_dir=stage.directory / "tfds")
         path = stage.directory / tokenizers.FILENAME

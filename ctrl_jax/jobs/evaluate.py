@@ -54,7 +54,9 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
         run, "policy responses", aligned.policy, aligned.reward.params, prompts.prompts, config.responses_per_prompt
     )
     policy = Judged(rollouts.responses, policy_rewards, _gold(run, prompts, rollouts.responses))
-    kl = _interval(run, "kl", _kl_by_prompt(run, aligned, rollouts))
+    kl_by_prompt = _kl_by_prompt(run, aligned, rollouts)
+    kl = _interval(run, "kl", kl_by_prompt)
+    kl["standard_error"] = float(np.std(kl_by_prompt, ddof=1) / np.sqrt(len(kl_by_prompt)))
     reward_quality, reliability = _reward_model(run, aligned.reward)
     rewards, reference_rewards = jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)
     calibrated = np.asarray(calibration.calibrate(rewards, reference_rewards))

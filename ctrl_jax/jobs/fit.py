@@ -1,5 +1,6 @@
 """The loop of every training job: step, report the step before, checkpoint, and go on where an earlier run stopped."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -10,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from ctrl_jax.build import TrainState
+from ctrl_jax.errors import InputError
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.console import progress
 from ctrl_jax.runtime.mesh import shard
@@ -57,6 +59,9 @@ def fit(
       fingerprint: of all that the final state depends on; a checkpoint of another is refused.
       columns: metrics to show while it runs.
       wandb: whether metrics go to Weights & Biases too.
+
+    Raises:
+      InputError: if the loss or its gradient is no longer finite; the last good checkpoint stays.
     """
     with closing(Checkpoints(directory / "checkpoints", fingerprint=fingerprint)) as checkpoints:
         restored = checkpoints.restore(jax.tree.map(_abstract, state))
@@ -75,6 +80,12 @@ def fit(
             def report(index: int, metrics: dict[str, jax.Array]) -> None:
                 nonlocal last
                 values = {name: float(value) for name, value in metrics.items()}
+                if not math.isfinite(values["loss"] + values["gradient_norm"]):
+                    raise InputError(
+                        f"{label} diverged at step {index}: the loss is {values['loss']} and the gradient's norm "
+                        f"{values['gradient_norm']}. Nothing of this step was saved; {directory} holds what "
+                        "was before. Try again with a smaller learning rate."
+                    )
                 values["seconds"], last = time.monotonic() - last, time.monotonic()
                 writer.write(index, values)
                 bar.update(index, {name: values[name] for name in columns if name in values})

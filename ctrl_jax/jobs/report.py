@@ -31,7 +31,7 @@ def run(work_dir: pathlib.Path) -> pathlib.Path:
         picture = report_dir / "figures" / f"{name}.png"
         picture.unlink(missing_ok=True)
         if panels:
-            figures.png(panels, picture, columns=min(2, len(panels)))
+            figures.png(panels, picture, columns=2)
     figures.png(
         figures.headline(measured), report_dir / "headline.png", columns=3, title=_headline(measured), dots_per_inch=130
     )

@@ -1,11 +1,8 @@
 """The reward model: the reference policy's trunk, trained on preference pairs by Bradley-Terry."""
 
-import numpy as np
-
 from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.jobs.fit import fit
-from ctrl_jax.jobs.rollouts import score
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
 
@@ -32,10 +29,3 @@ def run(run: Run, reference: Trained) -> Trained:
             columns=("loss", "accuracy"),
         )
     return Trained(state.params, stage.directory.name)
-
-
-def margins(run: Run, reward: Trained) -> np.ndarray:
-    """Raw reward of the chosen response less that of the rejected one, on held-out pairs."""
-    pairs = run.corpus.pairs("test")
-    rewards = score(run, reward.params, pairs.prompts, pairs.responses)
-    return rewards[:, 0] - rewards[:, 1]

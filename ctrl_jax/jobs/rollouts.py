@@ -17,12 +17,12 @@ ROWS = 2048
 
 
 def respond(
-    run: Run, label: str, params: Params, reward_params: Params, prompts: Prompts, num_samples: int
+    run: Run, stage: str, params: Params, reward_params: Params, prompts: Prompts, num_samples: int
 ) -> tuple[Rollouts, np.ndarray]:
     """N responses a prompt and their raw rewards [B, N], in host memory.
 
-    The key is that of the evaluation stages, to which prompt and sample are folded: neither the batches nor the devices
-    change a response, and policy and reference share their noise.
+    `stage` names the random draws, as well as the progress bar; prompt and sample are folded into its key. So neither
+    the batches nor the devices change a response, and two stages draw independently, as a win rate's estimate needs.
     """
     experiment = run.experiment
     sampler = build.sampler(
@@ -34,13 +34,13 @@ def respond(
         temperature=experiment.policy.temperature,
     )
     scorer = build.scorer(run.models, run.mesh)
-    key = build.stage_key(experiment.seed, label)
+    key = build.stage_key(experiment.seed, stage)
 
     def both(batch: Prompts) -> tuple[Rollouts, jax.Array]:
         rollouts = sampler(params, batch, key)
         return rollouts, scorer(reward_params, batch, rollouts.responses)
 
-    rollouts, rewards = in_batches(run, label, both, prompts, rows_per_prompt=num_samples)
+    rollouts, rewards = in_batches(run, stage, both, prompts, rows_per_prompt=num_samples)
     return rollouts, np.asarray(rewards)
 
 

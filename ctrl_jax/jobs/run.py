@@ -1,5 +1,6 @@
 """What every job is given: the experiment, where its files go, and the devices it runs on."""
 
+import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,18 @@ from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import corpus
 from ctrl_jax.runtime.platform import environment
-from ctrl_jax.runtime.stages import Stage, claim, write_json
+from ctrl_jax.runtime.stages import Stage, claim, plain, write_json
+
+VERSIONS = {
+    "data": 1,
+    "sft": 1,
+    "reward_model": 1,
+    "calibration": 1,
+    "reference_evaluation": 1,
+    "policy": 1,
+    "evaluation": 1,
+}
+"""Raise a number when the code behind it gives other results, so that what older code left on disk is not used."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +40,21 @@ class Run:
 
     def __post_init__(self) -> None:
         self._check_batches_divide()
+        if self.wandb and importlib.util.find_spec("wandb") is None:
+            raise InputError("--wandb is given, and wandb is not installed. Install it: make setup EXTRA=wandb")
 
     def stage(self, name: str, **key: Any) -> Stage:
-        return Stage.open(self.stages_dir, name, key)
+        return Stage.open(self.stages_dir, name, {"version": VERSIONS[name], **key})
 
     def claim(self) -> None:
         """Makes the work directory this experiment's, or refuses one that is another's."""
-        claim(self.work_dir, self.experiment)
-        write_json(self.work_dir / "environment.json", environment())
+        claim(self.work_dir, {**plain(self.experiment), "versions": VERSIONS})
+        if not (self.work_dir / "environment.json").exists():
+            write_json(self.work_dir / "environment.json", environment())
 
     @cached_property
     def corpus(self) -> corpus.Corpus:
-        found = corpus.prepare(self.experiment.data, self.stages_dir)
+        found = corpus.prepare(self.experiment.data, self.stage("data", data=self.experiment.data))
         # Asked for here already, so that too few of them are told before anything is trained.
         found.prompts("train", self.experiment.calibration.prompts)
         found.prompts("test", self.experiment.evaluation.prompts)

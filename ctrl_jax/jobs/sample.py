@@ -41,9 +41,11 @@ def run(run: Run, aligned: Aligned, prompt: PromptSet, *, num_samples: int) -> N
     phi = build.transform_of(experiment.policy, num_references=references)
     say(f"[bold]{escape(prompt.texts[0].strip())}")
     reference, reference_rewards = respond(
-        run, "reference", aligned.reference.params, aligned.reward.params, prompt.prompts, references
+        run, "sample, reference", aligned.reference.params, aligned.reward.params, prompt.prompts, references
     )
-    policy, policy_rewards = respond(run, "policy", aligned.policy, aligned.reward.params, prompt.prompts, num_samples)
+    policy, policy_rewards = respond(
+        run, "sample, policy", aligned.policy, aligned.reward.params, prompt.prompts, num_samples
+    )
     for label, rollouts, rewards in (
         ("reference", reference, reference_rewards),
         ("policy", policy, policy_rewards),

@@ -11,7 +11,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import evaluate, report, summary, train
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.runtime.console import say, table
-from ctrl_jax.runtime.stages import read_json
+from ctrl_jax.runtime.stages import plain, read_json
 
 
 def run(sweep_dir: Path, points: Sequence[Run]) -> int:
@@ -23,13 +23,22 @@ def run(sweep_dir: Path, points: Sequence[Run]) -> int:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"Two points of the sweep are called {twice!r}, and would share a work directory; rename one.")
+    settings = [{**plain(point.experiment), "name": None} for point in points]
+    for index in range(len(points)):
+        if settings[index] in settings[:index]:
+            same = names[settings.index(settings[index])]
+            raise InputError(
+                f"The points {same!r} and {names[index]!r} of the sweep are the same experiment. If an option "
+                "made them so, leave it out: a sweep sets what its points differ in."
+            )
+    if not points:
+        raise InputError("The sweep has no points; let sweep() return at least one experiment.")
     for point in points:
         point.claim()
     failed: dict[str, str] = {}
     for index, point in enumerate(points, 1):
         name = point.experiment.name
-        # The page comes last: a kill between evaluation and report leaves the point without one.
-        if not _page(point).exists():
+        if not _done(point):
             say(f"[bold]{index}/{len(points)} {name}")
             try:
                 evaluation = evaluate.read(point) or evaluate.run(point, train.run(point))
@@ -46,8 +55,7 @@ def run(sweep_dir: Path, points: Sequence[Run]) -> int:
 
 
 def _state(point: Run, sweep_dir: Path, failed: dict[str, str]) -> dict[str, Any]:
-    done = (point.work_dir / "evaluation.json").exists()
-    page = _page(point)
+    done, page = _done(point), _page(point)
     policy = point.experiment.policy
     return {
         "name": point.experiment.name,
@@ -58,6 +66,11 @@ def _state(point: Run, sweep_dir: Path, failed: dict[str, str]) -> dict[str, Any
         "evaluation": read_json(point.work_dir / "evaluation.json") if done else None,
         "report": str(page.relative_to(sweep_dir)) if page.exists() and page.is_relative_to(sweep_dir) else None,
     }
+
+
+def _done(point: Run) -> bool:
+    # The page comes last: a kill between evaluation and report leaves the point without one.
+    return (point.work_dir / "evaluation.json").exists() and _page(point).exists()
 
 
 def _page(point: Run) -> Path:

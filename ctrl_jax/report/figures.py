@@ -109,10 +109,11 @@ def png(
     panels: Sequence[Panel], path: pathlib.Path, *, columns: int, title: str = "", dots_per_inch: int = 200
 ) -> None:
     """Write the panels, each under its title, as one light picture of `columns` columns."""
+    columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     with mpl.rc_context(_style()):
         figure = Figure(
-            figsize=(PANEL_SIZE[0] * min(columns, len(panels)), (PANEL_SIZE[1] + 0.3) * rows + (0.4 if title else 0)),
+            figsize=(PANEL_SIZE[0] * columns, (PANEL_SIZE[1] + 0.3) * rows + (0.4 if title else 0)),
             layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1),
             facecolor="white",
         )

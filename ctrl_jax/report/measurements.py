@@ -97,13 +97,13 @@ def read_run(work_dir: pathlib.Path) -> Run:
         raise InputError(
             f"{work_dir} is not a directory; a report is made from the work directory that `make train` wrote."
         )
-    remedy = f"`make train EXP={work_dir.name}` makes it."
+    remedy = "the `make train` command of this work directory makes it."
     config = _object(
         _read_json(work_dir / "config.json", remedy), "the configuration", work_dir / "config.json", remedy
     )
     for path in (("name",), ("policy", "transform"), ("policy", "procedure")):
         _string(config, path, work_dir / "config.json", remedy)
-    remedy = f"`make evaluate EXP={config['name']}` makes it."
+    remedy = "delete it and run the `make train` command of this work directory again."
     evaluation = parse_evaluation(
         _read_json(work_dir / "evaluation.json", remedy), source=work_dir / "evaluation.json", remedy=remedy
     )

@@ -1,7 +1,7 @@
 """The KL-regularised policy gradient on transformed rewards.
 
-Objective, a prompt (InfAlign, Balashankar et al. 2024, arXiv 2412.19792, section 1 of its CTRL solver), divided by β so
-that one learning rate serves every transform:
+Objective, a prompt (the last step of CTRL; InfAlign, Balashankar et al. 2024, arXiv 2412.19792), divided by β so that
+one learning rate serves every transform:
 
     J(π) = E_{y ~ π} [ R(y) / β − Σ_t KL_t ],     KL_t = KL( π(· | y_<t) || π_ref(· | y_<t) )
 
