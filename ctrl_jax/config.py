@@ -244,13 +244,13 @@ class Experiment:
 
 
 def grid(base: Experiment, *, transforms: Sequence[str], kl_budgets: Sequence[float]) -> list[Experiment]:
-    """A sweep: `base` with every transform at every KL budget (nats per response), named after both."""
+    """A sweep: `base` with every transform at every KL budget in nats per response, budget by budget, named after both."""
     return [
         replace(
             base,
             name=f"{transform}_kl{kl_budget:g}",
             policy=replace(base.policy, transform=transform, kl_budget=kl_budget, beta=None),
         )
-        for transform in transforms
         for kl_budget in kl_budgets
+        for transform in transforms
     ]

@@ -120,7 +120,7 @@ def test_a_grid_crosses_transforms_and_budgets_and_lets_go_of_beta():
     base = Experiment("base", seed=3, policy=Policy(beta=0.2))
     points = config.grid(base, transforms=("identity", "logit"), kl_budgets=(0.5, 1.0))
     assert [(point.policy.transform, point.policy.kl_budget) for point in points] == [
-        ("identity", 0.5), ("identity", 1.0), ("logit", 0.5), ("logit", 1.0),
+        ("identity", 0.5), ("logit", 0.5), ("identity", 1.0), ("logit", 1.0),
     ]  # fmt: skip
     assert len({point.name for point in points}) == 4
     assert {(point.seed, point.policy.beta) for point in points} == {(3, None)}
