@@ -244,7 +244,7 @@ class Experiment:
 
 
 def grid(base: Experiment, *, transforms: Sequence[str], kl_budgets: Sequence[float]) -> list[Experiment]:
-    """A sweep: `base` with every transform at every KL budget in nats per response, budget by budget, named after both."""
+    """A sweep: `base` with every transform at every KL budget (nats per response), one budget after the other."""
     return [
         replace(
             base,

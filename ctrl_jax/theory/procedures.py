@@ -178,7 +178,8 @@ class SoftBestOfN(Procedure):
     """Of n samples, the i-th lowest with probability ∝ exp(r_i / temperature), r_i = (i - 1) / (n - 1).
 
     T[F] = ((b + (1 - b) F)^n - b^n) / (1 - b^n) with b = e^{-1 / (temperature (n - 1))}, by the binomial theorem.
-    Its limits are best-of-N as temperature → 0 and sampling as temperature → ∞.
+    Its limits are best-of-N as temperature → 0 and sampling as temperature → ∞. After the soft best-of-N of arXiv
+    2506.19248, with ranks for rewards, so that it is a procedure like the others.
     """
 
     n: int
