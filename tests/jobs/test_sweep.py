@@ -1,6 +1,7 @@
 """A sweep of two points whose training and evaluation are fakes: what it does again, and what it leaves alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,16 @@ def test_a_place_taken_by_another_experiment_is_refused_before_any_runs(points, 
     with pytest.raises(InputError, match="belongs to another experiment"):
         sweep.run(tmp_path / "sweep", points)
     assert done == []
+
+
+def test_two_points_that_an_option_made_equal_are_refused(tmp_path, mesh):
+    base = config.Experiment("base")
+    points = [Run(replace(base, name=name), tmp_path / name, tmp_path / "stages", mesh) for name in ("one", "two")]
+    with pytest.raises(InputError, match="'one' and 'two' of the sweep are the same experiment"):
+        sweep.run(tmp_path / "sweep", points)
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_sweep_without_points_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no points"):
+        sweep.run(tmp_path / "sweep", [])

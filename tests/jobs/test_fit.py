@@ -1,0 +1,56 @@
+"""The training loop on a step that a test can see through."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctrl_jax.build import TrainState
+from ctrl_jax.data.pipelines import batches
+from ctrl_jax.errors import InputError
+from ctrl_jax.jobs.fit import fit
+from ctrl_jax.runtime.mesh import replicate
+from ctrl_jax.runtime.metrics import read_metrics
+
+DATA = np.arange(1, 9, dtype=np.float32)
+
+
+def train(directory, mesh, *, steps=6, diverges_at=None):
+    """Sums its batches into the parameter."""
+
+    @jax.jit
+    def step(state, batch):
+        loss = batch.sum()
+        if diverges_at is not None:
+            loss = jnp.where(state.step + 1 == diverges_at, jnp.nan, loss)
+        metrics = {"loss": loss, "gradient_norm": jnp.ones(())}
+        return TrainState(state.step + 1, state.params + batch.sum(), None), metrics
+
+    return fit(
+        "sum",
+        step,
+        replicate(mesh, TrainState(jnp.int32(0), jnp.float32(0), None)),
+        batches(DATA, batch_size=8, seed=0),
+        mesh=mesh,
+        steps=steps,
+        checkpoint_every=2,
+        directory=directory,
+        fingerprint="sum",
+        columns=("loss",),
+    )
+
+
+def test_takes_its_steps_and_goes_on_where_it_stopped(tmp_path, mesh):
+    assert float(train(tmp_path, mesh, steps=4).params) == 4 * DATA.sum()
+    assert float(train(tmp_path, mesh, steps=7).params) == 7 * DATA.sum()
+    np.testing.assert_array_equal(read_metrics(tmp_path / "metrics.jsonl")["step"], np.arange(1, 8))
+    assert float(train(tmp_path, mesh, steps=7).params) == 7 * DATA.sum()
+
+
+@pytest.mark.parametrize("diverges_at", [3, 4])
+def test_divergence_is_told_before_it_is_saved(tmp_path, mesh, diverges_at):
+    """Between checkpoints and at one; then the same command goes on from the last good state."""
+    with pytest.raises(InputError, match=rf"sum diverged at step {diverges_at}: the loss is nan.*learning rate"):
+        train(tmp_path, mesh, diverges_at=diverges_at)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["2"]
+    assert float(train(tmp_path, mesh).params) == 6 * DATA.sum()
