@@ -1,6 +1,7 @@
 """Baseline for bon_helpful: train with the reward model's raw score, as RLHF does.
 
 Claim     What calibration adds, seen from its absence. No ideal value stands beside it: it is not a function of ranks.
+Cost      Four minutes on two CPU cores after bon_helpful, whose stages it shares.
 Command   make train EXP=baseline_raw
 """
 
