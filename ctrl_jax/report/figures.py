@@ -510,8 +510,10 @@ def _draw_pareto(points: Sequence[Point], procedure: str, axes: Axes) -> None:
     handles.append(
         lines.Line2D([], [], color=_light("ink"), linestyle=(0, (1, 1.6)), linewidth=1.2, label="best possible")
     )
+    # From 10 points below the lowest run: on the whole range down to 50 the intervals are smaller than their marks.
+    lowest = min(100 * point.evaluation.win_rates[procedure].low for point in points if point.evaluation)
     axes.set_xlim(0, kls[-1])
-    axes.set_ylim(bottom=50)
+    axes.set_ylim(bottom=lowest - 10)
     axes.set_xlabel("KL, nats per response")
     _above(axes, "win rate against the reference, %")
     axes.legend(handles=handles, loc="lower right", handlelength=1.8)
@@ -691,7 +693,7 @@ def _errorbar(axes: Axes, where: np.ndarray, estimates: Sequence[Estimate], colo
 def _cross(axes: Axes, kl: Estimate, win_rate: Estimate, color: str, marker: str) -> None:
     axes.errorbar(
         [kl.mean], [100 * win_rate.mean], xerr=[[max(kl.mean - kl.low, 0)], [max(kl.high - kl.mean, 0)]],
-        yerr=_distances([win_rate]), fmt=marker, markersize=7, elinewidth=1.4, color=_light(color),
+        yerr=_distances([win_rate]), fmt=marker, markersize=5, elinewidth=1.4, capsize=2.5, color=_light(color),
         **_edge(), zorder=5,
     )  # fmt: skip
 
