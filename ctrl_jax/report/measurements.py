@@ -103,7 +103,7 @@ def read_run(work_dir: pathlib.Path) -> Run:
     )
     for path in (("name",), ("policy", "transform"), ("policy", "procedure")):
         _string(config, path, work_dir / "config.json", remedy)
-    remedy = "delete it and run the `make train` command of this work directory again."
+    remedy = "the `make train` command of this work directory makes it anew, once the file is gone."
     evaluation = parse_evaluation(
         _read_json(work_dir / "evaluation.json", remedy), source=work_dir / "evaluation.json", remedy=remedy
     )
