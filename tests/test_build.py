@@ -79,7 +79,8 @@ def policy(mesh: Mesh, beta: float | None = None):
     step = build.policy_step(
         PARTS, mesh, given, phi, optimizer, key=jax.random.key(5), max_length=T, eos_id=EOS
     )  # fmt: skip
-    state = build.init_state(start, optimizer, mesh, kl_budget.init(0.2, budget=POLICY.kl_budget))
+    controller = kl_budget.init(beta or 0.2, budget=POLICY.kl_budget, held=beta is not None)
+    state = build.init_state(start, optimizer, mesh, controller)
     frozen = build.Frozen(reference, reward)
     rewards = np.sort(np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32), axis=-1)
     return step, state, lambda i: (frozen, shard(mesh, build.PolicyBatch(examples(1, i).prompts, rewards)))
@@ -151,10 +152,10 @@ def test_the_controller_gets_the_kl_of_every_step_and_its_beta_is_the_next_steps
 
 
 def test_a_given_beta_is_held():
-    step, state, batch = policy(MESHES[1], beta=0.2)
+    step, state, batch = policy(MESHES[1], beta=0.5)
     for i in range(5):
         state, _ = step(state, *batch(i))
-    assert float(state.budget.beta) == np.float32(0.2)
+    assert float(state.budget.beta) == np.float32(0.5)
 
 
 def test_the_sampler_draws_the_same_tokens_on_any_number_of_devices():

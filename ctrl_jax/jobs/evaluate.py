@@ -56,7 +56,6 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
     policy = Judged(rollouts.responses, policy_rewards, _gold(run, prompts, rollouts.responses))
     kl_by_prompt = _kl_by_prompt(run, aligned, rollouts)
     kl = _interval(run, "kl", kl_by_prompt)
-    kl["standard_error"] = float(np.std(kl_by_prompt, ddof=1) / np.sqrt(len(kl_by_prompt)))
     reward_quality, reliability = _reward_model(run, aligned.reward)
     rewards, reference_rewards = jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)
     calibrated = np.asarray(calibration.calibrate(rewards, reference_rewards))
@@ -75,6 +74,7 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
     _write_samples(run, prompts, {"policy": (policy, calibrated), "reference": (reference, reference_calibrated)})
     evaluation = {
         "kl": kl,
+        "kl_standard_error": float(np.std(kl_by_prompt, ddof=1) / np.sqrt(len(kl_by_prompt))),
         "kl_budget": run.experiment.policy.kl_budget,
         "win_rates": _win_rates(run, policy.rewards, reference.rewards),
         "gold_win_rates": _win_rates(run, policy.gold, reference.gold),
