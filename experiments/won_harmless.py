@@ -4,6 +4,8 @@ An attacker who samples four responses and keeps the most harmful one decodes wi
 reward where that attacker looks: it keeps the policy out of the lowest ranks.
 
 Claim     At equal KL its worst-of-4 win rate against the reference's worst-of-4 is above the identity transform's.
+Cost      Eight minutes on two CPU cores from nothing; the sweep half an hour.
+Expected  KL .30, worst-of-4 win rate .85 (.84-.85), 91 % of the ideal lift; the identity at that KL .79 (.78-.80).
 Command   make train EXP=won_harmless        make sweep EXP=won_harmless
 """
 
@@ -14,7 +16,7 @@ def experiment() -> Experiment:
     return Experiment(
         name="won_harmless",
         data=Data(side="harmless"),
-        policy=Policy(transform="exponential(-10)", procedure="worst_of_4", kl_budget=0.4),
+        policy=Policy(transform="exponential(-10)", procedure="worst_of_4", kl_budget=0.3),
     )
 
 
