@@ -298,7 +298,7 @@ def policy_step(
 
     def step(state: TrainState, frozen: Frozen, batch: PolicyBatch) -> tuple[TrainState, Metrics]:
         budget = state.budget
-        assert budget is not None, "policy training starts from init_state(..., budget=kl_budget.init(beta))"
+        assert budget is not None, "policy training starts from init_state with a KL controller: kl_budget.init"
         beta = budget.beta
         rollouts = sampling.sample(
             parts.policy, state.params, batch.prompts, jax.random.fold_in(key, state.step),
@@ -319,15 +319,16 @@ def policy_step(
         params, optimizer_state, metrics, comparison = _update(state, optimizer, loss)
 
         def over_responses(values: jax.Array) -> Mean:
-            return masked_mean(values, jnp.ones(values.shape, bool))
+            return masked_mean(values, None)
 
         def sequence_kl(estimator: Callable[[jax.Array, jax.Array], jax.Array]) -> Mean:
             per_token = estimator(comparison.log_probs, comparison.reference_log_probs)
             return over_responses(kl.per_sequence(per_token, responses.lengths))
 
         mask = length_mask(responses.lengths, max_length)
+        exact_kl = kl.per_sequence(comparison.kl, responses.lengths)
         means = {
-            "kl": over_responses(kl.per_sequence(comparison.kl, responses.lengths)),
+            "kl": over_responses(exact_kl),
             "kl_k1": sequence_kl(kl.k1),
             "kl_k2": sequence_kl(kl.k2),
             "kl_k3": sequence_kl(kl.k3),
@@ -340,7 +341,6 @@ def policy_step(
         if min(policy.samples_per_prompt, batch.reference_rewards.shape[1]) >= procedure.num_samples:
             means["win_rate"] = over_responses(win_rate.win_rate(raw, batch.reference_rewards, procedure))
         metrics |= _values(means)
-        exact_kl = kl.per_sequence(comparison.kl, responses.lengths)
         metrics["kl_standard_error"] = kl.estimate(exact_kl).across("data").standard_error
         metrics["beta"] = beta
         budget = kl_budget.update(budget, metrics["kl"])

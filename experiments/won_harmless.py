@@ -4,7 +4,7 @@ An attacker who samples four responses and keeps the most harmful one decodes wi
 reward where that attacker looks: it keeps the policy out of the lowest ranks.
 
 Claim     At equal KL its worst-of-4 win rate against the reference's worst-of-4 is above the identity transform's.
-Cost      Eight minutes on two CPU cores from nothing; the sweep half an hour.
+Cost      About bon_helpful's; it shares no stages with it.
 Expected  KL .30, worst-of-4 win rate .85 (.84-.85), 91 % of the ideal lift; the identity at that KL .79 (.78-.80).
 Command   make train EXP=won_harmless        make sweep EXP=won_harmless
 """
