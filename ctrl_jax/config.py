@@ -12,6 +12,18 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.theory import procedures, transforms
 
 
+SOURCES = (
+    "dialogues/helpful",
+    "dialogues/harmless",
+    "hh_rlhf/helpful-base",
+    "hh_rlhf/helpful-online",
+    "hh_rlhf/helpful-rejection-sampled",
+    "hh_rlhf/harmless-base",
+    "tldr",
+    "jsonl",
+)
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)
@@ -44,34 +56,86 @@ def _warmup(config: Any) -> None:
 
 @dataclass(frozen=True)
 class Data:
-    """The embedded dialogues, and how they become tokens."""
+    """Prompts, demonstrations and preference pairs, and how they become tokens."""
 
-    side: Literal["helpful", "harmless"] = "helpful"
-    """Which side of the dialogues: `helpful` or `harmless`."""
+    source: str = "dialogues/helpful"
+    """`dialogues/helpful`, `dialogues/harmless` (generated here); `hh_rlhf/` with `helpful-base`, `helpful-online`,
+    `helpful-rejection-sampled` or `harmless-base`; `tldr` (summaries); or `jsonl`, a file of yours."""
+    path: str | None = None
+    """A local copy of hh_rlhf or tldr, instead of a download; for `jsonl` the file, or a folder of train, validation and
+    test .jsonl."""
     seed: int = 0
     """Seed of the generated dialogues."""
     dialogues: int = 12_000
     """Dialogues to generate for fine-tuning; as many preference pairs are drawn for the reward model."""
     vocabulary_size: int = 512
-    """Pieces of the SentencePiece model trained on the dialogues."""
+    """Pieces of the SentencePiece model that is trained where the model brings no tokenizer."""
     prompt_length: int = 20
     """P: the longest prompt, in tokens."""
+    long_prompts: Literal["drop", "truncate"] = "drop"
+    """What becomes of longer prompts: dropped and counted, or cut on the left."""
     response_length: int = 36
     """T: the longest response, in tokens with its EOS; longer ones are cut there, in training and in sampling."""
 
     def __post_init__(self) -> None:
         _positive(self, "dialogues", "vocabulary_size", "prompt_length", "response_length")
         _require(
+            self.source in SOURCES,
+            f"Data.source is {self.source!r}; it is one of {', '.join(SOURCES)}.",
+        )
+        _require(
+            self.source != "jsonl" or self.path is not None,
+            "Data.source is 'jsonl' and Data.path is missing; give --data.path the file.",
+        )
+        _require(
+            self.path is None or not self.generated,
+            f"Data.path is {self.path!r}, but the source {self.source!r} is generated, not read; leave the path out or "
+            "set --data.source.",
+        )
+        _require(
             self.response_length >= 2,
             f"Data.response_length is {self.response_length}; a response has at least 2 tokens, a word and its end.",
         )
         _seed(self)
 
+    @property
+    def generated(self) -> bool:
+        return self.source.startswith("dialogues/")
+
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) A B, of which A and B are trained."""
+
+    rank: int = 0
+    """0 trains the whole model."""
+    alpha: float = 16.0
+    targets: tuple[str, ...] = PROJECTIONS
+    """Which projections have one: of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj."""
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 0, f"Lora.rank is {self.rank}; it is 0, for no adapter, or greater.")
+        _positive(self, "alpha")
+        unknown = [target for target in self.targets if target not in PROJECTIONS]
+        _require(
+            not unknown and bool(self.targets),
+            f"Lora.targets has {unknown or 'nothing'}; choose from {', '.join(PROJECTIONS)}.",
+        )
+
 
 @dataclass(frozen=True)
 class Model:
-    """The decoder: RMSNorm, rotary positions, grouped-query attention, gated MLP."""
+    """A Hugging Face directory, or a decoder from scratch: RMSNorm, rotary positions, grouped-query attention."""
 
+    path: str | None = None
+    """A Hugging Face directory (config.json, *.safetensors, tokenizer): the model to align. It replaces the sizes below,
+    and its tokenizer the trained one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What is computed in, and held in where it is not trained; bfloat16 is for accelerators."""
+    lora: Lora = Lora()
     width: int = 96
     layers: int = 2
     heads: int = 4
@@ -100,14 +164,46 @@ class Supervised:
     """Fine-tuning on examples: the reference policy on dialogues, the reward model on preference pairs."""
 
     steps: int = 400
+    """0 leaves out the fine-tuning of a model that has a path."""
     batch_size: int = 64
     learning_rate: float = 2e-3
     warmup_steps: int = 40
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
-        _positive(self, "steps", "batch_size", "learning_rate", "checkpoint_every")
-        _warmup(self)
+        _positive(self, "batch_size", "learning_rate", "checkpoint_every")
+        if self.steps:
+            _positive(self, "steps")
+            _warmup(self)
+
+
+@dataclass(frozen=True)
+class RewardModel(Supervised):
+    """What scores a response: trained on preference pairs, read from a directory, or your own function."""
+
+    path: str | None = None
+    """A Hugging Face directory of a sequence classifier with one label, with its own tokenizer; nothing is trained."""
+    function: str | None = None
+    """`module:name` of a Python function (prompts, responses) -> floats; nothing is trained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            self.path is None or self.function is None,
+            f"RewardModel.path is {self.path!r} and RewardModel.function {self.function!r}; give one of them.",
+        )
+        _require(
+            self.function is None or self.function.count(":") == 1,
+            f"RewardModel.function is {self.function!r}; write it as module:name, such as rewards:brevity.",
+        )
+        _require(
+            self.steps > 0 or not self.trained,
+            "RewardModel.steps is 0; a reward model has to be trained, or given by --reward-model.path or .function.",
+        )
+
+    @property
+    def trained(self) -> bool:
+        return self.path is None and self.function is None
 
 
 @dataclass(frozen=True)
@@ -211,7 +307,7 @@ class Experiment:
     data: Data = Data()
     model: Model = Model()
     sft: Supervised = Supervised(steps=600, learning_rate=1e-2)
-    reward_model: Supervised = Supervised(steps=400, learning_rate=3e-3)
+    reward_model: RewardModel = RewardModel(steps=400, learning_rate=3e-3)
     calibration: Calibration = Calibration()
     policy: Policy = Policy()
     evaluation: Evaluation = Evaluation()
@@ -225,10 +321,15 @@ class Experiment:
         for stage in ("sft", "reward_model"):
             batch_size = getattr(self, stage).batch_size
             _require(
-                batch_size <= self.data.dialogues,
+                not self.data.generated or batch_size <= self.data.dialogues,
                 f"{stage}.batch_size is {batch_size}, but there are only Data.dialogues = {self.data.dialogues} "
                 "examples; lower the first or raise the second.",
             )
+        _require(
+            self.sft.steps > 0 or self.model.path is not None,
+            "sft.steps is 0 and Model.path is missing: a model from scratch would not be trained at all. Give "
+            "--model.path a Hugging Face directory, or --sft.steps some hundreds.",
+        )
         needed = procedures.parse(self.policy.procedure).num_samples
         _require(
             needed <= self.evaluation.responses_per_prompt,

@@ -15,7 +15,7 @@ from ctrl_jax.config import Data, Experiment, Policy, grid
 def experiment() -> Experiment:
     return Experiment(
         name="won_harmless",
-        data=Data(side="harmless"),
+        data=Data(source="dialogues/harmless"),
         policy=Policy(transform="exponential(-10)", procedure="worst_of_4", kl_budget=0.3),
     )
 
