@@ -20,12 +20,11 @@ from itertools import product
 
 import numpy as np
 
+from ctrl_jax.data.conversations import ASSISTANT, HUMAN, Turn, transcript  # noqa: F401
 from ctrl_jax.data.phrases import GRADES, NUMBERS, SIDES, Side
 from ctrl_jax.errors import InputError
 
 LEVELS = 8
-HUMAN = "\n\nHuman:"
-ASSISTANT = "\n\nAssistant:"
 
 # The terms of the gold reward beside the parts' own weights.
 MISSING_REQUIRED = -1.25
@@ -47,7 +46,7 @@ def side_of(name: str) -> Side:
 
 def as_prompt(request: str) -> str:
     """The request as a conversation's opening turn, in hh-rlhf's form, up to where the reply begins."""
-    return f"{HUMAN} {request}{ASSISTANT}"
+    return transcript((Turn("user", request),))
 
 
 def taste(text: str) -> float:
