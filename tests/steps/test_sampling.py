@@ -14,12 +14,12 @@ from tests.steps import fakes
 PARAMS = fakes.params(jax.random.key(0))
 
 
-def sample(params, prompts, key, num_samples, temperature=1.0):
-    return jitted(params, prompts, key, num_samples, temperature)
+def sample(params, prompts, key, num_samples, temperature=1.0, eos_ids=(fakes.EOS,)):
+    return jitted(params, prompts, key, num_samples, temperature, eos_ids)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def jitted(params, prompts, key, num_samples, temperature):
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def jitted(params, prompts, key, num_samples, temperature, eos_ids):
     return sampling.sample(
         fakes.policy,
         params,
@@ -27,7 +27,7 @@ def jitted(params, prompts, key, num_samples, temperature):
         key,
         num_samples=num_samples,
         max_length=fakes.LENGTH,
-        eos_id=fakes.EOS,
+        eos_ids=eos_ids,
         temperature=temperature,
     )
 
@@ -95,7 +95,7 @@ def test_sampling_needs_no_communication(mesh):
 
 
 def test_stops_as_soon_as_all_have_ended():
-    """Rows end at different steps; the decoder is not called after the last of them."""
+    """Rows end at different steps; the decoder reads no token after which nothing is drawn."""
     lengths = jnp.array([1, 3, 2])
     calls = []
 
@@ -112,10 +112,64 @@ def test_stops_as_soon_as_all_have_ended():
         prefill=lambda params, prompts: (features(0), prompts.ids), unembed=lambda params, x: x, decode=decode
     )
     prompts = Prompts(jnp.zeros((3, 1), jnp.int32), jnp.ones(3, jnp.int32), jnp.arange(3, dtype=jnp.uint32))
-    rollouts = sampling.sample(policy, None, prompts, jax.random.key(0), num_samples=2, max_length=50, eos_id=1)
+    rollouts = sampling.sample(policy, None, prompts, jax.random.key(0), num_samples=2, max_length=50, eos_ids=(1,))
     jax.effects_barrier()
     np.testing.assert_array_equal(rollouts.responses.lengths, [[1, 1], [3, 3], [2, 2]])
-    assert sorted(calls) == [0, 1, 2]
+    assert sorted(calls) == [0, 1]
+
+
+@pytest.mark.parametrize("eos_ids", [(2, 0), (0, 2)])
+def test_any_of_several_tokens_ends_a_response(eos_ids):
+    """The draws are those with one such token, cut behind the first of either."""
+    one = sample(PARAMS, fakes.prompts(0, 1), jax.random.key(7), 200)
+    several = sample(PARAMS, fakes.prompts(0, 1), jax.random.key(7), 200, 1.0, eos_ids)
+    tokens = np.asarray(one.responses.tokens)
+    ends = np.isin(tokens, eos_ids)
+    lengths = np.where(ends.any(-1), ends.argmax(-1) + 1, fakes.LENGTH)
+    real = np.arange(fakes.LENGTH) < lengths[..., None]
+    assert (
+        len(np.unique(np.where(real, tokens, -1).reshape(-1, fakes.LENGTH), axis=0)) == 7
+    )  # 0, 2, 1 0, 1 2, and 1 1 before any
+    np.testing.assert_array_equal(several.responses.lengths, lengths)
+    np.testing.assert_array_equal(several.responses.tokens, np.where(real, tokens, eos_ids[0]))
+    np.testing.assert_allclose(several.log_probs, np.where(real, one.log_probs, 0), atol=1e-6)
+
+
+def test_token_by_token_is_the_same():
+    """What `start` and `advance` have drawn at each moment is the beginning of what `sample` draws at once."""
+    key, options = jax.random.key(8), {"eos_ids": (fakes.EOS,), "temperature": 0.9}
+    whole = sample(PARAMS, fakes.prompts(0, 1), key, 4, 0.9)
+    start = jax.jit(
+        lambda params, *given: sampling.start(
+            fakes.policy, params, *given, num_samples=4, max_length=fakes.LENGTH, **options
+        )
+    )
+    advance = jax.jit(lambda params, state: sampling.advance(fakes.policy, params, state, **options))
+    lengths = np.asarray(whole.responses.lengths)
+    state = start(PARAMS, fakes.prompts(0, 1), key)
+    for drawn in range(1, lengths.max() + 1):
+        so_far = state.rollouts.responses
+        np.testing.assert_array_equal(so_far.lengths, np.minimum(lengths, drawn))
+        np.testing.assert_array_equal(so_far.tokens[..., :drawn], whole.responses.tokens[..., :drawn])
+        assert bool(state.unfinished) == (drawn < lengths.max())
+        if state.unfinished:
+            state = advance(PARAMS, state)
+    np.testing.assert_array_equal(state.rollouts.responses.tokens, whole.responses.tokens)
+    np.testing.assert_array_equal(state.rollouts.log_probs, whole.log_probs)
+
+
+def test_a_single_token():
+    """T = 1: the prompt alone says it."""
+    rollouts = jax.jit(
+        lambda params, prompts, key: sampling.sample(
+            fakes.policy, params, prompts, key, num_samples=50, max_length=1, eos_ids=(fakes.EOS,)
+        )
+    )(PARAMS, fakes.prompts(0, 1), jax.random.key(9))
+    tokens = np.asarray(rollouts.responses.tokens)[..., 0]
+    assert set(tokens.ravel()) == set(range(fakes.VOCABULARY))
+    np.testing.assert_array_equal(rollouts.responses.lengths, np.ones((2, 50)))
+    law = np.asarray(jax.nn.log_softmax(PARAMS[:, 0, fakes.VOCABULARY]))
+    np.testing.assert_allclose(rollouts.log_probs[..., 0], np.take_along_axis(law, tokens, 1), atol=1e-6)
 
 
 def test_towards_temperature_0_it_is_greedy():
