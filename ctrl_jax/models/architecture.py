@@ -1,4 +1,4 @@
-"""What a decoder computes, as one value: every model family that is read differs from the others in these fields alone."""
+"""What a decoder computes, as one value: the model families that can be read differ in these fields alone."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""A Llama-style decoder whose sequences are a prompt, read once, and the N responses that share it.
+"""A decoder whose sequences are a prompt, read once, and the N responses that share it; an `Architecture` says which.
 
 Positions are real: a response's first token follows its prompt's last real one, wherever the padding ends. Layers are
 unrolled and each has its own cache, laid out [batch, head, position, dim]: on CPU that decodes several times faster
@@ -12,54 +12,73 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.config import Model
+from ctrl_jax.config import Lora
+from ctrl_jax.models.architecture import Architecture, Layer
 from ctrl_jax.types import Cache, Params, Policy, Prompts, Responses
 
 
 class KeysValues(NamedTuple):
-    """One layer's cache: [B, kv heads, P, D/H] of the prompts, or [B, N, kv heads, T, D/H] of the responses."""
+    """One layer's cache: [B, kv heads, P, d] of the prompts, or [B, N, kv heads, T, d] of the responses."""
 
     keys: jax.Array
     values: jax.Array
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+def rotate(x: jax.Array, positions: jax.Array, frequencies: tuple[float, ...]) -> jax.Array:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), halves rotated: x [..., H, d], positions [...]."""
     half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None].astype(jnp.float32) * jnp.expand_dims(frequencies, range(positions.ndim))
+    rates = jnp.expand_dims(jnp.array(frequencies, jnp.float32), range(positions.ndim))
+    angles = positions[..., None].astype(jnp.float32) * rates
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def visible(queries: jax.Array, keys: jax.Array, window: int | None) -> jax.Array:
+    """[..., T, S] whether a token at position `queries` [..., T] attends to one at `keys` [..., S]."""
+    behind = queries[..., :, None] - keys[..., None, :]
+    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
 
 
 def attend(
-    queries: jax.Array, shared: KeysValues, shared_mask: jax.Array, own: KeysValues | None, own_mask: jax.Array
+    queries: jax.Array,
+    shared: KeysValues,
+    shared_mask: jax.Array,
+    own: KeysValues | None,
+    own_mask: jax.Array | None,
+    *,
+    scale: float,
+    softcap: float | None = None,
 ) -> jax.Array:
     """Softmax attention of each response to its prompt's keys, one copy for all N, and to its own.
 
     queries [B, N, T, H, d], shared_mask [B, T, P], own_mask [T, S]; returns [B, N, T, H * d]. Grouped queries: head h
-    reads key-value head h // (H / kv heads) (Ainslie et al. 2023, arXiv 2305.13245). The two parts of the softmax are
-    combined at the end, so that the shared keys are never copied beside each response's own.
+    reads key-value head h // (H / kv heads) (Ainslie et al. 2023, arXiv 2305.13245). Scores are scale * q.k, and with a
+    softcap c they become c * tanh(scores / c). The two parts of the softmax are combined at the end, so that the shared
+    keys are never copied beside each response's own.
     """
     batch, samples, length, heads, dim = queries.shape
     kv_heads = shared.keys.shape[1]
     groups = heads // kv_heads
     queries = queries.reshape(batch, samples, length, kv_heads, groups, dim).transpose(0, 1, 3, 4, 2, 5)
-    queries = queries.reshape(batch, samples, kv_heads, groups * length, dim) * dim**-0.5
+    queries = queries.reshape(batch, samples, kv_heads, groups * length, dim) * scale
 
     def scores(equation: str, keys: jax.Array, mask: jax.Array) -> jax.Array:
-        masked = jnp.einsum(equation, queries, keys).reshape(batch, samples, kv_heads, groups, length, -1)
+        products = jnp.einsum(equation, queries, keys, preferred_element_type=jnp.float32)
+        products = products.reshape(batch, samples, kv_heads, groups, length, -1)
+        if softcap is not None:
+            products = softcap * jnp.tanh(products / softcap)
         # Finite, so that the row of a padded query, which sees nothing, stays free of nan in the gradient too.
-        return jnp.where(mask, masked, -1e30)
+        return jnp.where(mask, products, -1e30)
 
     def mix(equation: str, weights: jax.Array, values: jax.Array) -> jax.Array:
-        mixed = jnp.einsum(equation, weights.reshape(*queries.shape[:-1], -1), values)
+        weights = weights.reshape(*queries.shape[:-1], -1).astype(values.dtype)
+        mixed = jnp.einsum(equation, weights, values, preferred_element_type=jnp.float32)
         return mixed.reshape(batch, samples, kv_heads, groups, length, dim)
 
     shared_scores = scores("bnkmd,bkpd->bnkmp", shared.keys, shared_mask[:, None, None, None])
     largest = shared_scores.max(-1)
-    if own is not None:
+    if own is not None and own_mask is not None:
         own_scores = scores("bnkmd,bnksd->bnkms", own.keys, jnp.expand_dims(own_mask, (0, 1, 2, 3)))
         largest = jnp.maximum(largest, own_scores.max(-1))
     largest = jax.lax.stop_gradient(largest)[..., None]
@@ -71,47 +90,107 @@ def attend(
         weights = jnp.exp(own_scores - largest)
         total += weights.sum(-1)
         out += mix("bnkms,bnksd->bnkmd", weights, own.values)
-    out = out / total[..., None]
+    out = (out / total[..., None]).astype(shared.values.dtype)
     return out.transpose(0, 1, 4, 2, 3, 5).reshape(batch, samples, length, heads * dim)
 
 
+class Norm(nn.Module):
+    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) in float32, times offset + scale."""
+
+    epsilon: float
+    offset: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.constant(1.0 - self.offset), (x.shape[-1],), jnp.float32)
+        exact = x.astype(jnp.float32)
+        exact *= jax.lax.rsqrt(jnp.mean(exact * exact, axis=-1, keepdims=True) + self.epsilon)
+        return (exact * jnp.expand_dims(self.offset + scale.astype(jnp.float32), range(x.ndim - 1))).astype(x.dtype)
+
+
+class Projection(nn.Module):
+    """x W + b, rows [R, in] to [R, features]; with an adapter in the collection `lora` also (alpha / rank) x A B."""
+
+    features: int
+    use_bias: bool
+    kernel_init: nn.initializers.Initializer
+    lora_scale: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        out = x @ self.param("kernel", self.kernel_init, (x.shape[-1], self.features)).astype(x.dtype)
+        if self.use_bias:
+            out += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)[None]
+        if self.has_variable("lora", "a"):
+            a: jax.Array = self.get_variable("lora", "a")
+            b: jax.Array = self.get_variable("lora", "b")
+            out += self.lora_scale * ((x @ a.astype(x.dtype)) @ b.astype(x.dtype))
+        return out
+
+
 class Block(nn.Module):
-    config: Model
+    architecture: Architecture
+    layer: Layer
+    lora: Lora
 
     def setup(self) -> None:
-        config = self.config
-        self.head_dim = config.width // config.heads
+        sizes = self.architecture
 
-        def dense(features: int, scale: float = 1.0) -> nn.Dense:
+        def projection(features: int, use_bias: bool, scale: float = 1.0) -> Projection:
             init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
-            return nn.Dense(features, use_bias=False, kernel_init=init)
+            return Projection(features, use_bias, init, self.lora.alpha / max(1, self.lora.rank))
+
+        def norm() -> Norm:
+            return Norm(sizes.norm_epsilon, sizes.norm_offset)
 
         # The projections that write to the residual stream start smaller the deeper the model (Radford et al. 2019).
-        residual = 1.0 / (2 * config.layers)
-        self.attention_norm = nn.RMSNorm(epsilon=config.norm_epsilon)
-        self.query = dense(config.heads * self.head_dim)
-        self.key = dense(config.kv_heads * self.head_dim)
-        self.value = dense(config.kv_heads * self.head_dim)
-        self.output = dense(config.width, residual)
-        self.mlp_norm = nn.RMSNorm(epsilon=config.norm_epsilon)
-        self.gate = dense(config.mlp_width)
-        self.up = dense(config.mlp_width)
-        self.down = dense(config.width, residual)
+        residual = 1.0 / (2 * len(sizes.layers))
+        self.attention_norm = norm()
+        self.q_proj = projection(sizes.heads * sizes.head_dim, sizes.qkv_bias)
+        self.k_proj = projection(sizes.kv_heads * sizes.head_dim, sizes.qkv_bias)
+        self.v_proj = projection(sizes.kv_heads * sizes.head_dim, sizes.qkv_bias)
+        self.o_proj = projection(sizes.width, sizes.output_bias, residual)
+        self.mlp_norm = norm()
+        self.gate_proj = projection(sizes.mlp_width, sizes.mlp_bias)
+        self.up_proj = projection(sizes.mlp_width, sizes.mlp_bias)
+        self.down_proj = projection(sizes.width, sizes.mlp_bias, residual)
+        if sizes.query_key_norm:
+            self.q_norm, self.k_norm = norm(), norm()
+        if sizes.post_norms:
+            self.attention_post_norm, self.mlp_post_norm = norm(), norm()
 
     def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, KeysValues]:
         """x [B, N, T, D] to queries [B, N, T, H, d] and keys and values [B, N, kv heads, T, d]."""
         rows = _rows(self.attention_norm(x))
         queries, keys, values = (
-            layer(rows).reshape(*x.shape[:-1], -1, self.head_dim) for layer in (self.query, self.key, self.value)
+            projection(rows).reshape(*x.shape[:-1], -1, self.architecture.head_dim)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        theta = self.config.rope_theta
-        keys = rotate(keys, positions, theta)
-        return rotate(queries, positions, theta), KeysValues(keys.swapaxes(2, 3), values.swapaxes(2, 3))
+        if self.architecture.query_key_norm:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        keys = rotate(keys, positions, self.layer.rotary)
+        queries = rotate(queries, positions, self.layer.rotary)
+        return queries, KeysValues(keys.swapaxes(2, 3), values.swapaxes(2, 3))
 
-    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        rows = _rows(x) + self.output(_rows(attended))
+    def finish(
+        self,
+        x: jax.Array,
+        queries: jax.Array,
+        shared: KeysValues,
+        shared_mask: jax.Array,
+        own: KeysValues | None,
+        own_mask: jax.Array | None,
+    ) -> jax.Array:
+        """The layer's output [B, N, T, D] once its keys are known; masks as in `attend`."""
+        sizes = self.architecture
+        scale, softcap = sizes.query_scale, sizes.attention_softcap
+        attended = self.o_proj(_rows(attend(queries, shared, shared_mask, own, own_mask, scale=scale, softcap=softcap)))
+        rows = _rows(x) + (self.attention_post_norm(attended) if sizes.post_norms else attended)
         hidden = self.mlp_norm(rows)
-        rows += self.down(nn.silu(self.gate(hidden)) * self.up(hidden))
+        gate = self.gate_proj(hidden)
+        gate = nn.silu(gate) if sizes.activation == "silu" else nn.gelu(gate, approximate=True)
+        out = self.down_proj(gate * self.up_proj(hidden))
+        rows += self.mlp_post_norm(out) if sizes.post_norms else out
         return rows.reshape(x.shape)
 
 
@@ -121,36 +200,32 @@ def _rows(x: jax.Array) -> jax.Array:
 
 
 class Decoder(nn.Module):
-    config: Model
-    vocabulary_size: int
+    architecture: Architecture
+    lora: Lora = Lora()
 
     def setup(self) -> None:
-        config = self.config
+        sizes = self.architecture
         self.embedding = nn.Embed(
-            self.vocabulary_size, config.width, embedding_init=nn.initializers.normal(config.width**-0.5)
+            sizes.vocabulary_size, sizes.width, embedding_init=nn.initializers.normal(sizes.width**-0.5)
         )
-        self.blocks = [Block(config) for _ in range(config.layers)]
-        self.final_norm = nn.RMSNorm(epsilon=config.norm_epsilon)
-        if not config.tied_embeddings:
-            self.head = nn.Dense(self.vocabulary_size, use_bias=False)
+        self.layers = [Block(sizes, layer, self.lora) for layer in sizes.layers]
+        self.final_norm = Norm(sizes.norm_epsilon, sizes.norm_offset)
+        if not sizes.tied_embeddings:
+            self.head = nn.Dense(sizes.vocabulary_size, use_bias=False)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        # Unit variance into the first norm, though the tied table is small enough to give logits of order one.
-        return self.embedding(tokens) * self.config.width**0.5
+        embedded = self.embedding(tokens).astype(self.architecture.dtype)
+        return embedded * jnp.asarray(self.architecture.embedding_scale, embedded.dtype)
 
     def read_prompts(self, prompts: Prompts) -> tuple[jax.Array, list[KeysValues]]:
         """Features [B, D] at each prompt's last real token, and a cache a layer."""
-        size = prompts.tokens.shape[1]
-        index = jnp.arange(size)
+        positions = jnp.broadcast_to(jnp.arange(prompts.tokens.shape[1])[None], prompts.tokens.shape)
         x = self.embed(prompts.tokens)[:, None]
-        causal = index[:, None] >= index[None, :]
-        mask = causal[None] & (index[None, None, :] < prompts.lengths[:, None, None])
-        positions = jnp.broadcast_to(index[None, None], x.shape[:-1])
         cache = []
-        for block in self.blocks:
-            queries, own = block.project(x, positions)
+        for block, mask in zip(self.layers, self._prompt_masks(prompts.lengths, positions, x.shape[2]), strict=True):
+            queries, own = block.project(x, positions[:, None])
             shared = KeysValues(own.keys[:, 0], own.values[:, 0])
-            x = block.finish(x, attend(queries, shared, mask, None, causal))
+            x = block.finish(x, queries, shared, mask, None, None)
             cache.append(shared)
         last = jnp.take_along_axis(x[:, 0], (prompts.lengths - 1)[:, None, None], axis=1)[:, 0]
         return self.final_norm(last), cache
@@ -158,13 +233,12 @@ class Decoder(nn.Module):
     def read_responses(self, cache: list[KeysValues], prompt_lengths: jax.Array, tokens: jax.Array) -> jax.Array:
         """Features [B, N, T, D] at each token [B, N, T] of responses that follow the cached prompts."""
         index = jnp.arange(tokens.shape[-1])
+        positions = prompt_lengths[:, None] + index[None]
         x = self.embed(tokens)
-        causal = index[:, None] >= index[None, :]
-        prompt_mask = self._prompt_mask(cache, prompt_lengths, tokens.shape[-1])
-        positions = jnp.broadcast_to(prompt_lengths[:, None, None] + index[None, None], tokens.shape)
-        for block, shared in zip(self.blocks, cache, strict=True):
-            queries, own = block.project(x, positions)
-            x = block.finish(x, attend(queries, shared, prompt_mask, own, causal))
+        prompt_masks = self._prompt_masks(prompt_lengths, positions, cache[0].keys.shape[2])
+        for block, shared, mask in zip(self.layers, cache, prompt_masks, strict=True):
+            queries, own = block.project(x, jnp.broadcast_to(positions[:, None], tokens.shape))
+            x = block.finish(x, queries, shared, mask, own, visible(index, index, block.layer.window))
         return self.final_norm(x)
 
     def read_token(
@@ -177,25 +251,27 @@ class Decoder(nn.Module):
     ) -> tuple[jax.Array, list[KeysValues]]:
         """Features [B, N, D] at one more token [B, N], the `index`-th of every response, and the caches with it."""
         x = self.embed(tokens)[:, :, None]
-        size = response_cache[0].keys.shape[3]
-        prompt_mask = self._prompt_mask(cache, prompt_lengths, 1)
-        own_mask = (jnp.arange(size) <= index)[None]
-        positions = jnp.broadcast_to((prompt_lengths + index)[:, None, None], x.shape[:-1])
+        kept = jnp.arange(response_cache[0].keys.shape[3])
+        positions = (prompt_lengths + index)[:, None]
+        prompt_masks = self._prompt_masks(prompt_lengths, positions, cache[0].keys.shape[2])
         updated = []
-        for block, shared, past in zip(self.blocks, cache, response_cache, strict=True):
-            queries, new = block.project(x, positions)
+        for block, shared, past, mask in zip(self.layers, cache, response_cache, prompt_masks, strict=True):
+            queries, new = block.project(x, jnp.broadcast_to(positions[:, None], x.shape[:-1]))
             own = KeysValues(
                 *(
                     jax.lax.dynamic_update_slice_in_dim(old, row, index, axis=3)
                     for old, row in zip(past, new, strict=True)
                 )
             )
-            x = block.finish(x, attend(queries, shared, prompt_mask, own, own_mask))
+            x = block.finish(x, queries, shared, mask, own, visible(index[None], kept, block.layer.window))
             updated.append(own)
         return self.final_norm(x)[:, :, 0], updated
 
     def unembed(self, features: jax.Array) -> jax.Array:
-        return self.embedding.attend(features) if self.config.tied_embeddings else self.head(features)
+        """Features [..., D] to logits [..., V]."""
+        logits = self.embedding.attend(features) if self.architecture.tied_embeddings else self.head(features)
+        softcap = self.architecture.logits_softcap
+        return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
     def __call__(self, prompts: Prompts, responses: Responses) -> jax.Array:
         """Logits [B, N, T, V] of each response token; for initialisation and tests, the steps chunk the vocabulary."""
@@ -208,12 +284,16 @@ class Decoder(nn.Module):
         rest = self.read_responses(cache, prompts.lengths, responses.tokens[..., :-1])
         return jnp.concatenate([first, rest], axis=2)
 
-    @staticmethod
-    def _prompt_mask(cache: list[KeysValues], lengths: jax.Array, queries: int) -> jax.Array:
-        size = cache[0].keys.shape[2]
-        return jnp.broadcast_to(
-            jnp.arange(size)[None, None] < lengths[:, None, None], (lengths.shape[0], queries, size)
-        )
+    def _prompt_masks(self, lengths: jax.Array, positions: jax.Array, size: int) -> list[jax.Array]:
+        """A mask [B, T, P] a layer: which of a prompt's `size` places the tokens at positions [B, T] attend to."""
+        index = jnp.arange(size)
+        real = (index[None] < lengths[:, None])[:, None]
+        # One for all layers of a window.
+        masks = {
+            window: real & visible(positions, index[None], window)
+            for window in dict.fromkeys(layer.window for layer in self.architecture.layers)
+        }
+        return [masks[layer.window] for layer in self.architecture.layers]
 
 
 def policy(decoder: Decoder) -> Policy:
@@ -229,7 +309,7 @@ def policy(decoder: Decoder) -> Policy:
 
     def method(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(params: Params, *args: Any) -> Any:
-            return decoder.apply({"params": params}, *args, method=function)
+            return decoder.apply(params, *args, method=function)
 
         return call
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ctrl_jax.config import Model
-from ctrl_jax.models import decoder, reward
+from ctrl_jax.config import Lora, Model
+from ctrl_jax.models import architecture, decoder, lora, reward
 from ctrl_jax.steps import logprobs, sampling
 from ctrl_jax.steps.masked import length_mask
 from ctrl_jax.types import Prompts, Responses
@@ -19,7 +19,7 @@ RESPONSES = Responses(jax.random.randint(KEYS[1], (B, N, T), 0, V), jax.random.r
 
 
 def build(config=CONFIG):
-    model = decoder.Decoder(config, V)
+    model = decoder.Decoder(architecture.from_config(config, V))
     params = jax.jit(model.init)(KEYS[3], PROMPTS, RESPONSES)["params"]
     # Norm scales start at 1: moved, so that leaving one out would show.
     leaves, tree = jax.tree.flatten(params)
@@ -49,11 +49,11 @@ def oracle(config, params, tokens):
     size, dim = len(tokens), config.width // config.heads
     x = params["embedding"]["embedding"][tokens] * np.sqrt(config.width)
     for layer in range(config.layers):
-        block = params[f"blocks_{layer}"]
+        block = params[f"layers_{layer}"]
         h = norm(x, block["attention_norm"]["scale"])
-        q = rotate((h @ block["query"]["kernel"]).reshape(size, config.heads, dim))
-        k = rotate((h @ block["key"]["kernel"]).reshape(size, config.kv_heads, dim))
-        v = (h @ block["value"]["kernel"]).reshape(size, config.kv_heads, dim)
+        q = rotate((h @ block["q_proj"]["kernel"]).reshape(size, config.heads, dim))
+        k = rotate((h @ block["k_proj"]["kernel"]).reshape(size, config.kv_heads, dim))
+        v = (h @ block["v_proj"]["kernel"]).reshape(size, config.kv_heads, dim)
         out = np.zeros((size, config.heads, dim))
         for head in range(config.heads):
             kv = head // (config.heads // config.kv_heads)
@@ -61,10 +61,10 @@ def oracle(config, params, tokens):
                 scores = q[t, head] @ k[: t + 1, kv].T / np.sqrt(dim)
                 weights = np.exp(scores - scores.max())
                 out[t, head] = weights @ v[: t + 1, kv] / weights.sum()
-        x = x + out.reshape(size, -1) @ block["output"]["kernel"]
+        x = x + out.reshape(size, -1) @ block["o_proj"]["kernel"]
         h = norm(x, block["mlp_norm"]["scale"])
-        gate = h @ block["gate"]["kernel"]
-        x = x + (gate / (1 + np.exp(-gate)) * (h @ block["up"]["kernel"])) @ block["down"]["kernel"]
+        gate = h @ block["gate_proj"]["kernel"]
+        x = x + (gate / (1 + np.exp(-gate)) * (h @ block["up_proj"]["kernel"])) @ block["down_proj"]["kernel"]
     x = norm(x, params["final_norm"]["scale"])
     return x @ (params["embedding"]["embedding"].T if config.tied_embeddings else params["head"]["kernel"])
 
@@ -113,16 +113,17 @@ def test_sampling_with_the_cache_scores_as_the_full_forward_pass():
         features = policy.apply(params, PROMPTS, rollouts.responses)
         return rollouts, logprobs.token_log_probs(policy.unembed, params, features, rollouts.responses.tokens)
 
-    rollouts, scored = sample_and_score(params)
+    rollouts, scored = sample_and_score({"params": params})
     mask = length_mask(rollouts.responses.lengths, 7)
     np.testing.assert_allclose(jnp.where(mask, scored, 0), rollouts.log_probs, atol=1e-5)
     assert len(np.unique(rollouts.responses.lengths)) > 1
 
 
 def test_a_reward_is_the_same_alone_in_a_batch_and_with_more_padding():
-    model = reward.RewardModel(CONFIG, V)
+    model = reward.RewardModel(architecture.from_config(CONFIG, V))
     params = jax.jit(model.init)(KEYS[3], PROMPTS, RESPONSES)["params"]
-    params["head"] = {"kernel": jax.random.normal(KEYS[0], (CONFIG.width, 1)), "bias": jnp.ones(1)}
+    params = {"params": params}
+    params["params"]["head"] = {"kernel": jax.random.normal(KEYS[0], (CONFIG.width, 1)), "bias": jnp.ones(1)}
     apply = jax.jit(reward.reward_apply(model))
     together = apply(params, PROMPTS, RESPONSES)
     garbage = jnp.where(length_mask(RESPONSES.lengths, T), RESPONSES.tokens, (RESPONSES.tokens + 3) % V)
@@ -170,3 +171,32 @@ def test_sharded_is_single_device(mesh):
     )
     sharded = jax.jit(mapped)(params, PROMPTS, RESPONSES)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), sharded, single)
+
+
+def test_an_adapter_is_the_merged_weights_and_starts_as_none():
+    settings = Lora(rank=3, alpha=5.0, targets=("q_proj", "v_proj", "down_proj"))
+    _, params = build()
+    model = decoder.Decoder(architecture.from_config(CONFIG, V), settings)
+    apply = jax.jit(model.apply)
+    adapters = lora.init(params, settings, KEYS[1])
+    plain = apply({"params": params}, PROMPTS, RESPONSES)
+    np.testing.assert_array_equal(apply({"params": params, "lora": adapters}, PROMPTS, RESPONSES), plain)
+
+    adapters = jax.tree.map(lambda x: x + 0.3, adapters)
+    adapted = apply({"params": params, "lora": adapters}, PROMPTS, RESPONSES)
+    assert jnp.abs(adapted - plain).max() > 0.1
+    merged = lora.merge(params, adapters, settings)
+    np.testing.assert_allclose(apply({"params": merged}, PROMPTS, RESPONSES), adapted, atol=2e-4)
+    kernel, adapter = params["layers_1"]["v_proj"]["kernel"], adapters["layers_1"]["v_proj"]
+    np.testing.assert_allclose(
+        merged["layers_1"]["v_proj"]["kernel"], kernel + 5 / 3 * adapter["a"] @ adapter["b"], atol=1e-6
+    )
+    assert merged["layers_1"]["k_proj"] is params["layers_1"]["k_proj"]
+
+
+def test_what_was_trained_lies_over_what_was_frozen():
+    frozen = {"params": {"trunk": {"x": 1}, "head": {"y": 2}}}
+    trained = {"params": {"head": {"y": 3}}, "lora": {"trunk": {"a": 4}}}
+    expected = {"params": {"trunk": {"x": 1}, "head": {"y": 3}}, "lora": {"trunk": {"a": 4}}}
+    assert lora.overlay(frozen, trained) == expected
+    assert lora.overlay({}, trained) == trained
