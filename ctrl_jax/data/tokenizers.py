@@ -1,14 +1,18 @@
-"""A SentencePiece tokenizer trained on the dialogues, lossless for any text."""
+"""What the project asks of a tokenizer, and a SentencePiece tokenizer trained on the dialogues, lossless for any text.
+
+Tokenizers that come with a model are in `pretrained_tokenizers`.
+"""
 
 import hashlib
 import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import sentencepiece
 
-from ctrl_jax.data.language import ASSISTANT, HUMAN
+from ctrl_jax.data.conversations import ASSISTANT, HUMAN, Conversation, transcript
 from ctrl_jax.errors import InputError
 
 FILENAME = "tokenizer.model"
@@ -21,10 +25,47 @@ _SPACE = "▁"
 """How SentencePiece writes a space; the character itself is escaped."""
 
 
-class Tokenizer:
-    """Text to token ids and back: `decode(encode(text)) == text` for every text that UTF-8 can hold.
+class Tokenizer(Protocol):
+    """Conversations and replies to token ids, and a reply's ids to its text."""
 
-    The two markers of hh-rlhf's turns are one token each. A space belongs to the word that it precedes.
+    @property
+    def vocabulary_size(self) -> int:
+        """All ids are below it."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """What rows are filled with. It may be one of `eos_ids`: lengths tell what is real."""
+        ...
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Any of them ends a response; `encode_response` writes the first."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal fingerprints mean equal ids for every text."""
+        ...
+
+    def encode_prompt(self, conversation: Conversation) -> list[int]:
+        """The conversation as the model reads it, with what it expects to stand first, up to where the reply begins."""
+        ...
+
+    def encode_response(self, text: str) -> list[int]:
+        """A reply's tokens as they follow a prompt, and the token that ends it. White space around it is left out."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """A reply's text, without the space before its first word. Special tokens have no text."""
+        ...
+
+
+class TrainedTokenizer:
+    """Text to token ids and back, without loss for every text that UTF-8 can hold. Conversations become transcripts.
+
+    The two markers of hh-rlhf's turns are one token each. A space belongs to the word that it precedes, so that the
+    first word of a reply has one.
     """
 
     def __init__(self, model: bytes):
@@ -53,8 +94,8 @@ class Tokenizer:
         return self._pieces.pad_id()
 
     @property
-    def eos_id(self) -> int:
-        return self._pieces.eos_id()
+    def eos_ids(self) -> tuple[int, ...]:
+        return (self._pieces.eos_id(),)
 
     @property
     def fingerprint(self) -> str:
@@ -65,24 +106,33 @@ class Tokenizer:
         """Token ids, without an end of text."""
         return self._pieces.encode(self._marker_or_unknown.sub(_escaped, text))
 
+    def encode_prompt(self, conversation: Conversation) -> list[int]:
+        """The transcript's tokens, up to where the reply begins."""
+        return self.encode(transcript(conversation))
+
+    def encode_response(self, text: str) -> list[int]:
+        """The tokens of a space and the text, and EOS; of an empty text EOS alone."""
+        return [*self.encode(f" {text.strip()}".rstrip()), *self.eos_ids]
+
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of any ids. PAD and EOS have none."""
-        return re.sub(f"{_ESCAPE}([0-9a-f]{{1,6}}){_END}", _unescaped, self._pieces.decode([int(i) for i in ids]))
+        """The text of any ids, without the one space that may lead it. PAD and EOS have none."""
+        text = self._pieces.decode([int(i) for i in ids]).removeprefix(" ")
+        return re.sub(f"{_ESCAPE}([0-9a-f]{{1,6}}){_END}", _unescaped, text)
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.model` into a folder."""
         (folder / FILENAME).write_bytes(self.model)
 
 
-def load(folder: Path) -> Tokenizer:
+def load(folder: Path) -> TrainedTokenizer:
     """The tokenizer saved in a folder. Errors: InputError where there is none."""
     path = folder / FILENAME
     if not path.is_file():
         raise InputError(f"There is no tokenizer at {path}; train it again, or name the folder that has one.")
-    return Tokenizer(path.read_bytes())
+    return TrainedTokenizer(path.read_bytes())
 
 
-def train(texts: Sequence[str], *, vocabulary_size: int) -> Tokenizer:
+def train(texts: Sequence[str], *, vocabulary_size: int) -> TrainedTokenizer:
     """A unigram model (Kudo 2018, arXiv 1804.10959) of exactly `vocabulary_size` pieces; equal texts give equal bytes.
 
     Errors: InputError where the texts have no word, or too few or too many pieces for that size; it names the bound.
@@ -121,7 +171,7 @@ def train(texts: Sequence[str], *, vocabulary_size: int) -> Tokenizer:
         )
     except RuntimeError as error:
         raise InputError(_vocabulary_message(str(error), vocabulary_size)) from error
-    return Tokenizer(model.getvalue())
+    return TrainedTokenizer(model.getvalue())
 
 
 def _escaped(match: re.Match[str]) -> str:

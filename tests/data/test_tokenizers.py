@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctrl_jax.data import dialogues, tokenizers
+from ctrl_jax.data.conversations import Turn
 from ctrl_jax.errors import InputError
 
 
@@ -19,8 +20,8 @@ TOKENIZER = tokenizers.train(TEXTS["helpful"], vocabulary_size=512)
 
 def test_the_vocabulary_has_the_asked_size_and_distinct_special_tokens():
     assert TOKENIZER.vocabulary_size == 512
-    assert TOKENIZER.pad_id != TOKENIZER.eos_id
-    assert TOKENIZER.decode([TOKENIZER.pad_id, TOKENIZER.eos_id]) == ""
+    assert TOKENIZER.pad_id not in TOKENIZER.eos_ids
+    assert TOKENIZER.decode([TOKENIZER.pad_id, *TOKENIZER.eos_ids]) == ""
 
 
 @pytest.mark.parametrize("side", ["helpful", "harmless"])
@@ -55,7 +56,7 @@ def test_texts_of_another_split_need_no_spelling():
     ],
 )
 def test_awkward_text_round_trips(text):
-    ids = TOKENIZER.encode(text)
+    ids = TOKENIZER.encode(f" {text}")
     assert TOKENIZER.decode(ids) == text
     assert 2 not in ids, "an unknown piece"
 
@@ -63,13 +64,28 @@ def test_awkward_text_round_trips(text):
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_round_trips(text):
-    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+    assert TOKENIZER.decode(TOKENIZER.encode(f" {text}")) == text
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 511)))
 def test_any_ids_have_a_printable_text(ids):
     TOKENIZER.decode(ids).encode("utf-8")
+
+
+def test_a_prompt_is_its_transcript_and_a_response_ends_in_eos():
+    conversation = (Turn("system", "Be kind."), Turn("user", "Hi"), Turn("assistant", "Ho"), Turn("user", "Why?"))
+    text = "Be kind.\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: Why?\n\nAssistant:"
+    assert TOKENIZER.encode_prompt(conversation) == TOKENIZER.encode(text)
+    response = TOKENIZER.encode_response("  So that it ends.\n")
+    assert response == [*TOKENIZER.encode(" So that it ends."), TOKENIZER.eos_ids[0]]
+    assert TOKENIZER.decode(response) == "So that it ends."
+    assert TOKENIZER.encode_response(" \n") == list(TOKENIZER.eos_ids)
+
+
+def test_only_the_space_before_the_first_word_is_left_out():
+    assert TOKENIZER.decode(TOKENIZER.encode("a b ")) == "a b "
+    assert TOKENIZER.decode(TOKENIZER.encode("\n a")) == "\n a"
 
 
 def test_training_is_deterministic_and_the_fingerprint_tells_models_apart():
@@ -97,7 +113,7 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(InputError, match="train it again"):
         tokenizers.load(tmp_path)
     with pytest.raises(InputError, match="not a SentencePiece model"):
-        tokenizers.Tokenizer(b"garbage")
+        tokenizers.TrainedTokenizer(b"garbage")
 
 
 def test_the_bounds_in_the_message_are_right():
