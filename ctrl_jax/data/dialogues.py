@@ -1,8 +1,5 @@
 """The embedded dialogues as a TFDS dataset: generated from a seed, nothing downloaded, no TensorFlow."""
 
-import contextlib
-import io
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +8,14 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from ctrl_jax.data import builders
+from ctrl_jax.data.conversations import Record, parse
 from ctrl_jax.data.language import gold_reward, requests, sample_reply, side_of
+from ctrl_jax.data.splits import SPLITS
 from ctrl_jax.errors import InputError
 
 HELD_OUT = 0.1
 """Share of a side's prompts in validation, and in test."""
-
-Record = dict[str, str]
-"""prompt, response (the demonstration), chosen, rejected."""
 
 
 @dataclass(eq=False)
@@ -54,23 +51,24 @@ class Dialogues(tfds.core.GeneratorBasedBuilder):
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
-        names = ("prompt", "response", "chosen", "rejected")
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({name: tfds.features.Text() for name in names}),
+            features=builders.features("prompt", "response", "chosen", "rejected"),
             supervised_keys=("prompt", "response"),
             description="Generated dialogues with preference pairs from a gold reward in closed form.",
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, Record]]]:
-        return {split: enumerate(records(self.builder_config, split)) for split in ("train", "validation", "test")}
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, builders.Texts]]]:
+        return {split: builders.texts(records(self.builder_config, split)) for split in SPLITS}
 
-    def _generate_examples(self, records: Iterator[tuple[int, Record]]) -> Iterator[tuple[int, Record]]:
-        return records
+    def _generate_examples(
+        self, examples: Iterator[tuple[int, builders.Texts]]
+    ) -> Iterator[tuple[int, builders.Texts]]:
+        return examples
 
 
 def records(config: DialoguesConfig, split: str) -> Iterator[Record]:
-    """The records of a split, as text."""
+    """The records of a split."""
     known = list(requests(config.side))
     held_out = round(HELD_OUT * len(known))
     bounds = {"validation": (0, held_out), "test": (held_out, 2 * held_out), "train": (2 * held_out, len(known))}
@@ -85,7 +83,7 @@ def records(config: DialoguesConfig, split: str) -> Iterator[Record]:
             second = sample_reply(request, rng)
         log_odds = gold_reward(prompt, first) - gold_reward(prompt, second)
         chosen, rejected = (first, second) if rng.random() < 1 / (1 + np.exp(-log_odds)) else (second, first)
-        yield {"prompt": prompt, "response": response, "chosen": chosen, "rejected": rejected}
+        yield Record(parse(prompt), response, chosen, rejected)
 
 
 def load(side: str, *, seed: int, count: int, data_dir: Path) -> dict[str, list[Record]]:
@@ -93,25 +91,8 @@ def load(side: str, *, seed: int, count: int, data_dir: Path) -> dict[str, list[
 
     Errors: InputError for an unknown side, a negative seed, or a count below 1.
     """
-    builder_config = config(side, seed=seed, count=count)
-    with _quiet():
-        builder = Dialogues(config=builder_config, data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    builder = builders.prepared(Dialogues, config(side, seed=seed, count=count), data_dir)
     return {
-        split: [{name: text.decode() for name, text in record.items()} for record in source]
-        for split, source in builder.as_data_source().items()
+        split: [Record(parse(row["prompt"]), row["response"], row["chosen"], row["rejected"]) for row in rows]
+        for split, rows in builders.read(builder).items()
     }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without TFDS's prints and progress bars, and without its warning that the configuration is not a built-in one."""
-    absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.ERROR)
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        absl.setLevel(level)

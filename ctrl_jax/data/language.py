@@ -20,7 +20,7 @@ from itertools import product
 
 import numpy as np
 
-from ctrl_jax.data.conversations import ASSISTANT, HUMAN, Turn, transcript  # noqa: F401
+from ctrl_jax.data.conversations import Turn, transcript
 from ctrl_jax.data.phrases import GRADES, NUMBERS, SIDES, Side
 from ctrl_jax.errors import InputError
 

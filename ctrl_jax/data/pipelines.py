@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import grain
 import jax
 import numpy as np
 
-from ctrl_jax.data.language import ASSISTANT, HUMAN, as_prompt
+from ctrl_jax.data.conversations import Conversation, Record, transcript
 from ctrl_jax.data.tokenizers import Tokenizer
 from ctrl_jax.errors import InputError
 from ctrl_jax.types import Examples, Prompts, Responses
@@ -17,26 +17,51 @@ from ctrl_jax.types import Examples, Prompts, Responses
 Tree = TypeVar("Tree")
 
 
+LongPrompts = Literal["drop", "truncate"]
+
+
 @dataclass(frozen=True)
 class PromptSet:
     prompts: Prompts
     """Host arrays; ids are distinct."""
+    conversations: tuple[Conversation, ...]
+    """[B], whole even where the tokens are cut."""
     texts: tuple[str, ...]
-    """[B] as hh-rlhf writes them, up to where the reply begins."""
+    """[B] their transcripts, whatever the tokenizer makes of them."""
+    dropped: int = 0
+    """Distinct prompts that were left out because they are too long."""
 
 
-def prompts(records: Sequence[Mapping[str, str]], tokenizer: Tokenizer, *, prompt_length: int) -> PromptSet:
-    """The distinct prompts of records, in the order of their first appearance; field `prompt`.
+@dataclass(frozen=True)
+class ExampleSet:
+    examples: Examples
+    dropped: int = 0
+    """Records that were left out because their prompt is too long."""
 
-    A request without hh-rlhf's markers is rendered as a conversation's opening turn. Of two texts with one id (a chance
-    of 1 in 4e9 a pair) the first stays.
 
-    Errors: InputError where there is no record, a prompt is empty, or a prompt has more than `prompt_length` tokens.
+def prompts(
+    records: Sequence[Record], tokenizer: Tokenizer, *, prompt_length: int, long_prompts: LongPrompts = "drop",
+    count: int | None = None,
+) -> PromptSet:  # fmt: skip
+    """The distinct prompts of records, in the order of their first appearance; the first `count` that fit, if given.
+
+    A prompt of more than `prompt_length` tokens is dropped and counted, or cut on the left: of a chat model's prompt
+    that cuts the beginning of the template. Of two texts with one id (a chance of 1 in 4e9 a pair) the first stays.
+
+    Errors: InputError where there is no record, a prompt is empty, or every prompt is too long.
     """
-    texts = _rendered(records)
-    first = sorted(np.unique(prompt_ids(texts), return_index=True)[1].tolist())
-    texts = [texts[i] for i in first]
-    return PromptSet(_tokenized(texts, tokenizer, prompt_length), tuple(texts))
+    fitted = _Fitted(tokenizer, prompt_length, long_prompts)
+    seen = set[int]()
+    kept: list[Conversation] = []
+    for text, record in _with_texts(records):
+        if len(kept) == count:
+            break
+        (prompt_id,) = prompt_ids([text]).tolist()
+        if prompt_id not in seen and fitted.fits(text, record.prompt):
+            kept.append(record.prompt)
+        seen.add(prompt_id)
+    texts = tuple(map(transcript, kept))
+    return PromptSet(fitted.prompts(texts), tuple(kept), texts, fitted.too_long)
 
 
 def prompt_ids(texts: Sequence[str]) -> Any:
@@ -46,20 +71,43 @@ def prompt_ids(texts: Sequence[str]) -> Any:
 
 
 def demonstrations(
-    records: Sequence[Mapping[str, str]], tokenizer: Tokenizer, *, prompt_length: int, response_length: int
-) -> Examples:
-    """Examples with N = 1, the field `response`. Responses end in EOS, and are cut at `response_length` tokens.
+    records: Sequence[Record], tokenizer: Tokenizer, *, prompt_length: int, response_length: int,
+    long_prompts: LongPrompts = "drop",
+) -> ExampleSet:  # fmt: skip
+    """Examples with N = 1, the records' `response`. Responses are cut at `response_length` tokens, the EOS counted.
 
-    Errors: as `prompts`.
+    Errors: as `prompts`; and where no record has a response.
     """
-    return _examples(records, ("response",), tokenizer, prompt_length, response_length)
+    having = [record for record in records if record.response is not None]
+    if records and not having:
+        raise InputError(
+            f"None of the {len(records)} records has a demonstration to fine-tune on{_what_there_is(records)}. Give "
+            "the rows a 'response', or leave the fine-tuning of the model at --model.path out by --sft.steps 0."
+        )
+    return _examples(having, ("response",), tokenizer, prompt_length, response_length, long_prompts)
 
 
 def preference_pairs(
-    records: Sequence[Mapping[str, str]], tokenizer: Tokenizer, *, prompt_length: int, response_length: int
-) -> Examples:
-    """Examples with N = 2, the field `chosen` before `rejected`; otherwise as `demonstrations`."""
-    return _examples(records, ("chosen", "rejected"), tokenizer, prompt_length, response_length)
+    records: Sequence[Record], tokenizer: Tokenizer, *, prompt_length: int, response_length: int,
+    long_prompts: LongPrompts = "drop",
+) -> ExampleSet:  # fmt: skip
+    """Examples with N = 2, the records' `chosen` before `rejected`; otherwise as `demonstrations`."""
+    having = [record for record in records if record.chosen is not None and record.rejected is not None]
+    if records and not having:
+        raise InputError(
+            f"None of the {len(records)} records has a preference pair to train the reward model on"
+            f"{_what_there_is(records)}. Give the rows 'chosen' and 'rejected', or a reward that needs no pairs: "
+            "--reward-model.path or --reward-model.function."
+        )
+    return _examples(having, ("chosen", "rejected"), tokenizer, prompt_length, response_length, long_prompts)
+
+
+def _what_there_is(records: Sequence[Record]) -> str:
+    demonstrations = sum(record.response is not None for record in records)
+    pairs = sum(record.chosen is not None for record in records)
+    if not demonstrations and not pairs:
+        return ": they have prompts alone"
+    return f": {demonstrations} have a response, {pairs} a pair"
 
 
 def decoded(responses: Responses, tokenizer: Tokenizer) -> list[list[str]]:
@@ -72,42 +120,67 @@ def decoded(responses: Responses, tokenizer: Tokenizer) -> list[list[str]]:
 
 
 def _examples(
-    records: Sequence[Mapping[str, str]], fields: Sequence[str], tokenizer: Tokenizer, prompt_length: int,
-    response_length: int,
-) -> Examples:  # fmt: skip
-    prompts = _tokenized(_rendered(records), tokenizer, prompt_length)
-    responses = [
-        [*tokenizer.encode(f" {record[field].strip()}".rstrip()), tokenizer.eos_id]
-        for record in records
-        for field in fields
-    ]
+    records: Sequence[Record], fields: Sequence[str], tokenizer: Tokenizer, prompt_length: int, response_length: int,
+    long_prompts: LongPrompts,
+) -> ExampleSet:  # fmt: skip
+    fitted = _Fitted(tokenizer, prompt_length, long_prompts)
+    kept = [(text, record) for text, record in _with_texts(records) if fitted.fits(text, record.prompt)]
+    prompts = fitted.prompts([text for text, _ in kept])
+    responses = [tokenizer.encode_response(getattr(record, field)) for _, record in kept for field in fields]
     tokens, lengths = _padded([tokens[:response_length] for tokens in responses], response_length, tokenizer.pad_id)
-    shape = (len(records), len(fields))
-    return Examples(prompts, Responses(tokens.reshape(*shape, response_length), lengths.reshape(shape)))
+    shape = (len(kept), len(fields))
+    examples = Examples(prompts, Responses(tokens.reshape(*shape, response_length), lengths.reshape(shape)))
+    return ExampleSet(examples, len(records) - len(kept))
 
 
-def _rendered(records: Sequence[Mapping[str, str]]) -> list[str]:
+def _with_texts(records: Sequence[Record]) -> Iterator[tuple[str, Record]]:
     if not records:
-        raise InputError("There are no records to take prompts from; give at least one.")
-    texts = []
-    for i, record in enumerate(records):
-        text = record["prompt"]
-        if not text.replace(HUMAN, "").replace(ASSISTANT, "").strip():
-            raise InputError(f"The prompt of record {i} is empty ({text!r}); give it a text or leave the record out.")
-        texts.append(text if HUMAN in text else as_prompt(text.strip()))
-    return texts
-
-
-def _tokenized(texts: Sequence[str], tokenizer: Tokenizer, prompt_length: int) -> Prompts:
-    encoded = [tokenizer.encode(text) for text in texts]
-    longest = max(encoded, key=len)
-    if len(longest) > prompt_length:
         raise InputError(
-            f"A prompt has {len(longest)} tokens, but the context holds {prompt_length}; shorten it or set "
-            f"data.prompt_length to at least {len(longest)}. It is {texts[encoded.index(longest)].strip()!r}."
+            "There are no records to take prompts from. A small file may leave a split empty: give it more rows, or a "
+            "folder with train, validation and test of your own."
         )
-    tokens, lengths = _padded(encoded, prompt_length, tokenizer.pad_id)
-    return Prompts(tokens, lengths, prompt_ids(texts))
+    for i, record in enumerate(records):
+        if not record.prompt or not record.prompt[-1].content.strip():
+            raise InputError(f"The prompt of record {i} is empty; give it a text or leave the record out.")
+        yield transcript(record.prompt), record
+
+
+class _Fitted:
+    """The tokens of prompts that fit into `length`, by transcript; each distinct prompt is encoded once."""
+
+    def __init__(self, tokenizer: Tokenizer, length: int, long_prompts: LongPrompts):
+        self._tokenizer = tokenizer
+        self._length = length
+        self._long_prompts = long_prompts
+        self._tokens: dict[str, list[int]] = {}
+        self._sizes: dict[str, int] = {}
+        """Of the prompts that are too long, in tokens."""
+
+    def fits(self, text: str, conversation: Conversation) -> bool:
+        if text in self._sizes:
+            return False
+        if text not in self._tokens:
+            tokens = self._tokenizer.encode_prompt(conversation)
+            if len(tokens) > self._length and self._long_prompts == "drop":
+                self._sizes[text] = len(tokens)
+                return False
+            self._tokens[text] = tokens[-self._length :]
+        return True
+
+    @property
+    def too_long(self) -> int:
+        return len(self._sizes)
+
+    def prompts(self, texts: Sequence[str]) -> Prompts:
+        if not texts:
+            shortest = min(self._sizes, key=self._sizes.__getitem__)
+            raise InputError(
+                f"No prompt fits: all {self.too_long} have more than {self._length} tokens, the shortest "
+                f"{self._sizes[shortest]}. Set --data.prompt-length to at least that, or --data.long-prompts truncate. "
+                f"It is {shortest.strip()!r}."
+            )
+        tokens, lengths = _padded([self._tokens[text] for text in texts], self._length, self._tokenizer.pad_id)
+        return Prompts(tokens, lengths, prompt_ids(texts))
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[Any, Any]:

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from ctrl_jax.data import dialogues
-from ctrl_jax.data.language import ASSISTANT, HUMAN, gold_reward
+from ctrl_jax.data.conversations import transcript
+from ctrl_jax.data.language import gold_reward
 from ctrl_jax.errors import InputError
 
 SPLITS = {"train", "validation", "test"}
@@ -19,19 +20,17 @@ def loaded(tmp_path_factory):
 def test_the_splits_have_their_sizes_and_disjoint_prompts(loaded):
     assert set(loaded) == SPLITS
     assert len(loaded["train"]) == 2000
-    texts = {split: {record["prompt"] for record in records} for split, records in loaded.items()}
+    texts = {split: {transcript(record.prompt) for record in records} for split, records in loaded.items()}
     assert min(len(loaded[split]) for split in SPLITS) == len(texts["test"]) >= 256
     assert sum(map(len, texts.values())) == len(set.union(*texts.values()))
 
 
-def test_records_are_dialogues_in_the_form_of_hh_rlhf(loaded):
+def test_records_are_one_turn_with_replies(loaded):
     for records in loaded.values():
         for record in records[:50]:
-            assert set(record) == {"prompt", "response", "chosen", "rejected"}
-            assert record["prompt"].startswith(f"{HUMAN} ")
-            assert record["prompt"].endswith(ASSISTANT)
-            assert record["response"]
-            assert record["chosen"] != record["rejected"]
+            assert [turn.role for turn in record.prompt] == ["user"]
+            assert record.response
+            assert record.chosen != record.rejected
 
 
 def test_the_same_seed_gives_the_same_records_and_another_seed_others(loaded, tmp_path):
@@ -55,7 +54,7 @@ def test_preparing_again_reads_what_is_there(tmp_path):
 
 def test_pairs_follow_bradley_terry(loaded):
     pairs = [
-        gold_reward(record["prompt"], record["chosen"]) - gold_reward(record["prompt"], record["rejected"])
+        gold_reward(transcript(record.prompt), record.chosen) - gold_reward(transcript(record.prompt), record.rejected)
         for record in loaded["train"]
     ]
     # By size of the difference, the better reply is chosen with probability sigmoid(|difference|).

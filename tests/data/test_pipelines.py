@@ -1,23 +1,27 @@
 import hashlib
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from ctrl_jax.data import pipelines, tokenizers
+from ctrl_jax.data.conversations import Record, Turn, parse, transcript
 from ctrl_jax.data.dialogues import config, records
 from ctrl_jax.errors import InputError
 from ctrl_jax.types import Examples
 
 RECORDS = list(records(config("helpful", seed=0, count=600), "train"))
-TOKENIZER = tokenizers.train([f"{r['prompt']} {r['response']}" for r in RECORDS], vocabulary_size=512)
+TOKENIZER = tokenizers.train([f"{transcript(r.prompt)} {r.response}" for r in RECORDS], vocabulary_size=512)
 LENGTHS = {"prompt_length": 24, "response_length": 36}
 
 
 def test_prompts_are_distinct_in_order_and_padded():
     doubled = [*RECORDS[:20], *RECORDS[5:10]]
     found = pipelines.prompts(doubled, TOKENIZER, prompt_length=24)
-    assert list(found.texts) == [record["prompt"] for record in RECORDS[:20]]
+    assert list(found.texts) == [transcript(record.prompt) for record in RECORDS[:20]]
+    assert found.conversations == tuple(record.prompt for record in RECORDS[:20])
+    assert found.dropped == 0
     assert found.prompts.tokens.shape == (20, 24)
     assert len(set(found.prompts.ids.tolist())) == 20
     for i, text in enumerate(found.texts):
@@ -27,19 +31,21 @@ def test_prompts_are_distinct_in_order_and_padded():
         assert found.prompts.ids[i] == int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest(), "little")
 
 
-def test_a_bare_request_becomes_a_turn():
-    found = pipelines.prompts([{"prompt": "Why chess?"}], TOKENIZER, prompt_length=24)
-    assert found.texts == ("\n\nHuman: Why chess?\n\nAssistant:",)
+def test_the_first_prompts_can_be_asked_for_alone():
+    doubled = [*RECORDS[:3], *RECORDS[:20]]
+    found = pipelines.prompts(doubled, TOKENIZER, prompt_length=24, count=5)
+    assert found.texts == pipelines.prompts(RECORDS[:5], TOKENIZER, prompt_length=24).texts
+    assert len(pipelines.prompts(doubled, TOKENIZER, prompt_length=24, count=50).texts) == 20
 
 
 def test_demonstrations_end_in_eos_and_are_cut():
-    examples = pipelines.demonstrations(RECORDS, TOKENIZER, **LENGTHS)
-    short = pipelines.demonstrations(RECORDS, TOKENIZER, prompt_length=24, response_length=12)
+    examples = pipelines.demonstrations(RECORDS, TOKENIZER, **LENGTHS).examples
+    short = pipelines.demonstrations(RECORDS, TOKENIZER, prompt_length=24, response_length=12).examples
     assert examples.responses.tokens.shape == (600, 1, 36)
     assert examples.prompts.tokens.shape == (600, 24)
     cut = 0
     for i, record in enumerate(RECORDS):
-        ids = [*TOKENIZER.encode(" " + record["response"]), TOKENIZER.eos_id]
+        ids = [*TOKENIZER.encode(" " + record.response), TOKENIZER.eos_ids[0]]
         length = examples.responses.lengths[i, 0]
         assert length == min(len(ids), 36)
         assert examples.responses.tokens[i, 0, :length].tolist() == ids[:36]
@@ -50,28 +56,85 @@ def test_demonstrations_end_in_eos_and_are_cut():
 
 
 def test_an_empty_response_is_its_eos():
-    examples = pipelines.demonstrations([{"prompt": "Why?", "response": ""}], TOKENIZER, **LENGTHS)
+    examples = pipelines.demonstrations([Record(parse("Why?"), "")], TOKENIZER, **LENGTHS).examples
     assert examples.responses.lengths.tolist() == [[1]]
-    assert examples.responses.tokens[0, 0, 0] == TOKENIZER.eos_id
+    assert examples.responses.tokens[0, 0, 0] == TOKENIZER.eos_ids[0]
 
 
 def test_pairs_have_the_chosen_response_first_and_decode_back():
-    pairs = pipelines.preference_pairs(RECORDS, TOKENIZER, prompt_length=24, response_length=48)
+    pairs = pipelines.preference_pairs(RECORDS, TOKENIZER, prompt_length=24, response_length=48).examples
     assert pairs.responses.tokens.shape == (600, 2, 48)
-    assert pipelines.decoded(pairs.responses, TOKENIZER) == [[r["chosen"], r["rejected"]] for r in RECORDS]
+    assert pipelines.decoded(pairs.responses, TOKENIZER) == [[r.chosen, r.rejected] for r in RECORDS]
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "\n\nHuman: \n\nAssistant:"])
 def test_an_empty_prompt_is_refused_with_its_record(text):
     with pytest.raises(InputError, match="record 1 is empty"):
-        pipelines.prompts([RECORDS[0], {"prompt": text}], TOKENIZER, prompt_length=24)
+        pipelines.prompts([RECORDS[0], Record(parse(text))], TOKENIZER, prompt_length=24)
 
 
-def test_a_long_prompt_is_refused_with_both_lengths():
-    text = pipelines.as_prompt("Why chess? " * 20)
-    long = len(TOKENIZER.encode(text))
-    with pytest.raises(InputError, match=f"has {long} tokens, but the context holds 24.*at least {long}"):
-        pipelines.demonstrations([RECORDS[0], {"prompt": text, "response": "No."}], TOKENIZER, **LENGTHS)
+LONG = Record(parse("Why chess? " * 20), "No.", "No.", "Yes.")
+
+
+def test_long_prompts_are_dropped_and_counted():
+    mixed = [LONG, RECORDS[0], LONG, RECORDS[1]]
+    for make in (pipelines.demonstrations, pipelines.preference_pairs):
+        found = make(mixed, TOKENIZER, **LENGTHS)
+        assert found.dropped == 2, "records"
+        expected = make(RECORDS[:2], TOKENIZER, **LENGTHS).examples
+        for leaf, other in zip(jax.tree.leaves(found.examples), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(leaf, other)
+    prompts = pipelines.prompts(mixed, TOKENIZER, prompt_length=24)
+    assert prompts.dropped == 1, "distinct prompts"
+    assert prompts.conversations == (RECORDS[0].prompt, RECORDS[1].prompt)
+
+
+def test_long_prompts_are_cut_on_the_left():
+    tokens = TOKENIZER.encode_prompt(LONG.prompt)
+    assert len(tokens) > 24
+    found = pipelines.prompts([LONG], TOKENIZER, prompt_length=24, long_prompts="truncate")
+    assert found.prompts.tokens.tolist() == [tokens[-24:]]
+    assert found.prompts.lengths.tolist() == [24]
+    assert (found.texts, found.dropped) == ((transcript(LONG.prompt),), 0)
+    pairs = pipelines.preference_pairs([LONG], TOKENIZER, **LENGTHS, long_prompts="truncate")
+    assert pairs.examples.prompts.tokens.tolist() == [tokens[-24:]]
+
+
+def test_nothing_but_long_prompts_is_refused_with_both_lengths():
+    long = len(TOKENIZER.encode_prompt(LONG.prompt))
+    with pytest.raises(InputError, match=f"more than 24 tokens, the shortest {long}.*truncate"):
+        pipelines.demonstrations([LONG], TOKENIZER, **LENGTHS)
+
+
+def test_records_without_replies_are_passed_over_until_there_are_none():
+    bare = Record(RECORDS[0].prompt)
+    assert len(pipelines.demonstrations([bare, RECORDS[1]], TOKENIZER, **LENGTHS).examples.prompts.ids) == 1
+    assert len(pipelines.preference_pairs([bare, RECORDS[1]], TOKENIZER, **LENGTHS).examples.prompts.ids) == 1
+    with pytest.raises(InputError, match=r"None of the 2 .*prompts alone.*--sft.steps 0"):
+        pipelines.demonstrations([bare, bare], TOKENIZER, **LENGTHS)
+    with pytest.raises(InputError, match=r"None of the 1 .* 1 have a response, 0 a pair.*--reward-model.function"):
+        pipelines.preference_pairs([Record(bare.prompt, "Yes.")], TOKENIZER, **LENGTHS)
+
+
+def test_only_the_tokenizer_knows_how_a_conversation_is_read():
+    class Letters:
+        pad_id = 0
+        eos_ids = (1, 2)
+
+        def encode_prompt(self, conversation):
+            return [3 + len(turn.content) for turn in conversation]
+
+        def encode_response(self, text):
+            return [100 + len(text), 1]
+
+    records = [
+        Record((Turn("user", "ab"),), "x", "xy", "xyz"),
+        Record((Turn("system", ""), Turn("user", "a"), Turn("assistant", "abcd"), Turn("user", "abc")), "", "xy", "x"),
+    ]
+    pairs = pipelines.preference_pairs(records, Letters(), prompt_length=4, response_length=2).examples
+    assert pairs.prompts.tokens.tolist() == [[5, 0, 0, 0], [3, 4, 7, 6]]
+    assert pairs.responses.tokens.tolist() == [[[102, 1], [103, 1]], [[102, 1], [101, 1]]]
+    assert pairs.prompts.ids.tolist() == pipelines.prompts(records, Letters(), prompt_length=4).prompts.ids.tolist()
 
 
 def test_no_records_are_refused():
@@ -109,7 +172,7 @@ def test_the_seed_alone_gives_the_order():
 
 
 def test_batches_keep_the_type_of_a_tree():
-    examples = pipelines.demonstrations(RECORDS, TOKENIZER, **LENGTHS)
+    examples = pipelines.demonstrations(RECORDS, TOKENIZER, **LENGTHS).examples
     batch = next(pipelines.batches(examples, batch_size=8, seed=0))
     assert isinstance(batch, Examples)
     assert isinstance(batch.responses.tokens, np.ndarray)

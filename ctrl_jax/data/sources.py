@@ -1,0 +1,58 @@
+"""The data of an experiment, whatever its source."""
+
+from pathlib import Path
+
+from ctrl_jax import config
+from ctrl_jax.data import dialogues, downloads, hh_rlhf, jsonl, tldr
+from ctrl_jax.data.splits import Loaded
+from ctrl_jax.errors import InputError
+
+
+def load(data: config.Data, data_dir: Path) -> Loaded:
+    """The records of every split; what is generated or downloaded is kept in `data_dir`.
+
+    Errors: InputError where a file is missing, unreadable or not of its source's form, a download fails, or nothing is
+    left to train on.
+    """
+    kind, _, subset = data.source.partition("/")
+    path = _path(data)
+    match kind:
+        case "dialogues":
+            records = dialogues.load(subset, seed=data.seed, count=data.dialogues, data_dir=data_dir)
+            loaded = Loaded(records, sum(map(len, records.values())), {})
+        case "hh_rlhf":
+            loaded = hh_rlhf.load(subset, path=path, data_dir=data_dir)
+        case "tldr":
+            loaded = tldr.load(path=path, data_dir=data_dir)
+        case _:
+            assert path is not None, "config.Data asks for the path of jsonl"
+            loaded = jsonl.load(path)
+    if not loaded.records["train"]:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in loaded.dropped.items())
+        raise InputError(
+            f"The source {data.source}{f' at {path}' if path else ''} gave no record to train on: {loaded.rows} rows "
+            f"were read, and {sum(loaded.dropped.values())} dropped{f' ({dropped})' if dropped else ''}. Give it more."
+        )
+    return loaded
+
+
+def fingerprint(data: config.Data) -> str | None:
+    """Names the contents of the local files behind `data.path`; None where the data is generated or downloaded.
+
+    Errors: InputError where the files are missing.
+    """
+    path = _path(data)
+    if path is None:
+        return None
+    kind, _, subset = data.source.partition("/")
+    match kind:
+        case "hh_rlhf":
+            return downloads.fingerprint(hh_rlhf.files(path, subset))
+        case "tldr":
+            return downloads.fingerprint(tldr.files(path))
+        case _:
+            return downloads.fingerprint(jsonl.files(path))
+
+
+def _path(data: config.Data) -> Path | None:
+    return None if data.path is None else Path(data.path).expanduser()
