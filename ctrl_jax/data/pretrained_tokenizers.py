@@ -287,8 +287,8 @@ class _SentencePieceVocabulary:
                     self.controls[piece.piece] = i
             prefix = proto.normalizer_spec.add_dummy_prefix
             self._opening = _processor(proto, add_dummy_prefix=prefix)
-            self._inner = _processor(proto, add_dummy_prefix=prefix and legacy)
-            self._decoder = _processor(proto, add_dummy_prefix=False)
+            self._after_control = _processor(proto, add_dummy_prefix=prefix and legacy)
+            self._middle = _processor(proto, add_dummy_prefix=False)
         except Exception as error:  # protobuf's DecodeError is no ValueError, SentencePiece raises RuntimeError.
             raise InputError(
                 f"{path} is not a SentencePiece model ({error}). Copy it again from where the model was published."
@@ -304,7 +304,7 @@ class _SentencePieceVocabulary:
         self._word = re.compile(f"({words or '(?!)'})")
         self._pieces = pieces
         self.size = max(pieces, *(i + 1 for i in beyond), 0)
-        bos = self._decoder.bos_id()
+        bos = self._middle.bos_id()
         self.bos_ids = [bos] if bos >= 0 else []
 
     def encode(self, pieces: Pieces) -> list[int]:
@@ -317,7 +317,8 @@ class _SentencePieceVocabulary:
                     if j % 2:
                         ids.append(self._added[text])
                     elif text:
-                        ids += (self._inner if i or j else self._opening).encode(text)
+                        # A space after an ordinary token would be a loss: it is in the middle of a text.
+                        ids += (self._middle if j else self._after_control if i else self._opening).encode(text)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -328,7 +329,7 @@ class _SentencePieceVocabulary:
                 # An unknown piece has no text; SentencePiece would write ⁇.
                 run += [i] if i != self._unknown else []
             else:
-                texts += [self._decoder.decode(run), self._texts.get(i, "")]
+                texts += [self._middle.decode(run), self._texts.get(i, "")]
                 run = []
         return "".join(texts)
 

@@ -5,13 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctrl_jax.data import dialogues, tokenizers
-from ctrl_jax.data.conversations import Turn
+from ctrl_jax.data.conversations import Turn, transcript
 from ctrl_jax.errors import InputError
 
 
 def _texts(side, count=1000):
     records = islice(dialogues.records(dialogues.config(side, seed=0, count=count), "train"), count)
-    return [f"{record['prompt']} {record['response']}" for record in records]
+    return [f"{transcript(record.prompt)} {record.response}" for record in records]
 
 
 TEXTS = {side: _texts(side) for side in ("helpful", "harmless")}
@@ -28,11 +28,11 @@ def test_the_vocabulary_has_the_asked_size_and_distinct_special_tokens():
 def test_dialogues_are_short(side):
     tokenizer = tokenizers.train(TEXTS[side], vocabulary_size=512)
     records = list(dialogues.records(dialogues.config(side, seed=1, count=3000), "test"))
-    prompts = [len(tokenizer.encode(record["prompt"])) for record in records]
-    responses = [len(tokenizer.encode(" " + record["response"])) for record in records]
+    prompts = [len(tokenizer.encode_prompt(record.prompt)) for record in records]
+    responses = [len(tokenizer.encode_response(record.response)) for record in records]
     assert max(prompts) <= 20
-    assert sum(responses) / len(responses) < 26
-    assert sum(length > 35 for length in responses) < 0.02 * len(responses)
+    assert sum(responses) / len(responses) < 27
+    assert sum(length > 36 for length in responses) < 0.02 * len(responses)
 
 
 def test_texts_of_another_split_need_no_spelling():
