@@ -280,15 +280,16 @@ class _SentencePieceVocabulary:
             pieces = len(proto.pieces)
             self.controls: dict[str, int] = {}
             for i, piece in enumerate(proto.pieces):
-                named = special.has(piece.piece, i) or (i in added and added[i]["special"])
-                if named and piece.type == kinds.USER_DEFINED:
-                    piece.type = kinds.CONTROL
+                if piece.type == kinds.USER_DEFINED:
+                    named = special.has(piece.piece, i) or (i in added and added[i]["special"])
+                    piece.type = kinds.CONTROL if named else piece.type
                 if piece.type in (kinds.CONTROL, kinds.UNKNOWN):
                     self.controls[piece.piece] = i
             prefix = proto.normalizer_spec.add_dummy_prefix
-            self._opening = _processor(proto, add_dummy_prefix=prefix)
-            self._after_control = _processor(proto, add_dummy_prefix=prefix and legacy)
-            self._middle = _processor(proto, add_dummy_prefix=False)
+            processors = {flag: _processor(proto, add_dummy_prefix=flag) for flag in {False, prefix}}
+            self._opening = processors[prefix]
+            self._after_control = processors[prefix and legacy]
+            self._middle = processors[False]
         except Exception as error:  # protobuf's DecodeError is no ValueError, SentencePiece raises RuntimeError.
             raise InputError(
                 f"{path} is not a SentencePiece model ({error}). Copy it again from where the model was published."
