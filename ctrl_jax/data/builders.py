@@ -28,7 +28,7 @@ def texts(records: Iterable[Record], prompt: Callable[[Conversation], str] = tra
 
 
 def prepared(builder: type[tfds.core.GeneratorBasedBuilder], config: Any, data_dir: Path) -> Any:
-    """The builder of a configuration, its data prepared in `data_dir` on first use."""
+    """The builder of a configuration, or of a built-in one by name; its data prepared in `data_dir` on first use."""
     with _quiet():
         made = builder(config=config, data_dir=data_dir, file_format="array_record")
         made.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))

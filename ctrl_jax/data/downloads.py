@@ -12,6 +12,8 @@ from ctrl_jax.errors import InputError
 def fetch(url: str, target: Path, *, size: int | None = None, sha256: str | None = None) -> Path:
     """Downloads `url` to `target`, unless it is there; `size` in bytes and `sha256` are checked where they are known.
 
+    A size that is not known is what the server announces.
+
     Errors: InputError where the network fails, or the file is not the one recorded; nothing is left at `target` then.
     """
     if target.is_file():
@@ -23,6 +25,8 @@ def fetch(url: str, target: Path, *, size: int | None = None, sha256: str | None
         # A server that packs a .gz once more would change its size and checksum.
         answer = requests.get(url, stream=True, timeout=60, headers={"Accept-Encoding": "identity"})
         answer.raise_for_status()
+        if size is None and "Content-Length" in answer.headers:
+            size = int(answer.headers["Content-Length"])
         with partial.open("wb") as file:
             for block in answer.iter_content(2**20):
                 file.write(block)
@@ -37,7 +41,7 @@ def fetch(url: str, target: Path, *, size: int | None = None, sha256: str | None
         partial.unlink()
         raise InputError(
             f"{url} gave {received} bytes with sha256 {digest.hexdigest()}, where {size} bytes with sha256 "
-            f"{sha256 or 'unknown'} are recorded: it was cut short, or has changed since. Try again, or give "
+            f"{sha256 or 'unknown'} were expected: it was cut short, or has changed since. Try again, or give "
             "--data.path a local copy."
         )
     return partial.replace(target)

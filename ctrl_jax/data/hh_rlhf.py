@@ -82,8 +82,9 @@ def load(subset: str, *, path: Path | None, data_dir: Path) -> Loaded:
     Errors: InputError for a path without the subset's files, a file that is not what it should be (with its line), or a
     download that fails.
     """
-    name = subset if path is None else f"{subset}_{fingerprint(files(path, subset))}"
-    config = HhRlhfConfig(name=name, subset=subset, folder=path)
+    config: HhRlhfConfig | str = subset
+    if path is not None:
+        config = HhRlhfConfig(name=f"{subset}_{fingerprint(files(path, subset))}", subset=subset, folder=path)
     return builders.loaded(builders.prepared(HhRlhf, config, data_dir), parse)
 
 

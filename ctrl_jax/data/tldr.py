@@ -73,8 +73,10 @@ def load(*, path: Path | None, data_dir: Path) -> Loaded:
     Errors: InputError for a path without comparisons, a row that is not of the published schema (with its file and
     line), or a download that fails.
     """
-    name = "comparisons" if path is None else f"comparisons_{fingerprint(files(path))}"
-    return builders.loaded(builders.prepared(Tldr, TldrConfig(name=name, folder=path), data_dir), _conversation)
+    config: TldrConfig | str = "comparisons"
+    if path is not None:
+        config = TldrConfig(name=f"comparisons_{fingerprint(files(path))}", folder=path)
+    return builders.loaded(builders.prepared(Tldr, config, data_dir), _conversation)
 
 
 def files(path: Path) -> dict[str, Path]:
