@@ -178,6 +178,17 @@ def test_overlapping_and_one_letter_control_tokens_are_guarded():
     ]
 
 
+def test_a_template_may_be_laid_out_over_lines():
+    source = """\
+{% for m in messages %}
+    {% if m.content %}
+{{ m.role }}: {{ m.content }}
+    {% endif %}
+{% endfor %}
+"""
+    assert template(source).pieces(LONG[1:3]) == ["user: Hi\nassistant: Ho\n"]
+
+
 def test_no_control_tokens_at_all():
     found = template("{% for m in messages %}{{ m.content }};{% endfor %}", controls=[])
     assert found.pieces((Turn("user", "a</s>"),)) == ["a</s>;"]

@@ -272,6 +272,29 @@ def test_a_control_token_that_a_user_types_is_text(tmp_path):
     assert base.encode_prompt(conversation) == literal.encode(transcript(conversation)).ids
 
 
+def test_a_control_token_is_itself_wherever_it_stands(tmp_path):
+    """Early tokenizer.json files of Llama 2 look for <s> in the normalized text, ▁<s>, where it is not found."""
+    normalized = tokenizers.Tokenizer.from_str(LLAMA2_JSON.to_str().replace('"normalized":false', '"normalized":true'))
+    assert 2 not in normalized.encode("He</s>").ids
+    ours = load(tmp_path, normalized, tokenizer_config=BASE, template=LLAMA2)
+    expected = LLAMA2_JSON.encode("<s>[INST] Hello there [/INST] why? </s><s>[INST] A user asks [/INST]").ids
+    assert ours.encode_prompt(LONG) == expected
+
+
+@pytest.mark.parametrize("name", ["llama2-base", "bytes-base"])
+def test_a_reply_after_a_prompt_that_ends_in_a_space_does_not_bring_its_own(name, tmp_path):
+    tokenizer, files = KINDS[name]
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ 'assistant: ' }}"
+    ours = load(tmp_path, tokenizer, **files, template=template)
+    joined = kind(name, tmp_path / "base").encode_response("Hello there")
+    split = ours.encode_response("Hello there")
+    assert ours.decode(split) == "Hello there"
+    assert split != joined, "the first word has no space"
+    if name == "llama2-base":
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=LLAMA2_PIECES)
+        assert "".join(pieces.id_to_piece(i) for i in split) == "Hello▁there</s>"
+
+
 def test_merges_do_not_spell_a_control_token(tmp_path):
     assert LLAMA2_JSON.encode("<s>").ids == [1]
     literal = tokenizers.Tokenizer.from_str(LLAMA2_JSON.to_str())
@@ -385,6 +408,14 @@ def test_ids_that_are_no_token_have_no_text(tmp_path):
         tokenizer = kind(name, tmp_path / name)
         ids = tokenizer.encode_response("Hello there")
         assert tokenizer.decode([*ids[:1], 900, *ids[1:], 999]) == "Hello there"
+
+
+def test_what_ends_a_reply_has_no_text_even_if_it_is_an_ordinary_token(tmp_path):
+    (full_stop,) = BYTES.encode(".").ids
+    tokenizer = load(tmp_path / "a", BYTES, config={"eos_token_id": full_stop})
+    assert tokenizer.decode(tokenizer.encode_response("Hello")) == "Hello"
+    unknown = sentencepiece.SentencePieceProcessor(model_proto=LLAMA2_PIECES).unk_id()
+    assert load(tmp_path / "b", LLAMA2_PIECES, tokenizer_config=BASE).decode([unknown]) == ""
 
 
 def test_the_fingerprint_tells_contents_apart(tmp_path):
