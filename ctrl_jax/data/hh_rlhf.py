@@ -18,7 +18,8 @@ from ctrl_jax.errors import InputError
 
 URL = "https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/main/{file}.jsonl.gz"
 
-# Bytes and sha256 of the published files, where they are known; the others are checked only by being read.
+# Bytes and sha256 of the published files. Where they are not known, the size is checked against what the server
+# announces, and each line by being read.
 PUBLISHED: dict[str, tuple[int | None, str | None]] = {
     "helpful-base/train": (16_200_131, "518a5bf288456fc9f3b7c980c54116fba0c52f274d3f4d344675d83e4058f6f4"),
     "helpful-base/test": (875_191, "8be3fc1a13b27901631696f2be6f184c799f1baeaf145f53ac5db24960adc37b"),

@@ -19,8 +19,8 @@ from ctrl_jax.data.splits import Loaded, arranged, defect
 from ctrl_jax.errors import InputError
 
 URL = "https://openaipublic.blob.core.windows.net/summarize-from-feedback/dataset/comparisons/{file}.json"
-# The comparisons of Reddit posts; the other published files compare summaries of news. Their sizes and checksums are
-# not published: a download is checked by being read, each line against the schema.
+# The comparisons of Reddit posts; the other published files compare summaries of news. Their checksums are not known:
+# the size is checked against what the server announces, and each line against the schema.
 BATCHES = (*(f"batch{i}" for i in range(3, 21)), "batch22")
 SPLITS = {"train": "train", "valid1": "validation", "valid2": "test"}
 """As they are published, and here."""
