@@ -39,18 +39,7 @@ def load(folder: Path, *, embedding_rows: int) -> Tokenizer:
     Errors: InputError naming the file, where one is missing, corrupt, or at odds with the others or the embedding.
     """
     settings = _json(folder / "tokenizer_config.json")
-    model = {**_known(_json(folder / "config.json")), **_known(_json(folder / "generation_config.json"))}
-    names = {**_known(_json(folder / "special_tokens_map.json")), **_known(settings)}
-    special = _Special(
-        roles={role: text for role in _ROLES if (text := _text(names.get(role)))},
-        ids={role: _ids(folder, role, model.get(f"{role}_id"), embedding_rows) for role in _ROLES[:4]},
-        others=[
-            text
-            for key in ("additional_special_tokens", "extra_special_tokens")
-            for entry in _listed(names.get(key))
-            if (text := _text(entry))
-        ],
-    )
+    special = _special(folder, settings, embedding_rows)
     vocabulary = _vocabulary(folder, settings, special)
     if vocabulary.size > embedding_rows:
         raise InputError(
@@ -68,8 +57,9 @@ def load(folder: Path, *, embedding_rows: int) -> Tokenizer:
     eos_ids = [*(vocabulary.controls[text] for text in ends if text in vocabulary.controls), *special.ids["eos_token"]]
     if not eos_ids:
         raise InputError(
-            f"Nothing in {folder} says which token ends a reply; give eos_token in tokenizer_config.json, or "
-            "eos_token_id in generation_config.json."
+            f"Nothing in {folder} names a token that ends a reply: eos_token is {special.roles.get('eos_token')!r}, which "
+            "the tokenizer does not have. Give eos_token in tokenizer_config.json, or eos_token_id in "
+            "generation_config.json."
         )
     named_pad = vocabulary.controls.get(special.roles.get("pad_token", ""))
     return _PretrainedTokenizer(
@@ -143,6 +133,21 @@ class _Special:
 
     def has(self, text: str, i: int) -> bool:
         return text in self.roles.values() or text in self.others or any(i in ids for ids in self.ids.values())
+
+
+def _special(folder: Path, settings: Mapping[str, Any], embedding_rows: int) -> _Special:
+    model = {**_known(_json(folder / "config.json")), **_known(_json(folder / "generation_config.json"))}
+    names = {**_known(_json(folder / "special_tokens_map.json")), **_known(settings)}
+    return _Special(
+        roles={role: text for role in _ROLES if (text := _text(names.get(role)))},
+        ids={role: _ids(folder, role, model.get(f"{role}_id"), embedding_rows) for role in _ROLES[:4]},
+        others=[
+            text
+            for key in ("additional_special_tokens", "extra_special_tokens")
+            for entry in _listed(names.get(key))
+            if (text := _text(entry))
+        ],
+    )
 
 
 class _Vocabulary(Protocol):

@@ -469,7 +469,8 @@ def test_files_that_are_wrong_are_named(tmp_path):
         rf"vocabulary of {BYTES.get_vocab_size()}, but .* {BYTES.get_vocab_size() - 1} rows",
         rows=BYTES.get_vocab_size() - 1,
     )
-    fails("Nothing in .*which token ends a reply", tokenizer_config={})
+    fails("Nothing in .*names a token that ends a reply: eos_token is None", tokenizer_config={})
+    fails("eos_token is '<end>', which the tokenizer does not have", tokenizer_config={"eos_token": "<end>"})
     fails(r"eos_token_id is \[3, 1000\] .*1000 rows.*0 to 999", generation_config={"eos_token_id": [3, 1000]})
     fails("pad_token_id is 'x'", config={"pad_token_id": "x"})
     contents = BYTES.to_str().encode()
