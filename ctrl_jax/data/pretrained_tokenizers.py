@@ -57,8 +57,8 @@ def load(folder: Path, *, embedding_rows: int) -> Tokenizer:
     eos_ids = [*(vocabulary.controls[text] for text in ends if text in vocabulary.controls), *special.ids["eos_token"]]
     if not eos_ids:
         raise InputError(
-            f"Nothing in {folder} names a token that ends a reply: eos_token is {special.roles.get('eos_token')!r}, which "
-            "the tokenizer does not have. Give eos_token in tokenizer_config.json, or eos_token_id in "
+            f"Nothing in {folder} names a token that ends a reply: eos_token is {special.roles.get('eos_token')!r}, "
+            "which the tokenizer does not have. Give eos_token in tokenizer_config.json, or eos_token_id in "
             "generation_config.json."
         )
     named_pad = vocabulary.controls.get(special.roles.get("pad_token", ""))
