@@ -32,7 +32,8 @@ Place = Callable[[tuple[str, ...], tuple[int, ...]], Sharding]
 INDEX = "model.safetensors.index.json"
 SCORE = "score.weight"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-BLOCK_BYTES = 8 << 20
+# Of rows read at once: small enough to be transposed in the cache, several times as fast as a large tensor at once.
+BLOCK_BYTES = 2 << 20
 # What jax's CPU backend asks of memory that it takes over instead of copying it.
 ALIGNMENT = 64
 
@@ -180,7 +181,9 @@ def save(
         raise InputError(f"{folder} exists and is not empty. Delete it, or save to another place.")
     wanted = targets(architecture)
     leaves = {target.path: _leaf(params, target) for target in wanted.values()}
-    (dtype,) = {str(leaf.dtype) for leaf in leaves.values()}
+    dtype, *others = {str(leaf.dtype) for leaf in leaves.values()}
+    if others:
+        raise ValueError(f"the parameters are of several types, {dtype}, {', '.join(others)}; a config names one.")
     config = dict(config)
     # transformers 5 writes the shorter name, and reads both.
     config["dtype" if "dtype" in config else "torch_dtype"] = dtype
@@ -393,7 +396,7 @@ def _read(tensor: Tensor, target: Target, index: tuple[slice, ...], dtype: np.dt
     out = _aligned(tuple(end - start for start, end, _ in starts_ends), dtype)
     rows = out.T if target.transposed else out
     for at, block in _blocks(tensor, index[::-1] if target.transposed else index):
-        rows[at] = block
+        rows[at] = block.astype(dtype, copy=False)
     return out
 
 

@@ -26,6 +26,8 @@ from ctrl_jax.types import Prompts, Responses
 from tests.models.oracles import cases
 
 ROOT = Path(__file__).parents[2]
+# Compiling is what takes long here, and half of it optimises what runs once.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 PROMPTS = Prompts(
     jnp.array(
         [
@@ -53,7 +55,7 @@ def load(folder, dtype="float32", **options):
 
 
 def logits(architecture, params, prompts=PROMPTS, responses=RESPONSES):
-    return jax.jit(Decoder(architecture, lora=Lora()).apply)({"params": params}, prompts, responses)
+    return jit(Decoder(architecture, lora=Lora()).apply)({"params": params}, prompts, responses)
 
 
 def assert_same_bits(one, other):
@@ -89,10 +91,10 @@ def test_decoding_with_a_cache_gives_the_logits_of_transformers(tmp_path, name):
     case = cases.read(name)
     architecture, params = load(write(tmp_path / name, case))
     pure, variables = policy(Decoder(architecture)), {"params": params}
-    features, cache = jax.jit(pure.prefill)(variables, PROMPTS)
+    features, cache = jit(pure.prefill)(variables, PROMPTS)
     steps = [jnp.broadcast_to(features[:, None], (2, 2, features.shape[-1]))]
     own = pure.start(cache, 2, cases.T)
-    decode = jax.jit(pure.decode)
+    decode = jit(pure.decode)
     for index in range(cases.T - 1):
         features, own = decode(variables, cache, own, PROMPTS.lengths, RESPONSES.tokens[..., index], jnp.asarray(index))
         steps.append(features)
@@ -136,7 +138,7 @@ def test_scores_are_those_of_transformers(tmp_path, name):
     architecture, trunk = load(folder)
     params = {"trunk": trunk, "head": weights.load_reward_head(folder, architecture)}
     assert huggingface.is_classifier(folder)
-    found = jax.jit(RewardModel(architecture).apply)({"params": params}, PROMPTS, RESPONSES)
+    found = jit(RewardModel(architecture).apply)({"params": params}, PROMPTS, RESPONSES)
     np.testing.assert_allclose(found, case["scores"], rtol=0, atol=2e-4)
 
 
@@ -207,6 +209,16 @@ def test_a_large_model_is_saved_in_parts_with_an_index(tmp_path, qwen3):
     assert index["weight_map"] == {name: file.name for file, part in zip(files, tensors, strict=True) for name in part}
     _, again = load(tmp_path / "parts")
     assert_same_bits(again, params)
+
+
+def test_parameters_of_several_types_are_not_saved(tmp_path, qwen3):
+    architecture, params = load(qwen3)
+    params["final_norm"]["scale"] = params["final_norm"]["scale"].astype(jnp.bfloat16)
+    with pytest.raises(ValueError, match="several types"):
+        weights.save(tmp_path / "mixed", params, architecture, huggingface.read_config(qwen3))
+    params["final_norm"]["scale"] = jnp.zeros(31)
+    with pytest.raises(ValueError, match=r"final_norm/scale has the shape \(31,\), but the architecture \(32,\)"):
+        weights.save(tmp_path / "mixed", params, architecture, huggingface.read_config(qwen3))
 
 
 def test_a_save_that_fails_leaves_nothing(tmp_path, qwen3, monkeypatch):
