@@ -266,12 +266,12 @@ def test_on_a_mesh_each_device_reads_its_part_alone(qwen3, monkeypatch):
 
     architecture = huggingface.architecture(qwen3, dtype="float32")
     params = weights.load(qwen3, architecture, place=place)
+    # Of the stored [out, in]: a quarter for each of four pairs of devices, and what all eight hold once.
+    assert read["model.layers.0.self_attn.q_proj.weight"] == [(10, 32)] * 4
+    assert read["model.layers.0.mlp.down_proj.weight"] == [(32, 12)] * 4
+    assert read["model.embed_tokens.weight"] == [(10, 32)] * 4
+    assert read["model.norm.weight"] == [(32,)]
     assert_same_bits(params, weights.load(qwen3, architecture))
-    # Of the stored [out, in]: a quarter for each of four pairs of devices.
-    assert read["model.layers.0.self_attn.q_proj.weight"][:4] == [(10, 32)] * 4
-    assert read["model.layers.0.mlp.down_proj.weight"][:4] == [(32, 12)] * 4
-    assert read["model.embed_tokens.weight"][:4] == [(10, 32)] * 4
-    assert read["model.norm.weight"] == [(32,)] * 2  # once for all eight devices, and once for the comparison
     kernel = params["layers_0"]["q_proj"]["kernel"]
     assert {part.data.shape for part in kernel.addressable_shards} == {(32, 10)}
 
@@ -536,11 +536,17 @@ def test_a_fingerprint_follows_the_content_alone(tmp_path, qwen3):
     assert weights.fingerprint(tmp_path / "parts") == print_
 
 
-@pytest.mark.parametrize("name", list(cases.read("qwen3")["tensors"]))
-def test_a_fingerprint_sees_each_tensor(qwen3, name):
-    print_ = weights.fingerprint(qwen3)
-    retensor(qwen3, lambda tensors: tensors.update({name: tensors[name] * np.float32(1.0001)}))
-    assert weights.fingerprint(qwen3) != print_
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_a_fingerprint_sees_each_tensor_in_three_places(tmp_path, place):
+    case = cases.read("qwen3")
+    # The embedding larger than the three samples together.
+    source = cases.tensors(case) | {"model.embed_tokens.weight": np.ones((300, 32), np.float32)}
+    prints = {weights.fingerprint(write(tmp_path, case, source))}
+    for name, tensor in source.items():
+        changed = tensor.copy()
+        changed.flat[{"first": 0, "middle": tensor.size // 2, "last": -1}[place]] += 1
+        prints.add(weights.fingerprint(write(tmp_path, case, source | {name: changed})))
+    assert len(prints) == 1 + len(source)
 
 
 def test_a_fingerprint_sees_config_and_type(tmp_path, qwen3):
