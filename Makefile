@@ -60,7 +60,7 @@ evaluate: $(STAMP) ## win rates and KL of the trained policy, with intervals
 report: $(STAMP) ## write report/index.html anew
 	$(JOB) report $(EXP) $(ARGS)
 
-sample: $(STAMP) ## print responses of reference and policy
+sample: $(STAMP) ## a local page to ask policy and reference something; ARGS=--terminal prints a table
 	$(JOB) sample $(EXP) $(ARGS)
 
 sweep: $(STAMP) ## every point of the experiment's sweep(), ending in the Pareto figure

@@ -27,7 +27,7 @@ JOBS = {
     "calibrate": "only the calibration table, and what it needs",
     "evaluate": "win rates and KL of the policy, with intervals",
     "report": "write report/index.html from an evaluated work directory",
-    "sample": "print responses of the reference and the policy, with their rewards",
+    "sample": "a local page to ask the policy and the reference something (--terminal: a table)",
     "sweep": "every point of the experiment's sweep(), ending in the Pareto figure",
     "ideal": "the theory alone: win rates of ideal policies",
 }
@@ -117,13 +117,27 @@ class Options:
 @dataclass(frozen=True)
 class SampleOptions(Options):
     prompt: str | None = None
-    """What the human says; by default the first test prompt."""
-    num_samples: int = 4
-    """Responses to print from each policy."""
+    """What the human says; in the terminal by default the first test prompt."""
+    num_samples: int | None = None
+    """Responses of each policy; by default 4, or as many as the procedure looks at."""
+    procedure: str | None = None
+    """What picks one of them; by default what the policy is trained for."""
+    max_length: int | None = None
+    """The longest response, in tokens; by default that of the training."""
+    untrained: bool = False
+    """Ask the model at --model.path as it is, without rewards; nothing is trained."""
+    terminal: bool = False
+    """Print a table instead of opening a page."""
+    browser: bool = True
+    """Open the page in a browser, where there is a display."""
+    port: int = 0
+    """Of the page, on 127.0.0.1; 0 is a free one."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
+        if self.num_samples is not None and self.num_samples < 1:
             raise InputError(f"num_samples is {self.num_samples}; ask for at least 1 response.")
+        if self.max_length is not None and self.max_length < 1:
+            raise InputError(f"max_length is {self.max_length}; a response has at least 1 token.")
 
 
 def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
@@ -135,7 +149,7 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
 
     options = parse(module.experiment())
     # Imported only now: a mistyped option should not wait for orbax and tensorflow-datasets.
-    from ctrl_jax.jobs import calibrate, evaluate, report, reward_model, sample, sft, summary, sweep, train
+    from ctrl_jax.jobs import calibrate, evaluate, report, reward_model, sample, sample_page, sft, summary, sweep, train
     from ctrl_jax.jobs.run import Run
     from ctrl_jax.runtime import mesh, platform
 
@@ -167,9 +181,20 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
             summary.print_report(report.run(run.work_dir))
         case "sample":
             assert isinstance(options, SampleOptions)
-            run.claim()
-            prompt = sample.read_prompt(run, options.prompt)
-            sample.run(run, train.run(run), prompt, num_samples=options.num_samples)
+            asked = sample.ask_for(
+                options.experiment.policy, options.num_samples, options.procedure, rewards=not options.untrained
+            )
+            if options.untrained:
+                session = sample.untrained(run, max_length=options.max_length)
+            else:
+                run.claim()
+                session = sample.trained(run, options.prompt, max_length=options.max_length)
+            if options.terminal:
+                sample.print_responses(session, sample.conversation(run, options.prompt), asked)
+            else:
+                sample_page.serve(
+                    session, run.experiment, options.prompt or "", asked, port=options.port, browser=options.browser
+                )
         case "sweep":
             if not hasattr(module, "sweep"):
                 raise InputError(f"{module.__file__} has no sweep(); add one that returns a list of experiments.")

@@ -64,6 +64,33 @@ def sweep_page(name: str, points: Sequence[figures.Point], notes: Sequence[str] 
     )  # fmt: skip
 
 
+def sample_page(
+    experiment: str,
+    *,
+    sides: Sequence[str],
+    trained_for: tuple[str, str] | None,
+    prompt: str,
+    num_samples: int,
+    procedure: str,
+) -> str:
+    """The page of `make sample`, as HTML: a form, and the script that shows what is answered.
+
+    `trained_for` is the policy's procedure and transform, or None for a model without rewards.
+    """
+    return _environment().get_template("sample.html").render(
+        title=f"{experiment}: sample",
+        palette=figures.PALETTE,
+        fonts=figures.FONTS,
+        experiment=experiment,
+        sides=sides,
+        trained_for=trained_for,
+        prompt=prompt,
+        num_samples=num_samples,
+        procedure=procedure,
+        examples=["sampling", "best_of_2", "best_of_4", "worst_of_4", "soft_best_of_4(0.1)"],
+    )  # fmt: skip
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ctrl_jax", "report"),
