@@ -73,7 +73,8 @@ def attend(
 
     def mix(equation: str, weights: jax.Array, values: jax.Array) -> jax.Array:
         weights = weights.reshape(*queries.shape[:-1], -1).astype(values.dtype)
-        mixed = jnp.einsum(equation, weights, values, preferred_element_type=jnp.float32)
+        # Values first: the other way round, XLA's CPU backend has no product of bfloat16 into float32 (jax 0.10.1).
+        mixed = jnp.einsum(equation, values, weights, preferred_element_type=jnp.float32)
         return mixed.reshape(batch, samples, kv_heads, groups, length, dim)
 
     shared_scores = scores("bnkmd,bkpd->bnkmp", shared.keys, shared_mask[:, None, None, None])
@@ -85,11 +86,11 @@ def attend(
 
     weights = jnp.exp(shared_scores - largest)
     total = weights.sum(-1)
-    out = mix("bnkmp,bkpd->bnkmd", weights, shared.values)
+    out = mix("bkpd,bnkmp->bnkmd", weights, shared.values)
     if own is not None:
         weights = jnp.exp(own_scores - largest)
         total += weights.sum(-1)
-        out += mix("bnkms,bnksd->bnkmd", weights, own.values)
+        out += mix("bnksd,bnkms->bnkmd", weights, own.values)
     out = (out / total[..., None]).astype(shared.values.dtype)
     return out.transpose(0, 1, 4, 2, 3, 5).reshape(batch, samples, length, heads * dim)
 

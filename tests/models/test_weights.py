@@ -86,6 +86,14 @@ def test_logits_are_those_of_transformers(tmp_path, name):
     np.testing.assert_allclose(logits(architecture, params), expected, rtol=0, atol=2e-4)
 
 
+def test_bfloat16_gives_these_logits_roughly(tmp_path):
+    case = cases.read("gemma3")
+    architecture, params = load(write(tmp_path, case), dtype="bfloat16")
+    expected = np.array(case["logits"])
+    error = np.asarray(logits(architecture, params), np.float32) - expected
+    assert 1e-4 < np.sqrt((error**2).mean()) < 0.02 * expected.std()  # 8 bits of precision are 0.4 % a step
+
+
 @pytest.mark.parametrize("name", cases.CAUSAL)
 def test_decoding_with_a_cache_gives_the_logits_of_transformers(tmp_path, name):
     case = cases.read(name)
