@@ -40,10 +40,10 @@ def main(repeats: int = 40, experiment: str = "bon_helpful", runs_dir: Path = Pa
         rollouts = sampling.sample(
             parts.policy, aligned.policy, prompts, key,
             num_samples=config.policy.samples_per_prompt, max_length=config.data.response_length,
-            eos_id=run.corpus.tokenizer.eos_id, temperature=config.policy.temperature,
+            eos_ids=run.corpus.tokenizer.eos_ids, temperature=config.policy.temperature,
         )  # fmt: skip
         responses = rollouts.responses
-        raw = parts.reward(aligned.reward.params, prompts, responses)
+        raw = aligned.reward.score(prompts, responses)
         transformed = raw if phi is None else phi(calibration.calibrate(raw, rewards[:batch]))
 
         def loss(params: Params, rewards: jax.Array, exact: bool) -> jax.Array:

@@ -8,6 +8,7 @@ Random weights and EOS switched off, so that every response has its full length.
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,10 +17,11 @@ import tyro
 
 from ctrl_jax import build
 from ctrl_jax.__main__ import load_experiment
+from ctrl_jax.models import architecture, huggingface, lora
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.runtime.mesh import make_mesh
 from ctrl_jax.steps import kl_budget
-from ctrl_jax.types import Prompts
+from ctrl_jax.types import Prompts, Responses
 
 NO_EOS = -1
 
@@ -27,33 +29,45 @@ NO_EOS = -1
 def main(repeats: int = 10, experiment: str = "bon_helpful") -> None:
     config = load_experiment(experiment).experiment()
     data, policy = config.data, config.policy
-    mesh, parts = make_mesh(), build.models(config.model, data.vocabulary_size)
+    mesh = make_mesh()
+    sizes = (
+        huggingface.architecture(Path(config.model.path), dtype=config.model.dtype)
+        if config.model.path
+        else (architecture.from_config(config.model, data.vocabulary_size))
+    )
+    parts = build.models(sizes, config.model.lora)
     batch, samples, length = policy.prompts_per_step, policy.samples_per_prompt, data.response_length
     key = jax.random.key(0)
-    params = build.init_policy(parts, mesh, key)
-    frozen = build.Frozen(params, build.init_reward(parts, mesh, key, params))
-    tokens = jax.random.randint(key, (batch, data.prompt_length), 0, data.vocabulary_size)
+    params = build.init_decoder(parts, mesh, key)
+    reward = lora.overlay(*build.adapt_reward(parts, mesh, key, params))
+    tokens = jax.random.randint(key, (batch, data.prompt_length), 0, sizes.vocabulary_size)
     prompts = Prompts(tokens, jnp.full(batch, data.prompt_length), jnp.arange(batch, dtype=jnp.uint32))
     references = jnp.sort(jax.random.normal(key, (batch, config.calibration.samples_per_prompt)), axis=-1)
 
     sampler = build.sampler(
-        parts, mesh, num_samples=samples, max_length=length, eos_id=NO_EOS, temperature=policy.temperature
+        parts, mesh, num_samples=samples, max_length=length, eos_ids=(NO_EOS,), temperature=policy.temperature
     )
     scorer = build.scorer(parts, mesh)
+
+    def score(prompts: Prompts, responses: Responses) -> Any:
+        return scorer(reward, prompts, responses)
+
     rollouts = sampler(params, prompts, key)
     phi = build.transform_of(policy, references.shape[1])
     optimizer = build.policy_optimizer(policy)
-    step = build.policy_step(parts, mesh, policy, phi, optimizer, key=key, max_length=length, eos_id=NO_EOS)
-    state = build.init_state(params, optimizer, mesh, kl_budget.init(0.3, budget=policy.kl_budget))
+    step = build.policy_step(parts, mesh, policy, phi, optimizer, score, key=key, max_length=length, eos_ids=(NO_EOS,))
+    state = build.init_state(
+        build.adapt_decoder(parts, mesh, key, params), optimizer, mesh, kl_budget.init(0.3, budget=policy.kl_budget)
+    )
 
     def whole_step() -> Any:
         nonlocal state
-        state, metrics = step(state, frozen, build.PolicyBatch(prompts, references))
+        state, metrics = step(state, params, build.PolicyBatch(prompts, references))
         return metrics
 
     phases: dict[str, Callable[[], Any]] = {
         "sample": lambda: sampler(params, prompts, key),
-        "reward": lambda: scorer(frozen.reward, prompts, rollouts.responses),
+        "reward": lambda: score(prompts, rollouts.responses),
         "whole step": whole_step,
     }
     times: dict[str, list[float]] = {name: [] for name in phases}

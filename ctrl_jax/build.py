@@ -6,6 +6,7 @@ is summed over the devices as (sum, weight) *inside* the differentiated function
 parameters, which shard_map sums over the devices by itself, is the gradient of the global mean.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from jax.sharding import PartitionSpec as P
 
 from ctrl_jax import config
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import decoder, reward
+from ctrl_jax.models import decoder, lora, reward
+from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.steps import calibration, kl, kl_budget, logprobs, policy_gradient, preference, sampling, win_rate
 from ctrl_jax.steps.masked import Mean, length_mask, masked_mean
 from ctrl_jax.theory import ideal, optimal, procedures, transforms
@@ -50,23 +52,23 @@ class TrainState:
     step: jax.Array
     """[] int32: updates made."""
     params: Params
+    """What is trained, which `lora.overlay` lays over what is frozen: all of a network, or its adapter (and head)."""
     optimizer: optax.OptState
     budget: kl_budget.State | None = None
     """The KL controller of policy training."""
 
 
+Score = Callable[[Prompts, Responses], Any]
+"""Raw rewards [B, N] of responses; a jitted reward model, or a function of the host."""
+
+
 class Models(NamedTuple):
+    architecture: Architecture
+    lora: config.Lora
     decoder: decoder.Decoder
     reward_model: reward.RewardModel
     policy: Policy
     reward: RewardApply
-
-
-class Frozen(NamedTuple):
-    """What policy training reads and never changes."""
-
-    reference: Params
-    reward: Params
 
 
 @jax.tree_util.register_dataclass
@@ -77,10 +79,36 @@ class PolicyBatch:
     """[B, K] raw rewards of reference responses, each row ascending."""
 
 
-def models(model: config.Model, vocabulary_size: int) -> Models:
-    language_model = decoder.Decoder(model, vocabulary_size)
-    reward_model = reward.RewardModel(model, vocabulary_size)
-    return Models(language_model, reward_model, decoder.policy(language_model), reward.reward_apply(reward_model))
+@dataclass(frozen=True)
+class PolicyStep:
+    """A step of policy training, in three programs: the reward between them may be a function of the host.
+
+    Where it is not, nothing here waits for the host.
+    """
+
+    sample: Callable[[Params, Prompts, jax.Array], Rollouts]
+    score: Score
+    update: Step
+    key: Callable[[jax.Array], jax.Array]
+    """The random key of a step."""
+
+    def __call__(self, state: TrainState, reference: Params, batch: PolicyBatch) -> tuple[TrainState, Metrics]:
+        rollouts = self.sample(lora.overlay(reference, state.params), batch.prompts, self.key(state.step))
+        rewards = self.score(batch.prompts, rollouts.responses)
+        return self.update(state, reference, rollouts, rewards, batch.reference_rewards)
+
+
+def models(architecture: Architecture, adapters: config.Lora) -> Models:
+    language_model = decoder.Decoder(architecture, adapters)
+    reward_model = reward.RewardModel(architecture, adapters)
+    return Models(
+        architecture,
+        adapters,
+        language_model,
+        reward_model,
+        decoder.policy(language_model),
+        reward.reward_apply(reward_model),
+    )
 
 
 def stage_key(seed: int, stage: str) -> jax.Array:
@@ -93,19 +121,47 @@ def _example(prompt_length: int = 1, response_length: int = 2) -> tuple[Prompts,
     return prompts, Responses(jnp.zeros((1, 1, response_length), jnp.int32), jnp.ones((1, 1), jnp.int32))
 
 
-def init_policy(parts: Models, mesh: Mesh, key: jax.Array) -> Params:
+def init_decoder(parts: Models, mesh: Mesh, key: jax.Array) -> Params:
+    """The variables of a decoder from scratch."""
     init = jax.jit(
-        lambda key: parts.decoder.init(key, *_example())["params"], out_shardings=jax.NamedSharding(mesh, P())
+        lambda key: {"params": parts.decoder.init(key, *_example())["params"]},
+        out_shardings=jax.NamedSharding(mesh, P()),
     )
     return init(key)
 
 
-def init_reward(parts: Models, mesh: Mesh, key: jax.Array, policy_params: Params) -> Params:
-    def init(key: jax.Array) -> Params:
-        return parts.reward_model.init(key, *_example())["params"]
+def adapt_decoder(parts: Models, mesh: Mesh, key: jax.Array, params: Params) -> Params:
+    """What is trained when a decoder starts as `params`: its adapter, or all of it."""
+    if parts.lora.rank == 0:
+        return params
+    return {"lora": _init_adapters(parts, mesh, key, params["params"])}
 
-    params = jax.jit(init, out_shardings=jax.NamedSharding(mesh, P()))(key)
-    return reward.from_policy(params, policy_params)
+
+def adapt_reward(parts: Models, mesh: Mesh, key: jax.Array, reference: Params) -> tuple[Params, Params]:
+    """(what is frozen, what is trained) of a reward model whose trunk starts as the reference."""
+    trunk = reference["params"]
+    shapes = jax.eval_shape(parts.reward_model.init, key, *_example())["params"]["head"]
+    # A head of zeros: every response starts with the same reward, whatever the trunk.
+    zeros = jax.jit(
+        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=jax.NamedSharding(mesh, P())
+    )
+    if parts.lora.rank == 0:
+        return {}, {"params": {"trunk": trunk, "head": zeros()}}
+    adapters = _init_adapters(parts, mesh, key, trunk)
+    return {"params": {"trunk": trunk}}, {"params": {"head": zeros()}, "lora": {"trunk": adapters}}
+
+
+def _init_adapters(parts: Models, mesh: Mesh, key: jax.Array, params: Params) -> Params:
+    init = jax.jit(lambda params, key: lora.init(params, parts.lora, key), out_shardings=jax.NamedSharding(mesh, P()))
+    return init(params, key)
+
+
+def merged(parts: Models, params: Params) -> Params:
+    """A decoder's variables with its adapter, if it has one, in the weights."""
+    if "lora" not in params:
+        return params
+    merge = jax.jit(lambda params: {"params": lora.merge(params["params"], params["lora"], parts.lora)})
+    return merge(params)
 
 
 def supervised_optimizer(stage: config.Supervised) -> optax.GradientTransformation:
@@ -123,14 +179,13 @@ def policy_optimizer(policy: config.Policy) -> optax.GradientTransformation:
 def init_state(
     params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, budget: kl_budget.State | None = None
 ) -> TrainState:
-    # The parameters are copied: the step donates its state, and they may live on as the reference.
-    init = jax.jit(
-        lambda params: TrainState(
-            jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), optimizer.init(params), budget
-        ),
-        out_shardings=jax.NamedSharding(mesh, P()),
-    )
-    return init(params)
+    def start(params: Params) -> TrainState:
+        # Copied, since the step donates its state and they may live on as the reference; and in float32, since in
+        # bfloat16 a small update rounds to none.
+        params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), budget)
+
+    return jax.jit(start, out_shardings=jax.NamedSharding(mesh, P()))(params)
 
 
 def _values(metrics: dict[str, Mean]) -> Metrics:
@@ -158,20 +213,24 @@ def _supervised_step(
     optimizer: optax.GradientTransformation,
     loss: Callable[[Params, Examples], tuple[Mean, dict[str, Mean]]],
 ) -> Step:
-    def step(state: TrainState, batch: Examples) -> tuple[TrainState, Metrics]:
-        params, optimizer_state, metrics, means = _update(state, optimizer, lambda params: loss(params, batch))
+    def step(state: TrainState, frozen: Params, batch: Examples) -> tuple[TrainState, Metrics]:
+        params, optimizer_state, metrics, means = _update(
+            state, optimizer, lambda trained: loss(lora.overlay(frozen, trained), batch)
+        )
         return TrainState(state.step + 1, params, optimizer_state), metrics | _values(means)
 
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=(P(), P()))
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=(P(), P()))
     return jax.jit(mapped, donate_argnums=0)
 
 
 def sft_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation) -> Step:
-    """(state, demonstrations) to (state, metrics): maximum likelihood of the response tokens."""
+    """(state, frozen, demonstrations) to (state, metrics): maximum likelihood of the response tokens."""
 
     def loss(params: Params, batch: Examples) -> tuple[Mean, dict[str, Mean]]:
         features = parts.policy.apply(params, batch.prompts, batch.responses)
-        log_probs = logprobs.token_log_probs(parts.policy.unembed, params, features, batch.responses.tokens)
+        log_probs = logprobs.token_log_probs(
+            parts.policy.unembed, params, features, batch.responses.tokens, chunk_size=_chunk_size(parts)
+        )
         mask = length_mask(batch.responses.lengths, log_probs.shape[-1])
         return masked_mean(-log_probs, mask), {}
 
@@ -179,7 +238,7 @@ def sft_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation)
 
 
 def reward_model_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation) -> Step:
-    """(state, preference pairs) to (state, metrics): the Bradley-Terry likelihood."""
+    """(state, frozen, preference pairs) to (state, metrics): the Bradley-Terry likelihood."""
 
     def loss(params: Params, batch: PreferencePairs) -> tuple[Mean, dict[str, Mean]]:
         rewards = parts.reward(params, batch.prompts, batch.responses)
@@ -190,14 +249,14 @@ def reward_model_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransf
 
 
 def sampler(
-    parts: Models, mesh: Mesh, *, num_samples: int, max_length: int, eos_id: int, temperature: float
+    parts: Models, mesh: Mesh, *, num_samples: int, max_length: int, eos_ids: tuple[int, ...], temperature: float
 ) -> Callable[[Params, Prompts, jax.Array], Rollouts]:
     """(params, prompts, key) to Rollouts."""
 
     def sample(params: Params, prompts: Prompts, key: jax.Array) -> Rollouts:
         return sampling.sample(
             parts.policy, params, prompts, key,
-            num_samples=num_samples, max_length=max_length, eos_id=eos_id, temperature=temperature,
+            num_samples=num_samples, max_length=max_length, eos_ids=eos_ids, temperature=temperature,
         )  # fmt: skip
 
     return jax.jit(jax.shard_map(sample, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P("data")))
@@ -227,8 +286,14 @@ def compare(
     features = apply(params, rollouts.prompts, rollouts.responses)
     reference_features = apply(reference, rollouts.prompts, rollouts.responses)
     return logprobs.compare(
-        unembed, params, features, reference, reference_features, rollouts.responses.tokens, temperature=temperature
-    )
+        unembed, params, features, reference, reference_features, rollouts.responses.tokens,
+        temperature=temperature, chunk_size=_chunk_size(parts),
+    )  # fmt: skip
+
+
+def _chunk_size(parts: Models) -> int:
+    # 128 MiB of float32 logits at a time: enough tokens to fill the device, for any vocabulary.
+    return max(1, min(4096, 2**25 // parts.architecture.vocabulary_size))
 
 
 def transform_of(policy: config.Policy, num_references: int) -> Transform | None:
@@ -288,29 +353,39 @@ def policy_step(
     policy: config.Policy,
     phi: Transform | None,
     optimizer: optax.GradientTransformation,
+    score: Score,
     *,
     key: jax.Array,
     max_length: int,
-    eos_id: int,
+    eos_ids: tuple[int, ...],
+) -> PolicyStep:
+    """(state, reference, batch) to (state, metrics): sample, score, and one policy gradient."""
+    sample = sampler(
+        parts, mesh,
+        num_samples=policy.samples_per_prompt, max_length=max_length, eos_ids=eos_ids, temperature=policy.temperature,
+    )  # fmt: skip
+    update = _policy_update(parts, mesh, policy, phi, optimizer)
+    return PolicyStep(sample, score, update, jax.jit(functools.partial(jax.random.fold_in, key)))
+
+
+def _policy_update(
+    parts: Models, mesh: Mesh, policy: config.Policy, phi: Transform | None, optimizer: optax.GradientTransformation
 ) -> Step:
-    """(state, frozen, batch) to (state, metrics): sample, score, calibrate, transform, and one policy gradient."""
+    """(state, reference, rollouts, raw rewards [B, N], reference rewards [B, K]) to (state, metrics)."""
     procedure = procedures.parse(policy.procedure)
 
-    def step(state: TrainState, frozen: Frozen, batch: PolicyBatch) -> tuple[TrainState, Metrics]:
+    def update(
+        state: TrainState, reference: Params, rollouts: Rollouts, raw: jax.Array, reference_rewards: jax.Array
+    ) -> tuple[TrainState, Metrics]:
         budget = state.budget
         assert budget is not None, "policy training starts from init_state with a KL controller: kl_budget.init"
         beta = budget.beta
-        rollouts = sampling.sample(
-            parts.policy, state.params, batch.prompts, jax.random.fold_in(key, state.step),
-            num_samples=policy.samples_per_prompt, max_length=max_length, eos_id=eos_id, temperature=policy.temperature,
-        )  # fmt: skip
         responses = rollouts.responses
-        raw = parts.reward(frozen.reward, batch.prompts, responses)
-        calibrated = calibration.calibrate_sorted(raw, batch.reference_rewards)
+        calibrated = calibration.calibrate_sorted(raw, reference_rewards)
         transformed = raw if phi is None else phi(calibrated)
 
-        def loss(params: Params) -> tuple[Mean, logprobs.Comparison]:
-            comparison = compare(parts, params, frozen.reference, rollouts, policy.temperature)
+        def loss(trained: Params) -> tuple[Mean, logprobs.Comparison]:
+            comparison = compare(parts, lora.overlay(reference, trained), reference, rollouts, policy.temperature)
             mean = policy_gradient.exact_kl_loss(
                 comparison.log_probs, comparison.kl, transformed, responses.lengths, beta=beta
             )
@@ -325,7 +400,7 @@ def policy_step(
             per_token = estimator(comparison.log_probs, comparison.reference_log_probs)
             return over_responses(kl.per_sequence(per_token, responses.lengths))
 
-        mask = length_mask(responses.lengths, max_length)
+        mask = length_mask(responses.lengths, responses.tokens.shape[-1])
         exact_kl = kl.per_sequence(comparison.kl, responses.lengths)
         means = {
             "kl": over_responses(exact_kl),
@@ -338,13 +413,40 @@ def policy_step(
             "response_length": over_responses(responses.lengths.astype(jnp.float32)),
             "sampler_scorer_gap": masked_mean(jnp.abs(comparison.log_probs - rollouts.log_probs), mask),
         }
-        if min(policy.samples_per_prompt, batch.reference_rewards.shape[1]) >= procedure.num_samples:
-            means["win_rate"] = over_responses(win_rate.win_rate(raw, batch.reference_rewards, procedure))
+        if min(policy.samples_per_prompt, reference_rewards.shape[1]) >= procedure.num_samples:
+            means["win_rate"] = over_responses(win_rate.win_rate(raw, reference_rewards, procedure))
         metrics |= _values(means)
         metrics["kl_standard_error"] = kl.estimate(exact_kl).across("data").standard_error
         metrics["beta"] = beta
         budget = kl_budget.update(budget, metrics["kl"])
         return TrainState(state.step + 1, params, optimizer_state, budget), metrics
 
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=(P(), P()))
+    mapped = jax.shard_map(
+        update, mesh=mesh, in_specs=(P(), P(), P("data"), P("data"), P("data")), out_specs=(P(), P())
+    )
     return jax.jit(mapped, donate_argnums=0)
+
+
+def streamer(
+    parts: Models, mesh: Mesh, *, num_samples: int, max_length: int, eos_ids: tuple[int, ...], temperature: float
+) -> tuple[Callable[[Params, Prompts, jax.Array], sampling.State], Callable[[Params, sampling.State], sampling.State]]:
+    """The sampler token by token: (params, prompts, key) to a state, and (params, state) to the next.
+
+    The second takes over the state that it is given (donation): use the one it returns.
+    """
+
+    def start(params: Params, prompts: Prompts, key: jax.Array) -> sampling.State:
+        return sampling.start(
+            parts.policy, params, prompts, key,
+            num_samples=num_samples, max_length=max_length, eos_ids=eos_ids, temperature=temperature,
+        )  # fmt: skip
+
+    def advance(params: Params, state: sampling.State) -> sampling.State:
+        return sampling.advance(parts.policy, params, state, eos_ids=eos_ids, temperature=temperature)
+
+    by_prompt: Any = P("data")
+    specs = sampling.State(by_prompt, P(), by_prompt, by_prompt, by_prompt, by_prompt)  # type: ignore[arg-type]
+    return (
+        jax.jit(jax.shard_map(start, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=specs)),
+        jax.jit(jax.shard_map(advance, mesh=mesh, in_specs=(P(), specs), out_specs=specs), donate_argnums=1),
+    )

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from ctrl_jax.errors import InputError
 from ctrl_jax.theory import procedures, transforms
 
-
 SOURCES = (
     "dialogues/helpful",
     "dialogues/harmless",
@@ -62,8 +61,8 @@ class Data:
     """`dialogues/helpful`, `dialogues/harmless` (generated here); `hh_rlhf/` with `helpful-base`, `helpful-online`,
     `helpful-rejection-sampled` or `harmless-base`; `tldr` (summaries); or `jsonl`, a file of yours."""
     path: str | None = None
-    """A local copy of hh_rlhf or tldr, instead of a download; for `jsonl` the file, or a folder of train, validation and
-    test .jsonl."""
+    """A local copy of hh_rlhf or tldr, instead of a download; for `jsonl` the file, or a folder of train.jsonl,
+    validation.jsonl and test.jsonl."""
     seed: int = 0
     """Seed of the generated dialogues."""
     dialogues: int = 12_000
@@ -131,8 +130,8 @@ class Model:
     """A Hugging Face directory, or a decoder from scratch: RMSNorm, rotary positions, grouped-query attention."""
 
     path: str | None = None
-    """A Hugging Face directory (config.json, *.safetensors, tokenizer): the model to align. It replaces the sizes below,
-    and its tokenizer the trained one."""
+    """A Hugging Face directory (config.json, *.safetensors, tokenizer): the model to align. It replaces the sizes
+    below, and its tokenizer the trained one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What is computed in, and held in where it is not trained; bfloat16 is for accelerators."""
     lora: Lora = Lora()

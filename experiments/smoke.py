@@ -5,7 +5,7 @@ Cost      About a minute on two CPU cores from nothing, most of it compilation; 
 Command   make train EXP=smoke
 """
 
-from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, Supervised
+from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, RewardModel, Supervised
 
 
 def experiment() -> Experiment:
@@ -14,7 +14,7 @@ def experiment() -> Experiment:
         data=Data(dialogues=600, prompt_length=40, response_length=24),
         model=Model(width=32, layers=1, heads=2, kv_heads=1, mlp_width=64),
         sft=Supervised(steps=20, batch_size=32, warmup_steps=4, checkpoint_every=5),
-        reward_model=Supervised(steps=20, batch_size=32, warmup_steps=4, checkpoint_every=5),
+        reward_model=RewardModel(steps=20, batch_size=32, warmup_steps=4, checkpoint_every=5),
         calibration=Calibration(prompts=16, samples_per_prompt=16),
         policy=Policy(
             steps=10, prompts_per_step=8, samples_per_prompt=4, learning_rate=1e-2, warmup_steps=2, checkpoint_every=2

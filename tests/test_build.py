@@ -11,13 +11,17 @@ from jax.sharding import AxisType, Mesh
 
 from ctrl_jax import build, config
 from ctrl_jax.errors import InputError
+from ctrl_jax.models import architecture, lora
 from ctrl_jax.runtime.mesh import replicate, shard
 from ctrl_jax.steps import kl_budget
 from ctrl_jax.theory import transforms
 from ctrl_jax.types import Examples, Prompts, Responses
 
 VOCABULARY, P, T, EOS = 17, 5, 6, 1
-PARTS = build.models(config.Model(width=8, layers=1, heads=2, kv_heads=1, mlp_width=8), VOCABULARY)
+SIZES = architecture.from_config(
+    config.Model(width=8, layers=1, heads=2, kv_heads=1, mlp_width=8, tied_embeddings=False), VOCABULARY
+)
+WHOLE, ADAPTED = build.models(SIZES, config.Lora()), build.models(SIZES, config.Lora(rank=2, alpha=4.0))
 POLICY = config.Policy(steps=50, warmup_steps=0, samples_per_prompt=4, prompts_per_step=8, learning_rate=0.01)
 SUPERVISED = config.Supervised(steps=50, warmup_steps=0, learning_rate=0.01, batch_size=8)
 
@@ -53,37 +57,65 @@ def examples(samples: int, seed: int = 0, size: int = 8) -> Examples:
 def params(mesh: Mesh):
     """A policy, a reference that differs from it, and a reward model that tells responses apart."""
     key = jax.random.key(0)
-    policy, reference = (build.init_policy(PARTS, mesh, jax.random.fold_in(key, i)) for i in range(2))
-    reward = build.init_reward(PARTS, mesh, jax.random.fold_in(key, 2), policy)
-    head = jax.random.normal(jax.random.fold_in(key, 3), reward["head"]["kernel"].shape)
-    return policy, reference, reward | {"head": reward["head"] | {"kernel": replicate(mesh, head)}}
+    policy, reference = (build.init_decoder(WHOLE, mesh, jax.random.fold_in(key, i)) for i in range(2))
+    _, reward = build.adapt_reward(WHOLE, mesh, jax.random.fold_in(key, 2), policy)
+    head = jax.random.normal(jax.random.fold_in(key, 3), (8, 1))
+    return policy, reference, lora.overlay(reward, {"params": {"head": {"kernel": replicate(mesh, head)}}})
+
+
+def moved(trained, mesh: Mesh):
+    """Adapters that have left their start, where B is 0 and half of the gradient with it."""
+    return replicate(mesh, jax.tree.map(lambda x: np.asarray(x) + 0.1, trained))
 
 
 def sft(mesh: Mesh):
     optimizer = build.supervised_optimizer(SUPERVISED)
-    step = build.sft_step(PARTS, mesh, optimizer)
-    return step, build.init_state(params(mesh)[0], optimizer, mesh), lambda i: (shard(mesh, examples(1, i)),)
+    step = build.sft_step(WHOLE, mesh, optimizer)
+    return step, build.init_state(params(mesh)[0], optimizer, mesh), lambda i: ({}, shard(mesh, examples(1, i)))
+
+
+def sft_of_adapters(mesh: Mesh):
+    optimizer = build.supervised_optimizer(SUPERVISED)
+    step = build.sft_step(ADAPTED, mesh, optimizer)
+    base = params(mesh)[0]
+    trained = moved(build.adapt_decoder(ADAPTED, mesh, jax.random.key(7), base), mesh)
+    return step, build.init_state(trained, optimizer, mesh), lambda i: (base, shard(mesh, examples(1, i)))
 
 
 def reward_model(mesh: Mesh):
     optimizer = build.supervised_optimizer(SUPERVISED)
-    step = build.reward_model_step(PARTS, mesh, optimizer)
-    return step, build.init_state(params(mesh)[2], optimizer, mesh), lambda i: (shard(mesh, examples(2, i)),)
+    step = build.reward_model_step(WHOLE, mesh, optimizer)
+    return step, build.init_state(params(mesh)[2], optimizer, mesh), lambda i: ({}, shard(mesh, examples(2, i)))
 
 
-def policy(mesh: Mesh, beta: float | None = None):
+def reward_model_of_adapters(mesh: Mesh):
+    optimizer = build.supervised_optimizer(SUPERVISED)
+    step = build.reward_model_step(ADAPTED, mesh, optimizer)
+    frozen, trained = build.adapt_reward(ADAPTED, mesh, jax.random.key(7), params(mesh)[0])
+    state = build.init_state(moved(trained, mesh), optimizer, mesh)
+    return step, state, lambda i: (frozen, shard(mesh, examples(2, i)))
+
+
+def policy(mesh: Mesh, beta: float | None = None, parts: build.Models = WHOLE):
     start, reference, reward = params(mesh)
     optimizer = build.policy_optimizer(POLICY)
     phi = build.transform_of(POLICY, num_references=16)
     given = dataclasses.replace(POLICY, beta=beta)
+    scorer = build.scorer(WHOLE, mesh)
     step = build.policy_step(
-        PARTS, mesh, given, phi, optimizer, key=jax.random.key(5), max_length=T, eos_id=EOS
+        parts, mesh, given, phi, optimizer, lambda *batch: scorer(reward, *batch),
+        key=jax.random.key(5), max_length=T, eos_ids=(EOS,),
     )  # fmt: skip
     controller = kl_budget.init(beta or 0.2, budget=POLICY.kl_budget, held=beta is not None)
+    if parts is ADAPTED:
+        start = moved(build.adapt_decoder(parts, mesh, jax.random.key(7), reference), mesh)
     state = build.init_state(start, optimizer, mesh, controller)
-    frozen = build.Frozen(reference, reward)
     rewards = np.sort(np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32), axis=-1)
-    return step, state, lambda i: (frozen, shard(mesh, build.PolicyBatch(examples(1, i).prompts, rewards)))
+    return step, state, lambda i: (reference, shard(mesh, build.PolicyBatch(examples(1, i).prompts, rewards)))
+
+
+def policy_of_adapters(mesh: Mesh):
+    return policy(mesh, parts=ADAPTED)
 
 
 @functools.cache
@@ -98,7 +130,10 @@ def history(make, devices: int):
     return step, taken
 
 
-@pytest.fixture(params=[sft, reward_model, policy], ids=lambda make: make.__name__)
+@pytest.fixture(
+    params=[sft, sft_of_adapters, reward_model, reward_model_of_adapters, policy, policy_of_adapters],
+    ids=lambda make: make.__name__,
+)
 def trained(request):
     """Two steps, on one device and on eight, and their two histories."""
     (one, history_of_one), (eight, history_of_eight) = (history(request.param, devices) for devices in MESHES)
@@ -122,7 +157,9 @@ def test_eight_devices_take_the_step_of_one(trained):
 
 def test_a_step_compiles_once(trained):
     steps, _ = trained
-    assert [step._cache_size() for step in steps] == [1, 1]
+    for step in steps:
+        programs = [step.sample, step.update, step.key] if isinstance(step, build.PolicyStep) else [step]
+        assert [program._cache_size() for program in programs] == [1] * len(programs)
 
 
 def test_a_step_counts_itself_and_changes_the_parameters(trained):
@@ -139,6 +176,41 @@ def test_init_state_copies_the_parameters_that_a_step_gives_away():
     state = build.init_state(reference, build.supervised_optimizer(SUPERVISED), mesh)
     pairs = zip(jax.tree.leaves(reference), jax.tree.leaves(state.params), strict=True)
     assert all(mine.unsafe_buffer_pointer() != given.unsafe_buffer_pointer() for given, mine in pairs)
+
+
+def test_only_adapters_and_head_are_trained():
+    mesh = MESHES[1]
+    _, taken = history(reward_model_of_adapters, 1)
+    frozen, trained = build.adapt_reward(ADAPTED, mesh, jax.random.key(7), params(mesh)[0])
+    assert jax.tree.structure(taken[-1][0].params) == jax.tree.structure(trained)
+    assert trained.keys() == {"params", "lora"} and trained["params"].keys() == {"head"}
+    # One copy of the weights: the trunk is the reference's own arrays.
+    assert frozen["params"]["trunk"] is params(mesh)[0]["params"]
+    _, taken = history(policy_of_adapters, 1)
+    assert taken[-1][0].params.keys() == {"lora"}
+
+
+def test_adapters_start_as_the_reference_and_merge_into_it():
+    mesh = MESHES[1]
+    reference = params(mesh)[1]
+    trained = build.adapt_decoder(ADAPTED, mesh, jax.random.key(7), reference)
+    batch = examples(2)
+    apply = jax.jit(ADAPTED.decoder.apply)
+    expected = apply(reference, batch.prompts, batch.responses)
+    np.testing.assert_array_equal(apply(lora.overlay(reference, trained), batch.prompts, batch.responses), expected)
+    adapted = lora.overlay(reference, moved(trained, mesh))
+    merged = build.merged(ADAPTED, adapted)
+    assert merged.keys() == {"params"} and build.merged(ADAPTED, reference) is reference
+    found = apply(merged, batch.prompts, batch.responses)
+    assert np.abs(found - expected).max() > 0.01
+    np.testing.assert_allclose(found, apply(adapted, batch.prompts, batch.responses), atol=1e-5)
+
+
+def test_what_is_trained_is_float32_whatever_the_weights_are():
+    mesh = MESHES[1]
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params(mesh)[0])
+    state = build.init_state(half, build.supervised_optimizer(SUPERVISED), mesh)
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
 
 
 def test_the_controller_gets_the_kl_of_every_step_and_its_beta_is_the_next_steps():
@@ -161,7 +233,7 @@ def test_a_given_beta_is_held():
 def test_the_sampler_draws_the_same_tokens_on_any_number_of_devices():
     drawn = []
     for mesh in MESHES.values():
-        sample = build.sampler(PARTS, mesh, num_samples=3, max_length=T, eos_id=EOS, temperature=0.7)
+        sample = build.sampler(WHOLE, mesh, num_samples=3, max_length=T, eos_ids=(EOS,), temperature=0.7)
         start = params(mesh)[0]
         prompts = shard(mesh, examples(1).prompts)
         rollouts = jax.device_get([sample(start, prompts, jax.random.key(seed)) for seed in (1, 2)])
@@ -180,8 +252,8 @@ def test_scores_and_kl_are_the_same_on_any_number_of_devices():
         start, reference, reward = params(mesh)
         batch = examples(3)
         rollouts = build.Rollouts(batch.prompts, batch.responses, np.zeros((8, 3, T), np.float32))
-        scores.append(build.scorer(PARTS, mesh)(reward, *shard(mesh, (batch.prompts, batch.responses))))
-        measure = build.kl_of_responses(PARTS, mesh, temperature=0.7)
+        scores.append(build.scorer(WHOLE, mesh)(reward, *shard(mesh, (batch.prompts, batch.responses))))
+        measure = build.kl_of_responses(WHOLE, mesh, temperature=0.7)
         kls.append(measure(start, reference, shard(mesh, rollouts)))
         np.testing.assert_allclose(measure(start, start, shard(mesh, rollouts)), 0, atol=1e-6)
     assert scores[0].shape == kls[0].shape == (8, 3)

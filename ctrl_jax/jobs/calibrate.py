@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.jobs.reward_model import Reward
 from ctrl_jax.jobs.rollouts import respond
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
@@ -22,7 +23,7 @@ class Calibrated(NamedTuple):
     """What it took to make."""
 
 
-def run(run: Run, reference: Trained, reward: Trained) -> Calibrated:
+def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
     """Makes the table, or reads it. Its rows are in the order of `run.corpus.prompts("train")`.
 
     Raises:
@@ -32,6 +33,7 @@ def run(run: Run, reference: Trained, reward: Trained) -> Calibrated:
     config = experiment.calibration
     stage = run.stage(
         "calibration",
+        corpus=run.corpus.stage,
         reference=reference.stage,
         reward_model=reward.stage,
         calibration=config,
@@ -44,13 +46,13 @@ def run(run: Run, reference: Trained, reward: Trained) -> Calibrated:
             started = time.monotonic()
             prompts = run.corpus.prompts("train", config.prompts)
             _, rewards = respond(
-                run, "calibration", reference.params, reward.params, prompts.prompts, config.samples_per_prompt
+                run, "calibration", reference.params, reward.score, prompts.prompts, config.samples_per_prompt
             )
             if not np.isfinite(rewards).all():
                 raise InputError(
                     f"{np.sum(~np.isfinite(rewards))} of {rewards.size} reference rewards are not finite: the "
-                    f"reward model in {run.stages_dir / reward.stage} is broken. Delete that folder and train it "
-                    "with a smaller --reward-model.learning-rate."
+                    f"reward {reward.stage} is broken. If it was trained here, delete its folder in {run.stages_dir} "
+                    "and train it with a smaller --reward-model.learning-rate."
                 )
             write_arrays(path, ids=prompts.prompts.ids, rewards=np.sort(rewards, axis=-1))
             stage.finish({"ties": _ties(rewards), "seconds": time.monotonic() - started})

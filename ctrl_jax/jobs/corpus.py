@@ -1,61 +1,115 @@
-"""The data stage: the dialogues, their tokenizer, and both as arrays."""
+"""The data stage: the records, their tokenizer, and both as arrays."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
-import jax
+import numpy as np
 
 from ctrl_jax import config
-from ctrl_jax.data import dialogues, pipelines, tokenizers
+from ctrl_jax.data import pipelines, sources, tokenizers
+from ctrl_jax.data.conversations import Conversation, Record, transcript
+from ctrl_jax.data.splits import Loaded
 from ctrl_jax.errors import InputError
+from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import Stage, write_bytes
-from ctrl_jax.types import Examples, PreferencePairs, Responses
+from ctrl_jax.types import Examples, PreferencePairs, Prompts, Responses
 
 
 @dataclass(frozen=True)
 class Corpus:
     data: config.Data
-    records: dict[str, list[dialogues.Record]]
+    records: dict[str, list[Record]]
     """By split: train, validation, test. Their prompts do not overlap."""
     tokenizer: tokenizers.Tokenizer
     stage: str
 
     @property
     def demonstrations(self) -> Examples:
-        return pipelines.demonstrations(self.records["train"], self.tokenizer, **self._lengths)
+        found = pipelines.demonstrations(
+            self.records["train"],
+            self.tokenizer,
+            prompt_length=self.data.prompt_length,
+            response_length=self.data.response_length,
+            long_prompts=self.data.long_prompts,
+        )
+        self._tell_dropped("demonstrations", found.dropped)
+        return found.examples
 
     def pairs(self, split: str) -> PreferencePairs:
-        return pipelines.preference_pairs(self.records[split], self.tokenizer, **self._lengths)
+        found = pipelines.preference_pairs(
+            self.records[split],
+            self.tokenizer,
+            prompt_length=self.data.prompt_length,
+            response_length=self.data.response_length,
+            long_prompts=self.data.long_prompts,
+        )
+        self._tell_dropped(f"{split} preference pairs", found.dropped)
+        return found.examples
+
+    def has_pairs(self, split: str) -> bool:
+        return any(record.rejected is not None for record in self.records[split])
 
     def prompts(self, split: str, count: int) -> pipelines.PromptSet:
-        """The first `count` distinct prompts of a split.
+        """The first `count` distinct prompts of a split that fit.
 
         Raises:
           InputError: if the split has fewer.
         """
-        found = pipelines.prompts(self.records[split], self.tokenizer, prompt_length=self.data.prompt_length)
+        found = pipelines.prompts(
+            self.records[split],
+            self.tokenizer,
+            prompt_length=self.data.prompt_length,
+            long_prompts=self.data.long_prompts,
+            count=count,
+        )
         if len(found.texts) < count:
             raise InputError(
-                f"{count} {split} prompts are asked for, but the dialogues have {len(found.texts)}; ask for at most "
-                "that many (--calibration.prompts, --evaluation.prompts), or generate more (--data.dialogues)."
+                f"{count} {split} prompts are asked for, but {self.data.source} has {len(found.texts)} of at most "
+                f"{self.data.prompt_length} tokens, and {found.dropped} that are longer. Ask for fewer "
+                "(--calibration.prompts, --evaluation.prompts), let longer ones in (--data.prompt-length, or "
+                "--data.long-prompts truncate), or give more data (--data.dialogues, --data.path)."
             )
-        return pipelines.PromptSet(jax.tree.map(lambda x: x[:count], found.prompts), found.texts[:count])
+        return found
 
     def texts(self, responses: Responses) -> list[list[str]]:
         """The text of every response: [B][N]."""
         return pipelines.decoded(responses, self.tokenizer)
 
-    @property
-    def _lengths(self) -> dict[str, int]:
-        return {"prompt_length": self.data.prompt_length, "response_length": self.data.response_length}
+    def conversations(self, prompts: Prompts) -> list[Conversation]:
+        """What the prompts [B] are, told by their ids."""
+        return [self._by_id[prompt_id] for prompt_id in np.asarray(prompts.ids).tolist()]
+
+    def remember(self, prompts: pipelines.PromptSet) -> None:
+        """Makes prompts from elsewhere known to `conversations`."""
+        self._by_id.update(zip(prompts.prompts.ids.tolist(), prompts.conversations, strict=True))
+
+    @cached_property
+    def _by_id(self) -> dict[int, Conversation]:
+        prompts = [record.prompt for records in self.records.values() for record in records]
+        return dict(zip(pipelines.prompt_ids([*map(transcript, prompts)]).tolist(), prompts, strict=True))
+
+    def _tell_dropped(self, what: str, dropped: int) -> None:
+        if dropped:
+            say(f"{dropped} {what} left out: their prompt has more than {self.data.prompt_length} tokens.")
 
 
-def prepare(data: config.Data, stage: Stage) -> Corpus:
-    """Generates the dialogues and trains the tokenizer on them, or reads both."""
+def prepare(data: config.Data, stage: Stage, tokenizer: tokenizers.Tokenizer | None) -> Corpus:
+    """Generates, downloads or reads the records, and trains a tokenizer on them where the model brings none."""
     with stage.exclusive():
-        records = dialogues.load(data.side, seed=data.seed, count=data.dialogues, data_dir=stage.directory / "tfds")
-        path = stage.directory / tokenizers.FILENAME
+        loaded = sources.load(data, stage.directory / "tfds")
+        if tokenizer is None:
+            tokenizer = _trained(data, loaded, stage)
         if not stage.complete:
-            texts = [f"{record['prompt']} {record['response']}" for record in records["train"]]
-            write_bytes(path, tokenizers.train(texts, vocabulary_size=data.vocabulary_size).model)
-            stage.finish({split: len(rows) for split, rows in records.items()})
-    return Corpus(data, records, tokenizers.load(stage.directory), stage.directory.name)
+            if loaded.dropped:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in loaded.dropped.items())
+                say(f"{data.source}: {loaded.rows} rows, of which were dropped: {reasons}.")
+            stage.finish({**{split: len(rows) for split, rows in loaded.records.items()}, "dropped": loaded.dropped})
+    return Corpus(data, loaded.records, tokenizer, stage.directory.name)
+
+
+def _trained(data: config.Data, loaded: Loaded, stage: Stage) -> tokenizers.Tokenizer:
+    path = stage.directory / tokenizers.FILENAME
+    if not path.exists():
+        texts = [f"{transcript(record.prompt)} {record.response or ''}" for record in loaded.records["train"]]
+        write_bytes(path, tokenizers.train(texts, vocabulary_size=data.vocabulary_size).model)
+    return tokenizers.load(stage.directory)

@@ -15,9 +15,9 @@ from ctrl_jax.config import Policy
 from ctrl_jax.data.language import gold_reward
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.errors import InputError
+from ctrl_jax.jobs.reward_model import Reward
 from ctrl_jax.jobs.rollouts import in_batches, respond, score
 from ctrl_jax.jobs.run import Run
-from ctrl_jax.jobs.sft import Trained
 from ctrl_jax.jobs.train import Aligned
 from ctrl_jax.runtime.metrics import read_metrics
 from ctrl_jax.runtime.stages import read_arrays, read_json, write_arrays, write_bytes, write_json
@@ -34,8 +34,8 @@ class Judged(NamedTuple):
     responses: Responses
     rewards: np.ndarray
     """[B, M] raw, by the reward model."""
-    gold: np.ndarray
-    """[B, M] by the gold reward."""
+    gold: np.ndarray | None
+    """[B, M] by the gold reward, which only generated data has."""
 
 
 def read(run: Run) -> dict[str, Any] | None:
@@ -51,7 +51,7 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
     reference, reference_seconds = _reference(run, aligned, prompts)
     started = time.monotonic()
     rollouts, policy_rewards = respond(
-        run, "policy responses", aligned.policy, aligned.reward.params, prompts.prompts, config.responses_per_prompt
+        run, "policy responses", aligned.policy, aligned.reward.score, prompts.prompts, config.responses_per_prompt
     )
     policy = Judged(rollouts.responses, policy_rewards, _gold(run, prompts, rollouts.responses))
     kl_by_prompt = _kl_by_prompt(run, aligned, rollouts)
@@ -67,8 +67,7 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
         reference_rewards=reference.rewards,
         policy_calibrated=calibrated,
         reference_calibrated=reference_calibrated,
-        policy_gold=policy.gold,
-        reference_gold=reference.gold,
+        **_gold_arrays(policy, reference),
         **reliability,
     )
     _write_samples(run, prompts, {"policy": (policy, calibrated), "reference": (reference, reference_calibrated)})
@@ -77,7 +76,9 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
         "kl_standard_error": float(np.std(kl_by_prompt, ddof=1) / np.sqrt(len(kl_by_prompt))),
         "kl_budget": run.experiment.policy.kl_budget,
         "win_rates": _win_rates(run, policy.rewards, reference.rewards),
-        "gold_win_rates": _win_rates(run, policy.gold, reference.gold),
+        "gold_win_rates": {}
+        if policy.gold is None or reference.gold is None
+        else _win_rates(run, policy.gold, reference.gold),
         "ideal": {name: _ideal(run.experiment.policy, name, kl["mean"]) for name in _procedures(run)},
         "reward_model": reward_quality,
         "ties": float(np.mean(win_rate.share_of_ties(rewards, reference_rewards))),
@@ -99,6 +100,7 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
     config = run.experiment.evaluation
     stage = run.stage(
         "reference_evaluation",
+        corpus=run.corpus.stage,
         reference=aligned.reference.stage,
         reward_model=aligned.reward.stage,
         prompts=config.prompts,
@@ -114,28 +116,39 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
                 run,
                 "reference responses",
                 aligned.reference.params,
-                aligned.reward.params,
+                aligned.reward.score,
                 prompts.prompts,
                 config.responses_per_prompt,
             )
             responses = rollouts.responses
             gold = _gold(run, prompts, responses)
-            write_arrays(path, tokens=responses.tokens, lengths=responses.lengths, rewards=rewards, gold=gold)
+            golden = {} if gold is None else {"gold": gold}
+            write_arrays(path, tokens=responses.tokens, lengths=responses.lengths, rewards=rewards, **golden)
             stage.finish({"seconds": time.monotonic() - started})
     arrays = read_arrays(path)
     return (
         Judged(
-            Responses(jnp.asarray(arrays["tokens"]), jnp.asarray(arrays["lengths"])), arrays["rewards"], arrays["gold"]
+            Responses(jnp.asarray(arrays["tokens"]), jnp.asarray(arrays["lengths"])),
+            arrays["rewards"],
+            arrays.get("gold"),
         ),
         stage.summary["seconds"],
     )
 
 
-def _gold(run: Run, prompts: PromptSet, responses: Responses) -> np.ndarray:
+def _gold(run: Run, prompts: PromptSet, responses: Responses) -> np.ndarray | None:
+    if not run.experiment.data.generated:
+        return None
     texts = run.corpus.texts(responses)
     return np.array(
         [[gold_reward(prompt, text) for text in row] for prompt, row in zip(prompts.texts, texts, strict=True)]
     )
+
+
+def _gold_arrays(policy: Judged, reference: Judged) -> dict[str, np.ndarray]:
+    if policy.gold is None or reference.gold is None:
+        return {}
+    return {"policy_gold": policy.gold, "reference_gold": reference.gold}
 
 
 def _kl_by_prompt(run: Run, aligned: Aligned, rollouts: Rollouts) -> np.ndarray:
@@ -196,13 +209,15 @@ def _ideal(policy: Policy, name: str, kl: float) -> dict[str, float]:
     return values
 
 
-def _reward_model(run: Run, reward: Trained) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Accuracy and calibration of the reward model on held-out pairs, and its reliability diagram.
+def _reward_model(run: Run, reward: Reward) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Accuracy and calibration of the reward on held-out pairs, and its reliability diagram; nothing without pairs.
 
     Each pair counts in both orders: in the order (chosen, rejected) alone all have the same outcome.
     """
+    if not run.corpus.has_pairs("test"):
+        return {}, {}
     pairs = run.corpus.pairs("test")
-    rewards = score(run, reward.params, pairs.prompts, pairs.responses)
+    rewards = score(run, reward.score, pairs.prompts, pairs.responses)
     chosen, rejected = jnp.asarray(rewards[:, 0]), jnp.asarray(rewards[:, 1])
     probabilities = jax.nn.sigmoid(jnp.concatenate([chosen - rejected, rejected - chosen]))
     outcomes = jnp.concatenate([jnp.ones_like(chosen), jnp.zeros_like(rejected)])
@@ -233,11 +248,13 @@ def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, tuple[Judged, 
                 "text": text,
                 "reward": float(judged.rewards[i, picks[i]]),
                 "calibrated": float(calibrated[i, picks[i]]),
-                "gold": float(judged.gold[i, picks[i]]),
+                **({} if judged.gold is None else {"gold": float(judged.gold[i, picks[i]])}),
             }
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_bytes(run.work_dir / "samples.jsonl", lines.encode())
 
 
 def _training_seconds(directory: Path) -> float:
-    return float(read_metrics(directory / "metrics.jsonl")["seconds"].sum())
+    """What its updates took; 0 where nothing is trained."""
+    path = directory / "metrics.jsonl"
+    return float(read_metrics(path)["seconds"].sum()) if path.exists() else 0.0

@@ -1,25 +1,76 @@
-"""The reward model: the reference policy's trunk, trained on preference pairs by Bradley-Terry."""
+"""What scores responses: a reward model trained on preference pairs, a classifier from a directory, or a function."""
+
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import NamedSharding
 
 from ctrl_jax import build
+from ctrl_jax.data import pretrained_tokenizers
+from ctrl_jax.data.conversations import transcript
 from ctrl_jax.data.pipelines import batches
+from ctrl_jax.errors import InputError
 from ctrl_jax.jobs.fit import fit
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
+from ctrl_jax.models import huggingface, lora, weights
+from ctrl_jax.runtime.mesh import replicated
+from ctrl_jax.runtime.stages import fingerprint
+from ctrl_jax.types import Prompts, Responses
+
+BUCKET = 32
+"""A classifier reads its own tokens padded to multiples of this, so that few programs are compiled."""
+
+TextReward = Callable[[list[str], list[str]], Sequence[float]]
+"""(prompts as transcripts, a response to each) to a raw reward of each."""
 
 
-def run(run: Run, reference: Trained) -> Trained:
-    """Trains the reward model, goes on training it, or reads it where it is done."""
+class Reward(NamedTuple):
+    score: build.Score
+    stage: str
+    """The stage that holds it, or a name for what it is: the key of whatever depends on it."""
+
+
+def run(run: Run, reference: Trained) -> Reward:
+    """The experiment's reward: trained, trained on, or read where it is done; or what it was given.
+
+    Raises:
+      InputError: if the directory or function that was given cannot be used.
+    """
+    config = run.experiment.reward_model
+    if config.path is not None:
+        return _classifier(run, Path(config.path))
+    if config.function is not None:
+        return _function(run, config.function)
+    return _trained(run, reference)
+
+
+def _trained(run: Run, reference: Trained) -> Reward:
     experiment = run.experiment
     config = experiment.reward_model
-    stage = run.stage("reward_model", reference=reference.stage, reward_model=config, seed=experiment.seed)
+    stage = run.stage(
+        "reward_model",
+        corpus=run.corpus.stage,
+        reference=reference.stage,
+        lora=experiment.model.lora,
+        reward_model=config,
+        seed=experiment.seed,
+    )
     optimizer = build.supervised_optimizer(config)
     key = build.stage_key(experiment.seed, "reward_model")
-    params = build.init_reward(run.models, run.mesh, key, reference.params)
+    frozen, trained = build.adapt_reward(run.models, run.mesh, key, reference.params)
     with stage.exclusive():
+        step = build.reward_model_step(run.models, run.mesh, optimizer)
         state = fit(
             "reward model",
-            build.reward_model_step(run.models, run.mesh, optimizer),
-            build.init_state(params, optimizer, run.mesh),
+            lambda state, batch: step(state, frozen, batch),
+            build.init_state(trained, optimizer, run.mesh),
             batches(run.corpus.pairs("train"), batch_size=config.batch_size, seed=experiment.seed),
             mesh=run.mesh,
             steps=config.steps,
@@ -28,4 +79,101 @@ def run(run: Run, reference: Trained) -> Trained:
             fingerprint=stage.directory.name,
             columns=("loss", "accuracy"),
         )
-    return Trained(state.params, stage.directory.name)
+    scorer, params = build.scorer(run.models, run.mesh), lora.overlay(frozen, state.params)
+    return Reward(lambda prompts, responses: scorer(params, prompts, responses), stage.directory.name)
+
+
+def _classifier(run: Run, folder: Path) -> Reward:
+    """A sequence classifier with one label, which reads the conversation in its own tokens and template."""
+    architecture = huggingface.architecture(folder, dtype=run.experiment.model.dtype)
+    tokenizer = pretrained_tokenizers.load(folder, embedding_rows=architecture.vocabulary_size)
+    if not huggingface.is_classifier(folder):
+        raise InputError(
+            f"--reward-model.path is {folder}, whose config.json is not a sequence classifier's; give one with a "
+            "single label, or leave the option out to train a reward model."
+        )
+
+    def place(name: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
+        return replicated(run.mesh)
+
+    trunk = weights.load(folder, architecture, place=place)
+    head = weights.load_reward_head(folder, architecture, place=place)
+    params = {"params": {"trunk": trunk, "head": head}}
+    scorer = build.scorer(build.models(architecture, run.experiment.model.lora), run.mesh)
+
+    def score(prompts: Prompts, responses: Responses) -> Any:
+        conversations = run.corpus.conversations(prompts)
+        texts = run.corpus.texts(responses)
+        asked = [tokenizer.encode_prompt(conversation) for conversation in conversations]
+        said = [[tokenizer.encode_response(text) for text in row] for row in texts]
+        prompt_tokens, prompt_lengths = _padded(asked)
+        tokens, lengths = _padded([tokens for row in said for tokens in row])
+        shape = (len(said), len(said[0]))
+        return scorer(
+            params,
+            Prompts(prompt_tokens, prompt_lengths, prompts.ids),
+            Responses(tokens.reshape(*shape, -1), lengths.reshape(shape)),
+        )
+
+    return Reward(score, f"classifier-{weights.fingerprint(folder)}")
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    size = -(-max(map(len, rows)) // BUCKET) * BUCKET
+    tokens = np.zeros((len(rows), size), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    return tokens, np.array([len(row) for row in rows], np.int32)
+
+
+def _function(run: Run, name: str) -> Reward:
+    function, source = _load(name)
+
+    def score(prompts: Prompts, responses: Responses) -> np.ndarray:
+        texts = run.corpus.texts(responses)
+        asked = [transcript(conversation) for conversation in run.corpus.conversations(prompts)]
+        rewards = function(
+            [prompt for prompt, row in zip(asked, texts, strict=True) for _ in row],
+            [text for row in texts for text in row],
+        )
+        try:
+            values = np.asarray(rewards, np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"The reward {name} returned what are not numbers ({error}); return a float each."
+            ) from error
+        responses_count = len(texts) * len(texts[0])
+        if values.shape != (responses_count,):
+            raise InputError(
+                f"The reward {name} returned an array of shape {values.shape} for {responses_count} responses; return "
+                "one float for each."
+            )
+        if not np.isfinite(values).all():
+            bad = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise InputError(f"The reward {name} returned {values[bad]} for response {bad}; return finite numbers.")
+        return values.reshape(len(texts), -1)
+
+    return Reward(score, f"function-{fingerprint({'name': name, 'source': source})}")
+
+
+def _load(name: str) -> tuple[TextReward, str]:
+    """The function called module:name, and a hash of its module's source: another source is another reward."""
+    module_name, attribute = name.split(":")
+    # As `python -c "import module"` would find it: the command may run from an installed script.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(
+            f"--reward-model.function is {name!r}, and the module {module_name!r} cannot be imported from {Path.cwd()} "
+            f"({error}). Write module:name of a file there, or of an installed package."
+        ) from error
+    finally:
+        sys.path.pop(0)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise InputError(
+            f"--reward-model.function is {name!r}, but {module_name} has no function {attribute!r}; define "
+            f"{attribute}(prompts, responses) there, which returns a float for each."
+        )
+    return function, hashlib.sha256(inspect.getsource(module).encode()).hexdigest()

@@ -13,11 +13,13 @@ from ctrl_jax.runtime.mesh import shard
 from ctrl_jax.types import Params, Prompts, Responses, Rollouts
 
 ROWS = 2048
-"""Responses a device reads at a time: enough to fill it, few enough that their caches fit."""
+"""Responses a device reads at a time, at most: enough to fill it."""
+BYTES = 2**30
+"""Their caches and logits, at most; fewer responses where a model's are large."""
 
 
 def respond(
-    run: Run, stage: str, params: Params, reward_params: Params, prompts: Prompts, num_samples: int
+    run: Run, stage: str, params: Params, score: build.Score, prompts: Prompts, num_samples: int
 ) -> tuple[Rollouts, np.ndarray]:
     """N responses a prompt and their raw rewards [B, N], in host memory.
 
@@ -30,27 +32,25 @@ def respond(
         run.mesh,
         num_samples=num_samples,
         max_length=experiment.data.response_length,
-        eos_id=run.corpus.tokenizer.eos_id,
+        eos_ids=run.corpus.tokenizer.eos_ids,
         temperature=experiment.policy.temperature,
     )
-    scorer = build.scorer(run.models, run.mesh)
     key = build.stage_key(experiment.seed, stage)
 
     def both(batch: Prompts) -> tuple[Rollouts, jax.Array]:
         rollouts = sampler(params, batch, key)
-        return rollouts, scorer(reward_params, batch, rollouts.responses)
+        return rollouts, score(batch, rollouts.responses)
 
     rollouts, rewards = in_batches(run, stage, both, prompts, rows_per_prompt=num_samples)
     return rollouts, np.asarray(rewards)
 
 
-def score(run: Run, reward_params: Params, prompts: Prompts, responses: Responses) -> np.ndarray:
+def score(run: Run, reward: build.Score, prompts: Prompts, responses: Responses) -> np.ndarray:
     """Raw rewards [B, N] of given responses."""
-    scorer = build.scorer(run.models, run.mesh)
     return in_batches(
         run,
         "rewards",
-        lambda batch: scorer(reward_params, *batch),
+        lambda batch: reward(*batch),
         (prompts, responses),
         rows_per_prompt=responses.tokens.shape[1],
     )
@@ -63,7 +63,8 @@ def in_batches(run: Run, label: str, function: Callable[[Any], Any], tree: Any, 
     """
     devices = run.mesh.shape["data"]
     size = len(jax.tree.leaves(tree)[0])
-    batch_size = devices * max(1, min(ROWS // rows_per_prompt, -(-size // devices)))
+    rows = min(ROWS, BYTES // _bytes_per_response(run))
+    batch_size = devices * max(1, min(rows // rows_per_prompt, -(-size // devices)))
     results = []
     with progress(label, size) as bar:
         for start in range(0, size, batch_size):
@@ -72,3 +73,11 @@ def in_batches(run: Run, label: str, function: Callable[[Any], Any], tree: Any, 
             results.append(jax.device_get(function(batch)))
             bar.update(min(start + batch_size, size))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:size], *results)
+
+
+def _bytes_per_response(run: Run) -> int:
+    """Its keys and values, and four copies of one token's float32 logits."""
+    sizes = run.architecture
+    width = 2 if sizes.dtype == "bfloat16" else 4
+    cache = 2 * len(sizes.layers) * sizes.kv_heads * sizes.head_dim * run.experiment.data.response_length * width
+    return cache + 16 * sizes.vocabulary_size

@@ -10,19 +10,21 @@ from jax.sharding import Mesh
 
 from ctrl_jax import build
 from ctrl_jax.config import Experiment
+from ctrl_jax.data import pretrained_tokenizers, sources
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import corpus
+from ctrl_jax.models import architecture, huggingface, weights
 from ctrl_jax.runtime.platform import environment
 from ctrl_jax.runtime.stages import Stage, claim, plain, write_json
 
 VERSIONS = {
-    "data": 1,
-    "sft": 1,
-    "reward_model": 1,
-    "calibration": 1,
-    "reference_evaluation": 1,
-    "policy": 1,
-    "evaluation": 1,
+    "data": 2,
+    "sft": 2,
+    "reward_model": 2,
+    "calibration": 2,
+    "reference_evaluation": 2,
+    "policy": 2,
+    "evaluation": 2,
 }
 """Raise a number when the code behind it gives other results, so that what older code left on disk is not used."""
 
@@ -53,8 +55,28 @@ class Run:
             write_json(self.work_dir / "environment.json", environment())
 
     @cached_property
+    def architecture(self) -> architecture.Architecture:
+        model = self.experiment.model
+        if model.path is None:
+            return architecture.from_config(model, self.corpus.tokenizer.vocabulary_size)
+        return huggingface.architecture(Path(model.path), dtype=model.dtype)
+
+    @cached_property
+    def model_key(self) -> dict[str, Any]:
+        """The part of a stage's key that is the model: a directory enters by its content, wherever it lies."""
+        model = self.experiment.model
+        content = None if model.path is None else weights.fingerprint(Path(model.path))
+        return {**plain(model), "path": content}
+
+    @cached_property
     def corpus(self) -> corpus.Corpus:
-        found = corpus.prepare(self.experiment.data, self.stage("data", data=self.experiment.data))
+        data, model = self.experiment.data, self.experiment.model
+        tokenizer = None
+        if model.path is not None:
+            rows = huggingface.architecture(Path(model.path), dtype=model.dtype).vocabulary_size
+            tokenizer = pretrained_tokenizers.load(Path(model.path), embedding_rows=rows)
+        key = {**plain(data), "path": sources.fingerprint(data), "tokenizer": tokenizer and tokenizer.fingerprint}
+        found = corpus.prepare(data, self.stage("data", **key), tokenizer)
         # Asked for here already, so that too few of them are told before anything is trained.
         found.prompts("train", self.experiment.calibration.prompts)
         found.prompts("test", self.experiment.evaluation.prompts)
@@ -62,7 +84,7 @@ class Run:
 
     @cached_property
     def models(self) -> build.Models:
-        return build.models(self.experiment.model, self.corpus.tokenizer.vocabulary_size)
+        return build.models(self.architecture, self.experiment.model.lora)
 
     def _check_batches_divide(self) -> None:
         experiment, devices = self.experiment, self.mesh.shape["data"]

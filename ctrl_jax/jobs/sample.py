@@ -1,6 +1,6 @@
 """Responses of policy and reference to a prompt as they are drawn, with their rewards, and the procedure's pick."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
@@ -92,6 +92,8 @@ class Judge:
     """K."""
     transform: Transform | None
     """None where the raw reward is what the policy was trained on."""
+    remember: Callable[[PromptSet], None] = lambda prompts: None
+    """Told of each prompt, before `score` is asked about it by its id."""
 
 
 class Session:
@@ -143,6 +145,7 @@ class Session:
             raise InputError(f"{asked.num_samples} responses are asked for; ask for 1 to {MAX_SAMPLES}.")
         if self._judge is not None:
             _looking_at(asked.procedure, asked.num_samples)
+            self._judge.remember(prompt)
         # Every device reads the same prompt.
         everywhere = jax.tree.map(lambda x: np.repeat(x, self._mesh.shape["data"], axis=0), prompt.prompts)
         return self._events(shard(self._mesh, everywhere), *asked)
@@ -286,7 +289,12 @@ def trained(run: Run, prompt: str | None = None, *, max_length: int | None = Non
         run.mesh,
         tokenizer,
         {"policy": aligned.policy, "reference": aligned.reference.params},
-        Judge(aligned.reward.score, references, build.transform_of(experiment.policy, num_references=references)),
+        Judge(
+            aligned.reward.score,
+            references,
+            build.transform_of(experiment.policy, num_references=references),
+            run.corpus.remember,
+        ),
         max_length=max_length,
     )
 

@@ -1,11 +1,15 @@
-"""The reference policy: a decoder fine-tuned on the demonstrations."""
+"""The reference policy: a model fine-tuned on the demonstrations, or a pretrained one as it is."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.jobs.fit import fit
 from ctrl_jax.jobs.run import Run
+from ctrl_jax.models import lora, weights
+from ctrl_jax.runtime.mesh import replicated
+from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.types import Params
 
 
@@ -19,15 +23,20 @@ class Trained(NamedTuple):
 def run(run: Run) -> Trained:
     """Trains the reference policy, goes on training it, or reads it where it is done."""
     experiment = run.experiment
-    config = experiment.sft
-    stage = run.stage("sft", corpus=run.corpus.stage, model=experiment.model, sft=config, seed=experiment.seed)
+    config, model = experiment.sft, experiment.model
+    if config.steps == 0:
+        return Trained(pretrained(run), f"model-{fingerprint({'path': run.model_key['path'], 'dtype': model.dtype})}")
+    stage = run.stage("sft", corpus=run.corpus.stage, model=run.model_key, sft=config, seed=experiment.seed)
     optimizer = build.supervised_optimizer(config)
-    params = build.init_policy(run.models, run.mesh, build.stage_key(experiment.seed, "sft"))
+    key = build.stage_key(experiment.seed, "sft")
+    start = pretrained(run) if model.path is not None else build.init_decoder(run.models, run.mesh, key)
+    frozen = start if model.lora.rank else {}
     with stage.exclusive():
+        step = build.sft_step(run.models, run.mesh, optimizer)
         state = fit(
             "reference policy (sft)",
-            build.sft_step(run.models, run.mesh, optimizer),
-            build.init_state(params, optimizer, run.mesh),
+            lambda state, batch: step(state, frozen, batch),
+            build.init_state(build.adapt_decoder(run.models, run.mesh, key, start), optimizer, run.mesh),
             batches(run.corpus.demonstrations, batch_size=config.batch_size, seed=experiment.seed),
             mesh=run.mesh,
             steps=config.steps,
@@ -36,4 +45,12 @@ def run(run: Run) -> Trained:
             fingerprint=stage.directory.name,
             columns=("loss",),
         )
-    return Trained(state.params, stage.directory.name)
+    # Merged, so that the reference is one copy of weights without an adapter, which the policy may then have.
+    return Trained(build.merged(run.models, lora.overlay(frozen, state.params)), stage.directory.name)
+
+
+def pretrained(run: Run) -> Params:
+    """The variables of the model at `--model.path`, a copy on each device."""
+    path = run.experiment.model.path
+    assert path is not None, "Experiment.__post_init__ lets no model without a path go untrained"
+    return {"params": weights.load(Path(path), run.architecture, place=lambda name, shape: replicated(run.mesh))}

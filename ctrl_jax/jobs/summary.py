@@ -17,10 +17,9 @@ def print_run(run: Run, evaluation: dict[str, Any], report: Path | None) -> None
     for name in dict.fromkeys((policy.procedure, "sampling")):
         if name in evaluation["win_rates"]:
             ideal = evaluation["ideal"].get(name, {}).get("transform")
-            rows += [
-                [f"{name} win rate", estimate(evaluation["win_rates"][name]), f"{ideal:.3f}" if ideal else ""],
-                [f"{name} win rate, gold", estimate(evaluation["gold_win_rates"][name]), ""],
-            ]
+            rows.append([f"{name} win rate", estimate(evaluation["win_rates"][name]), f"{ideal:.3f}" if ideal else ""])
+        if name in evaluation["gold_win_rates"]:
+            rows.append([f"{name} win rate, gold", estimate(evaluation["gold_win_rates"][name]), ""])
     title = f"{experiment.name}, Φ = {policy.transform}: {experiment.evaluation.prompts} test prompts, 95 % intervals"
     table(title, ["", "measured", "ideal or budget"], rows)
     ideal = evaluation["ideal"].get(policy.procedure, {}).get("transform")
@@ -28,10 +27,9 @@ def print_run(run: Run, evaluation: dict[str, Any], report: Path | None) -> None
         share := lift_share(evaluation["win_rates"][policy.procedure]["mean"], ideal)
     ):
         say(f"{share:.0%} of the ideal policy's lift over the reference at this KL.")
-    say(
-        f"Reward model: accuracy {quality['accuracy']:.3f}, expected calibration error {quality['ece']:.3f}. "
-        f"Ties: {evaluation['ties']:.2%}."
-    )
+    if quality:
+        say(f"Reward model: accuracy {quality['accuracy']:.3f}, expected calibration error {quality['ece']:.3f}.")
+    say(f"Ties in reward between policy and reference: {evaluation['ties']:.2%}.")
     if report is not None:
         print_report(report)
 

@@ -6,8 +6,10 @@ from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.jobs import calibrate, reward_model, sft
 from ctrl_jax.jobs.fit import fit
+from ctrl_jax.jobs.reward_model import Reward
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
+from ctrl_jax.models import lora
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.steps import kl_budget
 from ctrl_jax.theory import ideal
@@ -16,8 +18,9 @@ from ctrl_jax.types import Params
 
 class Aligned(NamedTuple):
     policy: Params
+    """The whole policy: what was trained over what was frozen."""
     reference: Trained
-    reward: Trained
+    reward: Reward
     calibration_seconds: float
 
 
@@ -38,22 +41,23 @@ def run(run: Run) -> Aligned:
     beta = build.starting_beta(config, phi, table.rewards)
     optimizer = build.policy_optimizer(config)
     controller = kl_budget.init(beta, budget=config.kl_budget, held=config.beta is not None)
-    state = build.init_state(reference.params, optimizer, run.mesh, controller)
-    frozen = build.Frozen(reference.params, reward.params)
+    trained = build.adapt_decoder(run.models, run.mesh, build.stage_key(experiment.seed, "adapter"), reference.params)
+    state = build.init_state(trained, optimizer, run.mesh, controller)
     step = build.policy_step(
         run.models,
         run.mesh,
         config,
         phi,
         optimizer,
+        reward.score,
         key=build.stage_key(experiment.seed, "policy"),
         max_length=experiment.data.response_length,
-        eos_id=run.corpus.tokenizer.eos_id,
+        eos_ids=run.corpus.tokenizer.eos_ids,
     )
     prompts = run.corpus.prompts("train", experiment.calibration.prompts).prompts
     state = fit(
         experiment.name,
-        lambda state, batch: step(state, frozen, batch),
+        lambda state, batch: step(state, reference.params, batch),
         state,
         batches(build.PolicyBatch(prompts, table.rewards), batch_size=config.prompts_per_step, seed=experiment.seed),
         mesh=run.mesh,
@@ -63,6 +67,7 @@ def run(run: Run) -> Aligned:
         fingerprint=fingerprint(
             {
                 "policy": config,
+                "lora": experiment.model.lora,
                 "calibration": experiment.calibration,
                 "reference": reference.stage,
                 "reward_model": reward.stage,
@@ -72,4 +77,4 @@ def run(run: Run) -> Aligned:
         columns=("kl", "beta", "calibrated_reward", "win_rate"),
         wandb=run.wandb,
     )
-    return Aligned(state.params, reference, reward, seconds)
+    return Aligned(lora.overlay(reference.params, state.params), reference, reward, seconds)

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.report.measurements import Estimate, Evaluation, Run
+from ctrl_jax.report.measurements import RELIABILITY_ARRAYS, Estimate, Evaluation, Run
 from ctrl_jax.theory import ideal, optimal, procedures, transforms
 
 
@@ -172,7 +172,7 @@ def calibration(run: Run) -> list[Panel]:
 
 def reliability(run: Run) -> list[Panel]:
     """How often the reward model's preferred response is the chosen one, by how sure the model is."""
-    if not {"reliability_predicted", "reliability_observed", "reliability_count"} <= run.arrays.keys():
+    if run.evaluation.accuracy is None or not set(RELIABILITY_ARRAYS) <= run.arrays.keys():
         return []
     return [
         Panel(

@@ -49,8 +49,9 @@ class Evaluation:
     gold_win_rates: Mapping[str, Estimate]
     """Empty where no gold reward exists."""
     ideal: Mapping[str, Ideals]
-    accuracy: float
-    ece: float
+    accuracy: float | None
+    """Of the reward model on held-out pairs; None, as `ece`, where there were no pairs."""
+    ece: float | None
     ties: float
     timings: Mapping[str, float]
 
@@ -153,8 +154,8 @@ def parse_evaluation(tree: Any, *, source: pathlib.Path | str, remedy: str) -> E
         win_rates=estimates("win_rates"),
         gold_win_rates=estimates("gold_win_rates") if tree.get("gold_win_rates") else {},
         ideal={name: ideals(name, value) for name, value in children(tree, "ideal").items()},
-        accuracy=number(reward_model.get("accuracy"), "reward_model.accuracy"),
-        ece=number(reward_model.get("ece"), "reward_model.ece"),
+        accuracy=number(reward_model.get("accuracy"), "reward_model.accuracy") if reward_model else None,
+        ece=number(reward_model.get("ece"), "reward_model.ece") if reward_model else None,
         ties=number(tree.get("ties"), "ties"),
         timings={name: number(value, f"timings.{name}") for name, value in (tree.get("timings") or {}).items()},
     )

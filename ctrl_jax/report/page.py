@@ -123,9 +123,9 @@ def _charts(identifier: str, panels: Iterable[figures.Panel]) -> list[dict[str, 
 
 def _kicker(run: Run) -> str:
     prompts, responses = run.arrays["policy_rewards"].shape
-    side = run.config.get("data", {}).get("side") if isinstance(run.config.get("data"), Mapping) else None
+    source = run.config.get("data", {}).get("source") if isinstance(run.config.get("data"), Mapping) else None
     words = f"Trained for {figures.spoken(run.procedure)} with {run.transform}"
-    return f"{words}{f' on {side} dialogues' if side else ''} · tested on {prompts} prompts × {responses} responses"
+    return f"{words}{f' on {source}' if source else ''} · tested on {prompts} prompts × {responses} responses"
 
 
 def _lead(run: Run) -> str:
@@ -165,12 +165,13 @@ def _tiles(run: Run) -> Iterable[dict[str, str]]:
             "interval": _brackets(gold),
             "detail": f"the reward model says {abs(ahead):.1f} points {'more' if ahead >= 0 else 'less'}",
         }
-    yield {
-        "label": "Reward model accuracy",
-        "value": f"{100 * evaluation.accuracy:.1f} %",
-        "interval": "",
-        "detail": f"expected calibration error {100 * evaluation.ece:.1f} points",
-    }
+    if evaluation.accuracy is not None and evaluation.ece is not None:
+        yield {
+            "label": "Reward model accuracy",
+            "value": f"{100 * evaluation.accuracy:.1f} %",
+            "interval": "",
+            "detail": f"expected calibration error {100 * evaluation.ece:.1f} points",
+        }
     yield {
         "label": "Ties",
         "value": f"{100 * evaluation.ties:.1f} %",

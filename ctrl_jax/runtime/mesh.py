@@ -57,4 +57,9 @@ def shard(mesh: Mesh, tree: Tree) -> Tree:
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
     """Places a copy of every array on each device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(tree, replicated(mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Where an array lies of which each device has a copy."""
+    return NamedSharding(mesh, PartitionSpec())

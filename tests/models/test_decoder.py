@@ -109,7 +109,7 @@ def test_sampling_with_the_cache_scores_as_the_full_forward_pass():
 
     @jax.jit
     def sample_and_score(params):
-        rollouts = sampling.sample(policy, params, PROMPTS, KEYS[0], num_samples=4, max_length=7, eos_id=0)
+        rollouts = sampling.sample(policy, params, PROMPTS, KEYS[0], num_samples=4, max_length=7, eos_ids=(0,))
         features = policy.apply(params, PROMPTS, rollouts.responses)
         return rollouts, logprobs.token_log_probs(policy.unembed, params, features, rollouts.responses.tokens)
 

@@ -46,7 +46,7 @@ def config(name: str, transform: str, procedure: str, names: tuple[str, ...]) ->
     return {
         "name": name,
         "seed": 0,
-        "data": {"side": "helpful", "dialogues": 12000, "prompt_length": 40},
+        "data": {"source": "dialogues/helpful", "dialogues": 12000, "prompt_length": 40},
         "calibration": {"prompts": 256, "samples_per_prompt": 128},
         "policy": {"transform": transform, "procedure": procedure, "kl_budget": 0.75, "beta": None, "steps": 150,
                    "prompts_per_step": 32, "samples_per_prompt": 16, "learning_rate": 1e-3},

@@ -149,7 +149,7 @@ def test_a_raw_reward_has_no_ideal(words_only: None, run: Run) -> None:
 def test_text_of_models_data_and_users_is_escaped(words_only: None, run: Run) -> None:
     bad = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
     sample = {"prompt": bad, "policy": {"text": bad, "reward": 1.0}, "reference": {"text": bad, "gold": None}}
-    config = {**run.config, "name": bad, "data": {"side": bad, bad: bad}}
+    config = {**run.config, "name": bad, "data": {"source": bad, bad: bad}}
     text = page.run_page(dataclasses.replace(run, samples=[sample], config=config))
     assert "<script" not in text and "<img" not in text
     assert text.count("&lt;script&gt;") >= 7

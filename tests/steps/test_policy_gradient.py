@@ -82,7 +82,7 @@ def test_sampled_gradient_is_the_gradient_of_the_objective():
 
     def gradient(key):
         responses = sampling.sample(
-            fakes.policy, PARAMS, prompts, key, num_samples=1024, max_length=fakes.LENGTH, eos_id=fakes.EOS
+            fakes.policy, PARAMS, prompts, key, num_samples=1024, max_length=fakes.LENGTH, eos_ids=(fakes.EOS,)
         ).responses
         batch = responses.tokens, responses.lengths, prompts
         return jax.grad(lambda params: exact_loss(params, *batch)[1].value)(PARAMS)
@@ -106,7 +106,7 @@ def test_leave_one_out_is_the_mean_of_the_others():
 @pytest.fixture
 def batch():
     prompts = fakes.prompts(*range(8))
-    sample = partial(sampling.sample, fakes.policy, num_samples=5, max_length=fakes.LENGTH, eos_id=fakes.EOS)
+    sample = partial(sampling.sample, fakes.policy, num_samples=5, max_length=fakes.LENGTH, eos_ids=(fakes.EOS,))
     responses = jax.jit(sample)(PARAMS, prompts, jax.random.key(1)).responses
     return prompts, responses.tokens, responses.lengths
 
@@ -178,7 +178,7 @@ def test_exact_kl_varies_less_than_sampled_kl():
     """Near the reference with no reward, all of the gradient is the KL's: the exact one has less noise."""
     near = REFERENCE + 0.1 * PARAMS
     prompts = fakes.prompts(*range(0, 512, 2))
-    sample = partial(sampling.sample, fakes.policy, num_samples=4, max_length=fakes.LENGTH, eos_id=fakes.EOS)
+    sample = partial(sampling.sample, fakes.policy, num_samples=4, max_length=fakes.LENGTH, eos_ids=(fakes.EOS,))
     responses = jax.jit(sample)(near, prompts, jax.random.key(3)).responses
 
     def per_prompt(params, estimator):
