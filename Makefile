@@ -14,7 +14,7 @@ STAMP := .venv/.installed$(if $(EXTRA),-$(EXTRA))
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sft reward-model calibrate evaluate report sample sweep ideal test test-slow check bench clean
+.PHONY: help setup train sft reward-model calibrate evaluate export report sample sweep ideal test test-slow check bench clean
 
 help: ## this list
 	@echo 'make TARGET [EXP=bon_helpful] [ARGS="--policy.kl-budget 0.5"] [PYTHON=python3.12] [EXTRA=cuda12]'
@@ -56,6 +56,9 @@ calibrate: $(STAMP) ## only the calibration table: rewards of the reference poli
 
 evaluate: $(STAMP) ## win rates and KL of the trained policy, with intervals
 	$(JOB) evaluate $(EXP) $(ARGS)
+
+export: $(STAMP) ## write the policy as a Hugging Face directory; ARGS="--format adapter" for the adapter alone
+	$(JOB) export $(EXP) $(ARGS)
 
 report: $(STAMP) ## write report/index.html anew
 	$(JOB) report $(EXP) $(ARGS)

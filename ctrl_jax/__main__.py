@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Literal
 
 # Before jax is imported: XLA logs an error for every program that it takes from the compilation cache, about
 # instruction-set preferences that are not instructions.
@@ -26,6 +26,7 @@ JOBS = {
     "reward-model": "only the reward model, and what it needs",
     "calibrate": "only the calibration table, and what it needs",
     "evaluate": "win rates and KL of the policy, with intervals",
+    "export": "write the policy as a Hugging Face directory, merged or as an adapter",
     "report": "write report/index.html from an evaluated work directory",
     "sample": "a local page to ask the policy and the reference something (--terminal: a table)",
     "sweep": "every point of the experiment's sweep(), ending in the Pareto figure",
@@ -140,8 +141,16 @@ class SampleOptions(Options):
             raise InputError(f"max_length is {self.max_length}; a response has at least 1 token.")
 
 
+@dataclass(frozen=True)
+class ExportOptions(Options):
+    output: Path | None = None
+    """The directory to write; by default `export` or `export-adapter` in the work directory."""
+    format: Literal["merged", "adapter"] = "merged"
+    """The whole model, or its LoRA adapter in PEFT's form."""
+
+
 def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
-    kind = SampleOptions if job == "sample" else Options
+    kind = {"sample": SampleOptions, "export": ExportOptions}.get(job, Options)
     program = f"python -m ctrl_jax {job} {module.__name__.removeprefix('experiments.')}"
 
     def parse(experiment: Experiment) -> Options:
@@ -149,7 +158,19 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
 
     options = parse(module.experiment())
     # Imported only now: a mistyped option should not wait for orbax and tensorflow-datasets.
-    from ctrl_jax.jobs import calibrate, evaluate, report, reward_model, sample, sample_page, sft, summary, sweep, train
+    from ctrl_jax.jobs import (
+        calibrate,
+        evaluate,
+        export,
+        report,
+        reward_model,
+        sample,
+        sample_page,
+        sft,
+        summary,
+        sweep,
+        train,
+    )
     from ctrl_jax.jobs.run import Run
     from ctrl_jax.runtime import mesh, platform
 
@@ -177,6 +198,13 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
         case "evaluate":
             run.claim()
             summary.print_run(run, evaluate.run(run, train.run(run)), None)
+        case "export":
+            assert isinstance(options, ExportOptions)
+            name = "export" if options.format == "merged" else "export-adapter"
+            output = options.output or run.work_dir / name
+            export.check(run, output, options.format)
+            run.claim()
+            export.run(run, train.run(run), output, options.format)
         case "report":
             summary.print_report(report.run(run.work_dir))
         case "sample":

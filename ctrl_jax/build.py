@@ -365,7 +365,8 @@ def policy_step(
         num_samples=policy.samples_per_prompt, max_length=max_length, eos_ids=eos_ids, temperature=policy.temperature,
     )  # fmt: skip
     update = _policy_update(parts, mesh, policy, phi, optimizer)
-    return PolicyStep(sample, score, update, jax.jit(functools.partial(jax.random.fold_in, key)))
+    at_step = jax.jit(functools.partial(jax.random.fold_in, key), out_shardings=jax.NamedSharding(mesh, P()))
+    return PolicyStep(sample, score, update, at_step)
 
 
 def _policy_update(

@@ -132,6 +132,8 @@ class Model:
     path: str | None = None
     """A Hugging Face directory (config.json, *.safetensors, tokenizer): the model to align. It replaces the sizes
     below, and its tokenizer the trained one."""
+    adapter: str | None = None
+    """A PEFT adapter of that model, merged into it before anything else."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What is computed in, and held in where it is not trained; bfloat16 is for accelerators."""
     lora: Lora = Lora()
@@ -148,6 +150,10 @@ class Model:
 
     def __post_init__(self) -> None:
         _positive(self, "width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "norm_epsilon")
+        _require(
+            self.adapter is None or self.path is not None,
+            f"Model.adapter is {self.adapter!r} and Model.path is missing; give --model.path the model that it adapts.",
+        )
         _require(
             self.width % (2 * self.heads) == 0,
             f"Model.width is {self.width} and Model.heads {self.heads}; the width must be a multiple of 2 × heads.",

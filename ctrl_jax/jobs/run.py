@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 
 from ctrl_jax import build
 from ctrl_jax.config import Experiment
-from ctrl_jax.data import pretrained_tokenizers, sources
+from ctrl_jax.data import downloads, pretrained_tokenizers, sources
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import corpus
-from ctrl_jax.models import architecture, huggingface, weights
+from ctrl_jax.models import architecture, huggingface, peft, weights
 from ctrl_jax.runtime.platform import environment
 from ctrl_jax.runtime.stages import Stage, claim, plain, write_json
 
@@ -66,7 +66,10 @@ class Run:
         """The part of a stage's key that is the model: a directory enters by its content, wherever it lies."""
         model = self.experiment.model
         content = None if model.path is None else weights.fingerprint(Path(model.path))
-        return {**plain(model), "path": content}
+        adapter = None
+        if model.adapter is not None:
+            adapter = downloads.fingerprint([Path(model.adapter) / name for name in (peft.CONFIG, peft.WEIGHTS)])
+        return {**plain(model), "path": content, "adapter": adapter}
 
     @cached_property
     def corpus(self) -> corpus.Corpus:

@@ -7,7 +7,7 @@ from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.jobs.fit import fit
 from ctrl_jax.jobs.run import Run
-from ctrl_jax.models import lora, weights
+from ctrl_jax.models import lora, peft, weights
 from ctrl_jax.runtime.mesh import replicated
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.types import Params
@@ -25,7 +25,8 @@ def run(run: Run) -> Trained:
     experiment = run.experiment
     config, model = experiment.sft, experiment.model
     if config.steps == 0:
-        return Trained(pretrained(run), f"model-{fingerprint({'path': run.model_key['path'], 'dtype': model.dtype})}")
+        content = {name: run.model_key[name] for name in ("path", "adapter", "dtype")}
+        return Trained(pretrained(run), f"model-{fingerprint(content)}")
     stage = run.stage("sft", corpus=run.corpus.stage, model=run.model_key, sft=config, seed=experiment.seed)
     optimizer = build.supervised_optimizer(config)
     key = build.stage_key(experiment.seed, "sft")
@@ -53,4 +54,9 @@ def pretrained(run: Run) -> Params:
     """The variables of the model at `--model.path`, a copy on each device."""
     path = run.experiment.model.path
     assert path is not None, "Experiment.__post_init__ lets no model without a path go untrained"
-    return {"params": weights.load(Path(path), run.architecture, place=lambda name, shape: replicated(run.mesh))}
+    params = {"params": weights.load(Path(path), run.architecture, place=lambda name, shape: replicated(run.mesh))}
+    adapter = run.experiment.model.adapter
+    if adapter is None:
+        return params
+    adapters, settings = peft.load(Path(adapter), run.architecture, base=Path(path))
+    return build.merged(build.models(run.architecture, settings), {**params, "lora": adapters})
