@@ -42,8 +42,8 @@ def check(run: Run, output: Path, form: str) -> None:
         raise InputError("--format is adapter, but --model.lora.rank is 0: all weights were trained. Export merged.")
     if form == "adapter" and (run.experiment.sft.steps or model.adapter is not None):
         raise InputError(
-            "--format is adapter, but the reference is not the model at --model.path: it was fine-tuned (--sft.steps) or "
-            "has an adapter of its own (--model.adapter), merged. Export merged."
+            "--format is adapter, but the reference is not the model at --model.path: it was fine-tuned (--sft.steps) "
+            "or has an adapter of its own (--model.adapter), merged. Export merged."
         )
 
 
