@@ -68,7 +68,7 @@ class Run:
         content = None if model.path is None else weights.fingerprint(Path(model.path))
         adapter = None
         if model.adapter is not None:
-            adapter = downloads.fingerprint({name: Path(model.adapter) / name for name in (peft.CONFIG, peft.WEIGHTS)})
+            adapter = downloads.fingerprint(peft.files(Path(model.adapter)))
         return {**plain(model), "path": content, "adapter": adapter}
 
     @cached_property

@@ -31,6 +31,17 @@ UNSUPPORTED = {
 }
 
 
+def files(folder: Path) -> dict[str, Path]:
+    """The files that make an adapter, by name. Errors: InputError where one is missing."""
+    found = {name: Path(folder) / name for name in (CONFIG, WEIGHTS)}
+    missing = [str(path) for path in found.values() if not path.is_file()]
+    if missing:
+        raise InputError(
+            f"There is no {' and no '.join(missing)}; --model.adapter is a folder with {CONFIG} and {WEIGHTS}."
+        )
+    return found
+
+
 def save(folder: Path, adapters: Params, architecture: Architecture, lora: Lora, *, base: str) -> None:
     """Writes a directory that `peft.PeftModel.from_pretrained` reads, whole or not at all.
 
