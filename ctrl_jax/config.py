@@ -116,7 +116,8 @@ class Lora:
     """Which projections have one: of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj."""
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 0, f"Lora.rank is {self.rank}; it is 0, for no adapter, or greater.")
+        if self.rank != 0:
+            _positive(self, "rank")
         _positive(self, "alpha")
         unknown = [target for target in self.targets if target not in PROJECTIONS]
         _require(

@@ -6,10 +6,10 @@ import re
 import pytest
 
 from ctrl_jax import config
-from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, Supervised
+from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Lora, Model, Policy, RewardModel, Supervised
 from ctrl_jax.errors import InputError
 
-PARTS = (Data, Model, Supervised, Calibration, Policy, Evaluation)
+PARTS = (Data, Model, Lora, Supervised, RewardModel, Calibration, Policy, Evaluation)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -27,6 +27,9 @@ def test_an_experiment_needs_only_a_name():
         experiment.seed = 1
 
 
+MAY_BE_0 = {(Supervised, "steps"), (RewardModel, "steps"), (Lora, "rank")}
+
+
 def impossible_numbers():
     """(part, field, value) for every field that must be above 0; the exempt are tested with their own checks below."""
     exempt = {"seed", "warmup_steps", "beta"}
@@ -34,7 +37,10 @@ def impossible_numbers():
     for part in PARTS:
         for field in dataclasses.fields(part):
             if field.name not in exempt:
-                yield from ((part, field.name, value) for value in values.get(field.type, ()))
+                tried = values.get(field.type, ())
+                # 0 steps of fine-tuning is a pretrained model as it is; rank 0 no adapter.
+                tried = tried[1:] if (part, field.name) in MAY_BE_0 else tried
+                yield from ((part, field.name, value) for value in tried)
 
 
 @pytest.mark.parametrize(("part", "field", "value"), list(impossible_numbers()))
@@ -47,6 +53,18 @@ def test_sizes_and_rates_are_above_zero(part, field, value):
     ("make", "told"),
     [
         (lambda: Data(seed=-1), ["Data.seed is -1", "from 0"]),
+        (lambda: Data(source="dialogues"), ["Data.source is 'dialogues'", "dialogues/helpful", "jsonl"]),
+        (lambda: Data(source="jsonl"), ["Data.source is 'jsonl'", "Data.path is missing", "--data.path"]),
+        (lambda: Data(path="x"), ["Data.path is 'x'", "dialogues/helpful", "--data.source"]),
+        (lambda: Lora(targets=("query",)), ["Lora.targets has ['query']", "q_proj"]),
+        (lambda: Model(adapter="x"), ["Model.adapter is 'x'", "--model.path"]),
+        (lambda: RewardModel(steps=0), ["RewardModel.steps is 0", "--reward-model.path"]),
+        (lambda: RewardModel(path="a", function="b:c"), ["'a'", "'b:c'", "one of them"]),
+        (lambda: RewardModel(function="b"), ["RewardModel.function is 'b'", "module:name"]),
+        (
+            lambda: Experiment("a", sft=Supervised(steps=0)),
+            ["sft.steps is 0", "Model.path is missing", "--model.path", "--sft.steps"],
+        ),
         (lambda: Experiment("a", seed=2**32), ["Experiment.seed is 4294967296", "to 4294967295"]),
         (lambda: Model(width=100, heads=8), ["Model.width is 100", "Model.heads 8", "multiple of 2 × heads"]),
         (lambda: Model(heads=4, kv_heads=3), ["Model.heads is 4", "Model.kv_heads 3", "kv_heads"]),

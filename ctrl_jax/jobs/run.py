@@ -91,12 +91,12 @@ class Run:
 
     def _check_batches_divide(self) -> None:
         experiment, devices = self.experiment, self.mesh.shape["data"]
-        for option, size in (
-            ("--sft.batch-size", experiment.sft.batch_size),
-            ("--reward-model.batch-size", experiment.reward_model.batch_size),
-            ("--policy.prompts-per-step", experiment.policy.prompts_per_step),
+        for option, size, used in (
+            ("--sft.batch-size", experiment.sft.batch_size, experiment.sft.steps > 0),
+            ("--reward-model.batch-size", experiment.reward_model.batch_size, experiment.reward_model.trained),
+            ("--policy.prompts-per-step", experiment.policy.prompts_per_step, True),
         ):
-            if size % devices:
+            if used and size % devices:
                 above = size + devices - size % devices
                 nearest = f"{above - devices} or {above}" if above > devices else f"{above}"
                 raise InputError(
