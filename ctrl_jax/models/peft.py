@@ -29,6 +29,17 @@ UNSUPPORTED = {
     "fan_in_fan_out": False,
     "lora_bias": False,
 }
+# The same, of newer versions: read, but not written, since older versions refuse what they do not know.
+UNSUPPORTED_NEWER = (
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+)
+# Other ways to start (pissa, olora, loftq, ...) change the base as well, whenever the adapter is loaded.
+STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def files(folder: Path) -> dict[str, Path]:
@@ -93,16 +104,19 @@ def load(folder: Path, architecture: Architecture, *, base: Path) -> tuple[Param
     """
     folder = Path(folder)
     config = _read_config(folder)
-    named = Path(str(config.get("base_model_name_or_path") or base.name)).name
-    if named != base.resolve().name:
+    named = config.get("base_model_name_or_path")
+    # A name on the hub or a path; the directory here may be a link, which has two names.
+    if named and Path(str(named)).absolute().name not in (base.absolute().name, base.resolve().name):
         raise InputError(
             f"{folder / CONFIG} says that the adapter is for {named!r}, and --model.path is {base}. Give that model; "
             "or, if it is the same one under another name, change base_model_name_or_path there."
         )
-    for key, plain in UNSUPPORTED.items():
-        if (config.get(key) or plain) != plain:
+    for key in (*UNSUPPORTED, *UNSUPPORTED_NEWER, "init_lora_weights"):
+        value = config.get(key)
+        plain = value in STARTS if key == "init_lora_weights" else not value or value == UNSUPPORTED.get(key)
+        if not plain:
             raise InputError(
-                f"{folder / CONFIG} has {key} = {config[key]!r}, which is not read; merge the adapter into its base "
+                f"{folder / CONFIG} has {key} = {value!r}, which is not read; merge the adapter into its base "
                 "with peft (merge_and_unload) and give the result as --model.path."
             )
     rank, alpha = config.get("r"), config.get("lora_alpha")
