@@ -159,6 +159,11 @@ def _function(run: Run, name: str) -> Reward:
 def _load(name: str) -> tuple[TextReward, str]:
     """The function called module:name, and a hash of its module's source: another source is another reward."""
     module_name, attribute = name.split(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise InputError(
+            f"--reward-model.function is {name!r}, and {module_name!r} is no name of a module; write it as `import` "
+            "would, without .py: rewards:brevity for brevity in rewards.py."
+        )
     # As `python -c "import module"` would find it: the command may run from an installed script.
     sys.path.insert(0, str(Path.cwd()))
     try:
@@ -176,4 +181,11 @@ def _load(name: str) -> tuple[TextReward, str]:
             f"--reward-model.function is {name!r}, but {module_name} has no function {attribute!r}; define "
             f"{attribute}(prompts, responses) there, which returns a float for each."
         )
-    return function, hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
+    try:
+        source = inspect.getsource(module)
+    except (OSError, TypeError) as error:
+        raise InputError(
+            f"--reward-model.function is {name!r}, and {module_name} has no Python source ({error}), by which to tell "
+            "whether the reward has changed; wrap it in a function of a .py file."
+        ) from error
+    return function, hashlib.sha256(source.encode()).hexdigest()
