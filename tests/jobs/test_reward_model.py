@@ -202,6 +202,9 @@ def test_a_classifier_is_keyed_by_its_content(run, tmp_path):
     assert reward_model._classifier(run, write_model(tmp_path / "moved", **CLASSIFIER)).stage == one
     other = write_model(tmp_path / "other", **CLASSIFIER, rms_norm_eps=1e-6)
     assert reward_model._classifier(run, other).stage != one
+    template = tmp_path / "moved" / "tokenizer_config.json"
+    template.write_text(template.read_text().replace("assistant", "model"))
+    assert reward_model._classifier(run, tmp_path / "moved").stage != one, "it reads other tokens"
 
 
 def test_a_language_model_is_no_classifier(run, tmp_path):
@@ -239,4 +242,6 @@ def test_the_experiment_says_which_reward(tmp_path, run, write):
     name = write("return [float(len(text)) for text in responses]")
     assert stage(function=name) == reward_model._function(run, name).stage
     folder = write_model(tmp_path / "classifier", **CLASSIFIER)
-    assert stage(path=str(folder)) == f"classifier-{weights.fingerprint(folder)}"
+    found = stage(path=str(folder))
+    assert found == reward_model._classifier(run, folder).stage
+    assert found.startswith("classifier-")
