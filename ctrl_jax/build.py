@@ -98,9 +98,9 @@ class PolicyStep:
         return self.update(state, reference, rollouts, rewards, batch.reference_rewards)
 
 
-def models(architecture: Architecture, adapters: config.Lora) -> Models:
-    language_model = decoder.Decoder(architecture, adapters)
-    reward_model = reward.RewardModel(architecture, adapters)
+def models(architecture: Architecture, adapters: config.Lora, *, rematerialize: bool = False) -> Models:
+    language_model = decoder.Decoder(architecture, adapters, rematerialize)
+    reward_model = reward.RewardModel(architecture, adapters, rematerialize)
     return Models(
         architecture,
         adapters,
@@ -160,8 +160,8 @@ def merged(parts: Models, params: Params) -> Params:
     """A decoder's variables with its adapter, if it has one, in the weights."""
     if "lora" not in params:
         return params
-    merge = jax.jit(lambda params: {"params": lora.merge(params["params"], params["lora"], parts.lora)})
-    return merge(params)
+    # Not one program: it would copy the weights that have no adapter.
+    return {"params": lora.merge(params["params"], params["lora"], parts.lora)}
 
 
 def supervised_optimizer(stage: config.Supervised) -> optax.GradientTransformation:

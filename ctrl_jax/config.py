@@ -138,6 +138,8 @@ class Model:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What is computed in, and held in where it is not trained; bfloat16 is for accelerators."""
     lora: Lora = Lora()
+    rematerialize: bool = False
+    """Compute each layer again in the backward pass: a third more work, and a tenth of the memory or less."""
     width: int = 96
     layers: int = 2
     heads: int = 4
@@ -151,6 +153,11 @@ class Model:
 
     def __post_init__(self) -> None:
         _positive(self, "width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "norm_epsilon")
+        _require(
+            self.lora.rank == 0 or self.path is not None,
+            f"Model.lora.rank is {self.lora.rank} and Model.path is missing: adapters of random weights learn nothing. "
+            "Give --model.path a Hugging Face directory, or leave the rank at 0.",
+        )
         _require(
             self.adapter is None or self.path is not None,
             f"Model.adapter is {self.adapter!r} and Model.path is missing; give --model.path the model that it adapts.",

@@ -28,7 +28,9 @@ def experiment() -> Experiment:
     return Experiment(
         name="bon_helpful_hh",
         data=Data(source="hh_rlhf/helpful-base", prompt_length=256, response_length=128),
-        model=Model(path="models/Qwen2.5-1.5B-Instruct", dtype="bfloat16", lora=Lora(rank=32, alpha=64)),
+        model=Model(
+            path="models/Qwen2.5-1.5B-Instruct", dtype="bfloat16", lora=Lora(rank=32, alpha=64), rematerialize=True
+        ),
         sft=Supervised(steps=0),
         reward_model=RewardModel(steps=1000, batch_size=64, learning_rate=2e-4, warmup_steps=50),
         calibration=Calibration(prompts=4096, samples_per_prompt=64),

@@ -57,6 +57,7 @@ def test_sizes_and_rates_are_above_zero(part, field, value):
         (lambda: Data(source="jsonl"), ["Data.source is 'jsonl'", "Data.path is missing", "--data.path"]),
         (lambda: Data(path="x"), ["Data.path is 'x'", "dialogues/helpful", "--data.source"]),
         (lambda: Lora(targets=("query",)), ["Lora.targets has ['query']", "q_proj"]),
+        (lambda: Model(lora=Lora(rank=4)), ["Model.lora.rank is 4", "Model.path is missing", "--model.path"]),
         (lambda: Model(adapter="x"), ["Model.adapter is 'x'", "--model.path"]),
         (lambda: RewardModel(steps=0), ["RewardModel.steps is 0", "--reward-model.path"]),
         (lambda: RewardModel(path="a", function="b:c"), ["'a'", "'b:c'", "one of them"]),

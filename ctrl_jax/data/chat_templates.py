@@ -49,6 +49,8 @@ class ChatTemplate:
     lead: str
     """The white space that the template writes before a reply."""
     end_of_turn: str | None
+    after_turn: str
+    """The white space that the template writes after it."""
     """The control token that follows a reply, if one does."""
 
     def __init__(self, source: str, *, file: Path, controls: Collection[str], variables: Mapping[str, str]):
@@ -129,7 +131,10 @@ class ChatTemplate:
         # A template may write more than white space there (an empty thought); the model is left to write that.
         self.lead = lead if between.startswith(before) and not lead.strip() else ""
         self.before_reply = self._cut(before)
-        self.end_of_turn = match[0] if (match := self._control.search(after)) else None
+        match = self._control.search(after)
+        self.end_of_turn = match[0] if match else None
+        tail = after[match.end() :] if match else ""
+        self.after_turn = tail if not tail.strip() else ""
 
     def _rendered(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
         messages = [{"role": turn.role, "content": self._likeness.sub(self._spelled, turn.content)} for turn in turns]

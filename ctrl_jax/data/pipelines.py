@@ -45,8 +45,9 @@ def prompts(
 ) -> PromptSet:  # fmt: skip
     """The distinct prompts of records, in the order of their first appearance; the first `count` that fit, if given.
 
-    A prompt of more than `prompt_length` tokens is dropped and counted, or cut on the left: of a chat model's prompt
-    that cuts the beginning of the template. Of two texts with one id (a chance of 1 in 4e9 a pair) the first stays.
+    A prompt of more than `prompt_length` tokens is dropped and counted, or cut on the left: it loses its oldest turns,
+    and only if the last alone is too long are tokens cut, of a chat model the template's beginning with them. Of two
+    texts with one id (a chance of 1 in 4e9 a pair) the first stays.
 
     Errors: InputError where there is no record, a prompt is empty, or every prompt is too long.
     """
@@ -164,8 +165,19 @@ class _Fitted:
             if len(tokens) > self._length and self._long_prompts == "drop":
                 self._sizes[text] = len(tokens)
                 return False
-            self._tokens[text] = tokens[-self._length :]
+            self._tokens[text] = tokens if len(tokens) <= self._length else self._truncated(conversation)
         return True
+
+    def _truncated(self, conversation: Conversation) -> list[int]:
+        """Without its oldest turns, as many as it takes; a last turn that alone is too long loses its beginning."""
+        system = [turn for turn in conversation[:1] if turn.role == "system"]
+        starts = [i for i, turn in enumerate(conversation) if turn.role == "user"]
+        tokens: list[int] = []
+        for start in starts[1:] or starts:
+            tokens = self._tokenizer.encode_prompt((*system, *conversation[start:]))
+            if len(tokens) <= self._length:
+                break
+        return tokens[-self._length :]
 
     @property
     def too_long(self) -> int:

@@ -23,13 +23,12 @@ from sentencepiece import sentencepiece_model_pb2
 
 from ctrl_jax.data.chat_templates import ChatTemplate, Pieces
 from ctrl_jax.data.conversations import Conversation, transcript
-from ctrl_jax.data.tokenizers import Tokenizer
 from ctrl_jax.errors import InputError
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
-def load(folder: Path, *, embedding_rows: int) -> Tokenizer:
+def load(folder: Path, *, embedding_rows: int) -> "PretrainedTokenizer":
     """The tokenizer of a model's directory; `embedding_rows` are the ids that the model knows.
 
     tokenizer.json goes before tokenizer.model. Any token that generation_config.json (or else config.json), the
@@ -62,7 +61,7 @@ def load(folder: Path, *, embedding_rows: int) -> Tokenizer:
             "generation_config.json."
         )
     named_pad = vocabulary.controls.get(special.roles.get("pad_token", ""))
-    return _PretrainedTokenizer(
+    return PretrainedTokenizer(
         vocabulary,
         template,
         bos_ids=_bos_ids(settings, vocabulary, variables.get("bos_token")),
@@ -79,7 +78,7 @@ def load(folder: Path, *, embedding_rows: int) -> Tokenizer:
     )
 
 
-class _PretrainedTokenizer:
+class PretrainedTokenizer:
     """A vocabulary and a form of conversation."""
 
     def __init__(
@@ -98,6 +97,8 @@ class _PretrainedTokenizer:
         # prompt that ends in a space, the second serves: a new line joins no word.
         befores = (template.before_reply if template else ["Assistant:"], ["\n"])
         self._befores = [(before, vocabulary.encode(before)) for before in befores]
+        self.after_response = vocabulary.encode([template.after_turn]) if template and template.after_turn else []
+        """What a template writes after a reply has ended: a classifier's score is read there."""
 
     def encode_prompt(self, conversation: Conversation) -> list[int]:
         """A chat model's prompt is what its template writes, BOS included or not; a base model's is BOS, if its

@@ -85,7 +85,8 @@ class Corpus:
 
     @cached_property
     def _by_id(self) -> dict[int, Conversation]:
-        prompts = [record.prompt for records in self.records.values() for record in records]
+        # Backwards: of two texts with one id `prompts` keeps the first.
+        prompts = [record.prompt for records in self.records.values() for record in records][::-1]
         return dict(zip(pipelines.prompt_ids([*map(transcript, prompts)]).tolist(), prompts, strict=True))
 
     def _tell_dropped(self, what: str, dropped: int) -> None:

@@ -25,7 +25,7 @@ from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.types import Prompts, Responses
 
 BUCKET = 32
-"""A classifier reads its own tokens padded to multiples of this, so that few programs are compiled."""
+"""A classifier reads its own tokens padded to this or the next power of two, so that few programs are compiled."""
 
 TextReward = Callable[[list[str], list[str]], Sequence[float]]
 """(prompts as transcripts, a response to each) to a raw reward of each."""
@@ -105,7 +105,7 @@ def _classifier(run: Run, folder: Path) -> Reward:
         conversations = run.corpus.conversations(prompts)
         texts = run.corpus.texts(responses)
         asked = [tokenizer.encode_prompt(conversation) for conversation in conversations]
-        said = [[tokenizer.encode_response(text) for text in row] for row in texts]
+        said = [[[*tokenizer.encode_response(text), *tokenizer.after_response] for text in row] for row in texts]
         prompt_tokens, prompt_lengths = _padded(asked)
         tokens, lengths = _padded([tokens for row in said for tokens in row])
         shape = (len(said), len(said[0]))
@@ -115,11 +115,11 @@ def _classifier(run: Run, folder: Path) -> Reward:
             Responses(tokens.reshape(*shape, -1), lengths.reshape(shape)),
         )
 
-    return Reward(score, f"classifier-{weights.fingerprint(folder)}")
+    return Reward(score, f"classifier-{weights.fingerprint(folder)}-{tokenizer.fingerprint}")
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
-    size = -(-max(map(len, rows)) // BUCKET) * BUCKET
+    size = 1 << (max(BUCKET, *map(len, rows)) - 1).bit_length()
     tokens = np.zeros((len(rows), size), np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row

@@ -50,16 +50,34 @@ class Run:
 
     def claim(self) -> None:
         """Makes the work directory this experiment's, or refuses one that is another's."""
-        claim(self.work_dir, {**plain(self.experiment), "versions": VERSIONS})
+        claim(self.work_dir, {**plain(self.experiment), "versions": VERSIONS, "contents": self._contents()})
         if not (self.work_dir / "environment.json").exists():
             write_json(self.work_dir / "environment.json", environment())
+
+    def _contents(self) -> dict[str, Any]:
+        """What the files say that the experiment names: where they changed, what was made of them is not its result."""
+        experiment, reward = self.experiment, self.experiment.reward_model
+        return {
+            "data": sources.fingerprint(experiment.data),
+            "model": self.model_key["path"],
+            "adapter": self.model_key["adapter"],
+            "reward_model": None if reward.path is None else weights.fingerprint(Path(reward.path)),
+        }
 
     @cached_property
     def architecture(self) -> architecture.Architecture:
         model = self.experiment.model
         if model.path is None:
             return architecture.from_config(model, self.corpus.tokenizer.vocabulary_size)
-        return huggingface.architecture(Path(model.path), dtype=model.dtype)
+        folder = Path(model.path)
+        found = huggingface.architecture(folder, dtype=model.dtype)
+        if huggingface.is_classifier(folder):
+            raise InputError(
+                f"--model.path is {folder}, a sequence classifier, which writes no text. Give it as "
+                "--reward-model.path, and a language model here."
+            )
+        self._check_context(huggingface.context(folder))
+        return found
 
     @cached_property
     def model_key(self) -> dict[str, Any]:
@@ -76,18 +94,34 @@ class Run:
         data, model = self.experiment.data, self.experiment.model
         tokenizer = None
         if model.path is not None:
-            rows = huggingface.architecture(Path(model.path), dtype=model.dtype).vocabulary_size
+            rows = self.architecture.vocabulary_size
             tokenizer = pretrained_tokenizers.load(Path(model.path), embedding_rows=rows)
         key = {**plain(data), "path": sources.fingerprint(data), "tokenizer": tokenizer and tokenizer.fingerprint}
         found = corpus.prepare(data, self.stage("data", **key), tokenizer)
         # Asked for here already, so that too few of them are told before anything is trained.
         found.prompts("train", self.experiment.calibration.prompts)
         found.prompts("test", self.experiment.evaluation.prompts)
+        if self.experiment.reward_model.trained and not found.has_pairs("train"):
+            raise InputError(
+                f"{data.source}{f' at {data.path}' if data.path else ''} has no preference pairs to train the reward "
+                "model on. Give rows with 'chosen' and 'rejected', or a reward that needs none: --reward-model.path or "
+                "--reward-model.function."
+            )
         return found
 
     @cached_property
     def models(self) -> build.Models:
-        return build.models(self.architecture, self.experiment.model.lora)
+        model = self.experiment.model
+        return build.models(self.architecture, model.lora, rematerialize=model.rematerialize)
+
+    def _check_context(self, context: int | None) -> None:
+        data = self.experiment.data
+        if context is not None and data.prompt_length + data.response_length > context:
+            raise InputError(
+                f"--data.prompt-length {data.prompt_length} and --data.response-length {data.response_length} make "
+                f"{data.prompt_length + data.response_length} tokens, but {self.experiment.model.path} was made for "
+                f"{context} (max_position_embeddings); lower one of them."
+            )
 
     def _check_batches_divide(self) -> None:
         experiment, devices = self.experiment, self.mesh.shape["data"]

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.jobs.fit import fit
@@ -47,7 +49,9 @@ def run(run: Run) -> Trained:
             columns=("loss",),
         )
     # Merged, so that the reference is one copy of weights without an adapter, which the policy may then have.
-    return Trained(build.merged(run.models, lora.overlay(frozen, state.params)), stage.directory.name)
+    params = build.merged(run.models, lora.overlay(frozen, state.params))
+    # What was trained in float32 is frozen from here on.
+    return Trained(jax.tree.map(lambda x: x.astype(model.dtype), params), stage.directory.name)
 
 
 def pretrained(run: Run) -> Params:

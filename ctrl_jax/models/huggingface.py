@@ -80,6 +80,12 @@ def architecture(folder: Path, *, dtype: Literal["float32", "bfloat16"]) -> Arch
     return replace(found, tied_embeddings=True)
 
 
+def context(folder: Path) -> int | None:
+    """The most tokens that the model was made for, prompt and response together; None where config.json is silent."""
+    found = read_config(folder).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
 def is_classifier(folder: Path) -> bool:
     """Whether the directory holds a sequence classifier, and not a language model."""
     return _family(_Config(Path(folder) / "config.json", read_config(folder)))[1]

@@ -13,9 +13,10 @@ from ctrl_jax.types import Params, Prompts, Responses, RewardApply
 class RewardModel(nn.Module):
     architecture: Architecture
     lora: Lora = Lora()
+    rematerialize: bool = False
 
     def setup(self) -> None:
-        self.trunk = Decoder(self.architecture, self.lora)
+        self.trunk = Decoder(self.architecture, self.lora, self.rematerialize)
         # Zero: every response starts with the same reward, whatever the trunk.
         self.head = nn.Dense(1, kernel_init=nn.initializers.zeros)
 

@@ -100,6 +100,17 @@ def test_long_prompts_are_cut_on_the_left():
     assert pairs.examples.prompts.tokens.tolist() == [tokens[-24:]]
 
 
+def test_of_a_long_conversation_the_oldest_turns_go_first():
+    last = Turn("user", "And now?")
+    long = (Turn("user", "Tell me of soup. " * 9), Turn("assistant", "It is hot."), last)
+    expected = TOKENIZER.encode_prompt((last,))
+    assert len(expected) < 24 < len(TOKENIZER.encode_prompt(long))
+    found = pipelines.prompts([Record(long)], TOKENIZER, prompt_length=24, long_prompts="truncate")
+    assert found.prompts.tokens[0, : len(expected)].tolist() == expected
+    assert found.prompts.lengths.tolist() == [len(expected)]
+    assert found.conversations == (long,)
+
+
 def test_nothing_but_long_prompts_is_refused_with_both_lengths():
     long = len(TOKENIZER.encode_prompt(LONG.prompt))
     with pytest.raises(InputError, match=f"more than 24 tokens, the shortest {long}.*truncate"):

@@ -185,7 +185,7 @@ def test_a_classifier_reads_the_conversation_in_its_own_tokens(run, tmp_path):
     ]
     # Each response beside its own copy of the prompt, at another padding.
     prompts, prompt_lengths = padded([ids(text) for text in written for _ in range(3)], 110)
-    responses, lengths = padded([ids(f"{text}<|im_end|>") for row in TEXTS for text in row], 44)
+    responses, lengths = padded([ids(f"{text}<|im_end|>\n") for row in TEXTS for text in row], 44)
     architecture = huggingface.architecture(folder, dtype="float32")
     params = {"trunk": weights.load(folder, architecture), "head": weights.load_reward_head(folder, architecture)}
     expected = jit(RewardModel(architecture).apply)(

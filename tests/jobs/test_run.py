@@ -1,11 +1,13 @@
+import dataclasses
 import json
 
 import pytest
 
-from ctrl_jax.config import Experiment, Policy
+from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import run as run_module
 from ctrl_jax.jobs.run import Run
+from tests.jobs.pretrained import write_model
 
 
 def test_what_older_code_left_is_not_taken_for_its_own(tmp_path, mesh, monkeypatch):
@@ -13,9 +15,10 @@ def test_what_older_code_left_is_not_taken_for_its_own(tmp_path, mesh, monkeypat
     run.claim()
     run.claim()
     stage = run.stage("sft", corpus="c")
+    before = run_module.VERSIONS["sft"]
     monkeypatch.setitem(run_module.VERSIONS, "sft", 99)
     assert run.stage("sft", corpus="c").directory != stage.directory
-    with pytest.raises(InputError, match=r"versions\.sft: 1 → 99"):
+    with pytest.raises(InputError, match=rf"versions\.sft: {before} → 99"):
         run.claim()
 
 
@@ -39,3 +42,38 @@ def test_a_batch_that_does_not_divide_is_told_at_once(tmp_path, mesh):
     experiment = Experiment("example", policy=Policy(prompts_per_step=12))
     with pytest.raises(InputError, match=r"--policy.prompts-per-step is 12.*8 devices. Make it 8 or 16"):
         Run(experiment, tmp_path / "work", tmp_path / "stages", mesh)
+
+
+def lines(path, count=40, **fields):
+    path.write_text("".join(json.dumps({"prompt": f"Question {i}?", **fields}) + "\n" for i in range(count)))
+    return Data(source="jsonl", path=str(path), prompt_length=100)
+
+
+def test_a_work_directory_is_of_one_content_of_its_files(tmp_path, mesh):
+    data = lines(tmp_path / "rows.jsonl")
+    Run(Experiment("example", data=data), tmp_path / "work", tmp_path / "stages", mesh).claim()
+    lines(tmp_path / "rows.jsonl", count=41)
+    with pytest.raises(InputError, match=r"contents\.data: .* → .*"):
+        Run(Experiment("example", data=data), tmp_path / "work", tmp_path / "stages", mesh).claim()
+
+
+def test_data_without_pairs_is_told_before_anything_is_trained(tmp_path, mesh):
+    data = lines(tmp_path / "rows.jsonl", response="An answer.")
+    experiment = Experiment(
+        "example",
+        data=dataclasses.replace(data, vocabulary_size=40),
+        calibration=Calibration(prompts=8),
+        policy=Policy(prompts_per_step=8),
+        evaluation=Evaluation(prompts=1),
+    )
+    with pytest.raises(InputError, match=r"no preference pairs .*--reward-model.path or --reward-model.function"):
+        _ = Run(experiment, tmp_path / "work", tmp_path / "stages", mesh).corpus
+
+
+def test_a_context_that_the_model_does_not_have_is_told(tmp_path, mesh):
+    write_model(tmp_path / "model", max_position_embeddings=64)
+    experiment = Experiment(
+        "example", data=Data(prompt_length=60, response_length=5), model=Model(path=str(tmp_path / "model"))
+    )
+    with pytest.raises(InputError, match=r"make 65 tokens, but .* was made for 64"):
+        _ = Run(experiment, tmp_path / "work", tmp_path / "stages", mesh).architecture

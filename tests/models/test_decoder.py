@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,3 +202,30 @@ def test_what_was_trained_lies_over_what_was_frozen():
     expected = {"params": {"trunk": {"x": 1}, "head": {"y": 3}}, "lora": {"trunk": {"a": 4}}}
     assert lora.overlay(frozen, trained) == expected
     assert lora.overlay({}, trained) == trained
+
+
+def test_a_rematerialised_decoder_has_the_same_parameters_values_and_gradients():
+    plain, params = build()
+    again = decoder.Decoder(plain.architecture, rematerialize=True)
+
+    def loss(model):
+        return jax.jit(
+            jax.value_and_grad(lambda params: jnp.sin(model.apply({"params": params}, PROMPTS, RESPONSES)).sum())
+        )
+
+    (value, gradient), (other_value, other_gradient) = loss(plain)(params), loss(again)(params)
+    np.testing.assert_allclose(other_value, value, rtol=1e-5)
+    for (path, expected), found in zip(
+        jax.tree.leaves_with_path(gradient), jax.tree.leaves(other_gradient), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_of_a_bfloat16_model_are_not_rounded_to_it(tied):
+    sizes = architecture.from_config(dataclasses.replace(CONFIG, tied_embeddings=tied, dtype="bfloat16"), V)
+    model = decoder.Decoder(sizes)
+    variables = jax.jit(model.init)(KEYS[3], PROMPTS, RESPONSES)
+    logits = jax.jit(model.apply)(variables, PROMPTS, RESPONSES)
+    assert logits.dtype == jnp.float32
+    assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9
