@@ -332,7 +332,7 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
     if spread == 0:
         raise InputError(
             "The reward model gives all reference responses of every prompt the same reward; nothing can be learned "
-            "from it. Train it longer (--reward-model.steps) or on more data (--data.dialogues)."
+            "from it. Train it longer (--reward-model.steps) or on more data, or give one that tells them apart."
         )
     low, high = jnp.log(1e-3 * spread), jnp.log(1e3 * spread)
     bisect = jax.jit(lambda low, high: jax.lax.fori_loop(0, 50, halve, (low, high)))

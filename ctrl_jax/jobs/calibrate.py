@@ -60,8 +60,8 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
     if ties > 0.5:
         raise InputError(
             f"{ties:.0%} of the pairs of reference responses to a prompt have equal rewards, so their ranks say "
-            "nothing. Train the reward model longer (--reward-model.steps), or on more data (--data.dialogues), and "
-            "check that the reference policy's responses differ (--policy.temperature)."
+            "nothing. Train the reward model longer (--reward-model.steps) or on more data, or give a reward that "
+            "tells responses apart; and check that the reference policy's responses differ (--policy.temperature)."
         )
     if ties > 0.05:
         say(f"[yellow]{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties.")

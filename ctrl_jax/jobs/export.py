@@ -36,8 +36,7 @@ def check(run: Run, output: Path, form: str) -> None:
             "The model of this experiment is trained from scratch, and its embedding scale is none of Hugging Face's "
             "architectures; only the policy of an experiment with a --model.path can be exported."
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists and is not empty. Delete it, or give another --output.")
+    weights.check_new(output)
     if form == "adapter" and model.lora.rank == 0:
         raise InputError("--format is adapter, but --model.lora.rank is 0: all weights were trained. Export merged.")
     if form == "adapter" and (run.experiment.sft.steps or model.adapter is not None):

@@ -1,8 +1,6 @@
 """Adapters as the PEFT library keeps them: adapter_config.json and adapter_model.safetensors."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from safetensors.numpy import save_file
 from ctrl_jax.config import PROJECTIONS, Lora
 from ctrl_jax.errors import InputError
 from ctrl_jax.models.architecture import Architecture
-from ctrl_jax.models.weights import targets
+from ctrl_jax.models.weights import new_folder, targets
 from ctrl_jax.types import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -63,9 +61,6 @@ def save(folder: Path, adapters: Params, architecture: Architecture, lora: Lora,
     Raises:
       InputError: if the folder exists and is not empty.
     """
-    folder = Path(folder).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty. Delete it, or save to another place.")
     tensors = {}
     for prefix, (layer, target) in _modules(architecture).items():
         if target in adapters.get(layer, {}):
@@ -83,16 +78,9 @@ def save(folder: Path, adapters: Params, architecture: Architecture, lora: Lora,
         "inference_mode": True,
         **UNSUPPORTED,
     }
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def load(folder: Path, architecture: Architecture, *, base: Path) -> tuple[Params, Lora]:

@@ -5,6 +5,7 @@ a time, in blocks of rows, straight into the memory that the array keeps, so tha
 the model itself, and on a mesh each device's part alone.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -176,9 +177,6 @@ def save(
     Raises:
       InputError: if the folder exists and is not empty.
     """
-    folder = Path(folder).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty. Delete it, or save to another place.")
     wanted = targets(architecture)
     leaves = {target.path: _leaf(params, target) for target in wanted.values()}
     dtype, *others = {str(leaf.dtype) for leaf in leaves.values()}
@@ -188,10 +186,7 @@ def save(
     # transformers 5 writes the shorter name, and reads both.
     config["dtype" if "dtype" in config else "torch_dtype"] = dtype
 
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(folder) as partial:
         (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for file in beside:
             shutil.copy(file, partial / Path(file).name)
@@ -213,6 +208,21 @@ def save(
         if len(shards) > 1:
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
             (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its place when it is whole, and vanishes if it is not.
+
+    Errors: as `check_new`.
+    """
+    check_new(folder)
+    folder = Path(folder).resolve()
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
         for file in partial.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
@@ -220,6 +230,13 @@ def save(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def check_new(folder: Path) -> None:
+    """Errors: InputError if the folder exists and is not empty."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not empty. Delete it, or save to another place.")
 
 
 def fingerprint(folder: Path) -> str:

@@ -163,7 +163,7 @@ def test_a_folder_with_files_is_refused(refused, pretrained, tmp_path):
     file = pretrained.command_line.experiment
     for form in ("merged", "adapter"):
         told = refused(file, "--output", str(tmp_path / "full"), "--format", form)
-        assert f"{tmp_path / 'full'} exists and is not empty. Delete it, or give another --output." in told
+        assert f"{tmp_path / 'full'} exists and is not empty. Delete it, or save to another place." in told
     assert "not empty" in refused(file, "--output", str(tmp_path / "full" / "notes.txt"))
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
 
