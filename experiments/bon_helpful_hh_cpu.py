@@ -1,9 +1,9 @@
 """bon_helpful_hh at a size for two CPU cores: SmolLM2-135M-Instruct with adapters on hh-rlhf, short responses.
 
 Claim     The whole path runs on a real chat model and real preferences on a laptop: reward model, calibration, policy
-          gradient at a KL budget, report. Too few prompts and steps to say how good CTRL is.
-Cost      Under an hour on two CPU cores, 5 GB of memory, and 270 MB to download.
-Expect    The KL near its budget, and a best-of-4 win rate clearly above one half.
+          gradient, report. Nothing about alignment: 40 steps of 64 responses are too few to learn from.
+Cost      52 minutes on two CPU cores that other work shared, 5.4 GB of memory; 270 MB to download.
+Expect    KL .11 (.11-.12) of the budget's .75, best-of-4 win rate .49 (.45-.54): no gain that could be seen.
 Command   hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/SmolLM2-135M-Instruct
           make train EXP=bon_helpful_hh_cpu
 """
