@@ -8,12 +8,13 @@ import pytest
 from ctrl_jax import config
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import calibrate
+from ctrl_jax.jobs.reward_model import Reward
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
 from ctrl_jax.runtime.mesh import make_mesh
 
 B, K = 4, 8
-TRAINED = (Trained(None, "sft-1"), Trained(None, "reward_model-1"))
+TRAINED = (Trained(None, "sft-1"), Reward(None, "reward_model-1"))
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def table_of(tmp_path, monkeypatch):
         prompts = SimpleNamespace(prompts=SimpleNamespace(ids=np.arange(B, dtype=np.uint32)))
         monkeypatch.setattr(calibrate, "respond", respond)
         run = Run(config.Experiment("any"), tmp_path / "work", tmp_path / "stages", make_mesh(1))
-        run.__dict__["corpus"] = SimpleNamespace(prompts=lambda split, count: prompts)
+        run.__dict__["corpus"] = SimpleNamespace(prompts=lambda split, count: prompts, stage="data-1")
         return calibrate.run(run, *TRAINED), asked
 
     return call

@@ -188,8 +188,11 @@ def test_a_taken_port_is_told(served):
 
 def test_ctrl_c_ends_it_in_the_middle_of_an_answer():
     program = """
+import signal
 import time
 from ctrl_jax.runtime.web import Server
+# A shell that starts tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def slow(request):
     for number in range(1000):
         time.sleep(0.05)
