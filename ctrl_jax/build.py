@@ -23,6 +23,7 @@ from ctrl_jax import config
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import decoder, lora, reward
 from ctrl_jax.models.architecture import Architecture
+from ctrl_jax.runtime.mesh import replicate
 from ctrl_jax.steps import calibration, kl, kl_budget, logprobs, policy_gradient, preference, sampling, win_rate
 from ctrl_jax.steps.masked import Mean, length_mask, masked_mean
 from ctrl_jax.theory import ideal, optimal, procedures, transforms
@@ -140,15 +141,12 @@ def adapt_decoder(parts: Models, mesh: Mesh, key: jax.Array, params: Params) -> 
 def adapt_reward(parts: Models, mesh: Mesh, key: jax.Array, reference: Params) -> tuple[Params, Params]:
     """(what is frozen, what is trained) of a reward model whose trunk starts as the reference."""
     trunk = reference["params"]
-    shapes = jax.eval_shape(parts.reward_model.init, key, *_example())["params"]["head"]
-    # A head of zeros: every response starts with the same reward, whatever the trunk.
-    zeros = jax.jit(
-        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=jax.NamedSharding(mesh, P())
-    )
+    # Zeros: every response starts with the same reward, whatever the trunk.
+    head = replicate(mesh, {"kernel": jnp.zeros((parts.architecture.width, 1)), "bias": jnp.zeros(1)})
     if parts.lora.rank == 0:
-        return {}, {"params": {"trunk": trunk, "head": zeros()}}
+        return {}, {"params": {"trunk": trunk, "head": head}}
     adapters = _init_adapters(parts, mesh, key, trunk)
-    return {"params": {"trunk": trunk}}, {"params": {"head": zeros()}, "lora": {"trunk": adapters}}
+    return {"params": {"trunk": trunk}}, {"params": {"head": head}, "lora": {"trunk": adapters}}
 
 
 def _init_adapters(parts: Models, mesh: Mesh, key: jax.Array, params: Params) -> Params:

@@ -139,7 +139,7 @@ class Model:
     """What is computed in, and held in where it is not trained; bfloat16 is for accelerators."""
     lora: Lora = Lora()
     rematerialize: bool = False
-    """Compute each layer again in the backward pass: a third more work, and a tenth of the memory or less."""
+    """Compute each layer again in the backward pass instead of keeping what it needs: more work for less memory."""
     width: int = 96
     layers: int = 2
     heads: int = 4

@@ -3,7 +3,8 @@
 Claim     The whole path runs on a real chat model and real preferences on a laptop: reward model, calibration, policy
           gradient, report. Nothing about alignment: 40 steps of 64 responses are too few to learn from.
 Cost      52 minutes on two CPU cores that other work shared, 5.4 GB of memory; 270 MB to download.
-Expect    KL .11 (.11-.12) of the budget's .75, best-of-4 win rate .49 (.45-.54): no gain that could be seen.
+Expect    KL .11 (.11-.12) of the budget's .75, best-of-4 win rate .49 (.45-.54): no gain that could be seen. Measured
+          on a local copy with 2,000 rows of helpful-base/test; the download has more.
 Command   hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/SmolLM2-135M-Instruct
           make train EXP=bon_helpful_hh_cpu
 """

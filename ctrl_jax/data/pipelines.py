@@ -128,7 +128,7 @@ def _examples(
     kept = [(text, record) for text, record in _with_texts(records) if fitted.fits(text, record.prompt)]
     prompts = fitted.prompts([text for text, _ in kept])
     responses = [tokenizer.encode_response(getattr(record, field)) for _, record in kept for field in fields]
-    tokens, lengths = _padded([tokens[:response_length] for tokens in responses], response_length, tokenizer.pad_id)
+    tokens, lengths = padded([tokens[:response_length] for tokens in responses], response_length, tokenizer.pad_id)
     shape = (len(kept), len(fields))
     examples = Examples(prompts, Responses(tokens.reshape(*shape, response_length), lengths.reshape(shape)))
     return ExampleSet(examples, len(records) - len(kept))
@@ -191,12 +191,12 @@ class _Fitted:
                 f"{self._sizes[shortest]}. Set --data.prompt-length to at least that, or --data.long-prompts truncate. "
                 f"It is {shortest.strip()!r}."
             )
-        tokens, lengths = _padded([self._tokens[text] for text in texts], self._length, self._tokenizer.pad_id)
+        tokens, lengths = padded([self._tokens[text] for text in texts], self._length, self._tokenizer.pad_id)
         return Prompts(tokens, lengths, prompt_ids(texts))
 
 
-def _padded(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[Any, Any]:
-    """(tokens [rows, length], lengths [rows]): numpy arrays, where the types of a device's arrays are asked for."""
+def padded(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[Any, Any]:
+    """(tokens [rows, length], lengths [rows]) of rows of tokens: numpy arrays, where a device's are asked for."""
     tokens = np.full((len(rows), length), pad, np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from ctrl_jax import build
 from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import transcript
-from ctrl_jax.data.pipelines import batches
+from ctrl_jax.data.pipelines import batches, padded
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs.fit import fit
 from ctrl_jax.jobs.run import Run
@@ -106,8 +106,8 @@ def _classifier(run: Run, folder: Path) -> Reward:
         texts = run.corpus.texts(responses)
         asked = [tokenizer.encode_prompt(conversation) for conversation in conversations]
         said = [[[*tokenizer.encode_response(text), *tokenizer.after_response] for text in row] for row in texts]
-        prompt_tokens, prompt_lengths = _padded(asked)
-        tokens, lengths = _padded([tokens for row in said for tokens in row])
+        prompt_tokens, prompt_lengths = _bucketed(asked)
+        tokens, lengths = _bucketed([tokens for row in said for tokens in row])
         shape = (len(said), len(said[0]))
         return scorer(
             params,
@@ -118,12 +118,8 @@ def _classifier(run: Run, folder: Path) -> Reward:
     return Reward(score, f"classifier-{weights.fingerprint(folder)}-{tokenizer.fingerprint}")
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
-    size = 1 << (max(BUCKET, *map(len, rows)) - 1).bit_length()
-    tokens = np.zeros((len(rows), size), np.int32)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
-    return tokens, np.array([len(row) for row in rows], np.int32)
+def _bucketed(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    return padded(rows, 1 << (max(BUCKET, *map(len, rows)) - 1).bit_length(), 0)
 
 
 def _function(run: Run, name: str) -> Reward:

@@ -50,17 +50,18 @@ class Run:
 
     def claim(self) -> None:
         """Makes the work directory this experiment's, or refuses one that is another's."""
-        claim(self.work_dir, {**plain(self.experiment), "versions": VERSIONS, "contents": self._contents()})
+        claim(self.work_dir, {**plain(self.experiment), "versions": VERSIONS, "contents": self.contents})
         if not (self.work_dir / "environment.json").exists():
             write_json(self.work_dir / "environment.json", environment())
 
-    def _contents(self) -> dict[str, Any]:
+    @cached_property
+    def contents(self) -> dict[str, str | None]:
         """What the files say that the experiment names: where they changed, what was made of them is not its result."""
-        experiment, reward = self.experiment, self.experiment.reward_model
+        model, reward = self.experiment.model, self.experiment.reward_model
         return {
-            "data": sources.fingerprint(experiment.data),
-            "model": self.model_key["path"],
-            "adapter": self.model_key["adapter"],
+            "data": sources.fingerprint(self.experiment.data),
+            "model": None if model.path is None else weights.fingerprint(Path(model.path)),
+            "adapter": None if model.adapter is None else downloads.fingerprint(peft.files(Path(model.adapter))),
             "reward_model": None if reward.path is None else weights.fingerprint(Path(reward.path)),
         }
 
@@ -79,15 +80,14 @@ class Run:
         self._check_context(huggingface.context(folder))
         return found
 
-    @cached_property
+    @property
     def model_key(self) -> dict[str, Any]:
         """The part of a stage's key that is the model: a directory enters by its content, wherever it lies."""
-        model = self.experiment.model
-        content = None if model.path is None else weights.fingerprint(Path(model.path))
-        adapter = None
-        if model.adapter is not None:
-            adapter = downloads.fingerprint(peft.files(Path(model.adapter)))
-        return {**plain(model), "path": content, "adapter": adapter}
+        return {
+            **plain(self.experiment.model),
+            "path": self.contents["model"],
+            "adapter": self.contents["adapter"],
+        }
 
     @cached_property
     def corpus(self) -> corpus.Corpus:
@@ -96,7 +96,7 @@ class Run:
         if model.path is not None:
             rows = self.architecture.vocabulary_size
             tokenizer = pretrained_tokenizers.load(Path(model.path), embedding_rows=rows)
-        key = {**plain(data), "path": sources.fingerprint(data), "tokenizer": tokenizer and tokenizer.fingerprint}
+        key = {**plain(data), "path": self.contents["data"], "tokenizer": tokenizer and tokenizer.fingerprint}
         found = corpus.prepare(data, self.stage("data", **key), tokenizer)
         # Asked for here already, so that too few of them are told before anything is trained.
         found.prompts("train", self.experiment.calibration.prompts)
