@@ -7,14 +7,16 @@ computes at a time. All read the same weights, in float32, with as many threads 
 responses have the same lengths, and nothing ends a response early. The first repetition of each, which compiles, is not
 counted. A repetition during which other processes had more than `--tolerance` cores is dropped and made again.
 
-Prints tables, and writes results.json and results.svg: medians, tokens/s, peak resident memory of the process, and the
-share of the floor that this machine's measured limits set (floor.py).
+Prints tables, and writes results.json and results.svg: medians, tokens/s, how many times as fast ctrl_jax is (ratio),
+the share of the speed that this machine's measured limits allow (floor.py), peak resident memory of the process, and
+how many of the repetitions were undisturbed (kept).
 """
 
 import dataclasses
 import importlib.metadata
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -69,9 +71,8 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise Failed(
-                "killed, out of memory perhaps" if code == -9 else f"ended with {code}; see {self._log.relative_to(ROOT)}"
-            )
+            how = "killed, out of memory perhaps" if code == -signal.SIGKILL else f"ended with {code}"
+            raise Failed(f"{how}; see {self._log.relative_to(ROOT)}")
         answer = json.loads(line)
         if "error" in answer:
             raise Failed(answer["error"])
@@ -117,7 +118,9 @@ def version(package: str) -> str:
         return "not installed"
 
 
-def compare(case: Case, names: Sequence[str], folder: Path, logs: Path, repeats: int, tolerance: float) -> list[Outcome]:
+def compare(
+    case: Case, names: Sequence[str], folder: Path, logs: Path, *, repeats: int, tolerance: float
+) -> list[Outcome]:
     """Times the contenders in turns. Those that fail are in the result too, with their reason."""
     outcomes: dict[str, Outcome] = {}
     workers: dict[str, Worker] = {}
@@ -173,48 +176,61 @@ def _watched(worker: Worker) -> tuple[float | None, dict[str, Any]]:
     return foreign, answer
 
 
-def measure_machine(products: Iterable[floor.Product]) -> tuple[Machine, dict[str, Any]]:
-    """The machine's limits by the best of the libraries that are installed, and what each of them reached."""
+def measure_machine(products: Iterable[floor.Product]) -> tuple[dict[str, Machine], dict[str, Any]]:
+    """The machine's limits as each installed library reaches them, and as the best does; and a record for results.json.
+
+    The libraries differ: XLA's products on CPU are slower than MKL's, which no program of XLA can mend from outside.
+    """
     wanted = [machine.LARGE, *products]
-    found: dict[str, Any] = {}
+    limits: dict[str, Machine] = {}
     for library in ("jax", "torch"):
         command = [sys.executable, "-m", "benchmarks.machine", library, json.dumps(wanted)]
         run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if run.returncode == 0:
-            found[library] = json.loads(run.stdout)
-    best = {
-        product: min(result["seconds"][index] for result in found.values()) for index, product in enumerate(wanted)
-    }
-    flops = {product: 2 * product[0] * product[1] * product[2] for product in wanted}
-    limits = Machine(
-        rate=flops[machine.LARGE] / best[machine.LARGE],
-        bandwidth=max(result["bandwidth"] for result in found.values()),
-        product_seconds=best,
+            found = json.loads(run.stdout)
+            seconds = dict(zip(wanted, found["seconds"], strict=True))
+            limits[library] = Machine(flops(machine.LARGE) / seconds[machine.LARGE], found["bandwidth"], seconds)
+    limits["best"] = Machine(
+        max(found.rate for found in limits.values()),
+        max(found.bandwidth for found in limits.values()),
+        {product: min(found.product_seconds[product] for found in limits.values()) for product in wanted},
     )
     record = {
-        "gflops_at_2048": limits.rate / 1e9,
-        "bandwidth_gb_per_second": limits.bandwidth / 1e9,
-        "products": [
-            {"shape": list(product), "gflops": {
-                library: flops[product] / result["seconds"][index] / 1e9 for library, result in found.items()
-            }}
-            for index, product in enumerate(wanted)
-        ],
-    }  # fmt: skip
+        library: {
+            "gflops_at_2048": found.rate / 1e9,
+            "read_gb_per_second": found.bandwidth / 1e9,
+            "gflops": {
+                "×".join(map(str, product)): flops(product) / seconds / 1e9
+                for product, seconds in found.product_seconds.items()
+            },
+        }
+        for library, found in limits.items()
+    }
     return limits, record
 
 
-def record(case: Case, sizes: Sizes, outcomes: Sequence[Outcome], limits: Machine) -> dict[str, Any]:
+def flops(product: floor.Product) -> int:
+    """Of [m, k] times [k, n]: a multiplication and an addition each."""
+    return 2 * product[0] * product[1] * product[2]
+
+
+def record(case: Case, sizes: Sizes, outcomes: Sequence[Outcome], limits: dict[str, Machine]) -> dict[str, Any]:
     """What results.json says of a case; ratios are of medians, above 1 where this project is faster."""
-    parts = floor.parts(sizes, case, limits)
+    parts = floor.parts(sizes, case, limits["best"])
     least = sum(parts.values())
+    # Memory is what it is; only the products are those of XLA.
+    with_jax = dataclasses.replace(limits["jax"], bandwidth=limits["best"].bandwidth)
     ours = next((outcome.median for outcome in outcomes if outcome.name == OURS), None)
     return {
         "task": case.task,
         "shape": case.shape,
         **{name: getattr(case, name) for name in ("prompts", "samples", "prompt_length", "new_tokens")},
         "parameters": sizes.parameters,
-        "floor_seconds": {**parts, "total": least},
+        "floor_seconds": {
+            **parts,
+            "total": least,
+            "total_with_jax": sum(floor.parts(sizes, case, with_jax).values()),
+        },
         "contenders": [
             {
                 **{name: getattr(outcome, name) for name in ("name", "label", "version", "failure")},
@@ -233,27 +249,31 @@ def record(case: Case, sizes: Sizes, outcomes: Sequence[Outcome], limits: Machin
 
 
 def show(result: dict[str, Any]) -> None:
-    least = result["floor_seconds"]["total"]
+    least = result["floor_seconds"]
     tokens = result["prompts"] * result["samples"] * result["new_tokens"]
     what = {"sampling": "Sampling", "step": "A whole RL step"}[result["task"]]
-    columns = ["", "median s", "tokens/s", "ctrl_jax is faster by", "% of the floor", "peak GiB", "repeats", "dropped"]
     rows: list[list[object]] = []
     for each in result["contenders"]:
+        made = len(each["seconds"]) + each["dropped"]
         if each["median_seconds"] is None:
-            rows.append([f"{each['label']} {each['version']}: {each['failure']}", *[""] * 6, each["dropped"]])
             continue
         ratio = each["ctrl_jax_is_faster_by"]
         rows.append([
-            f"{each['label']} {each['version']}", f"{each['median_seconds']:.3f}", f"{each['tokens_per_second']:,.0f}",
-            "" if ratio is None or each["name"] == OURS else f"{ratio:.2f} ×", f"{100 * each['fraction_of_floor']:.0f}",
-            f"{each['peak_gib']:.2f}", len(each["seconds"]), each["dropped"],
+            each["label"], f"{each['median_seconds']:.3f}", f"{each['tokens_per_second']:,.0f}",
+            "" if ratio is None else f"{ratio:.2f}", f"{100 * each['fraction_of_floor']:.0f} %",
+            f"{each['peak_gib']:.2f}", f"{len(each['seconds'])} of {made}",
         ])  # fmt: skip
-    rows.append(["floor", f"{least:.3f}", f"{tokens / least:,.0f}", "", "100", "", "", ""])
+    for name, seconds in (("floor", least["total"]), ("floor, XLA's products", least["total_with_jax"])):
+        share = f"{100 * least['total'] / seconds:.0f} %"
+        rows.append([name, f"{seconds:.3f}", f"{tokens / seconds:,.0f}", "", share, "", ""])
     table(
         f"{what}: {result['shape']}, prompts of {result['prompt_length']} tokens, {result['new_tokens']} new",
-        columns,
+        ["", "median s", "tokens/s", "ratio", "floor", "GiB", "kept"],
         rows,
     )
+    for each in result["contenders"]:
+        if each["failure"]:
+            say(f"{each['label']} {each['version']} did not finish: {each['failure']}")
 
 
 def conditions() -> dict[str, Any]:
@@ -322,14 +342,16 @@ def main(
     say("Measuring this machine")
     products = {product for case, _ in cases for _, product in floor.decode_products(sizes[case.model], case.rows)}
     limits, measured = measure_machine(sorted(products))
-    say(f"  products of 2048: {limits.rate / 1e9:.0f} GFLOP/s; memory: {limits.bandwidth / 1e9:.1f} GB/s")
+    for library, found in limits.items():
+        speed = f"{found.rate / 1e9:.0f} GFLOP/s in products of 2048, {found.bandwidth / 1e9:.1f} GB/s read"
+        say(f"  {library}: {speed}")
     if quiet.read([]) is None:
         say("This system has no /proc/stat: whether others compute meanwhile is not checked.")
 
     results = []
     for case, names in cases:
         say(f"{case.task} {case.shape}")
-        outcomes = compare(case, names, folders[case.model], logs, repeats or case.repeats, tolerance)
+        outcomes = compare(case, names, folders[case.model], logs, repeats=repeats or case.repeats, tolerance=tolerance)
         results.append(record(case, sizes[case.model], outcomes, limits))
         show(results[-1])
     written = {

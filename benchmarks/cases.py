@@ -94,10 +94,10 @@ CONTENDERS: dict[Task, dict[str, Contender]] = {
     "sampling": {
         "ctrl_jax": Contender("ctrl_jax", "ctrl_jax", "ctrl_jax_sampling"),
         "transformers_dynamic": Contender(
-            "transformers, dynamic cache", "transformers", "transformers_sampling", {"cache": "dynamic"}
+            "transformers, dynamic", "transformers", "transformers_sampling", {"cache": "dynamic"}
         ),
         "transformers_static": Contender(
-            "transformers, static cache", "transformers", "transformers_sampling", {"cache": "static"}
+            "transformers, static", "transformers", "transformers_sampling", {"cache": "static"}
         ),
         "tunix": Contender("tunix", "google-tunix", "tunix_sampling"),
     },
@@ -106,14 +106,14 @@ CONTENDERS: dict[Task, dict[str, Contender]] = {
         "trl_rloo": Contender("TRL RLOO", "trl", "trl_step", {"algorithm": "rloo", "micro_batches": 1}),
         "trl_grpo": Contender("TRL GRPO", "trl", "trl_step", {"algorithm": "grpo", "micro_batches": 1}),
         "tunix_grpo": Contender("tunix GRPO", "google-tunix", "tunix_step", {"micro_batches": 1}),
-        # The same updates with less memory.
+        # The same updates in micro-batches, for less memory.
         "trl_rloo_micro": Contender(
-            "TRL RLOO, 8 micro-batches", "trl", "trl_step", {"algorithm": "rloo", "micro_batches": 8}
+            "TRL RLOO in 8 parts", "trl", "trl_step", {"algorithm": "rloo", "micro_batches": 8}
         ),
         "trl_grpo_micro": Contender(
-            "TRL GRPO, 8 micro-batches", "trl", "trl_step", {"algorithm": "grpo", "micro_batches": 8}
+            "TRL GRPO in 8 parts", "trl", "trl_step", {"algorithm": "grpo", "micro_batches": 8}
         ),
-        "tunix_grpo_micro": Contender("tunix GRPO, 8 micro-batches", "google-tunix", "tunix_step", {"micro_batches": 8}),
+        "tunix_grpo_micro": Contender("tunix GRPO in 8 parts", "google-tunix", "tunix_step", {"micro_batches": 8}),
     },
 }
 

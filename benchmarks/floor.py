@@ -1,8 +1,8 @@
 """The least time that the work can take on a machine: its matrix products and its reads of memory, and nothing else.
 
-Every token is computed once. Rollouts share their prompt: its keys and values are made once and read once a decode step,
-and the update reads it once. Attention's products, norms, softmax and sampling count nothing. So no program reaches the
-floor; how near one comes says how much of its time is overhead.
+Every token is computed once. Rollouts share their prompt: its keys and values are made once and read once a decode
+step, and the update reads it once. Attention's products, norms, softmax and sampling count nothing. So no program
+reaches the floor; how near one comes says how much of its time is overhead.
 
 Letters as in `ctrl_jax.types`; R = B N rows, W the parameters of the layers' matrices, F = 4 bytes a float.
 """

@@ -3,8 +3,8 @@
     python -m benchmarks.worker MODULE JSON
 
 `bench.py` writes a line to its standard input for each repetition; it answers with a line of JSON on its standard
-output: {"ready": {...}} when it is loaded and warm, {"seconds": ..., "peak_bytes": ...} for a repetition, {"error": ...}
-when it cannot go on. What libraries print goes to standard error.
+output: {"warm_up_seconds": ...} when it is loaded and warm, {"seconds": ..., "peak_bytes": ...} for a repetition,
+{"error": ...} when it cannot go on. What libraries print goes to standard error.
 """
 
 import importlib
@@ -39,7 +39,7 @@ class Turn:
         """Ends the repetition that runs, and returns when the next is asked for."""
         ended = time.perf_counter()
         if self._turns == WARM_UP:
-            self.answer(ready=True, warm_up_seconds=ended - self._loading)
+            self.answer(warm_up_seconds=ended - self._loading)
         if self._turns > WARM_UP:
             # Kibibytes, on Linux.
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

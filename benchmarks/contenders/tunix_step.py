@@ -57,9 +57,10 @@ def run(case: Case, folder: Path, turn: Callable[[], None], *, micro_batches: in
     learner = grpo_learner.GRPOLearner(
         cluster, grpo_learner.GRPOConfig(num_generations=case.samples, num_iterations=1, beta=0.05), reward
     )
-    prompts = [spell(prompt) for prompt in prompt_tokens(case, actor.config.vocab_size)]
+    # An array: the learner repeats the leaves of a batch, and a list's are its strings.
+    prompts = np.array([spell(prompt) for prompt in prompt_tokens(case, actor.config.vocab_size)])
 
-    def batches() -> Iterator[dict[str, list[str]]]:
+    def batches() -> Iterator[dict[str, np.ndarray]]:
         # The learner fetches a batch when it has dispatched the update on the last one.
         while True:
             jax.block_until_ready(nnx.state(cluster.actor_trainer.model))
