@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,16 @@ OURS = "ctrl_jax"
 TRIES = 3
 """Repetitions made for each that is wanted, before a contender on a busy machine is given up."""
 
+SETTINGS = {
+    "OMP_NUM_THREADS": str(os.cpu_count()),
+    "TOKENIZERS_PARALLELISM": "false",
+    # All on the CPU, where all can run in the same precision.
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    **dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1"),
+}
+"""Environment of every process that is timed."""
+
 
 class Failed(Exception):
     """A contender cannot go on; says why."""
@@ -50,14 +60,12 @@ class Worker:
 
     def __init__(self, contender: Contender, case: Case, folder: Path, log: Path):
         given = {"case": dataclasses.asdict(case), "folder": str(folder), "options": contender.options}
-        threads = str(os.cpu_count())
-        offline = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
-        environ = os.environ | offline | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
         self._log = log
         with log.open("w") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.worker", contender.module, json.dumps(given)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=environ,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                cwd=ROOT, env=os.environ | SETTINGS,
             )  # fmt: skip
         self.pid = self._process.pid
 
@@ -104,6 +112,8 @@ class Outcome:
     peak_bytes: int = 0
     dropped: int = 0
     warm_up_seconds: float = 0.0
+    log_prob: float | None = None
+    """Of a prompt under the loaded model, nats a token."""
     failure: str | None = None
 
     @property
@@ -131,9 +141,12 @@ def compare(
             worker = workers[name] = Worker(contender, case, folder, logs / f"{case.task}-{case.shape}-{name}.log")
             say(f"  {contender.label} {outcome.version}: loading")
             try:
-                outcome.warm_up_seconds = worker.wait()["warm_up_seconds"]
+                ready = worker.wait()
+                outcome.warm_up_seconds, outcome.log_prob = ready["warm_up_seconds"], ready["log_prob"]
             except Failed as error:
                 _fail(outcome, workers, str(error))
+        for name in others_than_ours(outcomes):
+            _fail(outcomes[name], workers, f"not the same model: log-prob {outcomes[name].log_prob:.4f} nats a token")
         for turn in range(TRIES * repeats):
             # Another one is first each time.
             waiting = [name for name in workers if len(outcomes[name].seconds) < repeats]
@@ -161,6 +174,16 @@ def compare(
     return list(outcomes.values())
 
 
+def others_than_ours(outcomes: Mapping[str, Outcome], tolerance: float = 1e-3) -> list[str]:
+    """Those whose model gives a prompt another log-prob than ours does: they would be timed on other work."""
+    ours = outcomes[OURS].log_prob if OURS in outcomes else None
+    return [
+        name
+        for name, outcome in outcomes.items()
+        if outcome.log_prob is not None and ours is not None and abs(outcome.log_prob - ours) > tolerance
+    ]
+
+
 def _fail(outcome: Outcome, workers: dict[str, Worker], reason: str) -> None:
     outcome.failure = reason
     say(f"  {outcome.label} leaves: {reason}")
@@ -185,7 +208,7 @@ def measure_machine(products: Iterable[floor.Product]) -> tuple[dict[str, Machin
     limits: dict[str, Machine] = {}
     for library in ("jax", "torch"):
         command = [sys.executable, "-m", "benchmarks.machine", library, json.dumps(wanted)]
-        run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | SETTINGS)
         if run.returncode == 0:
             found = json.loads(run.stdout)
             seconds = dict(zip(wanted, found["seconds"], strict=True))
@@ -241,6 +264,7 @@ def record(case: Case, sizes: Sizes, outcomes: Sequence[Outcome], limits: dict[s
                 "fraction_of_floor": outcome.median and least / outcome.median,
                 "peak_gib": outcome.peak_bytes / 2**30 if outcome.seconds else None,
                 "warm_up_seconds": outcome.warm_up_seconds,
+                "log_prob_of_a_prompt": outcome.log_prob,
                 "dropped": outcome.dropped,
             }
             for outcome in outcomes

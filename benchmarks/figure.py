@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from ctrl_jax.report.figures import PALETTE
 
 TITLES = {"sampling": "Sampling", "step": "A whole RL step"}
-BAR_INCHES, HEAD_INCHES = 0.27, 0.75
+BAR_INCHES, HEAD_INCHES = 0.26, 0.62
 INK, MUTED, RULE = (PALETTE[role].light for role in ("ink", "muted", "rule"))
 STYLE = {
-    "font.family": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 9,
     "svg.fonttype": "path",
     "svg.hashsalt": "bench",
@@ -44,7 +43,7 @@ def _speed(axes: Axes, result: dict[str, Any], contenders: Sequence[dict[str, An
     least = tokens / result["floor_seconds"]["total"]
     texts = [
         f"{each['tokens_per_second']:,.0f}" + ("" if each["name"] == "ctrl_jax" or not each["ctrl_jax_is_faster_by"]
-        else f"   ctrl_jax {each['ctrl_jax_is_faster_by']:.2f} ×")
+        else f"   ctrl_jax {each['ctrl_jax_is_faster_by']:.2f} × as fast")
         for each in contenders
     ]  # fmt: skip
     _bars(axes, contenders, [each["tokens_per_second"] for each in contenders], texts)
@@ -58,12 +57,12 @@ def _speed(axes: Axes, result: dict[str, Any], contenders: Sequence[dict[str, An
     for tick, each in zip(axes.get_yticklabels(), contenders, strict=True):
         tick.set_color(INK)
         tick.set_fontweight("bold" if each["name"] == "ctrl_jax" else "normal")
-    lengths = f"{result['prompt_length']} + {result['new_tokens']} tokens"
-    shape = f"{result['prompts']} prompts × {result['samples']}, {lengths}"
-    axes.set_title(
-        f"{TITLES[result['task']]}, {result['shape'].rpartition('-')[0]}: {shape}; tokens/s",
-        loc="left", x=0, fontsize=9.5, fontweight="bold", color=INK, pad=14,
-    )  # fmt: skip
+    model = result["shape"].rpartition("-")[0]
+    _head(
+        axes,
+        f"{TITLES[result['task']]}, {model}: {result['prompts']} × {result['samples']} responses",
+        f"tokens/s, {result['prompt_length']} tokens read and {result['new_tokens']} written",
+    )
 
 
 def _memory(axes: Axes, contenders: Sequence[dict[str, Any]]) -> None:
@@ -71,7 +70,14 @@ def _memory(axes: Axes, contenders: Sequence[dict[str, Any]]) -> None:
     _bars(axes, contenders, peaks, [f"{peak:.2f}" for peak in peaks])
     axes.set_xlim(0, 1.35 * max(peaks))
     axes.set_yticks([])
-    axes.set_title("peak memory, GiB", loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=14)
+    _head(axes, "Peak memory", "GiB of the process")
+
+
+def _head(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=16)
+    axes.annotate(
+        unit, (0, 1), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points", color=MUTED, fontsize=8
+    )
 
 
 def _bars(axes: Axes, contenders: Sequence[dict[str, Any]], values: Sequence[float], texts: Sequence[str]) -> None:

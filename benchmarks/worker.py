@@ -2,9 +2,9 @@
 
     python -m benchmarks.worker MODULE JSON
 
-`bench.py` writes a line to its standard input for each repetition; it answers with a line of JSON on its standard
-output: {"warm_up_seconds": ...} when it is loaded and warm, {"seconds": ..., "peak_bytes": ...} for a repetition,
-{"error": ...} when it cannot go on. What libraries print goes to standard error.
+`bench.py` writes a line to its standard input for each repetition, and it answers on its standard output with a line of
+JSON: {"warm_up_seconds": ..., "log_prob": ...} when it is loaded and warm, {"seconds": ..., "peak_bytes": ...} for a
+repetition, {"error": ...} when it cannot go on. What libraries print goes to standard error.
 """
 
 import importlib
@@ -34,12 +34,14 @@ class Turn:
         self._loading = time.perf_counter()
         self._started = 0.0
         self._turns = 0
+        self.log_prob: float | None = None
+        """Nats a token of the first prompt's tokens after its first: tells whether the model is the same."""
 
     def __call__(self) -> None:
         """Ends the repetition that runs, and returns when the next is asked for."""
         ended = time.perf_counter()
         if self._turns == WARM_UP:
-            self.answer(warm_up_seconds=ended - self._loading)
+            self.answer(warm_up_seconds=ended - self._loading, log_prob=self.log_prob)
         if self._turns > WARM_UP:
             # Kibibytes, on Linux.
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,16 +1,17 @@
 """This project's sampler: `build.sampler`."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.cases import Case, prompt_tokens
+from benchmarks.worker import Turn
 from ctrl_jax import build, config
 from ctrl_jax.models import huggingface, weights
 from ctrl_jax.runtime.mesh import make_mesh, replicate
-from ctrl_jax.types import Params, Prompts
+from ctrl_jax.steps import logprobs
+from ctrl_jax.types import Params, Prompts, Responses
 
 # No token has this id.
 NO_EOS = (-1,)
@@ -28,8 +29,17 @@ def load(case: Case, folder: Path) -> tuple[build.Models, jax.sharding.Mesh, Par
     return build.models(architecture, config.Lora()), mesh, params, prompts
 
 
-def run(case: Case, folder: Path, turn: Callable[[], None]) -> None:
+def log_prob(parts: build.Models, params: Params, tokens: jax.Array) -> float:
+    """Mean log-prob of tokens [P] after the first."""
+    prompts = Prompts(tokens[None, :1], jnp.ones(1, jnp.int32), jnp.zeros(1, jnp.uint32))
+    responses = Responses(tokens[None, None, 1:], jnp.full((1, 1), tokens.size - 1))
+    features = parts.policy.apply(params, prompts, responses)
+    return float(logprobs.token_log_probs(parts.policy.unembed, params, features, responses.tokens).mean())
+
+
+def run(case: Case, folder: Path, turn: Turn) -> None:
     parts, mesh, params, prompts = load(case, folder)
+    turn.log_prob = log_prob(parts, params, prompts.tokens[0])
     sample = build.sampler(
         parts, mesh, num_samples=case.samples, max_length=case.new_tokens, eos_ids=NO_EOS, temperature=1.0
     )

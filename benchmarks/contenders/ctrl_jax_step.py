@@ -1,6 +1,5 @@
 """This project's step of policy training: `build.policy_step`."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 
 from benchmarks.cases import Case, even_share
 from benchmarks.contenders.ctrl_jax_sampling import NO_EOS, load
+from benchmarks.worker import Turn
 from ctrl_jax import build, config
 from ctrl_jax.steps import kl_budget
 from ctrl_jax.types import Prompts, Responses
@@ -18,7 +18,7 @@ def score(prompts: Prompts, responses: Responses) -> np.ndarray:
     return even_share(responses.tokens).astype(np.float32)
 
 
-def run(case: Case, folder: Path, turn: Callable[[], None]) -> None:
+def run(case: Case, folder: Path, turn: Turn) -> None:
     parts, mesh, reference, prompts = load(case, folder)
     policy = config.Policy(
         prompts_per_step=case.prompts, samples_per_prompt=case.samples, beta=0.05, learning_rate=1e-6, steps=10_000

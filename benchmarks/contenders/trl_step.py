@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from benchmarks.cases import Case, even_share, prompt_tokens, spell
+from benchmarks.worker import Turn
 
 
 def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -18,7 +18,7 @@ def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
 
 
 class Boundary(TrainerCallback):
-    def __init__(self, turn: Callable[[], None]):
+    def __init__(self, turn: Turn):
         self._turn = turn
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -28,7 +28,7 @@ class Boundary(TrainerCallback):
         self._turn()
 
 
-def run(case: Case, folder: Path, turn: Callable[[], None], *, algorithm: str, micro_batches: int) -> None:
+def run(case: Case, folder: Path, turn: Turn, *, algorithm: str, micro_batches: int) -> None:
     if algorithm == "rloo":
         from trl import RLOOConfig as Config
         from trl import RLOOTrainer as Trainer

@@ -1,7 +1,6 @@
 """google-tunix's sampler."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ from tunix.models.llama3 import model as llama
 from tunix.models.llama3 import params as llama_params
 
 from benchmarks.cases import Case, prompt_tokens, read_sizes, spell
+from benchmarks.worker import Turn
 
 
 def load(folder: Path, mesh: jax.sharding.Mesh | None = None) -> llama.Llama3:
@@ -33,7 +33,15 @@ def load(folder: Path, mesh: jax.sharding.Mesh | None = None) -> llama.Llama3:
     return llama_params.create_model_from_safe_tensors(str(folder), config, mesh, dtype=jnp.float32)
 
 
-def run(case: Case, folder: Path, turn: Callable[[], None]) -> None:
+def log_prob(model: llama.Llama3, tokens: jax.Array) -> float:
+    """Mean log-prob of tokens [P] after the first."""
+    size = tokens.size - 1
+    mask = jnp.tril(jnp.ones((1, size, size), bool))
+    logits, _ = model(tokens[None, :-1], jnp.arange(size)[None], None, mask)
+    return float(jnp.take_along_axis(jax.nn.log_softmax(logits[0]), tokens[1:, None], axis=-1).mean())
+
+
+def run(case: Case, folder: Path, turn: Turn) -> None:
     model = load(folder)
     config = model.config
     sample = sampler.Sampler(
@@ -43,6 +51,7 @@ def run(case: Case, folder: Path, turn: Callable[[], None]) -> None:
             case.prompt_length + case.new_tokens, config.num_layers, config.num_kv_heads, config.head_dim
         ),
     )
+    turn.log_prob = log_prob(model, jnp.asarray(prompt_tokens(case, config.vocab_size)[0]))
     texts = [spell(prompt) for prompt in prompt_tokens(case, config.vocab_size) for _ in range(case.samples)]
     step = 0
     while True:

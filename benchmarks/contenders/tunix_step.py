@@ -1,6 +1,6 @@
 """google-tunix's GRPO learner."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from tunix.rl.rollout import base_rollout
 
 from benchmarks.cases import Case, even_share, prompt_tokens, spell
 from benchmarks.contenders.tunix_sampling import load
+from benchmarks.worker import Turn
 
 
 def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
     return [float(even_share(np.array(text.split(), int))) for text in completions]
 
 
-def run(case: Case, folder: Path, turn: Callable[[], None], *, micro_batches: int) -> None:
+def run(case: Case, folder: Path, turn: Turn, *, micro_batches: int) -> None:
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     actor = load(folder, mesh)
     graph, state = nnx.split(actor)
