@@ -27,10 +27,10 @@ def machine_seconds(stat: str) -> float:
 
 
 def process_seconds(stat: str) -> float:
-    """User and system seconds of all threads of a process, from the text of /proc/PID/stat."""
+    """User and system seconds of a process, its threads and its ended children, from the text of /proc/PID/stat."""
     # The second field is the command in parentheses, which may itself hold spaces and parentheses.
     fields = stat.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    return sum(map(int, fields[11:15])) / TICKS
 
 
 def read(processes: Iterable[int]) -> Busy | None:

@@ -22,8 +22,9 @@ def test_what_counts_as_busy(field):
 
 
 def test_a_process_may_have_any_name():
-    fields = ["S", *["0"] * 10, str(2 * TICKS), str(3 * TICKS), *["0"] * 30]
-    assert process_seconds(f"17 (a) b) (c) {' '.join(fields)}") == 5.0
+    times = [str(seconds * TICKS) for seconds in (1, 2, 4, 8)]
+    fields = ["S", *["7"] * 10, *times, *["7"] * 30]
+    assert process_seconds(f"17 (a) b) (c) {' '.join(fields)}") == 1 + 2 + 4 + 8
 
 
 def test_foreign_time_is_what_the_machine_did_and_we_did_not():
