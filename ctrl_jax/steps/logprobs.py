@@ -26,9 +26,39 @@ class Comparison(NamedTuple):
     """[B, N, T] exact KL(policy || reference) of the next-token law, over the whole vocabulary."""
 
 
-def sampling_law(logits: jax.Array, temperature: float) -> jax.Array:
-    """log softmax(logits / temperature) over the last axis, in f32: the law that is sampled, scored and compared."""
-    return jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
+def sampling_law(
+    logits: jax.Array,
+    *,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    axis: int = -1,
+) -> jax.Array:
+    """log softmax(logits / temperature) over an axis, in f32: the law that is sampled, scored and compared.
+
+    With `top_k` only the k likeliest tokens keep their probability, then with `top_p` (Holtzman et al. 2020, arXiv
+    1904.09751) only the smallest set of likeliest ones that has at least p of what is left; the rest is −inf, and what
+    is kept sums to 1. Tokens as likely as the least likely one that is kept are kept too.
+    """
+    law = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=axis)
+    if top_k is None and top_p is None:
+        return law
+    law = jnp.moveaxis(law, axis, -1)
+    if top_k is not None:
+        law = _likeliest(law, jnp.full(law.shape[:-1], min(top_k, law.shape[-1])))
+    if top_p is not None:
+        falling = -jnp.sort(-jnp.exp(law), axis=-1)
+        # A token is in while those before it have less than p: the likeliest always is.
+        before = jnp.cumsum(falling, axis=-1) - falling
+        law = _likeliest(law, jnp.maximum(1, (before < top_p).sum(-1)))
+    return jnp.moveaxis(law, -1, axis)
+
+
+def _likeliest(law: jax.Array, count: jax.Array) -> jax.Array:
+    """The law [..., V] on its `count` [...] likeliest tokens."""
+    falling = -jnp.sort(-law, axis=-1)
+    least = jnp.take_along_axis(falling, (count - 1)[..., None], axis=-1)
+    return jax.nn.log_softmax(jnp.where(law >= least, law, -jnp.inf), axis=-1)
 
 
 def token_log_probs(
@@ -57,7 +87,7 @@ def token_log_probs(
     chex.assert_equal_shape_prefix([features, tokens], 3)
 
     def chunk(features: jax.Array, tokens: jax.Array) -> jax.Array:
-        return _select(sampling_law(unembed(params, features), temperature), tokens)
+        return _select(sampling_law(unembed(params, features), temperature=temperature), tokens)
 
     return _in_chunks(chunk, (features, tokens), chunk_size)
 
@@ -85,8 +115,8 @@ def compare(
         reference_logits = unembed(reference_params, reference_features).astype(jnp.float32) / temperature
         reference_logits = jax.lax.stop_gradient(reference_logits)
         return Comparison(
-            log_probs=_select(sampling_law(logits, 1.0), tokens),
-            reference_log_probs=_select(sampling_law(reference_logits, 1.0), tokens),
+            log_probs=_select(sampling_law(logits, temperature=1.0), tokens),
+            reference_log_probs=_select(sampling_law(reference_logits, temperature=1.0), tokens),
             kl=kl.exact(logits, reference_logits),
         )
 
