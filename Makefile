@@ -14,7 +14,8 @@ STAMP := .venv/.installed$(if $(EXTRA),-$(EXTRA))
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sft reward-model calibrate evaluate export report sample sweep ideal test test-slow check bench clean
+.PHONY: help setup train sft reward-model calibrate evaluate export report sample sweep ideal test test-slow check \
+	bench bench-kl clean
 
 help: ## this list
 	@echo 'make TARGET [EXP=bon_helpful] [ARGS="--policy.kl-budget 0.5"] [PYTHON=python3.12] [EXTRA=cuda12]'
@@ -83,8 +84,12 @@ check: $(STAMP) ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## timings and variances, on bon_helpful's policy (trained first if need be); wants a quiet machine
-	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" $(ARGS) || exit; done
+bench: ## speed and memory beside transformers, TRL and tunix; wants a quiet machine and 20 minutes
+	@$(MAKE) --no-print-directory setup EXTRA=bench
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-kl: $(STAMP) ## the gradient's variance with the KL exact or sampled, at bon_helpful's policy (trained if need be)
+	$(BIN)/python -m benchmarks.kl_gradient $(ARGS)
 
 clean: ## remove caches and build leftovers; runs/ and .venv/ stay
 	rm -rf .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

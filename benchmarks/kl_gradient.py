@@ -1,6 +1,6 @@
 """How much the gradient estimate varies with the KL exact or sampled, at the policy that bon_helpful trains.
 
-    make bench        or        python benchmarks/kl_gradient.py [--repeats 40]
+    make bench-kl        or        python -m benchmarks.kl_gradient [--repeats 40]
 
 Prints the total variance of the gradient over repeated batches for `policy_gradient.exact_kl_loss`, which training
 uses, and for `sampled_kl_loss`, on the same rollouts; and the same without a reward, where the KL is all there is.

@@ -1,0 +1,52 @@
+"""This project's sampler: `build.sampler`."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.cases import Case, prompt_tokens
+from benchmarks.worker import Turn
+from ctrl_jax import build, config
+from ctrl_jax.models import huggingface, weights
+from ctrl_jax.runtime.mesh import make_mesh, replicate
+from ctrl_jax.steps import logprobs
+from ctrl_jax.types import Params, Prompts, Responses
+
+# No token has this id.
+NO_EOS = (-1,)
+
+
+def load(case: Case, folder: Path) -> tuple[build.Models, jax.sharding.Mesh, Params, Prompts]:
+    architecture = huggingface.architecture(folder, dtype="float32")
+    mesh = make_mesh(1)
+    params = replicate(mesh, {"params": weights.load(folder, architecture)})
+    prompts = Prompts(
+        jnp.asarray(prompt_tokens(case, architecture.vocabulary_size)),
+        jnp.full(case.prompts, case.prompt_length),
+        jnp.arange(case.prompts, dtype=jnp.uint32),
+    )
+    return build.models(architecture, config.Lora()), mesh, params, prompts
+
+
+def log_prob(parts: build.Models, params: Params, tokens: jax.Array) -> float:
+    """Mean log-prob of tokens [P] after the first."""
+    prompts = Prompts(tokens[None, :1], jnp.ones(1, jnp.int32), jnp.zeros(1, jnp.uint32))
+    responses = Responses(tokens[None, None, 1:], jnp.full((1, 1), tokens.size - 1))
+    features = parts.policy.apply(params, prompts, responses)
+    return float(logprobs.token_log_probs(parts.policy.unembed, params, features, responses.tokens).mean())
+
+
+def run(case: Case, folder: Path, turn: Turn) -> None:
+    parts, mesh, params, prompts = load(case, folder)
+    turn.log_prob = log_prob(parts, params, prompts.tokens[0])
+    sample = build.sampler(
+        parts, mesh, num_samples=case.samples, max_length=case.new_tokens, eos_ids=NO_EOS, temperature=1.0
+    )
+    key = jax.random.key(0)
+    step = 0
+    while True:
+        turn()
+        step += 1
+        rollouts = jax.block_until_ready(sample(params, prompts, jax.random.fold_in(key, step)))
+        assert int(rollouts.responses.lengths.sum()) == case.tokens

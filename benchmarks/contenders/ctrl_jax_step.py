@@ -1,0 +1,39 @@
+"""This project's step of policy training: `build.policy_step`."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.cases import Case, even_share
+from benchmarks.contenders.ctrl_jax_sampling import NO_EOS, load
+from benchmarks.worker import Turn
+from ctrl_jax import build, config
+from ctrl_jax.steps import kl_budget
+from ctrl_jax.types import Prompts, Responses
+
+
+def score(prompts: Prompts, responses: Responses) -> np.ndarray:
+    return even_share(responses.tokens).astype(np.float32)
+
+
+def run(case: Case, folder: Path, turn: Turn) -> None:
+    parts, mesh, reference, prompts = load(case, folder)
+    policy = config.Policy(
+        prompts_per_step=case.prompts, samples_per_prompt=case.samples, beta=0.05, learning_rate=1e-6, steps=10_000
+    )
+    # Even shares of reference responses, as a calibration table has them.
+    references = np.random.default_rng(1).binomial(case.new_tokens, 0.5, (case.prompts, 128)) / case.new_tokens
+    batch = build.PolicyBatch(prompts, jnp.asarray(np.sort(references, axis=1), jnp.float32))
+    optimizer = build.policy_optimizer(policy)
+    step = build.policy_step(
+        parts, mesh, policy, build.transform_of(policy, 128), optimizer, score,
+        key=jax.random.key(0), max_length=case.new_tokens, eos_ids=NO_EOS,
+    )  # fmt: skip
+    controller = kl_budget.init(0.05, budget=policy.kl_budget, held=True)
+    state = build.init_state(reference, optimizer, mesh, controller)
+    while True:
+        turn()
+        state, metrics = jax.block_until_ready(step(state, reference, batch))
+        assert float(metrics["response_length"]) == case.new_tokens

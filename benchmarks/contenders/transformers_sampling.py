@@ -1,0 +1,37 @@
+"""transformers' `generate`, eager, with its dynamic or its static cache."""
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.cases import Case, prompt_tokens
+from benchmarks.worker import Turn
+
+
+def run(case: Case, folder: Path, turn: Turn, *, cache: str) -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    prompts = torch.from_numpy(prompt_tokens(case, model.config.vocab_size)).long()
+    with torch.inference_mode():
+        law = model(prompts[:1, :-1]).logits[0].log_softmax(-1)
+    turn.log_prob = float(law.gather(-1, prompts[0, 1:, None]).mean())
+    while True:
+        turn()
+        with torch.inference_mode():
+            sequences = model.generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                num_return_sequences=case.samples,
+                max_new_tokens=case.new_tokens,
+                eos_token_id=None,
+                cache_implementation=cache,
+                disable_compile=True,
+            )
+        assert sequences.shape == (case.rows, case.prompt_length + case.new_tokens)

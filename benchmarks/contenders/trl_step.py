@@ -1,0 +1,73 @@
+"""TRL's RLOO and GRPO trainers, in float32 and without gradient checkpointing."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from benchmarks.cases import Case, even_share, prompt_tokens, spell
+from benchmarks.worker import Turn
+
+
+def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [float(even_share(ids)) for ids in completion_ids]
+
+
+class Boundary(TrainerCallback):
+    def __init__(self, turn: Turn):
+        self._turn = turn
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._turn()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._turn()
+
+
+def run(case: Case, folder: Path, turn: Turn, *, algorithm: str, micro_batches: int) -> None:
+    if algorithm == "rloo":
+        from trl import RLOOConfig as Config
+        from trl import RLOOTrainer as Trainer
+    else:
+        from trl import GRPOConfig as Config
+        from trl import GRPOTrainer as Trainer
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompts = [spell(prompt) for prompt in prompt_tokens(case, model.config.vocab_size)]
+    config = Config(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=case.rows // micro_batches,
+        gradient_accumulation_steps=micro_batches,
+        num_generations=case.samples,
+        max_completion_length=case.new_tokens,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        cache_implementation="static",
+        num_iterations=1,
+        beta=0.05,
+        learning_rate=1e-6,
+        lr_scheduler_type="constant",
+        max_steps=1_000_000,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model=model,
+        reward_funcs=reward,
+        args=config,
+        train_dataset=datasets.Dataset.from_dict({"prompt": prompts}),
+        processing_class=AutoTokenizer.from_pretrained(folder, padding_side="left"),
+        callbacks=[Boundary(turn)],
+    )
+    trainer.train()

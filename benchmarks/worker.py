@@ -1,0 +1,75 @@
+"""A contender in a process of its own, which computes when it is asked to.
+
+    python -m benchmarks.worker MODULE JSON
+
+`bench.py` writes a line to its standard input for each repetition, and it answers on its standard output with a line of
+JSON: {"warm_up_seconds": ..., "log_prob": ...} when it is loaded and warm, {"seconds": ..., "peak_bytes": ...} for a
+repetition, {"error": ...} when it cannot go on. What libraries print goes to standard error.
+"""
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import Case
+
+WARM_UP = 1
+"""Repetitions that nobody sees: they compile, and fill caches."""
+
+
+class Turn:
+    """The boundary between two repetitions: called by a contender before its first, and after each.
+
+    A library's own training loop calls it from a callback, which is why it is not a loop itself.
+    """
+
+    def __init__(self) -> None:
+        self._answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        self._loading = time.perf_counter()
+        self._started = 0.0
+        self._turns = 0
+        self.log_prob: float | None = None
+        """Nats a token of the first prompt's tokens after its first: tells whether the model is the same."""
+
+    def __call__(self) -> None:
+        """Ends the repetition that runs, and returns when the next is asked for."""
+        ended = time.perf_counter()
+        if self._turns == WARM_UP:
+            self.answer(warm_up_seconds=ended - self._loading, log_prob=self.log_prob)
+        if self._turns > WARM_UP:
+            # Kibibytes, on Linux.
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            self.answer(seconds=ended - self._started, peak_bytes=peak)
+        if self._turns >= WARM_UP and not sys.stdin.readline():
+            # From any thread and any depth of a library's loop.
+            os._exit(0)
+        self._turns += 1
+        self._started = time.perf_counter()
+
+    def answer(self, **message: Any) -> None:
+        self._answers.write(json.dumps(message) + "\n")
+        self._answers.flush()
+
+
+def main() -> None:
+    turn = Turn()
+    module, arguments = sys.argv[1:]
+    given = json.loads(arguments)
+    try:
+        contender = importlib.import_module(f"benchmarks.contenders.{module}")
+        contender.run(Case(**given["case"]), Path(given["folder"]), turn, **given["options"])
+    except ImportError as error:
+        turn.answer(error=f"not installed: {error}")
+    except Exception as error:
+        turn.answer(error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        raise
+
+
+if __name__ == "__main__":
+    main()
