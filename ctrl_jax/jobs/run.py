@@ -138,15 +138,20 @@ def check_batches_divide(experiment: Experiment, devices: int) -> None:
     Raises:
       InputError: with the option, and the nearest sizes that can.
     """
-    for option, size, used in (
+    batches = (
         ("--sft.batch-size", experiment.sft.batch_size, experiment.sft.steps > 0),
         ("--reward-model.batch-size", experiment.reward_model.batch_size, experiment.reward_model.trained),
         ("--policy.prompts-per-step", experiment.policy.prompts_per_step, True),
-    ):
-        if used and size % devices:
-            above = size + devices - size % devices
-            nearest = f"{above - devices} or {above}" if above > devices else f"{above}"
-            raise InputError(
-                f"{option} is {size}, which does not divide by the {devices} devices. Make it {nearest}, or choose "
-                "--devices."
-            )
+    )
+    uneven = [(option, size) for option, size, used in batches if used and size % devices]
+    if len(uneven) > 1:
+        given = ", ".join(f"{option} is {size}" for option, size in uneven)
+        mended = " ".join(f"{option} {size + devices - size % devices}" for option, size in uneven)
+        raise InputError(f"{given}, which do not divide by the {devices} devices. Give {mended}, or choose --devices.")
+    for option, size in uneven:
+        above = size + devices - size % devices
+        nearest = f"{above - devices} or {above}" if above > devices else f"{above}"
+        raise InputError(
+            f"{option} is {size}, which does not divide by the {devices} devices. Make it {nearest}, or choose "
+            "--devices."
+        )
