@@ -533,17 +533,19 @@ def _print(options: Options, made: list[Stage], device: Accelerator) -> None:
     table("Memory in that step, by program", ["what it holds", *training.programs], held)
     say(_activations(experiment, devices))
 
-    rows: list[list[object]] = []
+    all_stages: list[list[object]] = []
     for stage in made:
         expected = expect(stage.phases, device, dtype, efficiency)
         flops = stage.times * sum(phase.work.flops for phase in stage.phases)
         seconds = stage.times * expected.seconds
         limit = expected.limit if peak(stage) <= capacity else "does not fit"
-        rows.append([stage.name, stage.times, quantity(flops), quantity(peak(stage), "B"), _seconds(seconds), limit])
+        all_stages.append(
+            [stage.name, stage.times, quantity(flops), quantity(peak(stage), "B"), _seconds(seconds), limit]
+        )
     table(
         "Every stage",
         ["stage", "steps or batches", "FLOPs", "most memory", "expected", "limited by"],
-        rows,
+        all_stages,
     )
     _print_fit(experiment, devices, made, capacity)
     say(
