@@ -63,7 +63,9 @@ def size(tree):
 
 
 def compiled(function, *arguments):
-    return jax.jit(function).lower(*arguments).compile()
+    # What XLA counts is settled before LLVM, which would take most of the time.
+    fast = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function).lower(*arguments).compile(compiler_options=fast)
 
 
 @pytest.mark.parametrize("name", cases.read("configs"))
