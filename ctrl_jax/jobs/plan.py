@@ -116,7 +116,7 @@ class Sizes:
     """None where a function of the host scores."""
     reward_lora: Lora
     reward_bytes: float
-    """That it adds to a device: nothing for a trunk that is the reference's."""
+    """What it adds to a device; a trunk that is the reference itself adds nothing."""
 
     @property
     def trained(self) -> int:

@@ -45,6 +45,8 @@ class Step:
     state: build.TrainState
     reference: Params
     batch: build.PolicyBatch
+    scorer: Callable[[Prompts, Responses], str] | None
+    """The text of the compiled reward model; None where a function of the host scores."""
 
     def whole(self) -> Any:
         self.state, metrics = self.step(self.state, self.reference, self.batch)
@@ -77,8 +79,7 @@ def run(experiment: Experiment, mesh: Mesh, work_dir: Path, *, steps: int) -> di
     whole, programs = _clock(found, steps)
     folder = work_dir / "profile"
     ops, traced = _trace(found, folder, steps)
-    names = {**_names(found.step.sample, _sampling(found)), **_names(found.step.update, _updating(found))}
-    result = _result(experiment, mesh, steps, compiling, whole, programs, ops, traced, names)
+    result = _result(experiment, mesh, steps, compiling, whole, programs, ops, traced, _texts(found))
     write_json(folder / "profile.json", result)
     _print(result, folder)
     return result
@@ -99,21 +100,25 @@ def _prepare(experiment: Experiment, mesh: Mesh) -> Step:
     tokens = jax.random.randint(key, (count, data.prompt_length), 0, sizes.policy.vocabulary_size)
     prompts = Prompts(tokens, jnp.full(count, data.prompt_length), jnp.arange(count, dtype=jnp.uint32))
     rewards = jnp.sort(jax.random.normal(key, (count, references)), axis=-1)
+    score, scorer = _score(sizes, mesh, key, reference)
     step = build.policy_step(
         parts,
         mesh,
         policy,
         build.transform_of(policy, references),
         build.policy_optimizer(policy),
-        _score(sizes, mesh, key, reference),
+        score,
         key=key,
         max_length=data.response_length,
         eos_ids=(NO_EOS,),
     )
-    return Step(step, state, reference, shard(mesh, build.PolicyBatch(prompts, rewards)))
+    return Step(step, state, reference, shard(mesh, build.PolicyBatch(prompts, rewards)), scorer)
 
 
-def _score(sizes: plan.Sizes, mesh: Mesh, key: jax.Array, reference: Params) -> build.Score:
+def _score(
+    sizes: plan.Sizes, mesh: Mesh, key: jax.Array, reference: Params
+) -> tuple[build.Score, Callable[[Prompts, Responses], str] | None]:
+    """(the reward, the text of its compiled program)"""
     if sizes.reward is None:
         # The user's function would be given what random weights write.
         rewards = {}
@@ -124,24 +129,21 @@ def _score(sizes: plan.Sizes, mesh: Mesh, key: jax.Array, reference: Params) -> 
                 rewards[shape] = shard(mesh, jax.random.normal(key, shape))
             return rewards[shape]
 
-        return constant
+        return constant, None
     parts = build.models(sizes.reward, sizes.reward_lora)
     trunk = reference if sizes.reward == sizes.policy else build.init_decoder(parts, mesh, key)
     frozen, trained = build.adapt_reward(parts, mesh, key, trunk)
     params = lora.overlay(frozen, trained)
     scorer = build.scorer(parts, mesh)
-    return lambda prompts, responses: scorer(params, prompts, responses)
+    return (
+        lambda prompts, responses: scorer(params, prompts, responses),
+        lambda prompts, responses: _text(scorer, params, prompts, responses),
+    )
 
 
 def _sampling(found: Step) -> tuple[Any, ...]:
     params = lora.overlay(found.reference, found.state.params)
     return params, found.batch.prompts, found.step.key(found.state.step)
-
-
-def _updating(found: Step) -> tuple[Any, ...]:
-    rollouts = found.step.sample(*_sampling(found))
-    rewards = found.step.score(found.batch.prompts, rollouts.responses)
-    return found.state, found.reference, rollouts, rewards, found.batch.reference_rewards
 
 
 def _seconds(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -216,26 +218,44 @@ def busy(ops: Iterable[Op]) -> float:
     return total
 
 
-def _names(program: Any, arguments: tuple[Any, ...]) -> dict[tuple[str, str], str]:
-    """(program, op) to jax's name of what the op computes, from the compiled program's text."""
-    text = program.lower(*arguments).compile().as_text()
-    return source_names(text)
+def _texts(found: Step) -> dict[str, str]:
+    """The compiled text of a step's programs."""
+    arguments = _sampling(found)
+    rollouts = found.step.sample(*arguments)
+    rewards = found.step.score(found.batch.prompts, rollouts.responses)
+    references = found.batch.reference_rewards
+    texts = {
+        "sample": _text(found.step.sample, *arguments),
+        "update": _text(found.step.update, found.state, found.reference, rollouts, rewards, references),
+    }
+    if found.scorer is not None:
+        texts["score"] = found.scorer(found.batch.prompts, rollouts.responses)
+    return texts
 
 
-INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = ")
+def _text(program: Any, *arguments: Any) -> str:
+    return program.lower(*arguments).compile().as_text()
+
+
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = ")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) (?:\(|\{)")
+
+
+def module_name(text: str) -> str:
+    found = re.search(r"HloModule ([\w.-]+)", text)
+    return found[1] if found else ""
 
 
 def source_names(text: str) -> dict[tuple[str, str], str]:
     """(program, op) to jax's name of it, in the text of a compiled program.
 
-    A fusion is named as its root is, or, where that has no name, as the last instruction in it that has one.
+    A fusion without a name is called as what it fuses. What the compiler put in by itself is called after where its
+    operands come from, or else after what uses it: `copy after jit(f)/mul`.
     """
-    module = re.search(r"HloModule ([\w.-]+)", text)
-    program = module[1] if module else ""
+    program = module_name(text)
     names: dict[str, str] = {}
-    calls: dict[str, str] = {}
     inside: dict[str, str] = {}
+    nameless: dict[str, list[str]] = {}
     computation = ""
     for line in text.splitlines():
         instruction = INSTRUCTION.match(line)
@@ -243,17 +263,40 @@ def source_names(text: str) -> dict[tuple[str, str], str]:
             opened = COMPUTATION.match(line)
             computation = opened[1] if opened else computation
             continue
-        name = re.search(r'op_name="([^"]+)"', line)
-        if name is not None:
-            names[instruction[2]] = name[1]
-            inside[computation] = name[1]
+        op = instruction[1]
+        # Arguments of the program and bodies of reductions have names that tell nothing.
+        found = re.search(r'op_name="(jit\([^"]+)"', line)
         called = re.search(r"calls=%?([\w.-]+)", line)
-        if called is not None:
-            calls[instruction[2]] = called[1]
-    for op, called_computation in calls.items():
-        if op not in names and called_computation in inside:
-            names[op] = inside[called_computation]
+        if found is not None:
+            names[op] = inside[computation] = found[1]
+        elif called is not None and called[1] in inside:
+            names[op] = inside[called[1]]
+        else:
+            nameless[op] = re.findall(r"%([\w.-]+)", line.split("=", 1)[1])
+    known = dict(names)
+    for order, neighbours in ((list(nameless), nameless), (list(nameless)[::-1], _users(text))):
+        for op in order:
+            source = next((known[near] for near in neighbours.get(op, []) if near in known), None)
+            if op not in known and source is not None:
+                known[op] = source
+                names[op] = f"{_kind(op)} after {source}"
     return {(program, op): name for op, name in names.items()}
+
+
+def _users(text: str) -> dict[str, list[str]]:
+    """The ops that read an op's result."""
+    users: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        instruction = INSTRUCTION.match(line)
+        if instruction is not None:
+            for operand in re.findall(r"%([\w.-]+)", line.split("=", 1)[1]):
+                users.setdefault(operand, []).append(instruction[1])
+    return users
+
+
+def _kind(op: str) -> str:
+    """fusion.12 is a fusion."""
+    return re.sub(r"[.\d]+$", "", op)
 
 
 def part_of_sampling(name: str) -> str:
@@ -289,8 +332,7 @@ def _heaviest(ops: list[Op], names: dict[tuple[str, str], str], steps: int) -> l
     total: Counter[tuple[str, str]] = Counter()
     calls: Counter[tuple[str, str]] = Counter()
     for op in ops:
-        # Without a name the kind of op is told: fusion.12 is a fusion.
-        source = names.get((op.program, op.name), re.sub(r"[.\d]+$", "", op.name))
+        source = names.get((op.program, op.name), _kind(op.name))
         key = op.program, re.sub(r"layers_\d+", "layers_*", source)
         total[key] += op.duration  # type: ignore[assignment]
         calls[key] += 1
@@ -316,7 +358,7 @@ def _result(
     programs: dict[str, list[float]],
     ops: list[Op],
     traced: float,
-    names: dict[tuple[str, str], str],
+    texts: dict[str, str],
 ) -> dict[str, Any]:
     devices, device = mesh.shape["data"], mesh.devices.flat[0]
     policy, data, dtype = experiment.policy, experiment.data, experiment.model.dtype
@@ -325,8 +367,12 @@ def _result(
     training = plan.policy_training(plan.stages(experiment, devices))
     accelerator = accelerators.of_device(device)
     flops = plan.model_flops(training) * devices
-    sampling = [op for op in ops if op.program.startswith("jit_sample")]
-    updating = [op for op in ops if op.program.startswith("jit_update")]
+    names = {key: name for text in texts.values() for key, name in source_names(text).items()}
+
+    def shares(program: str, part: Callable[[str], str]) -> dict[str, float]:
+        module = module_name(texts[program])
+        return _shares([op for op in ops if op.program == module], names, part)
+
     result: dict[str, Any] = {
         "experiment": experiment.name,
         "devices": f"{devices} × {device.device_kind}",
@@ -337,8 +383,8 @@ def _result(
         "compile_seconds": compiling,
         "program_seconds": {name: statistics.median(values) for name, values in programs.items()},
         "shares": {
-            "sample": _shares(sampling, names, part_of_sampling),
-            "update": _shares(updating, names, part_of_update),
+            "sample": shares("sample", part_of_sampling),
+            "update": shares("update", part_of_update),
         },
         "idle_share": max(0.0, 1 - busy(ops) / 1e6 / traced),
         "traced_step_seconds": traced / steps,
@@ -417,4 +463,4 @@ def _print(result: dict[str, Any], folder: Path) -> None:
 
 def _short(source: str) -> str:
     """jax's name without what all names of a program begin with."""
-    return re.sub(r"^jit\(\w+\)/(shmap_body/)?", "", source)
+    return re.sub(r"\bjit\(\w+\)/(shmap_body/)?", "", source, count=1)

@@ -18,7 +18,9 @@ PROGRAM = """HloModule jit_update, is_scheduled=true
 ENTRY %main.5 (arg: f32[3]) -> f32[3] {
   %arg = f32[3]{0} parameter(0), metadata={op_name="state"}
   %add.7 = f32[3]{0} add(%arg, %arg), metadata={op_name="jit(update)/add" source_file="a.py"}
-  ROOT %multiply_fusion = f32[3]{0} fusion(%add.7), kind=kLoop, calls=%fused_computation
+  %copy.3 = f32[3]{0} copy(%arg)
+  %copy.4 = f32[3]{0} copy(%add.7)
+  ROOT %multiply_fusion = f32[3]{0} fusion(%add.7, %copy.3), kind=kLoop, calls=%fused_computation
 }
 """  # noqa: E501
 
@@ -28,6 +30,9 @@ def test_ops_are_named_by_the_programs_text():
     assert names["jit_update", "add.7"] == "jit(update)/add"
     # It has no name itself: that of what it fuses.
     assert names["jit_update", "multiply_fusion"] == "jit(update)/jvp(Decoder.predict)/mul"
+    # The compiler's own: by its operand, or, where that is an argument, by what uses it.
+    assert names["jit_update", "copy.4"] == "copy after jit(update)/add"
+    assert names["jit_update", "copy.3"] == "copy after jit(update)/jvp(Decoder.predict)/mul"
 
 
 @pytest.mark.parametrize(
