@@ -8,6 +8,7 @@ import numpy as np
 
 from ctrl_jax import build
 from ctrl_jax.jobs.run import Run
+from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.runtime.console import progress
 from ctrl_jax.runtime.mesh import shard
 from ctrl_jax.types import Params, Prompts, Responses, Rollouts
@@ -63,7 +64,7 @@ def in_batches(run: Run, label: str, function: Callable[[Any], Any], tree: Any, 
     """
     devices = run.mesh.shape["data"]
     size = len(jax.tree.leaves(tree)[0])
-    rows = min(ROWS, BYTES // _bytes_per_response(run))
+    rows = rows_at_a_time(run.architecture, run.experiment.data.response_length)
     batch_size = devices * max(1, min(rows // rows_per_prompt, -(-size // devices)))
     results = []
     with progress(label, size) as bar:
@@ -75,9 +76,9 @@ def in_batches(run: Run, label: str, function: Callable[[Any], Any], tree: Any, 
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:size], *results)
 
 
-def _bytes_per_response(run: Run) -> int:
-    """Its keys and values, and four copies of one token's float32 logits."""
-    sizes = run.architecture
+def rows_at_a_time(sizes: Architecture, response_length: int) -> int:
+    """Responses that a device reads at a time: what their keys and values, and four copies of one token's float32
+    logits, leave room for."""
     width = 2 if sizes.dtype == "bfloat16" else 4
-    cache = 2 * len(sizes.layers) * sizes.kv_heads * sizes.head_dim * run.experiment.data.response_length * width
-    return cache + 16 * sizes.vocabulary_size
+    cache = 2 * len(sizes.layers) * sizes.kv_heads * sizes.head_dim * response_length * width
+    return min(ROWS, BYTES // (cache + 16 * sizes.vocabulary_size))
