@@ -125,15 +125,24 @@ class Run:
 
     def _check_batches_divide(self) -> None:
         experiment, devices = self.experiment, self.mesh.shape["data"]
-        for option, size, used in (
-            ("--sft.batch-size", experiment.sft.batch_size, experiment.sft.steps > 0),
-            ("--reward-model.batch-size", experiment.reward_model.batch_size, experiment.reward_model.trained),
-            ("--policy.prompts-per-step", experiment.policy.prompts_per_step, True),
+        sft, reward, policy = experiment.sft, experiment.reward_model, experiment.policy
+        for section, option, size, micro_batches, used in (
+            ("sft", "batch-size", sft.batch_size, sft.micro_batches, sft.steps > 0),
+            ("reward-model", "batch-size", reward.batch_size, reward.micro_batches, reward.trained),
+            ("policy", "prompts-per-step", policy.prompts_per_step, policy.micro_batches, True),
         ):
             if used and size % devices:
                 above = size + devices - size % devices
                 nearest = f"{above - devices} or {above}" if above > devices else f"{above}"
                 raise InputError(
-                    f"{option} is {size}, which does not divide by the {devices} devices. Make it {nearest}, or choose "
-                    "--devices."
+                    f"--{section}.{option} is {size}, which does not divide by the {devices} devices. Make it "
+                    f"{nearest}, or choose --devices."
+                )
+            share = size // devices
+            if used and share % micro_batches:
+                fitting = [str(count) for count in range(1, share + 1) if share % count == 0]
+                raise InputError(
+                    f"--{section}.micro-batches is {micro_batches}, into which the {share} prompts of a device "
+                    f"(--{section}.{option} {size} on {devices} devices) do not divide. Make it one of "
+                    f"{', '.join(fitting)}."
                 )
