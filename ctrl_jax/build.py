@@ -78,7 +78,7 @@ class Models(NamedTuple):
 class PolicyBatch:
     prompts: Prompts
     reference_rewards: jax.Array
-    """[B, K] raw rewards of reference responses, each row ascending."""
+    """[B, K] raw rewards of reference responses, or [B, Q] quantiles of them; each row ascending."""
 
 
 @dataclass(frozen=True)
@@ -319,8 +319,8 @@ def _chunk_size(parts: Models) -> int:
 
 
 def chunk_size(vocabulary_size: int) -> int:
-    """Tokens whose logits exist at a time: 64 MiB of float32, enough to fill the device, for any vocabulary."""
-    return max(1, min(4096, 2**24 // vocabulary_size))
+    """Tokens whose logits exist at a time, for any vocabulary: 32 MiB of float32, of which `compare` has four."""
+    return max(1, min(4096, 2**23 // vocabulary_size))
 
 
 def transform_of(policy: config.Policy, num_references: int) -> Transform | None:
@@ -334,26 +334,35 @@ def transform_of(policy: config.Policy, num_references: int) -> Transform | None
     return transforms.normalized(phi, edge=0.5 / num_references)
 
 
-def starting_beta(policy: config.Policy, phi: Transform | None, reference_rewards: jax.Array) -> float:
-    """β at which the ideal policy has the KL budget: of Φ on ranks, or for raw rewards of the reference's sample."""
+ROWS_FOR_BETA = 2**14
+"""Prompts that a starting β is read from, at most: more of them would move it by less than the controller will."""
+
+
+def starting_beta(policy: config.Policy, phi: Transform | None, reference_rewards: Any) -> float:
+    """β at which the ideal policy has the KL budget: of Φ on ranks, or for raw rewards of the reference's sample.
+
+    Quantiles in place of the sample lack its ends, so that β comes out a little too small; the controller trims it.
+    """
     if policy.beta is not None:
         return policy.beta
     if phi is not None:
         return ideal.at_kl(phi, policy.kl_budget).beta
-    return _empirical_beta(reference_rewards, policy.kl_budget)
+    every = -(-len(reference_rewards) // ROWS_FOR_BETA)
+    return _empirical_beta(jnp.asarray(reference_rewards[::every]), policy.kl_budget)
 
 
 def _empirical_beta(rewards: jax.Array, budget: float) -> float:
     """β with E_x KL(tilted || uniform) = budget, the K reference responses of a prompt tilted by exp(r / β)."""
 
-    def mean_kl(beta: jax.Array) -> jax.Array:
+    def mean_kl(beta: jax.Array, rewards: jax.Array) -> jax.Array:
         log_weights = jax.nn.log_softmax(rewards / beta, axis=-1)
         return (jnp.exp(log_weights) * (log_weights + jnp.log(rewards.shape[-1]))).sum(-1).mean()
 
     if budget >= math.log(rewards.shape[-1]):
         raise InputError(
             f"The KL budget is {budget} nats, but {rewards.shape[-1]} reference responses a prompt give β only up to "
-            f"{math.log(rewards.shape[-1]):.2f}; lower the budget or raise --calibration.samples-per-prompt."
+            f"{math.log(rewards.shape[-1]):.2f}; lower the budget or raise --calibration.samples-per-prompt (and "
+            "--calibration.quantiles, where it is given)."
         )
     spread = float(jnp.std(rewards, axis=-1).mean())
     if spread == 0:
@@ -361,17 +370,18 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
             "The reward model gives all reference responses of every prompt the same reward; nothing can be learned "
             "from it. Train it longer (--reward-model.steps) or on more data, or give one that tells them apart."
         )
-    low, high = jnp.log(1e-3 * spread), jnp.log(1e3 * spread)
-    bisect = jax.jit(lambda low, high: jax.lax.fori_loop(0, 50, halve, (low, high)))
+    @jax.jit
+    def bisect(low: jax.Array, high: jax.Array, rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            low, high = bracket
+            middle = (low + high) / 2
+            # The KL falls as β grows.
+            too_far = mean_kl(jnp.exp(middle), rewards) > budget
+            return jnp.where(too_far, middle, low), jnp.where(too_far, high, middle)
 
-    def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        # The KL falls as β grows.
-        too_far = mean_kl(jnp.exp(middle)) > budget
-        return jnp.where(too_far, middle, low), jnp.where(too_far, high, middle)
+        return jax.lax.fori_loop(0, 50, halve, (low, high))
 
-    return float(jnp.exp(bisect(low, high)[0]))
+    return float(jnp.exp(bisect(jnp.log(1e-3 * spread), jnp.log(1e3 * spread), rewards)[0]))
 
 
 def policy_step(
@@ -445,6 +455,8 @@ def _policy_update(
             "response_length": over_responses(responses.lengths.astype(jnp.float32)),
             "sampler_scorer_gap": masked_mean(jnp.abs(comparison.log_probs - rollouts.log_probs), mask),
         }
+        # Unbiased of all K rewards. Of Q quantiles, which are no sample, it is an approximation, off by some n / Q for
+        # best-of-n; the evaluation has samples of its own.
         if min(policy.samples_per_prompt, reference_rewards.shape[1]) >= procedure.num_samples:
             means["win_rate"] = over_responses(win_rate.win_rate(raw, reference_rewards, procedure))
         metrics |= _values(means)

@@ -21,7 +21,7 @@ VERSIONS = {
     "data": 2,
     "sft": 2,
     "reward_model": 2,
-    "calibration": 2,
+    "calibration": 3,
     "reference_evaluation": 2,
     "policy": 2,
     "evaluation": 2,

@@ -97,15 +97,13 @@ def compare(
 def _compared(logits: jax.Array, reference_logits: jax.Array, tokens: jax.Array) -> Comparison:
     """The comparison of logits [R, V] over tokens [R]; `kl.exact` and `sampling_law` say what it is.
 
-    Its gradient is written out because automatic differentiation keeps six arrays [R, V], and this needs three.
+    Its gradient is written out because automatic differentiation needs six arrays [R, V] at a time, and this four.
     """
     return _compared_forward(logits, reference_logits, tokens)[0]
 
 
 def _compared_forward(logits: jax.Array, reference_logits: jax.Array, tokens: jax.Array) -> tuple[Comparison, Any]:
     normaliser = checkpoint_name(jax.nn.logsumexp(logits, axis=-1), _KEPT)
-    # One after the other: each has an array [R, V] of its own.
-    reference_logits, normaliser = jax.lax.optimization_barrier((reference_logits, normaliser))
     reference_normaliser = checkpoint_name(jax.nn.logsumexp(reference_logits, axis=-1), _KEPT)
     exact_kl = kl.of_laws(logits - normaliser[:, None], reference_logits - reference_normaliser[:, None])
     exact_kl = checkpoint_name(exact_kl, _KEPT)

@@ -1,5 +1,7 @@
 """The training loop on a step that a test can see through."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from ctrl_jax.runtime.metrics import read_metrics
 DATA = np.arange(1, 9, dtype=np.float32)
 
 
-def train(directory, mesh, *, steps=6, diverges_at=None):
+def train(directory, mesh, *, steps=6, diverges_at=None, data=None):
     """Sums its batches into the parameter."""
 
     @jax.jit
@@ -30,7 +32,7 @@ def train(directory, mesh, *, steps=6, diverges_at=None):
         "sum",
         step,
         replicate(mesh, TrainState(jnp.int32(0), jnp.float32(0), None)),
-        batches(DATA, batch_size=8, seed=0),
+        batches(DATA, batch_size=8, seed=0) if data is None else data,
         mesh=mesh,
         steps=steps,
         checkpoint_every=2,
@@ -54,3 +56,24 @@ def test_divergence_is_told_before_it_is_saved(tmp_path, mesh, diverges_at):
         train(tmp_path, mesh, diverges_at=diverges_at)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["2"]
     assert float(train(tmp_path, mesh).params) == 6 * DATA.sum()
+
+
+class Growing:
+    """Batches of which some are longer than those before."""
+
+    def __init__(self, *sizes):
+        self.sizes = iter(sizes)
+
+    def __next__(self):
+        return np.ones(next(self.sizes), np.float32)
+
+    def get_state(self):
+        return {}
+
+
+@pytest.mark.parametrize(("sizes", "told"), [((8, 8, 8, 8), []), ((8, 8, 16, 24), [3]), ((16, 8, 8, 8), [2])])
+def test_a_step_that_compiles_again_is_told_once(tmp_path, mesh, capsys, sizes, told):
+    assert float(train(tmp_path, mesh, steps=4, data=Growing(*sizes)).params) == sum(sizes)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert [int(step) for step in re.findall(r"step (\d+) compiled `[^`]*step[^`]*` again", printed)] == told
+    assert printed.count("again") == len(told)
