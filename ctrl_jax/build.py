@@ -1,9 +1,9 @@
 """Configuration to models, optimisers and the jitted, device-mapped steps. The only place that jits and shards.
 
 Each step below is per-device code, mapped with `jax.shard_map` inside `jax.jit`: what `jax.pmap` has become. Parameters
-are replicated (`P()`), whatever leads with B is split over `data`. Sampling and scoring need no communication. A loss is a
-(sum, weight), and so is its gradient: both are added up over a device's micro-batches, then over the devices, and
-divided once. shard_map would by itself sum the gradient of replicated parameters over the devices, for every
+are replicated (`P()`), whatever leads with B is split over `data`. Sampling and scoring need no communication. A loss
+is a (sum, weight), and so is its gradient: both are added up over a device's micro-batches, then over the devices, and
+divided once. By itself shard_map would sum the gradient of replicated parameters over the devices for every
 micro-batch anew; so a device differentiates by parameters that it takes for its own (`pcast`).
 """
 
@@ -242,9 +242,7 @@ def _supervised_step(
     return jax.jit(mapped, donate_argnums=0)
 
 
-def sft_step(
-    parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation, *, micro_batches: int = 1
-) -> Step:
+def sft_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation, *, micro_batches: int = 1) -> Step:
     """(state, frozen, demonstrations) to (state, metrics): maximum likelihood of the response tokens."""
 
     def loss(params: Params, batch: Examples) -> tuple[Mean, dict[str, Mean]]:
@@ -370,6 +368,7 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
             "The reward model gives all reference responses of every prompt the same reward; nothing can be learned "
             "from it. Train it longer (--reward-model.steps) or on more data, or give one that tells them apart."
         )
+
     @jax.jit
     def bisect(low: jax.Array, high: jax.Array, rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
         def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -230,8 +230,8 @@ class Calibration:
     samples_per_prompt: int = 128
     """K: reference responses a prompt. exp(10u) lives in the top tenth: K = 16 biases it by 26 %, 100 by 4 %"""
     quantiles: int | None = None
-    """Q: keep so many quantiles of a prompt's K rewards instead of all, for a smaller table. A calibrated reward is then
-    off by at most 1 / (2Q)."""
+    """Q: keep so many quantiles of a prompt's K rewards instead of all, for a smaller table. A calibrated reward is
+    then off by at most 1 / (2Q)."""
 
     def __post_init__(self) -> None:
         _positive(self, "prompts")

@@ -281,5 +281,5 @@ def _fingerprint(leaves: Sequence[np.ndarray], *settings: int) -> str:
         digest.update(f"{leaf.shape} {leaf.dtype}".encode())
         rows = max(1, 2**24 // max(1, leaf[:1].nbytes))
         for start in range(0, len(leaf), rows):
-            digest.update(np.ascontiguousarray(leaf[start : start + rows]))
+            digest.update(np.ascontiguousarray(leaf[start : start + rows]).data)
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 import time
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -74,7 +75,7 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward) -> None:
                 f"reward {reward.stage} is broken. If it was trained here, delete its folder in {run.stages_dir} "
                 "and train it with a smaller --reward-model.learning-rate."
             )
-        ascending = np.sort(batch, axis=-1)
+        ascending = jnp.sort(jnp.asarray(batch), axis=-1)
         ties += float(_ties(ascending).sum())
         kept = calibration.quantiles(ascending, config.rewards_per_prompt)
         file.append(np.asarray(kept), {"ties": ties, "seconds": before + time.monotonic() - started})
@@ -82,7 +83,7 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward) -> None:
     stage.finish({"ties": ties / config.prompts, "seconds": before + time.monotonic() - started})
 
 
-def _ties(ascending: np.ndarray) -> np.ndarray:
+def _ties(ascending: jax.Array) -> jax.Array:
     """Share of the pairs of each prompt's reference rewards [B, K] that are equal: [B]."""
-    below, not_above = calibration.ranks(jnp.asarray(ascending), jnp.asarray(ascending))
-    return np.asarray(jnp.mean((not_above - below - 1) / (ascending.shape[1] - 1), axis=-1))
+    below, not_above = calibration.ranks(ascending, ascending)
+    return jnp.mean((not_above - below - 1) / (ascending.shape[1] - 1), axis=-1)

@@ -119,9 +119,9 @@ def fit(
 def _tell_recompiled(label: str, step: int, compiled: Mapping[str, float]) -> None:
     for name, seconds in compiled.items():
         say(
-            f"[yellow]{escape(label)}: step {step} compiled `{escape(name)}` again ({seconds:.1f} s): a shape, a type or "
-            "a placement is not what it was in the step before. The results are right, but if it goes on so, the "
-            "training is slow; JAX_EXPLAIN_CACHE_MISSES=1 tells what changed. This is said once."
+            f"[yellow]{escape(label)}: step {step} compiled `{escape(name)}` again ({seconds:.1f} s): a shape, a type "
+            "or a placement is not what it was in the step before. The results are right, but if it goes on so, the "
+            "training is slow; JAX_EXPLAIN_CACHE_MISSES=1 tells what changed. This is said once a program."
         )
 
 

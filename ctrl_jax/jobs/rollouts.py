@@ -34,11 +34,9 @@ def respond(
 def rewards(
     run: Run, stage: str, params: Params, score: build.Score, prompts: Prompts, num_samples: int, *, done: int = 0
 ) -> Iterator[np.ndarray]:
-    """Raw rewards [b, N] of the responses of `respond`, batch after batch from prompt `done` on; no response is kept."""
+    """Raw rewards [b, N] of the responses of `respond`, by batches from prompt `done` on; no response is kept."""
     both = _sampling(run, stage, params, score, num_samples)
-    yield from _batches(
-        run, stage, lambda batch: both(batch)[1], prompts, rows_per_prompt=num_samples, done=done
-    )
+    yield from _batches(run, stage, lambda batch: both(batch)[1], prompts, rows_per_prompt=num_samples, done=done)
 
 
 def _sampling(

@@ -3,7 +3,6 @@
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
@@ -19,9 +18,10 @@ def compilations() -> Iterator[dict[str, float]]:
     found: dict[str, float] = {}
     thread = threading.get_ident()
 
-    def listen(event: str, seconds: float, fun_name: str = "a program", **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **details: str | int) -> None:
         if event == _COMPILED and threading.get_ident() == thread:
-            found[fun_name] = found.get(fun_name, 0.0) + seconds
+            name = str(details.get("fun_name", "a program"))
+            found[name] = found.get(name, 0.0) + duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

@@ -15,7 +15,6 @@ from jax.ad_checkpoint import checkpoint_name
 from ctrl_jax.steps import kl
 from ctrl_jax.types import Params, Unembed
 
-
 _KEPT = "one number a token"
 """Names what a chunk keeps for its backward pass, beside its features."""
 

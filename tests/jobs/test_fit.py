@@ -1,5 +1,6 @@
 """The training loop on a step that a test can see through."""
 
+import contextlib
 import re
 
 import jax
@@ -7,12 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ctrl_jax import build
+from ctrl_jax.__main__ import load_experiment
 from ctrl_jax.build import TrainState
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.errors import InputError
+from ctrl_jax.jobs import fit as fit_module
 from ctrl_jax.jobs.fit import fit
-from ctrl_jax.runtime.mesh import replicate
+from ctrl_jax.models import lora
+from ctrl_jax.models.architecture import from_config
+from ctrl_jax.runtime.compilations import compilations
+from ctrl_jax.runtime.mesh import make_mesh, replicate
 from ctrl_jax.runtime.metrics import read_metrics
+from ctrl_jax.steps import kl_budget
+from ctrl_jax.types import Prompts
 
 DATA = np.arange(1, 9, dtype=np.float32)
 
@@ -77,3 +86,45 @@ def test_a_step_that_compiles_again_is_told_once(tmp_path, mesh, capsys, sizes, 
     printed = " ".join(capsys.readouterr().out.split())
     assert [int(step) for step in re.findall(r"step (\d+) compiled `[^`]*step[^`]*` again", printed)] == told
     assert printed.count("again") == len(told)
+
+
+def test_the_steps_of_the_smoke_run_compile_each_program_once(tmp_path, monkeypatch, request):
+    jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time is LLVM's
+    request.addfinalizer(lambda: jax.config.update("jax_disable_most_optimizations", False))
+    experiment = load_experiment("smoke").experiment()
+    settings, mesh = experiment.policy, make_mesh(1)
+    parts = build.models(from_config(experiment.model, 512), experiment.model.lora)
+    reference = build.init_decoder(parts, mesh, jax.random.key(0))
+    reward = lora.overlay(*build.adapt_reward(parts, mesh, jax.random.key(1), reference))
+    scorer, optimizer = build.scorer(parts, mesh), build.policy_optimizer(settings)
+    step = build.policy_step(
+        parts, mesh, settings, build.transform_of(settings, 16), optimizer, lambda *batch: scorer(reward, *batch),
+        key=jax.random.key(2), max_length=experiment.data.response_length, eos_ids=(1,),
+    )  # fmt: skip
+    size = experiment.calibration.prompts
+    prompts = Prompts(np.ones((size, 40), np.int32), np.full(size, 7, np.int32), np.arange(size, dtype=np.uint32))
+    rewards = np.zeros((size, 16), np.float32)
+    compiled = []
+
+    @contextlib.contextmanager
+    def counted():
+        with compilations() as found:
+            yield found
+        compiled.append(sorted(found))
+
+    monkeypatch.setattr(fit_module, "compilations", counted)
+    fit(
+        "smoke",
+        lambda state, batch: step(state, reference, batch),
+        build.init_state(reference, optimizer, mesh, kl_budget.init(0.2, budget=settings.kl_budget)),
+        batches(build.PolicyBatch(prompts, rewards), batch_size=settings.prompts_per_step, seed=0),
+        mesh=mesh,
+        steps=4,
+        checkpoint_every=2,
+        directory=tmp_path,
+        fingerprint="smoke",
+        columns=(),
+    )
+    first, *others = compiled
+    assert len(first) >= 4 and {"sample", "update"} <= {name.removeprefix("jit(").rstrip(")") for name in first}
+    assert others == [[]] * 3, "after the first step, at checkpoints, and behind them"

@@ -91,9 +91,7 @@ def test_the_loss_of_a_large_vocabulary_takes_less_than_a_tenth_of_its_logits(me
     def loss(weights, features, other, other_features, tokens):
         if measure == "token_log_probs":
             return logprobs.token_log_probs(unembed, weights, features, tokens, chunk_size=chunk_size).sum()
-        comparison = logprobs.compare(
-            unembed, weights, features, other, other_features, tokens, chunk_size=chunk_size
-        )
+        comparison = logprobs.compare(unembed, weights, features, other, other_features, tokens, chunk_size=chunk_size)
         return (comparison.kl + comparison.log_probs).sum()
 
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
