@@ -21,7 +21,7 @@ VERSIONS = {
     "data": 2,
     "sft": 2,
     "reward_model": 2,
-    "calibration": 2,
+    "calibration": 3,
     "reference_evaluation": 2,
     "policy": 2,
     "evaluation": 2,
@@ -133,17 +133,22 @@ def pretrained_architecture(experiment: Experiment) -> architecture.Architecture
 
 
 def check_batches_divide(experiment: Experiment, devices: int) -> None:
-    """Refuses batches that cannot be split over the devices.
+    """Refuses batches that cannot be split over the devices, or a device's share into its micro-batches.
 
     Raises:
       InputError: with the option, and the nearest sizes that can.
     """
-    batches = (
-        ("--sft.batch-size", experiment.sft.batch_size, experiment.sft.steps > 0),
-        ("--reward-model.batch-size", experiment.reward_model.batch_size, experiment.reward_model.trained),
-        ("--policy.prompts-per-step", experiment.policy.prompts_per_step, True),
-    )
-    uneven = [(option, size) for option, size, used in batches if used and size % devices]
+    sft, reward, policy = experiment.sft, experiment.reward_model, experiment.policy
+    batches = [
+        (f"--{section}.", option, size, micro_batches)
+        for section, option, size, micro_batches, used in (
+            ("sft", "batch-size", sft.batch_size, sft.micro_batches, sft.steps > 0),
+            ("reward-model", "batch-size", reward.batch_size, reward.micro_batches, reward.trained),
+            ("policy", "prompts-per-step", policy.prompts_per_step, policy.micro_batches, True),
+        )
+        if used
+    ]
+    uneven = [(section + option, size) for section, option, size, _ in batches if size % devices]
     if len(uneven) > 1:
         given = ", ".join(f"{option} is {size}" for option, size in uneven)
         mended = " ".join(f"{option} {size + devices - size % devices}" for option, size in uneven)
@@ -155,3 +160,11 @@ def check_batches_divide(experiment: Experiment, devices: int) -> None:
             f"{option} is {size}, which does not divide by the {devices} devices. Make it {nearest}, or choose "
             "--devices."
         )
+    for section, option, size, micro_batches in batches:
+        share = size // devices
+        if share % micro_batches:
+            fitting = [str(count) for count in range(1, share + 1) if share % count == 0]
+            raise InputError(
+                f"{section}micro-batches is {micro_batches}, into which the {share} prompts of a device "
+                f"({section}{option} {size} on {devices} devices) do not divide. Make it one of {', '.join(fitting)}."
+            )

@@ -104,7 +104,7 @@ def sample(
     Returns:
       Rollouts with log-probs in nats.
     """
-    law = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    law: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     state = start(policy, params, prompts, key, num_samples=num_samples, max_length=max_length, eos_ids=eos_ids, **law)
     return _finish(state, lambda state: advance(policy, params, state, eos_ids=eos_ids, **law)).rollouts
 
@@ -175,7 +175,7 @@ def start(
     uniforms = jax.vmap(jax.vmap(lambda k: jax.random.uniform(k, (max_length,))))(keys)
     features, prompt_cache = policy.prefill(params, prompts)
     features = jnp.broadcast_to(features[:, None], (features.shape[0], num_samples, features.shape[-1]))
-    law = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    law: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 
     # Made from the uniforms, so that under shard_map they vary over devices as those do.
     zeros = uniforms * 0
