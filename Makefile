@@ -14,8 +14,8 @@ STAMP := .venv/.installed$(if $(EXTRA),-$(EXTRA))
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sft reward-model calibrate evaluate export report sample sweep ideal test test-slow check \
-	bench bench-kl clean
+.PHONY: help setup train sft reward-model calibrate evaluate export report sample sweep plan profile ideal test test-slow \
+	check bench bench-kl clean
 
 help: ## this list
 	@echo 'make TARGET [EXP=bon_helpful] [ARGS="--policy.kl-budget 0.5"] [PYTHON=python3.12] [EXTRA=cuda12]'
@@ -69,6 +69,12 @@ sample: $(STAMP) ## a local page to ask policy and reference something; ARGS=--t
 
 sweep: $(STAMP) ## every point of the experiment's sweep(), ending in the Pareto figure
 	$(JOB) sweep $(EXP) $(ARGS)
+
+plan: $(STAMP) ## time and memory by phase on any devices; ARGS="--devices 8 --device-kind v5e"
+	$(JOB) plan $(EXP) $(ARGS)
+
+profile: $(STAMP) ## a trace of a few policy steps, and where their time went; ARGS="--steps 3"
+	$(JOB) profile $(EXP) $(ARGS)
 
 ideal: $(STAMP) ## the theory alone: ARGS="--procedure best_of_4 --kl 1.0"
 	$(JOB) ideal $(ARGS)

@@ -30,6 +30,8 @@ JOBS = {
     "report": "write report/index.html from an evaluated work directory",
     "sample": "a local page to ask the policy and the reference something (--terminal: a table)",
     "sweep": "every point of the experiment's sweep(), ending in the Pareto figure",
+    "plan": "what an experiment would cost on devices that need not be here: time and memory by phase",
+    "profile": "a trace of a few policy steps, and where their time went",
     "ideal": "the theory alone: win rates of ideal policies",
 }
 
@@ -84,6 +86,10 @@ def _run(arguments: list[str]) -> int:
     if not rest or rest[0].startswith("-"):
         raise InputError(f"{job!r} needs the name of an experiment, such as `python -m ctrl_jax {job} bon_helpful`.")
     module = load_experiment(rest[0])
+    if job == "plan":
+        from ctrl_jax.jobs import plan
+
+        return plan.main(module, rest[1:])
     return _run_job(job, module, rest[1:])
 
 
@@ -149,8 +155,15 @@ class ExportOptions(Options):
     """The whole model, or its LoRA adapter in PEFT's form."""
 
 
+@dataclass(frozen=True)
+class ProfileOptions(Options):
+    steps: int = 3
+    """Steps to time, and as many to trace."""
+
+
 def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
-    kind = {"sample": SampleOptions, "export": ExportOptions}.get(job, Options)
+    kinds = {"sample": SampleOptions, "export": ExportOptions, "profile": ProfileOptions}
+    kind = kinds.get(job, Options)
     program = f"python -m ctrl_jax {job} {module.__name__.removeprefix('experiments.')}"
 
     def parse(experiment: Experiment) -> Options:
@@ -162,6 +175,7 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
         calibrate,
         evaluate,
         export,
+        profile,
         report,
         reward_model,
         sample,
@@ -205,6 +219,9 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
             export.check(run, output, options.format)
             run.claim()
             export.run(run, train.run(run), output, options.format)
+        case "profile":
+            assert isinstance(options, ProfileOptions)
+            profile.run(options.experiment, devices, run.work_dir, steps=options.steps)
         case "report":
             summary.print_report(report.run(run.work_dir))
         case "sample":

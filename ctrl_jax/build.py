@@ -1,9 +1,10 @@
 """Configuration to models, optimisers and the jitted, device-mapped steps. The only place that jits and shards.
 
 Each step below is per-device code, mapped with `jax.shard_map` inside `jax.jit`: what `jax.pmap` has become. Parameters
-are replicated (`P()`), whatever leads with B is split over `data`. Sampling and scoring need no communication; a loss
-is summed over the devices as (sum, weight) *inside* the differentiated function, so that the gradient of the replicated
-parameters, which shard_map sums over the devices by itself, is the gradient of the global mean.
+are replicated (`P()`), whatever leads with B is split over `data`. Sampling and scoring need no communication. A loss
+is a (sum, weight), and so is its gradient: both are added up over a device's micro-batches, then over the devices, and
+divided once. By itself shard_map would sum the gradient of replicated parameters over the devices for every
+micro-batch anew; so a device differentiates by parameters that it takes for its own (`pcast`).
 """
 
 import functools
@@ -77,7 +78,7 @@ class Models(NamedTuple):
 class PolicyBatch:
     prompts: Prompts
     reference_rewards: jax.Array
-    """[B, K] raw rewards of reference responses, each row ascending."""
+    """[B, K] raw rewards of reference responses, or [B, Q] quantiles of them; each row ascending."""
 
 
 @dataclass(frozen=True)
@@ -192,17 +193,35 @@ def _values(metrics: dict[str, Mean]) -> Metrics:
 
 
 def _update(
-    state: TrainState, optimizer: optax.GradientTransformation, loss: Callable[[Params], tuple[Mean, Any]]
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    loss: Callable[[Params, Any], tuple[Mean, Any]],
+    batch: Any,
+    micro_batches: int,
 ) -> tuple[Params, optax.OptState, Metrics, Any]:
-    """One update on a loss of (sum, weight) over all devices: (params, optimizer state, metrics, auxiliary)."""
+    """One update on a loss of (sum, weight) over all devices: (params, optimizer state, metrics, auxiliary).
 
-    def global_loss(params: Params) -> tuple[jax.Array, Any]:
-        mean, auxiliary = loss(params)
-        return mean.across("data").value, auxiliary
+    The loss sees slices of the batch's prompts, one after the other, so that it holds the activations of one at a time.
+    Its auxiliary results come back stacked, [micro-batches, ...].
+    """
+    own = jax.lax.pcast(state.params, "data", to="varying")
 
-    (value, auxiliary), gradients = jax.value_and_grad(global_loss, has_aux=True)(state.params)
+    def add_slice(total: tuple[Mean, Params], part: Any) -> tuple[tuple[Mean, Params], Any]:
+        def loss_sum(params: Params) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            mean, auxiliary = loss(params, part)
+            return mean.sum, (mean.weight, auxiliary)
+
+        (sum_, (weight, auxiliary)), gradients = jax.value_and_grad(loss_sum, has_aux=True)(own)
+        return jax.tree.map(jnp.add, total, (Mean(sum_, weight), gradients)), auxiliary
+
+    nothing = Mean(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params)
+    start = jax.lax.pcast(nothing, "data", to="varying")
+    slices = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    (mean, sums), auxiliary = jax.lax.scan(add_slice, start, slices)
+    mean, sums = mean.across("data"), jax.lax.psum(sums, "data")
+    gradients = jax.tree.map(lambda gradient: Mean(gradient, mean.weight).value, sums)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-    metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
+    metrics = {"loss": mean.value, "gradient_norm": optax.tree.norm(gradients)}
     return optax.apply_updates(state.params, updates), optimizer_state, metrics, auxiliary
 
 
@@ -210,18 +229,20 @@ def _supervised_step(
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     loss: Callable[[Params, Examples], tuple[Mean, dict[str, Mean]]],
+    micro_batches: int,
 ) -> Step:
     def step(state: TrainState, frozen: Params, batch: Examples) -> tuple[TrainState, Metrics]:
         params, optimizer_state, metrics, means = _update(
-            state, optimizer, lambda trained: loss(lora.overlay(frozen, trained), batch)
+            state, optimizer, lambda trained, part: loss(lora.overlay(frozen, trained), part), batch, micro_batches
         )
+        means = jax.tree.map(lambda x: x.sum(axis=0), means)
         return TrainState(state.step + 1, params, optimizer_state), metrics | _values(means)
 
     mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=(P(), P()))
     return jax.jit(mapped, donate_argnums=0)
 
 
-def sft_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation) -> Step:
+def sft_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation, *, micro_batches: int = 1) -> Step:
     """(state, frozen, demonstrations) to (state, metrics): maximum likelihood of the response tokens."""
 
     def loss(params: Params, batch: Examples) -> tuple[Mean, dict[str, Mean]]:
@@ -232,10 +253,12 @@ def sft_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation)
         mask = length_mask(batch.responses.lengths, log_probs.shape[-1])
         return masked_mean(-log_probs, mask), {}
 
-    return _supervised_step(mesh, optimizer, loss)
+    return _supervised_step(mesh, optimizer, loss, micro_batches)
 
 
-def reward_model_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation) -> Step:
+def reward_model_step(
+    parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation, *, micro_batches: int = 1
+) -> Step:
     """(state, frozen, preference pairs) to (state, metrics): the Bradley-Terry likelihood."""
 
     def loss(params: Params, batch: PreferencePairs) -> tuple[Mean, dict[str, Mean]]:
@@ -243,7 +266,7 @@ def reward_model_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransf
         chosen, rejected = rewards[:, 0], rewards[:, 1]
         return preference.bradley_terry(chosen, rejected), {"accuracy": preference.accuracy(chosen, rejected)}
 
-    return _supervised_step(mesh, optimizer, loss)
+    return _supervised_step(mesh, optimizer, loss, micro_batches)
 
 
 def sampler(
@@ -290,8 +313,12 @@ def compare(
 
 
 def _chunk_size(parts: Models) -> int:
-    # 128 MiB of float32 logits at a time: enough tokens to fill the device, for any vocabulary.
-    return max(1, min(4096, 2**25 // parts.architecture.vocabulary_size))
+    return chunk_size(parts.architecture.vocabulary_size)
+
+
+def chunk_size(vocabulary_size: int) -> int:
+    """Tokens whose logits exist at a time, for any vocabulary: 32 MiB of float32, of which `compare` has four."""
+    return max(1, min(4096, 2**23 // vocabulary_size))
 
 
 def transform_of(policy: config.Policy, num_references: int) -> Transform | None:
@@ -305,26 +332,35 @@ def transform_of(policy: config.Policy, num_references: int) -> Transform | None
     return transforms.normalized(phi, edge=0.5 / num_references)
 
 
-def starting_beta(policy: config.Policy, phi: Transform | None, reference_rewards: jax.Array) -> float:
-    """β at which the ideal policy has the KL budget: of Φ on ranks, or for raw rewards of the reference's sample."""
+ROWS_FOR_BETA = 2**14
+"""Prompts that a starting β is read from, at most: more of them would move it by less than the controller will."""
+
+
+def starting_beta(policy: config.Policy, phi: Transform | None, reference_rewards: Any) -> float:
+    """β at which the ideal policy has the KL budget: of Φ on ranks, or for raw rewards of the reference's sample.
+
+    Quantiles in place of the sample lack its ends, so that β comes out a little too small; the controller trims it.
+    """
     if policy.beta is not None:
         return policy.beta
     if phi is not None:
         return ideal.at_kl(phi, policy.kl_budget).beta
-    return _empirical_beta(reference_rewards, policy.kl_budget)
+    every = -(-len(reference_rewards) // ROWS_FOR_BETA)
+    return _empirical_beta(jnp.asarray(reference_rewards[::every]), policy.kl_budget)
 
 
 def _empirical_beta(rewards: jax.Array, budget: float) -> float:
     """β with E_x KL(tilted || uniform) = budget, the K reference responses of a prompt tilted by exp(r / β)."""
 
-    def mean_kl(beta: jax.Array) -> jax.Array:
+    def mean_kl(beta: jax.Array, rewards: jax.Array) -> jax.Array:
         log_weights = jax.nn.log_softmax(rewards / beta, axis=-1)
         return (jnp.exp(log_weights) * (log_weights + jnp.log(rewards.shape[-1]))).sum(-1).mean()
 
     if budget >= math.log(rewards.shape[-1]):
         raise InputError(
             f"The KL budget is {budget} nats, but {rewards.shape[-1]} reference responses a prompt give β only up to "
-            f"{math.log(rewards.shape[-1]):.2f}; lower the budget or raise --calibration.samples-per-prompt."
+            f"{math.log(rewards.shape[-1]):.2f}; lower the budget or raise --calibration.samples-per-prompt (and "
+            "--calibration.quantiles, where it is given)."
         )
     spread = float(jnp.std(rewards, axis=-1).mean())
     if spread == 0:
@@ -332,17 +368,19 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
             "The reward model gives all reference responses of every prompt the same reward; nothing can be learned "
             "from it. Train it longer (--reward-model.steps) or on more data, or give one that tells them apart."
         )
-    low, high = jnp.log(1e-3 * spread), jnp.log(1e3 * spread)
-    bisect = jax.jit(lambda low, high: jax.lax.fori_loop(0, 50, halve, (low, high)))
 
-    def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        # The KL falls as β grows.
-        too_far = mean_kl(jnp.exp(middle)) > budget
-        return jnp.where(too_far, middle, low), jnp.where(too_far, high, middle)
+    @jax.jit
+    def bisect(low: jax.Array, high: jax.Array, rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            low, high = bracket
+            middle = (low + high) / 2
+            # The KL falls as β grows.
+            too_far = mean_kl(jnp.exp(middle), rewards) > budget
+            return jnp.where(too_far, middle, low), jnp.where(too_far, high, middle)
 
-    return float(jnp.exp(bisect(low, high)[0]))
+        return jax.lax.fori_loop(0, 50, halve, (low, high))
+
+    return float(jnp.exp(bisect(jnp.log(1e-3 * spread), jnp.log(1e3 * spread), rewards)[0]))
 
 
 def policy_step(
@@ -383,14 +421,18 @@ def _policy_update(
         calibrated = calibration.calibrate_sorted(raw, reference_rewards)
         transformed = raw if phi is None else phi(calibrated)
 
-        def loss(trained: Params) -> tuple[Mean, logprobs.Comparison]:
+        def loss(trained: Params, part: tuple[Rollouts, jax.Array]) -> tuple[Mean, logprobs.Comparison]:
+            rollouts, rewards = part
             comparison = compare(parts, lora.overlay(reference, trained), reference, rollouts, policy.temperature)
             mean = policy_gradient.exact_kl_loss(
-                comparison.log_probs, comparison.kl, transformed, responses.lengths, beta=beta
+                comparison.log_probs, comparison.kl, rewards, rollouts.responses.lengths, beta=beta
             )
             return mean, comparison
 
-        params, optimizer_state, metrics, comparison = _update(state, optimizer, loss)
+        params, optimizer_state, metrics, comparison = _update(
+            state, optimizer, loss, (rollouts, transformed), policy.micro_batches
+        )
+        comparison = jax.tree.map(lambda x: x.reshape(responses.tokens.shape), comparison)
 
         def over_responses(values: jax.Array) -> Mean:
             return masked_mean(values, None)
@@ -412,6 +454,8 @@ def _policy_update(
             "response_length": over_responses(responses.lengths.astype(jnp.float32)),
             "sampler_scorer_gap": masked_mean(jnp.abs(comparison.log_probs - rollouts.log_probs), mask),
         }
+        # Unbiased of all K rewards. Of Q quantiles, which are no sample, it is an approximation, off by some n / Q for
+        # best-of-n; the evaluation has samples of its own.
         if min(policy.samples_per_prompt, reference_rewards.shape[1]) >= procedure.num_samples:
             means["win_rate"] = over_responses(win_rate.win_rate(raw, reference_rewards, procedure))
         metrics |= _values(means)

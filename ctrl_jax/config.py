@@ -179,12 +179,14 @@ class Supervised:
     steps: int = 400
     """0 leaves out the fine-tuning of a model that has a path."""
     batch_size: int = 64
+    micro_batches: int = 1
+    """Slices of a batch that a device works on one after the other, for less memory; the update is the same."""
     learning_rate: float = 2e-3
     warmup_steps: int = 40
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
-        _positive(self, "batch_size", "learning_rate", "checkpoint_every")
+        _positive(self, "batch_size", "micro_batches", "learning_rate", "checkpoint_every")
         if self.steps:
             _positive(self, "steps")
             _warmup(self)
@@ -227,6 +229,9 @@ class Calibration:
     """Training prompts in the table; the policy is trained on these."""
     samples_per_prompt: int = 128
     """K: reference responses a prompt. exp(10u) lives in the top tenth: K = 16 biases it by 26 %, 100 by 4 %"""
+    quantiles: int | None = None
+    """Q: keep so many quantiles of a prompt's K rewards instead of all, for a smaller table. A calibrated reward is
+    then off by at most 1 / (2Q)."""
 
     def __post_init__(self) -> None:
         _positive(self, "prompts")
@@ -235,6 +240,17 @@ class Calibration:
             f"Calibration.samples_per_prompt is {self.samples_per_prompt}; a rank needs at least 2 reference "
             "responses, and a transform that lives in the tail some 100.",
         )
+        _require(
+            self.quantiles is None or 2 <= self.quantiles <= self.samples_per_prompt,
+            f"Calibration.quantiles is {self.quantiles} and Calibration.samples_per_prompt {self.samples_per_prompt}; "
+            "of K rewards 2 to K quantiles can be kept. Lower the first, raise the second, or leave quantiles out to "
+            "keep all rewards.",
+        )
+
+    @property
+    def rewards_per_prompt(self) -> int:
+        """The columns of the table."""
+        return self.samples_per_prompt if self.quantiles is None else self.quantiles
 
 
 @dataclass(frozen=True)
@@ -255,6 +271,9 @@ class Policy:
     prompts_per_step: int = 32
     samples_per_prompt: int = 16
     """N: rollouts a prompt; the others of its prompt are a rollout's baseline, so at least 2."""
+    micro_batches: int = 1
+    """Slices of a step's prompts that a device takes the gradient of one after the other, for less memory; the update
+    is the same. Their number divides prompts_per_step / devices."""
     learning_rate: float = 1e-3
     warmup_steps: int = 10
     max_gradient_norm: float = 1.0
@@ -263,9 +282,8 @@ class Policy:
     checkpoint_every: int = 25
 
     def __post_init__(self) -> None:
-        _positive(
-            self, "steps", "prompts_per_step", "learning_rate", "max_gradient_norm", "temperature", "checkpoint_every"
-        )
+        _positive(self, "steps", "prompts_per_step", "micro_batches", "learning_rate", "max_gradient_norm")
+        _positive(self, "temperature", "checkpoint_every")
         _warmup(self)
         _require(
             self.kl_budget > 0 and math.isfinite(self.kl_budget),

@@ -73,7 +73,8 @@ class CalibrationTable:
     ids: jax.Array
     """[B] uint32 of the prompts, in the order of the data."""
     rewards: jax.Array
-    """[B, K] raw rewards of the reference's responses, each row ascending."""
+    """[B, K] raw rewards of the reference's responses, or [B, Q] quantiles of them; each row ascending. A memory map in
+    the host, where it is read from a stage."""
 
 
 class Unembed(Protocol):

@@ -182,6 +182,65 @@ def test_a_step_counts_itself_and_changes_the_parameters(trained):
         assert any((a != b).any() for a, b in zip(first, last, strict=True))
 
 
+def update_of(make: str, devices: int, micro_batches: int, samples: int = 4):
+    """(step, its arguments) of one update on 32 prompts, whose responses differ in length from slice to slice."""
+    mesh, size = MESHES[devices], 32
+    start, reference, reward = params(mesh)
+    parts = ADAPTED if make.endswith("adapters") else WHOLE
+    if make == "sft":
+        optimizer = build.supervised_optimizer(SUPERVISED)
+        step = build.sft_step(parts, mesh, optimizer, micro_batches=micro_batches)
+        return step, (build.init_state(start, optimizer, mesh), {}, shard(mesh, examples(1, size=size)))
+    if make == "reward_model":
+        optimizer = build.supervised_optimizer(SUPERVISED)
+        step = build.reward_model_step(parts, mesh, optimizer, micro_batches=micro_batches)
+        return step, (build.init_state(reward, optimizer, mesh), {}, shard(mesh, examples(2, size=size)))
+    given = dataclasses.replace(POLICY, micro_batches=micro_batches, prompts_per_step=size, samples_per_prompt=samples)
+    optimizer = build.policy_optimizer(given)
+    phi = build.transform_of(given, num_references=16)
+    step = build.policy_step(
+        parts, mesh, given, phi, optimizer, lambda *batch: None, key=jax.random.key(5), max_length=T, eos_ids=(EOS,)
+    ).update
+    if parts is ADAPTED:
+        start = moved(build.adapt_decoder(parts, mesh, jax.random.key(7), reference), mesh)
+    state = build.init_state(start, optimizer, mesh, kl_budget.init(0.2, budget=given.kl_budget))
+    batch, rng = examples(samples, size=size), np.random.default_rng(1)
+    rollouts = build.Rollouts(batch.prompts, batch.responses, np.zeros((size, samples, T), np.float32))
+    rewards = rng.normal(size=(size, samples)).astype(np.float32)
+    references = np.sort(rng.normal(size=(size, 16)).astype(np.float32), axis=-1)
+    return step, (state, reference, *shard(mesh, (rollouts, rewards, references)))
+
+
+@functools.cache
+def updated(make: str, devices: int, micro_batches: int):
+    step, arguments = update_of(make, devices, micro_batches)
+    return jax.device_get(step(*arguments))
+
+
+@pytest.mark.parametrize(("devices", "micro_batches"), [(1, 2), (1, 4), (8, 4)])
+@pytest.mark.parametrize("make", ["sft", "reward_model", "policy", "policy_of_adapters"])
+def test_micro_batches_change_no_update(make, devices, micro_batches):
+    state, metrics = updated(make, 1, 1)
+    found, found_metrics = updated(make, devices, micro_batches)
+    assert metrics["gradient_norm"] > 1e-3
+    assert found_metrics.keys() == metrics.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(found_metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    # The first moment is a tenth of the gradient.
+    for (path, expected), actual in zip(
+        jax.tree.leaves_with_path(state.optimizer), jax.tree.leaves(found.optimizer), strict=True
+    ):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+def test_micro_batches_take_less_memory():
+    def peak(micro_batches):
+        step, arguments = update_of("policy", 1, micro_batches, samples=16)
+        return step.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    assert peak(4) < peak(1) / 2
+
+
 def test_init_state_copies_the_parameters_that_a_step_gives_away():
     mesh = MESHES[1]
     reference = params(mesh)[0]
@@ -330,6 +389,14 @@ def test_beta_of_ranks_is_the_ideal_policys():
     b = 1 / build.starting_beta(config.Policy(kl_budget=0.5), transforms.identity(), None)
     mean = 1 / (1 - np.exp(-b)) - 1 / b
     assert b * mean - np.log(np.expm1(b) / b) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_beta_of_many_prompts_is_read_from_some(monkeypatch):
+    rewards = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
+    raw = config.Policy(transform="raw")
+    expected = build.starting_beta(raw, None, rewards[::3])
+    monkeypatch.setattr(build, "ROWS_FOR_BETA", 16)
+    assert build.starting_beta(raw, None, rewards) == expected
 
 
 def test_a_given_beta_is_taken():

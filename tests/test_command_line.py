@@ -128,6 +128,22 @@ def test_bad_options_of_sample(refused, options, told):
     assert told in refused("sample", "smoke", *options)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--device-kind", "v9"], "--device-kind is 'v9'; it is one of v4, v5e"),
+        (["--device-kind", "v5e", "--devices", "256"], "which do not divide by the 256 devices. Give --sft.batch-size"),
+        (["--device-kind", "v5e", "--efficiency.matmul", "1.5"], "--efficiency.matmul is 1.5"),
+    ],
+)
+def test_bad_options_of_plan(refused, options, told):
+    assert told in refused("plan", "smoke", *options, places=False)
+
+
+def test_bad_options_of_profile(refused):
+    assert "--steps is 0" in refused("profile", "smoke", "--steps", "0")
+
+
 def test_the_work_directory_of_another_experiment(refused, tmp_path):
     claimed = tmp_path / "runs" / "smoke" / "config.json"
     claimed.parent.mkdir(parents=True)

@@ -76,6 +76,13 @@ def test_sizes_and_rates_are_above_zero(part, field, value):
         (lambda: Supervised(warmup_steps=-1), ["Supervised.warmup_steps is -1", "at least 0"]),
         (lambda: Policy(steps=3, warmup_steps=4), ["Policy.warmup_steps is 4", "Policy.steps 3", "shorter"]),
         (lambda: Calibration(samples_per_prompt=1), ["Calibration.samples_per_prompt is 1", "at least 2"]),
+        (
+            lambda: Calibration(samples_per_prompt=8, quantiles=9),
+            ["Calibration.quantiles is 9", "samples_per_prompt 8", "Lower the first, raise the second"],
+        ),
+        (lambda: Calibration(quantiles=1), ["Calibration.quantiles is 1"]),
+        (lambda: Policy(micro_batches=0), ["Policy.micro_batches is 0"]),
+        (lambda: Supervised(micro_batches=0), ["Supervised.micro_batches is 0"]),
         (lambda: Policy(samples_per_prompt=1), ["Policy.samples_per_prompt is 1", "at least 2"]),
         (lambda: Policy(kl_budget=-0.5), ["Policy.kl_budget is -0.5", "nats per response", "above 0"]),
         (lambda: Policy(beta=0.0), ["Policy.beta is 0.0", "greater than 0, or left out"]),
@@ -143,3 +150,8 @@ def test_a_grid_crosses_transforms_and_budgets_and_lets_go_of_beta():
     ]  # fmt: skip
     assert len({point.name for point in points}) == 4
     assert {(point.seed, point.policy.beta) for point in points} == {(3, None)}
+
+
+def test_a_table_has_all_rewards_or_their_quantiles():
+    assert Calibration(samples_per_prompt=32).rewards_per_prompt == 32
+    assert Calibration(samples_per_prompt=32, quantiles=8).rewards_per_prompt == 8

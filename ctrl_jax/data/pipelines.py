@@ -240,6 +240,9 @@ def batches(
 ) -> Batches[Tree]:
     """Endless batches over the leading axis of a pytree of numpy arrays; every epoch in a new order.
 
+    An array that is a memory map stays on disk, and a batch reads its own rows alone; only the fingerprint reads all of
+    it once, a part at a time.
+
     The order depends on the data's length, the batch size and the seed alone. `batch_size` counts the rows of all
     processes: process i of n gets the i-th n-th of each batch, so that together they see what one process would, and a
     saved state is good for any number of processes.
@@ -276,5 +279,7 @@ def _fingerprint(leaves: Sequence[np.ndarray], *settings: int) -> str:
     digest = hashlib.blake2s(repr(settings).encode(), digest_size=8)
     for leaf in leaves:
         digest.update(f"{leaf.shape} {leaf.dtype}".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+        rows = max(1, 2**24 // max(1, leaf[:1].nbytes))
+        for start in range(0, len(leaf), rows):
+            digest.update(np.ascontiguousarray(leaf[start : start + rows]).data)
     return digest.hexdigest()

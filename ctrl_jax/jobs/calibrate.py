@@ -3,16 +3,17 @@
 import time
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs.reward_model import Reward
-from ctrl_jax.jobs.rollouts import respond
+from ctrl_jax.jobs.rollouts import rewards
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
 from ctrl_jax.runtime.console import say
-from ctrl_jax.runtime.stages import read_arrays, write_arrays
+from ctrl_jax.runtime.stages import RowFile, Stage, read_arrays, read_rows, write_arrays
 from ctrl_jax.steps import calibration
 from ctrl_jax.types import CalibrationTable
 
@@ -40,22 +41,10 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
         temperature=experiment.policy.temperature,
         seed=experiment.seed,
     )
-    path = stage.directory / "rewards.npz"
+    path = stage.directory / "rewards.npy"
     with stage.exclusive():
         if not stage.complete:
-            started = time.monotonic()
-            prompts = run.corpus.prompts("train", config.prompts)
-            _, rewards = respond(
-                run, "calibration", reference.params, reward.score, prompts.prompts, config.samples_per_prompt
-            )
-            if not np.isfinite(rewards).all():
-                raise InputError(
-                    f"{np.sum(~np.isfinite(rewards))} of {rewards.size} reference rewards are not finite: the "
-                    f"reward {reward.stage} is broken. If it was trained here, delete its folder in {run.stages_dir} "
-                    "and train it with a smaller --reward-model.learning-rate."
-                )
-            write_arrays(path, ids=prompts.prompts.ids, rewards=np.sort(rewards, axis=-1))
-            stage.finish({"ties": _ties(rewards), "seconds": time.monotonic() - started})
+            _make(run, stage, reference, reward)
     ties = stage.summary["ties"]
     if ties > 0.5:
         raise InputError(
@@ -65,14 +54,36 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
         )
     if ties > 0.05:
         say(f"[yellow]{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties.")
-    arrays = read_arrays(path)
-    return Calibrated(
-        CalibrationTable(jnp.asarray(arrays["ids"]), jnp.asarray(arrays["rewards"])), stage.summary["seconds"]
-    )
+    table = CalibrationTable(read_arrays(stage.directory / "ids.npz")["ids"], read_rows(path))  # type: ignore[arg-type]
+    return Calibrated(table, stage.summary["seconds"])
 
 
-def _ties(rewards: np.ndarray) -> float:
-    """Share of the pairs of a prompt's reference responses that have equal rewards."""
-    below, not_above = calibration.ranks(jnp.asarray(rewards), jnp.sort(jnp.asarray(rewards), axis=-1))
-    references = rewards.shape[1]
-    return float(jnp.mean((not_above - below - 1) / (references - 1)))
+def _make(run: Run, stage: Stage, reference: Trained, reward: Reward) -> None:
+    """Writes the table a batch of prompts at a time, or goes on where an earlier process was killed."""
+    config = run.experiment.calibration
+    prompts = run.corpus.prompts("train", config.prompts).prompts
+    write_arrays(stage.directory / "ids.npz", ids=prompts.ids)
+    file = RowFile(stage.directory / "rewards.npy", (config.prompts, config.rewards_per_prompt), np.float32)
+    so_far = file.note or {"ties": 0.0, "seconds": 0.0}
+    ties, before, started = so_far["ties"], so_far["seconds"], time.monotonic()
+    for batch in rewards(
+        run, "calibration", reference.params, reward.score, prompts, config.samples_per_prompt, done=file.rows
+    ):
+        if not np.isfinite(batch).all():
+            raise InputError(
+                f"{np.sum(~np.isfinite(batch))} of {batch.size} reference rewards are not finite: the "
+                f"reward {reward.stage} is broken. If it was trained here, delete its folder in {run.stages_dir} "
+                "and train it with a smaller --reward-model.learning-rate."
+            )
+        ascending = jnp.sort(jnp.asarray(batch), axis=-1)
+        ties += float(_ties(ascending).sum())
+        kept = calibration.quantiles(ascending, config.rewards_per_prompt)
+        file.append(np.asarray(kept), {"ties": ties, "seconds": before + time.monotonic() - started})
+    file.finish()
+    stage.finish({"ties": ties / config.prompts, "seconds": before + time.monotonic() - started})
+
+
+def _ties(ascending: jax.Array) -> jax.Array:
+    """Share of the pairs of each prompt's reference rewards [B, K] that are equal: [B]."""
+    below, not_above = calibration.ranks(ascending, ascending)
+    return jnp.mean((not_above - below - 1) / (ascending.shape[1] - 1), axis=-1)

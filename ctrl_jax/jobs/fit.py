@@ -2,18 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh
+from rich.markup import escape
 
 from ctrl_jax.build import TrainState
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime.checkpoints import Checkpoints
-from ctrl_jax.runtime.console import progress
+from ctrl_jax.runtime.compilations import compilations
+from ctrl_jax.runtime.console import progress, say
 from ctrl_jax.runtime.mesh import shard
 from ctrl_jax.runtime.metrics import MetricWriter
 
@@ -46,6 +48,10 @@ def fit(
 
     A checkpoint holds the state, the controller in it, and the position in the data; all randomness is a function of
     the step. So a run that was killed goes on from its last checkpoint to the same final parameters, bit for bit.
+
+    A step that compiles again after the first is warned of, once a program, and is no error: its results are right, it
+    is only slow, and some rewards must (a classifier compiles for every length of its own tokens). A run of days shall
+    not end of it.
 
     Args:
       label: shown beside the progress bar.
@@ -91,8 +97,14 @@ def fit(
                 bar.update(index, {name: values[name] for name in columns if name in values})
 
             pending = None
+            told = set[str]()
             for index in range(start + 1, steps + 1):
-                state, metrics = step(state, shard(mesh, next(batches)))
+                batch = shard(mesh, next(batches))
+                with compilations() as compiled:
+                    state, metrics = step(state, batch)
+                if index > start + 1:
+                    _tell_recompiled(label, index, {name: compiled[name] for name in compiled if name not in told})
+                    told.update(compiled)
                 # The step before this one: to read the one just dispatched would leave the device idle.
                 if pending is not None:
                     report(*pending)
@@ -102,6 +114,15 @@ def fit(
                     pending = None
                     checkpoints.save(index, state, batches.get_state())
     return state
+
+
+def _tell_recompiled(label: str, step: int, compiled: Mapping[str, float]) -> None:
+    for name, seconds in compiled.items():
+        say(
+            f"[yellow]{escape(label)}: step {step} compiled `{escape(name)}` again ({seconds:.1f} s): a shape, a type "
+            "or a placement is not what it was in the step before. The results are right, but if it goes on so, the "
+            "training is slow; JAX_EXPLAIN_CACHE_MISSES=1 tells what changed. This is said once a program."
+        )
 
 
 def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:

@@ -66,7 +66,7 @@ def _trained(run: Run, reference: Trained) -> Reward:
     key = build.stage_key(experiment.seed, "reward_model")
     frozen, trained = build.adapt_reward(run.models, run.mesh, key, reference.params)
     with stage.exclusive():
-        step = build.reward_model_step(run.models, run.mesh, optimizer)
+        step = build.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
         state = fit(
             "reward model",
             lambda state, batch: step(state, frozen, batch),

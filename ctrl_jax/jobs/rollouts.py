@@ -1,6 +1,6 @@
 """Responses to a set of prompts with their raw rewards, for calibration and evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import numpy as np
 
 from ctrl_jax import build
 from ctrl_jax.jobs.run import Run
+from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.runtime.console import progress
 from ctrl_jax.runtime.mesh import shard
 from ctrl_jax.types import Params, Prompts, Responses, Rollouts
@@ -26,6 +27,22 @@ def respond(
     `stage` names the random draws, as well as the progress bar; prompt and sample are folded into its key. So neither
     the batches nor the devices change a response, and two stages draw independently, as a win rate's estimate needs.
     """
+    both = _sampling(run, stage, params, score, num_samples)
+    rollouts, rewards = in_batches(run, stage, both, prompts, rows_per_prompt=num_samples)
+    return rollouts, np.asarray(rewards)
+
+
+def rewards(
+    run: Run, stage: str, params: Params, score: build.Score, prompts: Prompts, num_samples: int, *, done: int = 0
+) -> Iterator[np.ndarray]:
+    """Raw rewards [b, N] of the responses of `respond`, by batches from prompt `done` on; no response is kept."""
+    both = _sampling(run, stage, params, score, num_samples)
+    yield from _batches(run, stage, lambda batch: both(batch)[1], prompts, rows_per_prompt=num_samples, done=done)
+
+
+def _sampling(
+    run: Run, stage: str, params: Params, score: build.Score, num_samples: int
+) -> Callable[[Prompts], tuple[Rollouts, Any]]:
     experiment = run.experiment
     sampler = build.sampler(
         run.models,
@@ -37,12 +54,11 @@ def respond(
     )
     key = build.stage_key(experiment.seed, stage)
 
-    def both(batch: Prompts) -> tuple[Rollouts, jax.Array]:
+    def both(batch: Prompts) -> tuple[Rollouts, Any]:
         rollouts = sampler(params, batch, key)
         return rollouts, score(batch, rollouts.responses)
 
-    rollouts, rewards = in_batches(run, stage, both, prompts, rows_per_prompt=num_samples)
-    return rollouts, np.asarray(rewards)
+    return both
 
 
 def score(run: Run, reward: build.Score, prompts: Prompts, responses: Responses) -> np.ndarray:
@@ -57,27 +73,34 @@ def score(run: Run, reward: build.Score, prompts: Prompts, responses: Responses)
 
 
 def in_batches(run: Run, label: str, function: Callable[[Any], Any], tree: Any, *, rows_per_prompt: int) -> Any:
-    """`function` over batches of a tree of host arrays that lead with B; the results, joined again in host memory.
+    """`function` over batches of a tree of host arrays that lead with B; the results, joined again in host memory."""
+    results = [*_batches(run, label, function, tree, rows_per_prompt=rows_per_prompt)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def _batches(
+    run: Run, label: str, function: Callable[[Any], Any], tree: Any, *, rows_per_prompt: int, done: int = 0
+) -> Iterator[Any]:
+    """What `function` makes of each batch of a tree of host arrays that lead with B, in host memory.
 
     All batches have one size, so that it compiles once; the last is filled up by repeating its last prompt.
     """
     devices = run.mesh.shape["data"]
     size = len(jax.tree.leaves(tree)[0])
-    rows = min(ROWS, BYTES // _bytes_per_response(run))
+    rows = rows_at_a_time(run.architecture, run.experiment.data.response_length)
     batch_size = devices * max(1, min(rows // rows_per_prompt, -(-size // devices)))
-    results = []
-    with progress(label, size) as bar:
-        for start in range(0, size, batch_size):
+    with progress(label, size, start=done) as bar:
+        for start in range(done, size, batch_size):
             index = np.minimum(np.arange(start, start + batch_size), size - 1)
             batch = shard(run.mesh, jax.tree.map(lambda x, index=index: np.asarray(x)[index], tree))
-            results.append(jax.device_get(function(batch)))
+            result = jax.device_get(function(batch))
+            yield jax.tree.map(lambda x, real=size - start: np.asarray(x)[:real], result)
             bar.update(min(start + batch_size, size))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:size], *results)
 
 
-def _bytes_per_response(run: Run) -> int:
-    """Its keys and values, and four copies of one token's float32 logits."""
-    sizes = run.architecture
+def rows_at_a_time(sizes: Architecture, response_length: int) -> int:
+    """Responses that a device reads at a time: what their keys and values, and four copies of one token's float32
+    logits, leave room for."""
     width = 2 if sizes.dtype == "bfloat16" else 4
-    cache = 2 * len(sizes.layers) * sizes.kv_heads * sizes.head_dim * run.experiment.data.response_length * width
-    return cache + 16 * sizes.vocabulary_size
+    cache = 2 * len(sizes.layers) * sizes.kv_heads * sizes.head_dim * response_length * width
+    return min(ROWS, BYTES // (cache + 16 * sizes.vocabulary_size))

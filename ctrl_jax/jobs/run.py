@@ -21,7 +21,7 @@ VERSIONS = {
     "data": 2,
     "sft": 2,
     "reward_model": 2,
-    "calibration": 2,
+    "calibration": 3,
     "reference_evaluation": 2,
     "policy": 2,
     "evaluation": 2,
@@ -41,7 +41,7 @@ class Run:
     """Whether the policy's metrics go to Weights & Biases too."""
 
     def __post_init__(self) -> None:
-        self._check_batches_divide()
+        check_batches_divide(self.experiment, self.mesh.shape["data"])
         if self.wandb and importlib.util.find_spec("wandb") is None:
             raise InputError("--wandb is given, and wandb is not installed. Install it: make setup EXTRA=wandb")
 
@@ -70,15 +70,7 @@ class Run:
         model = self.experiment.model
         if model.path is None:
             return architecture.from_config(model, self.corpus.tokenizer.vocabulary_size)
-        folder = Path(model.path)
-        found = huggingface.architecture(folder, dtype=model.dtype)
-        if huggingface.is_classifier(folder):
-            raise InputError(
-                f"--model.path is {folder}, a sequence classifier, which writes no text. Give it as "
-                "--reward-model.path, and a language model here."
-            )
-        self._check_context(huggingface.context(folder))
-        return found
+        return pretrained_architecture(self.experiment)
 
     @property
     def model_key(self) -> dict[str, Any]:
@@ -114,26 +106,65 @@ class Run:
         model = self.experiment.model
         return build.models(self.architecture, model.lora, rematerialize=model.rematerialize)
 
-    def _check_context(self, context: int | None) -> None:
-        data = self.experiment.data
-        if context is not None and data.prompt_length + data.response_length > context:
-            raise InputError(
-                f"--data.prompt-length {data.prompt_length} and --data.response-length {data.response_length} make "
-                f"{data.prompt_length + data.response_length} tokens, but {self.experiment.model.path} was made for "
-                f"{context} (max_position_embeddings); lower one of them."
-            )
 
-    def _check_batches_divide(self) -> None:
-        experiment, devices = self.experiment, self.mesh.shape["data"]
-        for option, size, used in (
-            ("--sft.batch-size", experiment.sft.batch_size, experiment.sft.steps > 0),
-            ("--reward-model.batch-size", experiment.reward_model.batch_size, experiment.reward_model.trained),
-            ("--policy.prompts-per-step", experiment.policy.prompts_per_step, True),
-        ):
-            if used and size % devices:
-                above = size + devices - size % devices
-                nearest = f"{above - devices} or {above}" if above > devices else f"{above}"
-                raise InputError(
-                    f"{option} is {size}, which does not divide by the {devices} devices. Make it {nearest}, or choose "
-                    "--devices."
-                )
+def pretrained_architecture(experiment: Experiment) -> architecture.Architecture:
+    """What the model at --model.path computes, told by its config.json alone.
+
+    Raises:
+      InputError: if it is no language model, or was made for fewer tokens than a prompt and a response.
+    """
+    model, data = experiment.model, experiment.data
+    assert model.path is not None, "a model from scratch is as large as its tokenizer makes it"
+    folder = Path(model.path)
+    found = huggingface.architecture(folder, dtype=model.dtype)
+    if huggingface.is_classifier(folder):
+        raise InputError(
+            f"--model.path is {folder}, a sequence classifier, which writes no text. Give it as "
+            "--reward-model.path, and a language model here."
+        )
+    context = huggingface.context(folder)
+    if context is not None and data.prompt_length + data.response_length > context:
+        raise InputError(
+            f"--data.prompt-length {data.prompt_length} and --data.response-length {data.response_length} make "
+            f"{data.prompt_length + data.response_length} tokens, but {model.path} was made for "
+            f"{context} (max_position_embeddings); lower one of them."
+        )
+    return found
+
+
+def check_batches_divide(experiment: Experiment, devices: int) -> None:
+    """Refuses batches that cannot be split over the devices, or a device's share into its micro-batches.
+
+    Raises:
+      InputError: with the option, and the nearest sizes that can.
+    """
+    sft, reward, policy = experiment.sft, experiment.reward_model, experiment.policy
+    batches = [
+        (f"--{section}.", option, size, micro_batches)
+        for section, option, size, micro_batches, used in (
+            ("sft", "batch-size", sft.batch_size, sft.micro_batches, sft.steps > 0),
+            ("reward-model", "batch-size", reward.batch_size, reward.micro_batches, reward.trained),
+            ("policy", "prompts-per-step", policy.prompts_per_step, policy.micro_batches, True),
+        )
+        if used
+    ]
+    uneven = [(section + option, size) for section, option, size, _ in batches if size % devices]
+    if len(uneven) > 1:
+        given = ", ".join(f"{option} is {size}" for option, size in uneven)
+        mended = " ".join(f"{option} {size + devices - size % devices}" for option, size in uneven)
+        raise InputError(f"{given}, which do not divide by the {devices} devices. Give {mended}, or choose --devices.")
+    for option, size in uneven:
+        above = size + devices - size % devices
+        nearest = f"{above - devices} or {above}" if above > devices else f"{above}"
+        raise InputError(
+            f"{option} is {size}, which does not divide by the {devices} devices. Make it {nearest}, or choose "
+            "--devices."
+        )
+    for section, option, size, micro_batches in batches:
+        share = size // devices
+        if share % micro_batches:
+            fitting = [str(count) for count in range(1, share + 1) if share % count == 0]
+            raise InputError(
+                f"{section}micro-batches is {micro_batches}, into which the {share} prompts of a device "
+                f"({section}{option} {size} on {devices} devices) do not divide. Make it one of {', '.join(fitting)}."
+            )

@@ -292,7 +292,7 @@ def trained(run: Run, prompt: str | None = None, *, max_length: int | None = Non
         Judge(
             aligned.reward.score,
             references,
-            build.transform_of(experiment.policy, num_references=references),
+            build.transform_of(experiment.policy, num_references=experiment.calibration.rewards_per_prompt),
             run.corpus.remember,
         ),
         max_length=max_length,

@@ -35,7 +35,7 @@ def run(run: Run) -> Trained:
     start = pretrained(run) if model.path is not None else build.init_decoder(run.models, run.mesh, key)
     frozen = start if model.lora.rank else {}
     with stage.exclusive():
-        step = build.sft_step(run.models, run.mesh, optimizer)
+        step = build.sft_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
         state = fit(
             "reference policy (sft)",
             lambda state, batch: step(state, frozen, batch),

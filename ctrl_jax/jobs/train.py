@@ -31,7 +31,7 @@ def run(run: Run) -> Aligned:
       InputError: if no ideal policy of the transform has the KL budget.
     """
     experiment, config = run.experiment, run.experiment.policy
-    phi = build.transform_of(config, num_references=experiment.calibration.samples_per_prompt)
+    phi = build.transform_of(config, num_references=experiment.calibration.rewards_per_prompt)
     if phi is not None and config.beta is None:
         ideal.at_kl(phi, config.kl_budget)  # refuses a budget that Φ cannot reach, before anything is trained
     reference = sft.run(run)

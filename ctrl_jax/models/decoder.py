@@ -24,14 +24,26 @@ class KeysValues(NamedTuple):
     values: jax.Array
 
 
-def rotate(x: jax.Array, positions: jax.Array, frequencies: tuple[float, ...]) -> jax.Array:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), halves rotated: x [..., H, d], positions [...]."""
-    half = x.shape[-1] // 2
+class Rotation(NamedTuple):
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rotation(positions: jax.Array, frequencies: tuple[float, ...]) -> Rotation:
+    """Cosine and sine [..., 1, d/2] of each position's angles, one axis for the heads: positions [...]."""
     rates = jnp.expand_dims(jnp.array(frequencies, jnp.float32), range(positions.ndim))
     angles = positions[..., None].astype(jnp.float32) * rates
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    # Without the barrier XLA fuses them into all that reads them, and computes them again in each layer, head and dim.
+    cos, sin = jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+    return Rotation(cos[..., None, :], sin[..., None, :])
+
+
+def rotate(x: jax.Array, by: Rotation) -> jax.Array:
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), halves rotated: x [..., H, d]."""
+    half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    rotated = [first * by.cos - second * by.sin, second * by.cos + first * by.sin]
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 def visible(queries: jax.Array, keys: jax.Array, window: int | None) -> jax.Array:
@@ -54,8 +66,8 @@ def attend(
 
     queries [B, N, T, H, d], shared_mask [B, T, P], own_mask [T, S]; returns [B, N, T, H * d]. Grouped queries: head h
     reads key-value head h // (H / kv heads) (Ainslie et al. 2023, arXiv 2305.13245). Scores are scale * q.k, and with a
-    softcap c they become c * tanh(scores / c). The two parts of the softmax are combined at the end, so that the shared
-    keys are never copied beside each response's own.
+    softcap c they become c * tanh(scores / c). One softmax goes over both parts' scores, while the shared keys and
+    values are never copied beside each response's own.
     """
     batch, samples, length, heads, dim = queries.shape
     kv_heads = shared.keys.shape[1]
@@ -77,21 +89,16 @@ def attend(
         mixed = jnp.einsum(equation, values, weights, preferred_element_type=jnp.float32)
         return mixed.reshape(batch, samples, kv_heads, groups, length, dim)
 
-    shared_scores = scores("bnkmd,bkpd->bnkmp", shared.keys, shared_mask[:, None, None, None])
-    largest = shared_scores.max(-1)
+    all_scores = scores("bnkmd,bkpd->bnkmp", shared.keys, shared_mask[:, None, None, None])
     if own is not None and own_mask is not None:
         own_scores = scores("bnkmd,bnksd->bnkms", own.keys, jnp.expand_dims(own_mask, (0, 1, 2, 3)))
-        largest = jnp.maximum(largest, own_scores.max(-1))
-    largest = jax.lax.stop_gradient(largest)[..., None]
-
-    weights = jnp.exp(shared_scores - largest)
-    total = weights.sum(-1)
-    out = mix("bkpd,bnkmp->bnkmd", weights, shared.values)
+        all_scores = jnp.concatenate([all_scores, own_scores], axis=-1)
+    weights = jnp.exp(all_scores - jax.lax.stop_gradient(all_scores.max(-1, keepdims=True)))
+    num_shared = shared.keys.shape[2]
+    out = mix("bkpd,bnkmp->bnkmd", weights[..., :num_shared], shared.values)
     if own is not None:
-        weights = jnp.exp(own_scores - largest)
-        total += weights.sum(-1)
-        out += mix("bnksd,bnkms->bnkmd", weights, own.values)
-    out = (out / total[..., None]).astype(shared.values.dtype)
+        out += mix("bnksd,bnkms->bnkmd", weights[..., num_shared:], own.values)
+    out = (out / weights.sum(-1, keepdims=True)).astype(shared.values.dtype)
     return out.transpose(0, 1, 4, 2, 3, 5).reshape(batch, samples, length, heads * dim)
 
 
@@ -160,7 +167,7 @@ class Block(nn.Module):
         if sizes.post_norms:
             self.attention_post_norm, self.mlp_post_norm = norm(), norm()
 
-    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, KeysValues]:
+    def project(self, x: jax.Array, by: Rotation) -> tuple[jax.Array, KeysValues]:
         """x [B, N, T, D] to queries [B, N, T, H, d] and keys and values [B, N, kv heads, T, d]."""
         rows = _rows(self.attention_norm(x))
         queries, keys, values = (
@@ -169,8 +176,7 @@ class Block(nn.Module):
         )
         if self.architecture.query_key_norm:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
-        keys = rotate(keys, positions, self.layer.rotary)
-        queries = rotate(queries, positions, self.layer.rotary)
+        queries, keys = rotate(queries, by), rotate(keys, by)
         return queries, KeysValues(keys.swapaxes(2, 3), values.swapaxes(2, 3))
 
     def finish(
@@ -228,11 +234,12 @@ class Decoder(nn.Module):
 
     def read_prompts(self, prompts: Prompts) -> tuple[jax.Array, list[KeysValues]]:
         """Features [B, D] at each prompt's last real token, and a cache a layer."""
-        positions = jnp.broadcast_to(jnp.arange(prompts.tokens.shape[1])[None], prompts.tokens.shape)
+        positions = jnp.arange(prompts.tokens.shape[1])[None]
         x = self.embed(prompts.tokens)[:, None]
+        masks = self._prompt_masks(prompts.lengths, positions, x.shape[2])
         cache = []
-        for block, mask in zip(self.layers, self._prompt_masks(prompts.lengths, positions, x.shape[2]), strict=True):
-            queries, own = block.project(x, positions[:, None])
+        for block, mask, by in zip(self.layers, masks, self._rotations(positions), strict=True):
+            queries, own = block.project(x, by)
             shared = KeysValues(own.keys[:, 0], own.values[:, 0])
             x = block.finish(x, queries, shared, mask, None, None)
             cache.append(shared)
@@ -245,8 +252,9 @@ class Decoder(nn.Module):
         positions = prompt_lengths[:, None] + index[None]
         x = self.embed(tokens)
         prompt_masks = self._prompt_masks(prompt_lengths, positions, cache[0].keys.shape[2])
-        for block, shared, mask in zip(self.layers, cache, prompt_masks, strict=True):
-            queries, own = block.project(x, jnp.broadcast_to(positions[:, None], tokens.shape))
+        rotations = self._rotations(positions)
+        for block, shared, mask, by in zip(self.layers, cache, prompt_masks, rotations, strict=True):
+            queries, own = block.project(x, by)
             x = block.finish(x, queries, shared, mask, own, visible(index, index, block.layer.window))
         return self.final_norm(x)
 
@@ -263,9 +271,12 @@ class Decoder(nn.Module):
         kept = jnp.arange(response_cache[0].keys.shape[3])
         positions = (prompt_lengths + index)[:, None]
         prompt_masks = self._prompt_masks(prompt_lengths, positions, cache[0].keys.shape[2])
+        rotations = self._rotations(positions)
         updated = []
-        for block, shared, past, mask in zip(self.layers, cache, response_cache, prompt_masks, strict=True):
-            queries, new = block.project(x, jnp.broadcast_to(positions[:, None], x.shape[:-1]))
+        for block, shared, past, mask, by in zip(
+            self.layers, cache, response_cache, prompt_masks, rotations, strict=True
+        ):
+            queries, new = block.project(x, by)
             own = KeysValues(
                 *(
                     jax.lax.dynamic_update_slice_in_dim(old, row, index, axis=3)
@@ -307,6 +318,15 @@ class Decoder(nn.Module):
             for window in dict.fromkeys(layer.window for layer in self.architecture.layers)
         }
         return [masks[layer.window] for layer in self.architecture.layers]
+
+    def _rotations(self, positions: jax.Array) -> list[Rotation]:
+        """A rotation a layer of tokens at positions [B or 1, T], the same for all responses to a prompt."""
+        # One for all layers of a rope.
+        rotations = {
+            rotary: rotation(positions[:, None], rotary)
+            for rotary in dict.fromkeys(layer.rotary for layer in self.architecture.layers)
+        }
+        return [rotations[layer.rotary] for layer in self.architecture.layers]
 
 
 def policy(decoder: Decoder) -> Policy:

@@ -138,6 +138,10 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    _move(temporary, path)
+
+
+def _move(temporary: Path, path: Path) -> None:
     os.replace(temporary, path)
     # The move itself is on disk only when the folder is.
     folder = os.open(path.parent, os.O_RDONLY)
@@ -157,6 +161,80 @@ def write_arrays(path: Path, **arrays: Any) -> None:
     buffer, contents = io.BytesIO(), {name: np.asarray(array) for name, array in arrays.items()}
     np.savez(buffer, allow_pickle=False, **contents)
     write_bytes(path, buffer.getvalue())
+
+
+class RowFile:
+    """A .npy file that is written some rows at a time, from the first to the last, by one process at a time.
+
+    Until `finish` it lies beside its place as `<name>.partial`, with a note of how many rows of it are whole. After a
+    kill the next process goes on behind those.
+
+    Args:
+      path: its place.
+      shape: of the whole array, [rows, ...].
+      dtype: of the array.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any):
+        self._path = Path(path)
+        self._dtype = np.dtype(dtype)
+        self._shape = shape
+        self._partial = self._path.with_name(f"{self._path.name}.partial")
+        self._noted = self._path.with_name(f"{self._path.name}.partial.json")
+        header = _npy_header(shape, self._dtype)
+        row_bytes = math.prod(shape[1:]) * self._dtype.itemsize
+        self.rows, self.note = 0, None
+        """How many are written, and what the last `append` said of them."""
+        if self._noted.exists() and self._partial.exists():
+            found = read_json(self._noted)
+            whole = len(header) + found["rows"] * row_bytes
+            with self._partial.open("rb") as file:
+                same = file.read(len(header)) == header
+            if same and self._partial.stat().st_size >= whole:
+                os.truncate(self._partial, whole)
+                self.rows, self.note = found["rows"], found["note"]
+        if self.rows == 0:
+            self._noted.unlink(missing_ok=True)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._partial.write_bytes(header)
+
+    def append(self, rows: np.ndarray, note: Any = None) -> None:
+        """Writes the next rows, and with them `note`, JSON that stands for all so far."""
+        if rows.shape[1:] != self._shape[1:] or self.rows + len(rows) > self._shape[0]:
+            raise ValueError(f"{rows.shape} rows do not go behind {self.rows} of {self._shape}.")
+        with self._partial.open("ab") as file:
+            file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        # Only now, so that no row is counted that a power cut may still take.
+        self.rows, self.note = self.rows + len(rows), note
+        write_json(self._noted, {"rows": self.rows, "note": note})
+
+    def finish(self) -> None:
+        """Moves the file to its place."""
+        if self.rows != self._shape[0]:
+            raise RuntimeError(f"{self._partial} has {self.rows} rows of {self._shape[0]}.")
+        _move(self._partial, self._path)
+        self._noted.unlink(missing_ok=True)
+
+
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    header = io.BytesIO()
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, description)
+    return header.getvalue()
+
+
+def read_rows(path: Path) -> np.ndarray:
+    """An array of a .npy file that stays on disk: what is indexed is read.
+
+    Raises:
+      InputError: if the file is missing or damaged.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, error) from error
 
 
 def read_json(path: Path) -> Any:

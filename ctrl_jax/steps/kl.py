@@ -61,11 +61,15 @@ def exact(policy_logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
     cannot say it; the KL is inf where only the reference cannot.
     """
     chex.assert_equal_shape([policy_logits, reference_logits])
-    policy, reference = jax.nn.log_softmax(policy_logits), jax.nn.log_softmax(reference_logits)
+    return of_laws(jax.nn.log_softmax(policy_logits), jax.nn.log_softmax(reference_logits))
+
+
+def of_laws(policy: jax.Array, reference: jax.Array) -> jax.Array:
+    """As `exact`, of log-probabilities [..., V]."""
     probabilities = jnp.exp(policy)
     # Where π is 0 its logarithm is −inf: 0 · −inf is nan, in the value and, were the where outside, in the gradient.
     said = probabilities > 0
-    log_ratio = jnp.where(said, policy, 0) - jnp.where(said, reference, 0)
+    log_ratio = jnp.where(said, policy, probabilities) - jnp.where(said, reference, probabilities)
     return jnp.sum(probabilities * log_ratio, axis=-1)
 
 

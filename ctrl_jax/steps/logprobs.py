@@ -10,9 +10,13 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from ctrl_jax.steps import kl
 from ctrl_jax.types import Params, Unembed
+
+_KEPT = "one number a token"
+"""Names what a chunk keeps for its backward pass, beside its features."""
 
 
 class Comparison(NamedTuple):
@@ -26,9 +30,39 @@ class Comparison(NamedTuple):
     """[B, N, T] exact KL(policy || reference) of the next-token law, over the whole vocabulary."""
 
 
-def sampling_law(logits: jax.Array, temperature: float) -> jax.Array:
-    """log softmax(logits / temperature) over the last axis, in f32: the law that is sampled, scored and compared."""
-    return jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
+def sampling_law(
+    logits: jax.Array,
+    *,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    axis: int = -1,
+) -> jax.Array:
+    """log softmax(logits / temperature) over an axis, in f32: the law that is sampled, scored and compared.
+
+    With `top_k` only the k likeliest tokens keep their probability, then with `top_p` (Holtzman et al. 2020, arXiv
+    1904.09751) only the smallest set of likeliest ones that has at least p of what is left; the rest is −inf, and what
+    is kept sums to 1. Tokens as likely as the least likely one that is kept are kept too.
+    """
+    law = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=axis)
+    if top_k is None and top_p is None:
+        return law
+    law = jnp.moveaxis(law, axis, -1)
+    if top_k is not None:
+        law = _likeliest(law, jnp.full(law.shape[:-1], min(top_k, law.shape[-1])))
+    if top_p is not None:
+        falling = -jnp.sort(-jnp.exp(law), axis=-1)
+        # A token is in while those before it have less than p: the likeliest always is.
+        before = jnp.cumsum(falling, axis=-1) - falling
+        law = _likeliest(law, jnp.maximum(1, (before < top_p).sum(-1)))
+    return jnp.moveaxis(law, -1, axis)
+
+
+def _likeliest(law: jax.Array, count: jax.Array) -> jax.Array:
+    """The law [..., V] on its `count` [...] likeliest tokens."""
+    falling = -jnp.sort(-law, axis=-1)
+    least = jnp.take_along_axis(falling, (count - 1)[..., None], axis=-1)
+    return jax.nn.log_softmax(jnp.where(law >= least, law, -jnp.inf), axis=-1)
 
 
 def token_log_probs(
@@ -57,7 +91,7 @@ def token_log_probs(
     chex.assert_equal_shape_prefix([features, tokens], 3)
 
     def chunk(features: jax.Array, tokens: jax.Array) -> jax.Array:
-        return _select(sampling_law(unembed(params, features), temperature), tokens)
+        return _select(sampling_law(unembed(params, features), temperature=temperature), tokens)
 
     return _in_chunks(chunk, (features, tokens), chunk_size)
 
@@ -83,14 +117,46 @@ def compare(
     def chunk(features: jax.Array, reference_features: jax.Array, tokens: jax.Array) -> Comparison:
         logits = unembed(params, features).astype(jnp.float32) / temperature
         reference_logits = unembed(reference_params, reference_features).astype(jnp.float32) / temperature
-        reference_logits = jax.lax.stop_gradient(reference_logits)
-        return Comparison(
-            log_probs=_select(sampling_law(logits, 1.0), tokens),
-            reference_log_probs=_select(sampling_law(reference_logits, 1.0), tokens),
-            kl=kl.exact(logits, reference_logits),
-        )
+        return _compared(logits, reference_logits, tokens)
 
     return _in_chunks(chunk, (features, reference_features, tokens), chunk_size)
+
+
+@jax.custom_vjp
+def _compared(logits: jax.Array, reference_logits: jax.Array, tokens: jax.Array) -> Comparison:
+    """The comparison of logits [R, V] over tokens [R]; `kl.exact` and `sampling_law` say what it is.
+
+    Its gradient is written out because automatic differentiation needs six arrays [R, V] at a time, and this four.
+    """
+    return _compared_forward(logits, reference_logits, tokens)[0]
+
+
+def _compared_forward(logits: jax.Array, reference_logits: jax.Array, tokens: jax.Array) -> tuple[Comparison, Any]:
+    normaliser = checkpoint_name(jax.nn.logsumexp(logits, axis=-1), _KEPT)
+    reference_normaliser = checkpoint_name(jax.nn.logsumexp(reference_logits, axis=-1), _KEPT)
+    exact_kl = kl.of_laws(logits - normaliser[:, None], reference_logits - reference_normaliser[:, None])
+    exact_kl = checkpoint_name(exact_kl, _KEPT)
+    comparison = Comparison(
+        # Subtracted after the choice: the law of the whole vocabulary would have to be written down to choose from it.
+        log_probs=_select(logits, tokens) - normaliser,
+        reference_log_probs=_select(reference_logits, tokens) - reference_normaliser,
+        kl=exact_kl,
+    )
+    return comparison, (logits, reference_logits, tokens, normaliser, reference_normaliser, exact_kl)
+
+
+def _compared_backward(kept: Any, cotangents: Comparison) -> tuple[jax.Array, None, None]:
+    """∂ log π(y) / ∂ logit_v = 1{v = y} − π_v,  ∂ KL / ∂ logit_v = π_v (log π_v − log π_ref,v − KL)."""
+    logits, reference_logits, tokens, normaliser, reference_normaliser, exact_kl = kept
+    law, reference_law = logits - normaliser[:, None], reference_logits - reference_normaliser[:, None]
+    policy = jnp.exp(law)
+    chosen = jnp.arange(logits.shape[-1])[None, :] == tokens[:, None]
+    of_log_prob, of_kl = cotangents.log_probs[:, None], cotangents.kl[:, None]
+    excess = jnp.where(policy > 0, law - reference_law, policy) - exact_kl[:, None]
+    return chosen * of_log_prob + policy * (of_kl * excess - of_log_prob), None, None
+
+
+_compared.defvjp(_compared_forward, _compared_backward)
 
 
 def _select(log_law: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -102,7 +168,7 @@ def _in_chunks(function: Callable[..., Any], arrays: tuple[jax.Array, ...], chun
     shape = arrays[0].shape[:3]
     rows = shape[0] * shape[1] * shape[2]
     flat = [x.reshape(rows, *x.shape[3:]) for x in arrays]
-    function = jax.checkpoint(function)
+    function = jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(_KEPT))
     if rows <= chunk_size:
         out = function(*flat)
     else:

@@ -63,6 +63,11 @@ def test_metrics_have_a_row_for_every_step(smoke):
     assert max(row["sampler_scorer_gap"] for row in metrics) < 1e-4
 
 
+def test_no_program_of_a_training_compiles_twice(smoke):
+    """`fit` tells it; test_fit.py shows that it does."""
+    assert "compiled" not in smoke.printed
+
+
 def test_the_evaluation_keeps_its_contract(smoke):
     evaluation = parsed(smoke.work_dir / "evaluation.json")
     assert set(evaluation["win_rates"]) == set(evaluation["gold_win_rates"]) == set(evaluation["ideal"]) == PROCEDURES

@@ -176,3 +176,68 @@ def test_damaged_arrays_are_refused_naming_file_and_fix(tmp_path, damage):
     with pytest.raises(InputError, match="Delete the folder") as error:
         stages.read_arrays(path)
     assert str(path) in str(error.value)
+
+
+ROWS = np.arange(12, dtype=np.float32).reshape(6, 2)
+
+
+def row_file(folder, rows=6):
+    return stages.RowFile(folder / "deep" / "table.npy", (rows, 2), np.float32)
+
+
+def test_rows_are_written_in_turn_and_read_where_they_lie(tmp_path):
+    file = row_file(tmp_path)
+    assert (file.rows, file.note) == (0, None)
+    for start, stop in ((0, 1), (1, 4), (4, 6)):
+        file.append(ROWS[start:stop], {"sum": float(ROWS[:stop].sum())})
+        assert not (tmp_path / "deep" / "table.npy").exists()
+    file.finish()
+    assert os.listdir(tmp_path / "deep") == ["table.npy"]
+    read = stages.read_rows(tmp_path / "deep" / "table.npy")
+    assert isinstance(read, np.memmap) and not read.flags.writeable
+    np.testing.assert_array_equal(read, ROWS)
+
+
+def test_rows_go_on_behind_those_that_are_known_to_be_whole(tmp_path):
+    row_file(tmp_path).append(ROWS[:2], "two")
+    partial = tmp_path / "deep" / "table.npy.partial"
+    # As a kill in the middle of a row leaves it.
+    partial.write_bytes(partial.read_bytes() + b"abc")
+    file = row_file(tmp_path)
+    assert (file.rows, file.note) == (2, "two")
+    file.append(ROWS[2:])
+    file.finish()
+    np.testing.assert_array_equal(stages.read_rows(tmp_path / "deep" / "table.npy"), ROWS)
+
+
+def test_rows_of_another_shape_or_fewer_than_were_noted_start_anew(tmp_path):
+    row_file(tmp_path).append(ROWS[:2])
+    assert row_file(tmp_path, rows=7).rows == 0
+    row_file(tmp_path).append(ROWS[:2])
+    partial = tmp_path / "deep" / "table.npy.partial"
+    partial.write_bytes(partial.read_bytes()[:-1])
+    assert row_file(tmp_path).rows == 0
+
+
+def test_too_many_too_few_and_other_rows_are_refused(tmp_path):
+    file = row_file(tmp_path)
+    file.append(ROWS[:5])
+    with pytest.raises(ValueError, match="do not go behind 5"):
+        file.append(ROWS[:2])
+    with pytest.raises(ValueError, match="do not go behind 5"):
+        file.append(ROWS[:1, :1])
+    with pytest.raises(RuntimeError, match="5 rows of"):
+        file.finish()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: b"x" * 999, None])
+def test_damaged_rows_are_refused_naming_file_and_fix(tmp_path, damage):
+    path = tmp_path / "table.npy"
+    np.save(path, ROWS)
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match="Delete the folder") as error:
+        stages.read_rows(path)
+    assert str(path) in str(error.value)

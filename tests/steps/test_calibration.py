@@ -1,3 +1,5 @@
+import re
+
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import jax
@@ -127,6 +129,41 @@ def test_leave_one_out_calibrates_against_the_others(references):
         others = np.delete(references, k, axis=1)
         np.testing.assert_allclose(actual[:, [k]], brute_force(references[:, [k]], others), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(np.mean(actual, -1), 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("size", "count"), [(32, 32), (32, 16), (32, 5), (33, 8), (128, 1), (7, 2), (1000, 64)])
+def test_quantiles_move_a_calibrated_reward_by_at_most_half_a_quantile(size, count, tied):
+    rng = np.random.default_rng(size + count)
+    references = np.sort(rng.integers(0, 9, (50, size)) / 2 if tied else rng.normal(size=(50, size)), axis=-1)
+    # Also the references themselves, what lies between them, and beyond both ends.
+    between = (references[:, 1:] + references[:, :-1]) / 2
+    rewards = np.concatenate([rng.normal(size=(50, 100)), references, between, [[-99.0, 99.0]] * 50], axis=-1)
+    kept = calibration.quantiles(references, count)
+    assert kept.shape == (50, count) and (np.diff(kept) >= 0).all()
+    error = brute_force(rewards, kept) - brute_force(rewards, references)
+    assert np.abs(error).max() <= 0.5 / count + 1e-9
+    if count == size:
+        np.testing.assert_array_equal(kept, references)
+    elif not tied:
+        # Symmetric, and no better than the bound.
+        np.testing.assert_allclose(calibration.quantiles(-references[:, ::-1], count), -kept[:, ::-1])
+        assert np.abs(error).max() > 0.5 / count - 1.001 / size
+
+
+@pytest.mark.parametrize("count", [0, 9])
+def test_more_quantiles_than_rewards_are_refused(count):
+    with pytest.raises(InputError, match=f"{count} quantiles .* K = 8"):
+        calibration.quantiles(jnp.zeros((2, 8)), count)
+
+
+def test_calibration_never_compares_all_pairs():
+    """N × K booleans alone would be more than all that the compiled binary search needs for its N searches of K."""
+    prompts, samples, size = 16, 64, 2048
+    arguments = jnp.zeros((prompts, samples)), jnp.zeros((prompts, size))
+    compiled = jax.jit(calibration.calibrate_sorted).lower(*arguments).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < prompts * samples * size / 4
+    assert not re.search(rf"\[(\d+,)*({samples},{size}|{size},{samples})\b", compiled.as_text())
 
 
 def test_leave_one_out_without_ties_is_evenly_spread():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from ctrl_jax import build
 from ctrl_jax.steps import logprobs
 
 B, N, T, D, V = 8, 2, 5, 6, 11
@@ -76,6 +77,64 @@ def test_the_logits_of_all_tokens_never_exist():
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert peak(rows // 16) < peak(rows) / 4
+
+
+@pytest.mark.parametrize("measure", ["token_log_probs", "compare"])
+def test_the_loss_of_a_large_vocabulary_takes_less_than_a_tenth_of_its_logits(measure):
+    """Loss and gradient of [8, 512] tokens, 128k of vocabulary, with the chunks that the jobs use."""
+    vocabulary, width = 128 * 1024, 16
+    weights = jax.ShapeDtypeStruct((width, vocabulary), jnp.float32)
+    features = jax.ShapeDtypeStruct((8, 1, 512, width), jnp.float32)
+    tokens = jax.ShapeDtypeStruct((8, 1, 512), jnp.int32)
+    chunk_size = build.chunk_size(vocabulary)
+
+    def loss(weights, features, other, other_features, tokens):
+        if measure == "token_log_probs":
+            return logprobs.token_log_probs(unembed, weights, features, tokens, chunk_size=chunk_size).sum()
+        comparison = logprobs.compare(unembed, weights, features, other, other_features, tokens, chunk_size=chunk_size)
+        return (comparison.kl + comparison.log_probs).sum()
+
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    compiled = gradient.lower(weights, features, weights, features, tokens).compile()
+    logits = 8 * 512 * vocabulary * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < logits / 10
+
+
+@pytest.mark.parametrize("chunk_size", [7, 4096])
+def test_loss_and_gradients_are_those_of_the_plain_form(chunk_size):
+    def loss(compared):
+        # Weights of their own a token, so that no error cancels.
+        scale = jnp.arange(1.0, 1 + B * N * T).reshape(B, N, T) / (B * N * T)
+        return (scale * compared.log_probs + jnp.flip(scale) * compared.kl).sum()
+
+    def plain(weights, features):
+        law = jax.nn.log_softmax(features @ weights / 0.7)
+        reference = jax.nn.log_softmax(OTHER_FEATURES @ OTHER / 0.7)
+        chosen, of_reference = (jnp.take_along_axis(x, TOKENS[..., None], -1)[..., 0] for x in (law, reference))
+        return loss(logprobs.Comparison(chosen, of_reference, (jnp.exp(law) * (law - reference)).sum(-1)))
+
+    def chunked(weights, features):
+        return loss(compare(weights, features, chunk_size, temperature=0.7))
+
+    found, expected = (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(WEIGHTS, FEATURES) for f in (chunked, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+def test_a_token_that_cannot_be_said_has_no_gradient():
+    """Logits of −inf, as a banned token has them, under both laws."""
+    banned = jnp.where(jnp.arange(V) == V - 1, -jnp.inf, 0.0)[None, :]
+
+    def loss(weights, features):
+        comparison = logprobs.compare(
+            lambda params, features: features @ params + banned, weights, features, OTHER, OTHER_FEATURES,
+            TOKENS % (V - 1),
+        )  # fmt: skip
+        return (comparison.kl + comparison.log_probs).sum()
+
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(WEIGHTS, FEATURES)
+    assert np.isfinite(value) and all(np.isfinite(x).all() for x in gradients)
+    np.testing.assert_array_equal(gradients[0][:, V - 1], 0)
+    assert (gradients[0][:, : V - 1] != 0).all()
 
 
 def test_sharded_is_single_device(mesh):

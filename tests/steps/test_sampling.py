@@ -14,12 +14,12 @@ from tests.steps import fakes
 PARAMS = fakes.params(jax.random.key(0))
 
 
-def sample(params, prompts, key, num_samples, temperature=1.0, eos_ids=(fakes.EOS,)):
-    return jitted(params, prompts, key, num_samples, temperature, eos_ids)
+def sample(params, prompts, key, num_samples, temperature=1.0, eos_ids=(fakes.EOS,), top_k=None, top_p=None):
+    return jitted(params, prompts, key, num_samples, temperature, eos_ids, top_k, top_p)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def jitted(params, prompts, key, num_samples, temperature, eos_ids):
+@partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
+def jitted(params, prompts, key, num_samples, temperature, eos_ids, top_k, top_p):
     return sampling.sample(
         fakes.policy,
         params,
@@ -29,7 +29,63 @@ def jitted(params, prompts, key, num_samples, temperature, eos_ids):
         max_length=fakes.LENGTH,
         eos_ids=eos_ids,
         temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
     )
+
+
+def truncated(law, top_k, top_p):
+    """The law of a token by the definition: the k likeliest, then the likeliest that together have p of those."""
+    order = sorted(range(len(law)), key=lambda token: -law[token])[:top_k]
+    kept, total = [], sum(law[token] for token in order)
+    for token in order:
+        if top_p is not None and kept and sum(law[other] for other in kept) / total >= top_p:
+            break
+        kept.append(token)
+    return np.array([law[token] if token in kept else 0.0 for token in range(len(law))]) / sum(law[kept])
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(2, None), (1, None), (None, 0.6), (None, 0.01), (2, 0.7), (9, 1.0)])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_truncated_laws_are_the_definitions(top_k, top_p, temperature):
+    logits = np.random.default_rng(0).normal(size=(40, 7))
+    law = np.exp(logits / temperature)
+    law /= law.sum(-1, keepdims=True)
+    expected = np.stack([truncated(row, top_k, top_p) for row in law])
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    np.testing.assert_allclose(np.exp(logprobs.sampling_law(jnp.asarray(logits), **options)), expected, atol=1e-6)
+    across = logprobs.sampling_law(jnp.asarray(logits).T, **options, axis=0)
+    np.testing.assert_allclose(np.exp(across).T, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(2, None), (None, 0.8), (2, 0.7)])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_responses_follow_a_truncated_law(top_k, top_p, temperature):
+    """Chi-square of 20,000 responses a prompt against the product of the truncated laws, at a 1e-4 level."""
+    responses = fakes.every_response()
+    rollouts = sample(PARAMS, fakes.prompts(0, 1), jax.random.key(11), 20_000, temperature, (fakes.EOS,), top_k, top_p)
+    tables = np.asarray(jax.nn.softmax(PARAMS / temperature), np.float64)
+    for row in range(2):
+        expected = []
+        for tokens, length in zip(np.asarray(responses.tokens[0]), np.asarray(responses.lengths[0]), strict=True):
+            before = [fakes.VOCABULARY, *tokens]
+            laws = [truncated(tables[row, t, before[t]], top_k, top_p) for t in range(length)]
+            expected.append(np.prod([law[token] for law, token in zip(laws, tokens, strict=False)]))
+        expected = np.array(expected)
+        drawn = np.asarray(rollouts.responses.tokens[row])
+        same = (drawn[:, None] == np.asarray(responses.tokens[0])[None]).all(-1)
+        observed = same.sum(0)
+        assert expected.sum() == pytest.approx(1)
+        assert not observed[expected == 0].any()
+        assert (expected == 0).any()
+        enough = expected * 20_000 >= 5
+        counts, means = observed[enough], expected[enough] * 20_000
+        statistic = ((counts - means) ** 2 / means).sum()
+        assert stats.chi2.sf(statistic, max(1, enough.sum() - 1)) > 1e-4
+        # The log-probs that come with the samples are those of the law that drew them.
+        np.testing.assert_allclose(
+            np.asarray(rollouts.log_probs[row]).sum(-1), np.log(expected[same.argmax(-1)]), atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
@@ -158,6 +214,56 @@ def test_token_by_token_is_the_same():
     np.testing.assert_array_equal(state.rollouts.log_probs, whole.log_probs)
 
 
+def test_long_tails_are_read_alone_and_change_no_sample():
+    """Of 128 rows those that live longest go on in batches of 32, and draw what they draw in any batch."""
+    widths = []
+    lengths = np.array([2] * 90 + [4] * 20 + [7] * 12 + [9] * 6)
+    np.random.default_rng(0).shuffle(lengths)
+    ends = jnp.asarray(lengths)
+
+    def features(ids, index):
+        # Prompt b ends at its lengths[b]-th token; before that it says one of 5 tokens.
+        likely = jnp.arange(6)[None] == 5
+        return jnp.where(likely == (index + 1 >= ends[ids])[:, None], 0.0, -1e9)
+
+    def decode(params, cache, response_cache, prompt_lengths, tokens, index):
+        jax.debug.callback(lambda index: widths.append((tokens.size, int(index))), index)
+        at = jnp.broadcast_to(features(cache, index + 1)[:, None], (*tokens.shape, 6))
+        # The cache counts what a row has read: a row that got another's would say so.
+        read = response_cache + tokens
+        return at + 0.1 * jnp.arange(6)[None, None] * (read % 3)[..., None], read
+
+    policy = fakes.policy._replace(
+        prefill=lambda params, prompts: (features(prompts.ids, 0), prompts.ids),
+        start=lambda cache, num_samples, max_length: jnp.zeros((cache.shape[0], num_samples), jnp.int32),
+        unembed=lambda params, x: x,
+        decode=decode,
+    )
+
+    def sample(first, count):
+        prompts = Prompts(
+            jnp.zeros((count, 1), jnp.int32), jnp.ones(count, jnp.int32), jnp.arange(first, first + count)
+        )
+        return jax.jit(
+            lambda: sampling.sample(
+                policy, None, prompts, jax.random.key(0), num_samples=1, max_length=12, eos_ids=(5,)
+            )
+        )()
+
+    whole = sample(0, 128)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(whole.responses.lengths[:, 0], lengths)
+    # 38 rows live after 2 and 3 tokens, 18 after 4 to 6, 6 after 7 and 8: reading token t draws token t + 1.
+    assert sorted(widths, key=lambda width: width[1]) == [
+        *((128, index) for index in range(3)), *((32, index) for index in range(3, 8))
+    ]  # fmt: skip
+    for first in range(0, 128, 32):
+        part = sample(first, 32)
+        np.testing.assert_array_equal(part.responses.tokens, whole.responses.tokens[first : first + 32])
+        np.testing.assert_array_equal(part.responses.lengths, whole.responses.lengths[first : first + 32])
+        np.testing.assert_array_equal(part.log_probs, whole.log_probs[first : first + 32])
+
+
 def test_a_single_token():
     """T = 1: the prompt alone says it."""
     rollouts = jax.jit(
@@ -195,7 +301,7 @@ def test_inverse_cdf_inverts_the_cdf(size):
     edges = np.concatenate([np.zeros((50, 1)), cumulative], axis=-1) / cumulative[:, -1:]
     middles = ((edges[:, 1:] + edges[:, :-1]) / 2).astype(np.float32)
     wide = probabilities > 1e-4  # float32 cannot place a uniform inside a narrower one
-    drawn = jax.vmap(sampling.inverse_cdf, (None, 1), 1)(jnp.asarray(probabilities), jnp.asarray(middles))
+    drawn = jax.vmap(sampling.inverse_cdf, (None, 1), 1)(jnp.asarray(probabilities).T, jnp.asarray(middles))
     np.testing.assert_array_equal(np.asarray(drawn)[wide], np.broadcast_to(np.arange(size), drawn.shape)[wide])
 
 
@@ -206,5 +312,5 @@ def test_inverse_cdf_never_draws_what_has_probability_0():
     probabilities *= rng.random(probabilities.shape) < 0.5
     probabilities[:, 150] += 1e-3
     for uniform in (0.0, np.nextafter(np.float32(1), np.float32(0)), 0.5):
-        drawn = np.asarray(sampling.inverse_cdf(jnp.asarray(probabilities), jnp.full(2000, uniform, jnp.float32)))
+        drawn = np.asarray(sampling.inverse_cdf(jnp.asarray(probabilities).T, jnp.full(2000, uniform, jnp.float32)))
         assert (probabilities[np.arange(2000), drawn] > 0).all()
