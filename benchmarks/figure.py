@@ -42,10 +42,11 @@ def _speed(axes: Axes, result: dict[str, Any], contenders: Sequence[dict[str, An
     tokens = result["prompts"] * result["samples"] * result["new_tokens"]
     least = tokens / result["floor_seconds"]["total"]
     texts = [
-        f"{each['tokens_per_second']:,.0f}" + ("" if each["name"] == "ctrl_jax" or not each["ctrl_jax_is_faster_by"]
-        else f"   ctrl_jax {each['ctrl_jax_is_faster_by']:.2f} × as fast")
+        f"{each['tokens_per_second']:,.0f}"
+        + ("" if _ours(each) or ratio is None else f"   ctrl_jax {ratio:.2f} × as fast")
         for each in contenders
-    ]  # fmt: skip
+        for ratio in [each["ctrl_jax_is_faster_by"]]
+    ]
     _bars(axes, contenders, [each["tokens_per_second"] for each in contenders], texts)
     axes.axvline(least, color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)))
     axes.annotate(
@@ -56,7 +57,7 @@ def _speed(axes: Axes, result: dict[str, Any], contenders: Sequence[dict[str, An
     axes.set_yticks(range(len(contenders)), [each["label"] for each in contenders])
     for tick, each in zip(axes.get_yticklabels(), contenders, strict=True):
         tick.set_color(INK)
-        tick.set_fontweight("bold" if each["name"] == "ctrl_jax" else "normal")
+        tick.set_fontweight("bold" if _ours(each) else "normal")
     model = result["shape"].rpartition("-")[0]
     _head(
         axes,
@@ -80,8 +81,12 @@ def _head(axes: Axes, title: str, unit: str) -> None:
     )
 
 
+def _ours(contender: dict[str, Any]) -> bool:
+    return contender["name"].startswith("ctrl_jax")
+
+
 def _bars(axes: Axes, contenders: Sequence[dict[str, Any]], values: Sequence[float], texts: Sequence[str]) -> None:
-    colors = [PALETTE["policy" if each["name"] == "ctrl_jax" else "reference"].light for each in contenders]
+    colors = [PALETTE["policy" if _ours(each) else "reference"].light for each in contenders]
     axes.barh(range(len(values)), values, height=0.68, color=colors)
     for height, (value, text) in enumerate(zip(values, texts, strict=True)):
         axes.annotate(

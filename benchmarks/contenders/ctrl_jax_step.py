@@ -18,10 +18,15 @@ def score(prompts: Prompts, responses: Responses) -> np.ndarray:
     return even_share(responses.tokens).astype(np.float32)
 
 
-def run(case: Case, folder: Path, turn: Turn) -> None:
+def run(case: Case, folder: Path, turn: Turn, *, micro_batches: int) -> None:
     parts, mesh, reference, prompts = load(case, folder)
     policy = config.Policy(
-        prompts_per_step=case.prompts, samples_per_prompt=case.samples, beta=0.05, learning_rate=1e-6, steps=10_000
+        prompts_per_step=case.prompts,
+        samples_per_prompt=case.samples,
+        micro_batches=micro_batches,
+        beta=0.05,
+        learning_rate=1e-6,
+        steps=10_000,
     )
     # Even shares of reference responses, as a calibration table has them.
     references = np.random.default_rng(1).binomial(case.new_tokens, 0.5, (case.prompts, 128)) / case.new_tokens
