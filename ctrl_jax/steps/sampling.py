@@ -215,8 +215,9 @@ def _draw(
 ) -> State:
     """The state with one more token of each living response, from the features [B, N, D] that predict it."""
     rollouts, responses, alive, index = state.rollouts, state.rollouts.responses, state.alive, state.index
-    logits = policy.unembed(params, features.reshape(-1, features.shape[-1]))
-    log_law = logprobs.sampling_law(logits.T, axis=0, **law)
+    with jax.named_scope("unembed"):  # profiles find it by this name, once XLA has made one product of both
+        logits = policy.unembed(params, features.reshape(-1, features.shape[-1])).T
+    log_law = logprobs.sampling_law(logits, axis=0, **law)
     uniform = jax.lax.dynamic_index_in_dim(state.uniforms, index, axis=2, keepdims=False)
     drawn = inverse_cdf(jnp.exp(log_law), uniform.reshape(-1))
     log_prob = jnp.take_along_axis(log_law, drawn[None], axis=0)[0].reshape(alive.shape)
