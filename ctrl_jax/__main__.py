@@ -47,7 +47,11 @@ class Places:
     cache_dir: Path = Path(".cache")
     """Compiled programs."""
     devices: int | None = None
-    """Devices to use; by default all."""
+    """Devices to use; by default all. What the next two leave of them is data-parallel: docs/devices.md."""
+    fsdp: int = 1
+    """Devices that split parameters and optimiser state between them, as well as a batch."""
+    model_parallel: int = 1
+    """Devices that split each layer between them; a batch is split over the others."""
     wandb: bool = False
     """Log the policy's training to Weights & Biases too (make setup EXTRA=wandb)."""
     debug: bool = False
@@ -189,10 +193,10 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
     from ctrl_jax.runtime import mesh, platform
 
     platform.setup_compilation_cache(options.places.cache_dir / "compiled")
-    devices = mesh.make_mesh(options.places.devices)
+    places = options.places
+    devices = mesh.make_mesh(places.devices, fsdp=places.fsdp, model=places.model_parallel)
 
     def run_in(work_dir: Path, options: Options) -> Run:
-        places = options.places
         return Run(options.experiment, work_dir, places.runs_dir / "stages", devices, places.wandb)
 
     default_dir = options.places.runs_dir / _run_name(module.experiment(), options.experiment)

@@ -5,11 +5,11 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.sharding import NamedSharding
 
 from ctrl_jax import build
 from ctrl_jax.data import pretrained_tokenizers
@@ -19,8 +19,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.jobs.fit import fit
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
-from ctrl_jax.models import huggingface, lora, weights
-from ctrl_jax.runtime.mesh import replicated
+from ctrl_jax.models import huggingface, lora, partitioning, weights
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.types import Prompts, Responses
 
@@ -92,10 +91,7 @@ def _classifier(run: Run, folder: Path) -> Reward:
             f"--reward-model.path is {folder}, whose config.json is not a sequence classifier's; give one with a "
             "single label, or leave the option out to train a reward model."
         )
-
-    def place(name: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
-        return replicated(run.mesh)
-
+    place = partial(partitioning.sharding, run.mesh)
     trunk = weights.load(folder, architecture, place=place)
     head = weights.load_reward_head(folder, architecture, place=place)
     params = {"params": {"trunk": trunk, "head": head}}

@@ -10,7 +10,7 @@ from ctrl_jax import build
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.runtime.console import progress
-from ctrl_jax.runtime.mesh import shard
+from ctrl_jax.runtime.mesh import batch_parts, shard
 from ctrl_jax.types import Params, Prompts, Responses, Rollouts
 
 ROWS = 2048
@@ -85,7 +85,7 @@ def _batches(
 
     All batches have one size, so that it compiles once; the last is filled up by repeating its last prompt.
     """
-    devices = run.mesh.shape["data"]
+    devices = batch_parts(run.mesh)
     size = len(jax.tree.leaves(tree)[0])
     rows = rows_at_a_time(run.architecture, run.experiment.data.response_length)
     batch_size = devices * max(1, min(rows // rows_per_prompt, -(-size // devices)))

@@ -14,6 +14,7 @@ from ctrl_jax.data import downloads, pretrained_tokenizers, sources
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import corpus
 from ctrl_jax.models import architecture, huggingface, peft, weights
+from ctrl_jax.runtime.mesh import batch_parts
 from ctrl_jax.runtime.platform import environment
 from ctrl_jax.runtime.stages import Stage, claim, plain, write_json
 
@@ -41,7 +42,7 @@ class Run:
     """Whether the policy's metrics go to Weights & Biases too."""
 
     def __post_init__(self) -> None:
-        check_batches_divide(self.experiment, self.mesh.shape["data"])
+        check_batches_divide(self.experiment, batch_parts(self.mesh))
         if self.wandb and importlib.util.find_spec("wandb") is None:
             raise InputError("--wandb is given, and wandb is not installed. Install it: make setup EXTRA=wandb")
 
