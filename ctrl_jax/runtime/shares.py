@@ -1,5 +1,6 @@
 """The devices of this machine in equal shares, for processes that run beside each other."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -35,19 +36,20 @@ def shares(jobs: int) -> list[Share]:
             raise InputError(f"--jobs is {jobs}, but {devices} GPUs are visible, and no two points share one.")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(devices)))
         ids, each = visible.split(","), devices // jobs
-        slices = [ids[each * job : each * (job + 1)] for job in range(jobs)]
-        return [Share(each, {"CUDA_VISIBLE_DEVICES": ",".join(slice)}, None) for slice in slices]
+        starts = range(0, jobs * each, each)
+        return [Share(each, {"CUDA_VISIBLE_DEVICES": ",".join(ids[start : start + each])}, None) for start in starts]
     if platform != "cpu":
         raise InputError(
-            f"--jobs is {jobs}, but the {platform.upper()} chips of a machine belong to one process at a time. Leave it "
-            "at 1, and each point has all of them; or write a batch job a point, --write-jobs DIR."
+            f"--jobs is {jobs}, but the {platform.upper()} chips of a machine belong to one process at a time. Leave "
+            "it at 1, and each point has all of them; or write a batch job a point, --write-jobs DIR."
         )
     if not hasattr(os, "sched_getaffinity"):  # macOS cannot bind a process to cores
         return [Share(devices, {}, None)] * jobs
     cores = sorted(os.sched_getaffinity(0))
     bounds = [len(cores) * job // jobs for job in range(jobs + 1)]
-    slices = [cores[low:high] or [cores[low]] for low, high in zip(bounds, bounds[1:], strict=False)]
-    return [Share(devices, {}, frozenset(slice)) for slice in slices]
+    # With more jobs than cores some share one.
+    slices = [cores[low : max(high, low + 1)] for low, high in itertools.pairwise(bounds)]
+    return [Share(devices, {}, frozenset(own)) for own in slices]
 
 
 def _devices() -> tuple[str, int]:

@@ -32,8 +32,9 @@ if [ -f "$1" ]; then
 else
     job=(.venv/bin/python -m ctrl_jax "$@")
 fi
-# The first process that fails ends the others, which would wait for it.
-srun --kill-on-bad-exit=1 "${job[@]}"
+# Where one process is lost, the others notice and end by themselves; two minutes later the rest is killed. Not at once:
+# all need their time to save after SIGTERM, and a kill would hide their code 75.
+srun --kill-on-bad-exit=0 --wait=120 "${job[@]}"
 code=$?
 if [ $code -eq 75 ]; then
     echo "slurm: saved after SIGTERM; queued again"
