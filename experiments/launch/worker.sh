@@ -5,13 +5,14 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 mkdir -p .cache
 before=$(cat .cache/worker.pid 2>/dev/null || true)
-if [ -n "$before" ] && grep -qs ctrl_jax "/proc/$before/cmdline"; then
+lives() { [ -n "$before" ] && grep -qs ctrl_jax "/proc/$before/cmdline"; }
+if lives; then
     kill -TERM "$before"
     for ((second = 0; second < 120; second++)); do
-        kill -0 "$before" 2>/dev/null || break
+        lives || break
         sleep 1
     done
-    kill -KILL "$before" 2>/dev/null || true
+    ! lives || kill -KILL "$before"
 fi
 echo $$ >.cache/worker.pid # exec keeps the number
 exec .venv/bin/python -m ctrl_jax "$@"
