@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -53,6 +54,17 @@ class Places:
     """Log the policy's training to Weights & Biases too (make setup EXTRA=wandb)."""
     debug: bool = False
     """Print a traceback on bad input too."""
+
+    def __post_init__(self) -> None:
+        for name in ("runs_dir", "work_dir", "cache_dir"):
+            remote = re.match(r"([a-z][a-z0-9]+):/+(.*)", str(getattr(self, name)))
+            if remote:
+                url = f"{remote[1]}://{remote[2]}"
+                raise InputError(
+                    f"--{name.replace('_', '-')} is {url}, an object store, which has neither locks nor files that "
+                    "grow. Give a folder of a local or a network file system, and copy it there and back: `gcloud "
+                    f"storage rsync --recursive FOLDER {url}`."
+                )
 
 
 def main(arguments: list[str] | None = None) -> int:

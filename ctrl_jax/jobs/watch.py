@@ -35,8 +35,8 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
             told = True
             say(
                 f"[yellow]{label}: in each of the last {RECENT} steps, up to {recent[-1]['step']}, all rewards of "
-                "every prompt were equal: there is nothing to learn from them. Either the policy writes one response alone "
-                "(lower --policy.kl-budget or --policy.learning-rate), or the reward no longer tells responses apart."
+                "every prompt were equal: there is nothing to learn from them. Either the policy writes one response "
+                "alone (lower --policy.kl-budget or --policy.learning-rate), or the reward cannot tell responses apart."
             )
         kl = _mean(recent, "kl")
         if limit is not None and kl > limit * policy.kl_budget:
