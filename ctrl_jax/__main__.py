@@ -4,6 +4,7 @@ import argparse
 import difflib
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -33,6 +34,7 @@ JOBS = {
     "export": "write the policy as a Hugging Face directory, merged or as an adapter",
     "report": "write report/index.html from an evaluated work directory",
     "sample": "a local page to ask the policy and the reference something (--terminal: a table)",
+    "replay": "take the step again at which a training stopped as not finite, and tell what went wrong first",
     "sweep": "every point of the experiment's sweep(), ending in the Pareto figure",
     "plan": "what an experiment would cost on devices that need not be here: time and memory by phase",
     "profile": "a trace of a few policy steps, and where their time went",
@@ -57,20 +59,46 @@ class Places:
     debug: bool = False
     """Print a traceback on bad input too."""
 
+    def __post_init__(self) -> None:
+        for name in ("runs_dir", "work_dir", "cache_dir"):
+            remote = re.match(r"([a-z][a-z0-9]+):/+(.*)", str(getattr(self, name)))
+            if remote:
+                url = f"{remote[1]}://{remote[2]}"
+                raise InputError(
+                    f"--{name.replace('_', '-')} is {url}, an object store, which has neither locks nor files that "
+                    "grow. Give a folder of a local or a network file system, and copy it there and back: `gcloud "
+                    f"storage rsync --recursive FOLDER {url}`."
+                )
+
 
 def main(arguments: list[str] | None = None) -> int:
+    from ctrl_jax.runtime import disk, preemption
+
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _run(arguments)
+        with preemption.raising():
+            return _run(arguments)
     except InputError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        else:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _tell(error, str(error), arguments)
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
+    except preemption.Preempted as preempted:
+        print(f"{preempted} The same command goes on from there.", file=sys.stderr)
+        return preemption.EXIT_CODE
+    except Exception as error:  # Orbax and tensorstore have types of their own for a full disk
+        told = disk.explain(error)
+        if told is None:
+            raise
+        return _tell(error, told, arguments)
+
+
+def _tell(error: Exception, paragraph: str, arguments: list[str]) -> int:
+    if "--debug" in arguments:
+        traceback.print_exception(error)
+    else:
+        print(f"error: {paragraph}", file=sys.stderr)
+    return 2
 
 
 def _run(arguments: list[str]) -> int:
@@ -190,6 +218,7 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
         evaluate,
         export,
         profile,
+        replay,
         report,
         reward_model,
         sample,
@@ -219,9 +248,9 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
     run = Run(experiment, work_dir, places.runs_dir / "stages", devices, places.wandb)
     match job:
         case "train":
-            run.claim()
-            evaluation = evaluate.read(run) or evaluate.run(run, train.run(run))
-            summary.print_run(run, evaluation, report.run(run.work_dir))
+            with run.claimed():
+                evaluation = evaluate.read(run) or evaluate.run(run, train.run(run))
+                summary.print_run(run, evaluation, report.run(run.work_dir))
         case "sft":
             sft.run(run)
         case "reward-model":
@@ -230,18 +259,22 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
             reference = sft.run(run)
             calibrate.run(run, reference, reward_model.run(run, reference))
         case "evaluate":
-            run.claim()
-            summary.print_run(run, evaluate.run(run, train.run(run)), None)
+            with run.claimed():
+                summary.print_run(run, evaluate.run(run, train.run(run)), None)
         case "export":
             assert isinstance(options, ExportOptions)
             name = "export" if options.format == "merged" else "export-adapter"
             output = options.output or run.work_dir / name
             export.check(run, output, options.format)
-            run.claim()
-            export.run(run, train.run(run), output, options.format)
+            with run.claimed():
+                aligned = train.run(run)
+            export.run(run, aligned, output, options.format)
         case "profile":
             assert isinstance(options, ProfileOptions)
             profile.run(options.experiment, devices, run.work_dir, steps=options.steps)
+        case "replay":
+            with run.claimed():
+                replay.run(run)
         case "report":
             summary.print_report(report.run(run.work_dir))
         case "sample":
@@ -252,8 +285,8 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
             if options.untrained:
                 session = sample.untrained(run, max_length=options.max_length)
             else:
-                run.claim()
-                session = sample.trained(run, options.prompt, max_length=options.max_length)
+                with run.claimed():
+                    session = sample.trained(run, options.prompt, max_length=options.max_length)
             if options.terminal:
                 sample.print_responses(session, sample.conversation(run, options.prompt), asked)
             else:

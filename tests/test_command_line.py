@@ -1,11 +1,15 @@
 """Bad input on the command line: exit code 2 and one paragraph with the value and the fix, before any work is done."""
 
+import errno
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from ctrl_jax import __main__ as command_line
-from ctrl_jax.runtime import platform
+from ctrl_jax.runtime import platform, stages
+from ctrl_jax.runtime.preemption import Preempted
 
 
 @pytest.fixture
@@ -168,3 +172,45 @@ def test_help_lists_every_job(capsys):
     assert command_line.main([]) == 0
     printed = capsys.readouterr().out
     assert all(f"  {job} " in printed for job in command_line.JOBS)
+
+
+def test_a_work_directory_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    told = refused("train", "smoke", "--work-dir", str(tmp_path / "file" / "work"))
+    assert f"{tmp_path}/file/work: Not a directory" in told
+    assert "another place: --runs-dir, --work-dir" in told
+
+
+def test_a_bucket_is_no_work_directory(refused):
+    told = refused("train", "smoke", "--work-dir", "gs://bucket/runs/smoke")
+    assert "--work-dir is gs://bucket/runs/smoke, an object store" in told
+    assert "gcloud storage rsync --recursive FOLDER gs://bucket/runs/smoke" in told
+
+
+def test_a_work_directory_in_use(refused, tmp_path):
+    with stages.exclusive(tmp_path / "work"):
+        told = refused("train", "smoke", "--work-dir", str(tmp_path / "work"))
+    assert f"{tmp_path}/work is in use by process {os.getpid()} on {socket.gethostname()}" in told
+
+
+def raising(error):
+    def run(arguments):
+        raise error
+
+    return run
+
+
+def test_a_full_disk_is_one_paragraph(refused, monkeypatch):
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/smoke/metrics.jsonl")
+    monkeypatch.setattr(command_line, "_run", raising(error))
+    told = refused("train", "smoke")
+    assert "/runs/smoke/metrics.jsonl could not be written: No space left on device" in told
+    monkeypatch.setattr(command_line, "_run", raising(ValueError("a bug")))
+    with pytest.raises(ValueError, match="a bug"):
+        command_line.main(["train", "smoke"])
+
+
+def test_sigterm_has_an_exit_code_of_its_own(monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "_run", raising(Preempted("Stopped by SIGTERM.")))
+    assert command_line.main(["train", "smoke"]) == 75
+    assert "Stopped by SIGTERM. The same command goes on" in capsys.readouterr().err

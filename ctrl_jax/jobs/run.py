@@ -1,11 +1,14 @@
 """What every job is given: the experiment, where its files go, and the devices it runs on."""
 
+import contextlib
 import importlib.util
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from ctrl_jax import build
@@ -13,9 +16,11 @@ from ctrl_jax.config import Experiment
 from ctrl_jax.data import downloads, pretrained_tokenizers, sources
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import corpus
+from ctrl_jax.jobs.fit import fit
 from ctrl_jax.models import architecture, huggingface, peft, weights
+from ctrl_jax.runtime import disk
 from ctrl_jax.runtime.platform import environment
-from ctrl_jax.runtime.stages import Stage, claim, plain, write_json
+from ctrl_jax.runtime.stages import Stage, claim, exclusive, plain, write_json
 
 VERSIONS = {
     "data": 2,
@@ -39,6 +44,8 @@ class Run:
     mesh: Mesh
     wandb: bool = False
     """Whether the policy's metrics go to Weights & Biases too."""
+    fit: Callable[..., build.TrainState] = fit
+    """What takes each training to its end: `fit`, or `replay.fit`, which takes the step anew that failed."""
 
     def __post_init__(self) -> None:
         check_batches_divide(self.experiment, self.mesh.shape["data"])
@@ -47,6 +54,20 @@ class Run:
 
     def stage(self, name: str, **key: Any) -> Stage:
         return Stage.open(self.stages_dir, name, {"version": VERSIONS[name], **key})
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Within, the work directory is this experiment's and this process's alone.
+
+        Raises:
+          InputError: if it is another's, or cannot be written.
+        """
+        for folder in (self.work_dir, self.stages_dir):
+            disk.check_writable(folder)
+        # Of several hosts one writes.
+        with exclusive(self.work_dir) if jax.process_index() == 0 else contextlib.nullcontext():
+            self.claim()
+            yield
 
     def claim(self) -> None:
         """Makes the work directory this experiment's, or refuses one that is another's."""
