@@ -94,7 +94,7 @@ class Cloud:
         return found
 
 
-NEEDED = ("--name", "bon", "--zone", "us-west4-a", "--type", "v5litepod-256", "--runs-dir", "gs://bucket/runs")
+NEEDED = ("--name", "bon", "--zone", "us-west4-a", "--type", "v5litepod-256", "--share", "10.0.0.2:/runs")
 JOB = ("train", "bon_helpful_hh", "--policy.transform", "exponential(10)")
 LOOK = ["queue describe", "node describe"]
 PREPARE = ["node scp", "node tar", "node setup"]
@@ -138,7 +138,7 @@ def test_a_dry_run_prints_every_command_in_order_and_runs_none(cloud):
     def on_workers(command: str) -> list[str]:
         return [*node, "ssh", "bon", *place, "--worker=all", f"--command={command}"]
 
-    job = shlex.join(JOB) + " --runs-dir gs://bucket/runs"
+    job = shlex.join(JOB) + " --runs-dir /runs"
     assert [shlex.split(line.removeprefix("+ ")) for line in ran.stdout.splitlines()] == [
         look,
         create,
@@ -148,7 +148,7 @@ def test_a_dry_run_prints_every_command_in_order_and_runs_none(cloud):
         ["bash", "-c", f"git ls-files -z --cached --others --exclude-standard | tar -czf '{archive}' --null -T -"],
         [*node, "scp", archive, "bon:ctrl_jax.tar.gz", *place, "--worker=all"],
         on_workers("mkdir -p ctrl_jax && tar -xzf ctrl_jax.tar.gz -C ctrl_jax"),
-        on_workers("ctrl_jax/experiments/launch/setup.sh tpu"),
+        on_workers("ctrl_jax/experiments/launch/setup.sh tpu 10.0.0.2:/runs"),
         on_workers("cd ctrl_jax && ls"),
         on_workers(f"ctrl_jax/experiments/launch/worker.sh {job}"),
         [*queue, "delete", "bon", *place, "--force", "--quiet"],
@@ -259,9 +259,10 @@ def test_the_archive_is_the_checkout_without_what_git_ignores(cloud):
     ("arguments", "told"),
     [
         ((*NEEDED[2:], "--", *JOB), "--name is missing"),
-        ((*NEEDED[:6], "--", *JOB), "--runs-dir is missing"),
+        ((*NEEDED[:6], "--", *JOB), "--share is missing"),
         ((*NEEDED, "--sport", "--", *JOB), "no option --sport"),
         (NEEDED, "the job is missing"),
+        ((*NEEDED, "--share", "gs://bucket/runs", "--", *JOB), "--share is gs://bucket/runs, which is no SERVER:/PATH"),
         ((*NEEDED, "--type", "v9-8", "--", *JOB), "no runtime is known for v9-8"),
         (("--name",), "--name needs a value"),
     ],
@@ -273,11 +274,18 @@ def test_mistakes_in_the_call(cloud, arguments, told):
     assert cloud.calls == []
 
 
-def test_a_bare_machine_is_set_up_with_a_python_of_uv(cloud):
+def test_a_bare_machine_is_set_up_once(cloud):
     cloud.program("make", '#!/bin/bash\necho "make $*"\n')
     cloud.program("uv", '#!/bin/bash\nif [ "$2" = find ]; then echo /uv/python; else echo "uv $*"; fi\n')
-    ran = cloud.run("setup.sh", "tpu")
-    assert ran.stdout == "uv python install --quiet 3.12\nmake setup EXTRA=tpu PYTHON=/uv/python\n"
+    install = ["uv python install --quiet 3.12", "make setup EXTRA=tpu PYTHON=/uv/python"]
+    assert cloud.run("setup.sh", "tpu").stdout.splitlines() == install
+
+    cloud.program("mountpoint", "#!/bin/bash\n[ -e mounted ]\n")
+    cloud.program("mount.nfs", "")
+    cloud.program("sudo", '#!/bin/bash\necho "$*"\nif [ "$1" = mount ]; then touch mounted; fi\n')
+    mounted = ["mkdir -p /runs", "mount -t nfs 10.0.0.2:/runs /runs", "chmod a+rwx /runs"]
+    assert cloud.run("setup.sh", "tpu", "10.0.0.2:/runs").stdout.splitlines() == [*mounted, *install]
+    assert cloud.run("setup.sh", "tpu", "10.0.0.2:/runs").stdout.splitlines() == install
 
 
 PYTHON = """#!/bin/bash
@@ -371,7 +379,7 @@ def test_the_sky_task_is_yaml_that_runs_the_job(cloud):
     job = "sweep bon_helpful_hh --point exponential(10)_kl2"
     ran = subprocess.run(["bash", "-c", task["run"]], cwd=cloud.checkout, env={**cloud.environment, "JOB": job},
                          capture_output=True, text=True, check=True)  # fmt: skip
-    assert ran.stdout.split() == ["-m", "ctrl_jax", *job.split(), "--runs-dir", "/bucket/runs"]
+    assert ran.stdout.split() == ["-m", "ctrl_jax", *job.split(), "--runs-dir", "/runs"]
 
 
 def test_skypilot_reads_the_task(monkeypatch, tmp_path):
@@ -379,8 +387,8 @@ def test_skypilot_reads_the_task(monkeypatch, tmp_path):
     sky = pytest.importorskip("sky", reason="skypilot is not installed: make setup EXTRA=launch-test")
     settings = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
     settings["workdir"] = str(LAUNCH)
-    task = sky.Task.from_yaml_config(settings, env_overrides=[("BUCKET", "my-bucket"), ("JOB", "train smoke")])
+    task = sky.Task.from_yaml_config(settings, env_overrides=[("SHARE", "10.0.0.2:/runs"), ("JOB", "train smoke")])
     (resources,) = task.resources
     assert resources.accelerators == {"tpu-v5litepod-256": 1}
     assert resources.job_recovery["recover_on_exit_codes"] == [75]
-    assert task.envs == {"BUCKET": "my-bucket", "JOB": "train smoke", "EXTRA": "tpu"}
+    assert task.envs == {"SHARE": "10.0.0.2:/runs", "JOB": "train smoke", "EXTRA": "tpu"}

@@ -24,6 +24,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import evaluate, report, summary, train
 from ctrl_jax.jobs.run import Run, check_batches_divide, check_claim
 from ctrl_jax.runtime.console import latest_lines, say, table
+from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.shares import Share
 from ctrl_jax.runtime.stages import plain, read_json, write_bytes, write_json
 
@@ -31,8 +32,6 @@ ATTEMPTS = 2
 """Processes that a sweep gives a point before it is reported as failed."""
 GRACE = 60.0
 """Seconds that a point has to save what it did, once it is asked to stop."""
-PREEMPTED = 75
-"""The exit code after SIGTERM: the same command goes on."""
 
 _POLL = 0.2
 _UNSAID = "Its process ended without a word: it was killed, perhaps for want of memory."
@@ -108,7 +107,7 @@ def run(
 
     Raises:
       KeyboardInterrupt: after SIGINT, when the points have ended.
-      SystemExit: likewise after SIGTERM or SIGHUP, with the code PREEMPTED.
+      Preempted: likewise after SIGTERM or SIGHUP.
     """
     waiting = deque(point for point in points if not _done(point))
     started = Counter[str]()
@@ -131,16 +130,14 @@ def run(
             for child in [child for child in running if child.process.poll() is not None]:
                 running.remove(child)
                 free.append(child.share)
-                _close(child)
-                name = escape(child.point.name)
-                if _done(child.point):
+                name, reason = escape(child.point.name), _close(child)
+                if reason is None:
                     say(f"[green]{name}: done")
                 else:
                     again = started[child.point.name] < ATTEMPTS
                     if again:
                         waiting.append(child.point)
-                    reason = escape(_record(child.point)["reason"])
-                    say(f"[red]{name} failed{' and will be tried again' if again else ''}: {reason}")
+                    say(f"[red]{name} failed{' and will be tried again' if again else ''}: {escape(reason)}")
                 publish_all()
             show({child.point.name: _last_line(_log(child.point)) for child in running})
         if received:
@@ -150,7 +147,7 @@ def run(
     if received:
         if signal.SIGINT in received:
             raise KeyboardInterrupt
-        raise SystemExit(PREEMPTED)
+        raise Preempted("The points were stopped, and saved what they did.")
     _print(points)
     say(f"Pareto figure and table: {page}")
     return 0 if all(map(_done, points)) else 1
@@ -188,9 +185,9 @@ def _run_noted(run: Run, point: Point) -> None:
 
 
 def _train_and_report(run: Run) -> None:
-    run.claim()
-    evaluation = evaluate.read(run) or evaluate.run(run, train.run(run))
-    summary.print_run(run, evaluation, report.run(run.work_dir))
+    with run.claimed():
+        evaluation = evaluate.read(run) or evaluate.run(run, train.run(run))
+        summary.print_run(run, evaluation, report.run(run.work_dir))
 
 
 def publish(sweep_dir: Path, points: Sequence[Point], running: Collection[str] = ()) -> Path:
@@ -251,18 +248,20 @@ def _start(point: Point, command: Callable[[Point], list[str]], share: Share) ->
     return Child(point, _record(point)["attempts"] + 1, process, share)
 
 
-def _close(child: Child) -> None:
-    """Sees to it that the record of a point that failed says why, also where its process could not."""
-    if _done(child.point):
-        return
+def _close(child: Child) -> str | None:
+    """Completes the record of a point whose process ended, and returns why it failed: its process may not know."""
     record, code = _record(child.point), child.process.returncode
-    if code < 0:
+    reason: str | None
+    if _done(child.point):
+        reason = None
+    elif code < 0:
         reason = f"It was killed by {signal.Signals(-code).name}."
     elif record["attempts"] == child.attempt and record["reason"] is not None:
         reason = record["reason"]
     else:
         reason = _last_line(_log(child.point)) or f"It ended with exit code {code}."
     _note(child.point, child.attempt, reason)
+    return reason
 
 
 def _end(running: Sequence[Child], received: list[int]) -> None:

@@ -2,11 +2,11 @@
 # Runs a job on a Cloud TPU of any size, from the queue to the last checkpoint, and deletes the TPU at the end.
 #
 #   experiments/launch/tpu_vm.sh --name bon --zone us-west4-a --type v5litepod-256 --spot \
-#       --runs-dir gs://MY_BUCKET/runs -- train bon_helpful_hh --policy.kl-budget 2
+#       --share 10.0.0.2:/runs -- train bon_helpful_hh --policy.kl-budget 2
 #
 # It asks for the TPU as a queued resource, waits until it is active, copies the tracked files of this checkout to all
 # workers, installs there, and runs the command after `--` on all of them at once. Where the TPU is preempted, it is
-# deleted and asked for anew, and the same command goes on from the last checkpoint in --runs-dir. The script lives as
+# deleted and asked for anew, and the same command goes on from the last checkpoint on the share. The script lives as
 # long as the job, so run it in tmux; if it is killed, the same call finds the TPU again and goes on.
 #
 # Exit code: the job's; 2 for a mistake in the call; 1 where the TPU was not to be had in --tries tries.
@@ -15,12 +15,13 @@ cd "$(dirname "$0")/../.."
 
 usage() {
     cat <<'END'
-tpu_vm.sh --name NAME --zone ZONE --type TYPE --runs-dir gs://BUCKET/PATH [options] -- JOB EXPERIMENT [OPTIONS ...]
+tpu_vm.sh --name NAME --zone ZONE --type TYPE --share SERVER:/PATH [options] -- JOB EXPERIMENT [OPTIONS ...]
 
   --name NAME        of the queued resource and of its node
   --zone ZONE        such as us-west4-a
   --type TYPE        the accelerator type: v5litepod-256, v5p-128, v6e-64, v4-32 ...
-  --runs-dir DIR     where runs are kept: a bucket, or a folder that all workers share; a worker's own disk ends with it
+  --share PATH       where runs are kept: an NFS share, such as Filestore's, which all workers mount at /runs; what is on
+                     a worker's own disk is lost with it
   --runtime VERSION  of the TPU's software; by default what fits the type
   --project PROJECT  by default gcloud's own
   --spot             cheaper, and may be taken away at any time
@@ -37,13 +38,12 @@ fail() {
     exit 2
 }
 
-name='' zone='' type='' runs_dir='' runtime='' project='' spot='' before='' tries=20 poll=30 keep='' dry=''
+name='' zone='' type='' share='' runtime='' project='' spot='' before='' tries=20 poll=30 keep='' dry=''
 while [ $# -gt 0 ]; do
     case $1 in
-        --name | --zone | --type | --runs-dir | --runtime | --project | --before | --tries | --poll)
+        --name | --zone | --type | --share | --runtime | --project | --before | --tries | --poll)
             [ $# -gt 1 ] || fail "$1 needs a value."
-            variable=${1#--}
-            printf -v "${variable/-/_}" %s "$2"
+            printf -v "${1#--}" %s "$2"
             shift 2
             ;;
         --spot | --keep)
@@ -65,9 +65,11 @@ while [ $# -gt 0 ]; do
         *) fail "there is no option $1; --help lists them. The job comes after --." ;;
     esac
 done
-for needed in name zone type runs_dir; do
-    [ -n "${!needed}" ] || fail "--${needed/_/-} is missing; --help lists the options."
+for needed in name zone type share; do
+    [ -n "${!needed}" ] || fail "--$needed is missing; --help lists the options."
 done
+[[ $share =~ ^[^:/]+:/([^/]|$) ]] || fail "--share is $share, which is no SERVER:/PATH of an NFS share. A bucket does not serve: it has\
+ neither locks nor files that grow."
 [ $# -ge 2 ] || fail "the job is missing: give it after --, such as: -- train bon_helpful_hh"
 if [ -z "$runtime" ]; then
     case $type in
@@ -166,7 +168,7 @@ prepare() {
         run bash -c "git ls-files -z --cached --others --exclude-standard | tar -czf '$code_archive' --null -T -" &&
         run "${node[@]}" scp "$code_archive" "$name:ctrl_jax.tar.gz" "${place[@]}" --worker=all &&
         on_workers 'mkdir -p ctrl_jax && tar -xzf ctrl_jax.tar.gz -C ctrl_jax' &&
-        on_workers 'ctrl_jax/experiments/launch/setup.sh tpu' &&
+        on_workers "ctrl_jax/experiments/launch/setup.sh tpu $(quoted "$share")" &&
         if [ -n "$before" ]; then on_workers "cd ctrl_jax && $before"; fi &&
         prepared=yes
 }
@@ -181,7 +183,7 @@ for ((try = 1; try <= tries; try++)); do
     acquire || continue
     code=0
     if [ -n "$prepared" ] || prepare; then
-        on_workers "ctrl_jax/experiments/launch/worker.sh $(quoted "$@" --runs-dir "$runs_dir")" || code=$?
+        on_workers "ctrl_jax/experiments/launch/worker.sh $(quoted "$@" --runs-dir /runs)" || code=$?
     else
         code=$?
     fi
