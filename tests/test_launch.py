@@ -262,7 +262,7 @@ def test_the_archive_is_the_checkout_without_what_git_ignores(cloud):
         ((*NEEDED[:6], "--", *JOB), "--share is missing"),
         ((*NEEDED, "--sport", "--", *JOB), "no option --sport"),
         (NEEDED, "the job is missing"),
-        ((*NEEDED, "--share", "gs://bucket/runs", "--", *JOB), "--share is gs://bucket/runs, which is no SERVER:/PATH"),
+        ((*NEEDED, "--share", "gs://bucket/runs", "--", *JOB), "--share is gs://bucket/runs, and not SERVER:/PATH"),
         ((*NEEDED, "--type", "v9-8", "--", *JOB), "no runtime is known for v9-8"),
         (("--name",), "--name needs a value"),
     ],

@@ -68,8 +68,8 @@ done
 for needed in name zone type share; do
     [ -n "${!needed}" ] || fail "--$needed is missing; --help lists the options."
 done
-[[ $share =~ ^[^:/]+:/([^/]|$) ]] || fail "--share is $share, which is no SERVER:/PATH of an NFS share. A bucket does not serve: it has\
- neither locks nor files that grow."
+[[ $share =~ ^[^:/]+:/([^/]|$) ]] ||
+    fail "--share is $share, and not SERVER:/PATH of an NFS share. A bucket has neither locks nor files that grow."
 [ $# -ge 2 ] || fail "the job is missing: give it after --, such as: -- train bon_helpful_hh"
 if [ -z "$runtime" ]; then
     case $type in
