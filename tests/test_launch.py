@@ -138,7 +138,7 @@ def test_a_dry_run_prints_every_command_in_order_and_runs_none(cloud):
     def on_workers(command: str) -> list[str]:
         return [*node, "ssh", "bon", *place, "--worker=all", f"--command={command}"]
 
-    job = shlex.join(JOB) + " --runs-dir /runs"
+    job = shlex.join(JOB) + " --distributed --runs-dir /runs"
     assert [shlex.split(line.removeprefix("+ ")) for line in ran.stdout.splitlines()] == [
         look,
         create,
@@ -374,12 +374,25 @@ def test_the_sky_task_is_yaml_that_runs_the_job(cloud):
     assert task["resources"]["job_recovery"] == {"recover_on_exit_codes": [75]}
     python = cloud.checkout / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    python.write_text('#!/bin/bash\necho "$*"\nenv | grep ^JAX_ | sort\n')
     python.chmod(0o755)
-    job = "sweep bon_helpful_hh --point exponential(10)_kl2"
-    ran = subprocess.run(["bash", "-c", task["run"]], cwd=cloud.checkout, env={**cloud.environment, "JOB": job},
-                         capture_output=True, text=True, check=True)  # fmt: skip
-    assert ran.stdout.split() == ["-m", "ctrl_jax", *job.split(), "--runs-dir", "/runs"]
+    nodes = {"SKYPILOT_NODE_IPS": "10.0.0.5\n10.0.0.6", "SKYPILOT_NODE_RANK": "1"}
+
+    def run(job: str, extra: str, num_nodes: int) -> list[str]:
+        given = {"JOB": job, "EXTRA": extra, "SKYPILOT_NUM_NODES": str(num_nodes), **nodes}
+        ran = subprocess.run(["bash", "-c", task["run"]], cwd=cloud.checkout, env={**cloud.environment, **given},
+                             capture_output=True, text=True, check=True)  # fmt: skip
+        return ran.stdout.splitlines()
+
+    point = "sweep bon_helpful_hh --point exponential(10)_kl2"
+    assert run(point, "cuda12", 1) == [f"-m ctrl_jax {point} --runs-dir /runs"]
+    assert run("train smoke", "tpu", 1) == ["-m ctrl_jax train smoke --distributed --runs-dir /runs"]
+    assert run("train smoke", "cuda12", 2) == [
+        "-m ctrl_jax train smoke --runs-dir /runs",
+        "JAX_COORDINATOR_ADDRESS=10.0.0.5:8476",
+        "JAX_NUM_PROCESSES=2",
+        "JAX_PROCESS_ID=1",
+    ]
 
 
 def test_skypilot_reads_the_task(monkeypatch, tmp_path):

@@ -183,7 +183,7 @@ for ((try = 1; try <= tries; try++)); do
     acquire || continue
     code=0
     if [ -n "$prepared" ] || prepare; then
-        on_workers "ctrl_jax/experiments/launch/worker.sh $(quoted "$@" --runs-dir /runs)" || code=$?
+        on_workers "ctrl_jax/experiments/launch/worker.sh $(quoted "$@" --distributed --runs-dir /runs)" || code=$?
     else
         code=$?
     fi
