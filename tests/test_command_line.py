@@ -2,8 +2,8 @@
 
 import errno
 import os
-import socket
 import shlex
+import socket
 import sys
 from pathlib import Path
 

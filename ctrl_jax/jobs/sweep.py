@@ -118,31 +118,32 @@ def run(
         return publish(sweep_dir, points, {child.point.name for child in running})
 
     with _signals() as received, latest_lines() as show:
-        while (waiting or running) and not received:
-            while waiting and free:
-                child = _start(waiting.popleft(), command, free.pop(0))
-                running.append(child)
-                started[child.point.name] += 1
-                attempt = f", attempt {child.attempt}" if child.attempt > 1 else ""
-                say(f"{escape(child.point.name)}: running{attempt}, log in {escape(str(_log(child.point)))}")
-                publish_all()
-            time.sleep(_POLL)
-            for child in [child for child in running if child.process.poll() is not None]:
-                running.remove(child)
-                free.append(child.share)
-                name, reason = escape(child.point.name), _close(child)
-                if reason is None:
-                    say(f"[green]{name}: done")
-                else:
-                    again = started[child.point.name] < ATTEMPTS
-                    if again:
-                        waiting.append(child.point)
-                    say(f"[red]{name} failed{' and will be tried again' if again else ''}: {escape(reason)}")
-                publish_all()
-            show({child.point.name: _last_line(_log(child.point)) for child in running})
-        if received:
+        try:
+            while (waiting or running) and not received:
+                ended = [child for child in running if child.process.poll() is not None]
+                for child in ended:
+                    running.remove(child)
+                    free.append(child.share)
+                    name, reason = escape(child.point.name), _close(child)
+                    if reason is None:
+                        say(f"[green]{name}: done")
+                    else:
+                        again = started[child.point.name] < ATTEMPTS
+                        if again:
+                            waiting.append(child.point)
+                        say(f"[red]{name} failed{' and will be tried again' if again else ''}: {escape(reason)}")
+                begun = [_start(waiting.popleft(), command, free.pop(0)) for _ in range(min(len(waiting), len(free)))]
+                for child in begun:
+                    started[child.point.name] += 1
+                    attempt = f", attempt {child.attempt}" if child.attempt > 1 else ""
+                    say(f"{escape(child.point.name)}: running{attempt}, log in {escape(str(_log(child.point)))}")
+                running += begun
+                if ended or begun:
+                    publish_all()
+                show({child.point.name: _last_line(_log(child.point)) for child in running})
+                time.sleep(_POLL)
+        finally:
             _end(running, received)
-            running.clear()
     page = publish_all()
     if received:
         if signal.SIGINT in received:
@@ -264,9 +265,10 @@ def _close(child: Child) -> str | None:
     return reason
 
 
-def _end(running: Sequence[Child], received: list[int]) -> None:
+def _end(running: list[Child], received: list[int]) -> None:
     """Asks points to stop and waits for them; a second signal ends the patience."""
-    say(f"Stopping {len(running)} points; they save what they did.")
+    if running:
+        say(f"Stopping {len(running)} points; they save what they did.")
     for child in running:
         child.process.terminate()
     until = time.monotonic() + GRACE
@@ -276,9 +278,9 @@ def _end(running: Sequence[Child], received: list[int]) -> None:
                 child.process.kill()
         time.sleep(_POLL)
     for child in running:
-        record = _record(child.point)
-        if record["reason"] is not None:
-            _note(child.point, record["attempts"], None)
+        if _record(child.point)["reason"] is not None:
+            _note(child.point, child.attempt, None)  # it was stopped, and has not failed
+    running.clear()
 
 
 @contextlib.contextmanager

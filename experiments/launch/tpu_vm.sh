@@ -25,7 +25,7 @@ tpu_vm.sh --name NAME --zone ZONE --type TYPE --share SERVER:/PATH [options] -- 
   --runtime VERSION  of the TPU's software; by default what fits the type
   --project PROJECT  by default gcloud's own
   --spot             cheaper, and may be taken away at any time
-  --before COMMAND   what each worker runs before the job, such as copying a model from a bucket
+  --before COMMAND   what each worker runs in the checkout before the job, such as: ln -sfn /runs/models models
   --tries N          how often to start, where the TPU is preempted or the connection breaks (20)
   --poll SECONDS     between two looks at the queue (30)
   --keep             do not delete the TPU at the end
