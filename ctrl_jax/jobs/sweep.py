@@ -132,12 +132,13 @@ def run(
                         if again:
                             waiting.append(child.point)
                         say(f"[red]{name} failed{' and will be tried again' if again else ''}: {escape(reason)}")
-                begun = [_start(waiting.popleft(), command, free.pop(0)) for _ in range(min(len(waiting), len(free)))]
-                for child in begun:
+                begun = bool(waiting and free)
+                while waiting and free:
+                    child = _start(waiting.popleft(), command, free.pop(0))
+                    running.append(child)
                     started[child.point.name] += 1
                     attempt = f", attempt {child.attempt}" if child.attempt > 1 else ""
                     say(f"{escape(child.point.name)}: running{attempt}, log in {escape(str(_log(child.point)))}")
-                running += begun
                 if ended or begun:
                     publish_all()
                 show({child.point.name: _last_line(_log(child.point)) for child in running})
