@@ -37,7 +37,7 @@ class Batches(Protocol):
 class Taken(NamedTuple):
     """A step that was dispatched, and what is needed to take it again."""
 
-    index: int
+    step: int
     position: dict[str, Any]
     """Of the data, before its batch."""
     batch: Any
@@ -122,11 +122,11 @@ def fit(
                     saved = index
 
             def unsound(taken: Taken, what: str) -> InputError:
-                save(taken.index - 1, taken.position)
-                path = failed_batch(directory, taken.index)
+                save(taken.step - 1, taken.position)
+                path = failed_batch(directory, taken.step)
                 _write_batch(path, taken.batch)
                 return InputError(
-                    f"{label}: step {taken.index} was not made: {what}. The state before it is the newest checkpoint, "
+                    f"{label}: step {taken.step} was not made: {what}. The state before it is the newest checkpoint, "
                     f"and its batch is {path}; `replay` in place of `train`, with the same options, takes this step "
                     "again and tells what went wrong first. Most often the learning rate is too large: try a smaller "
                     "one."
@@ -139,8 +139,8 @@ def fit(
                     raise unsound(taken, " and ".join(wrong[:2]))
                 values = {name: float(value) for name, value in taken.metrics.items() if value.ndim == 0}
                 values["seconds"], last = time.monotonic() - last, time.monotonic()
-                writer.write(taken.index, values)
-                bar.update(taken.index, {name: values[name] for name in columns if name in values})
+                writer.write(taken.step, values)
+                bar.update(taken.step, {name: values[name] for name in columns if name in values})
                 watch(writer.recent)
 
             pending = None

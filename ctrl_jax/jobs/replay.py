@@ -59,7 +59,7 @@ def fit(
     steps: int,
     directory: Path,
     fingerprint: str,
-    **_: Any,
+    **others: Any,
 ) -> TrainState:
     """In place of `jobs.fit.fit`: the final state of a training that is done; of one that failed, its failed step."""
     with closing(Checkpoints(directory / "checkpoints", fingerprint=fingerprint)) as checkpoints:

@@ -59,7 +59,7 @@ def _full(reason: str, path: str | None) -> str:
     usage = shutil.disk_usage(place)
     return (
         f"{path or 'A file'} could not be written: {reason} ({usage.free / 2**20:,.0f} MiB of "
-        f"{usage.total / 2**20:,.0f} are free there). What was saved before is whole. Make room, and run the same "
+        f"{usage.total / 2**20:,.0f} MiB are free there). What was saved before is whole. Make room, and run the same "
         "command again: it goes on from the last checkpoint."
     )
 

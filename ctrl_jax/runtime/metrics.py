@@ -64,7 +64,10 @@ class MetricWriter:
         """Writes one row at once."""
         values = {name: float(value) for name, value in values.items()}
         with naming(self._path):
-            self._file.write(_line({"step": step, **values}).encode())
+            line = _line({"step": step, **values}).encode()
+            written = self._file.write(line)
+            if written < len(line):  # the last bytes of a disk: the rest tells why
+                self._file.write(line[written:])
         points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._event(Event(step=step, summary=Summary(value=points)))
         self.recent.append({"step": step, **values})

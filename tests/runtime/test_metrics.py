@@ -97,9 +97,8 @@ def test_a_full_disk_is_an_error_at_once_and_the_rows_before_it_stay(tmp_path, s
     writer = MetricWriter(tmp_path, resume_step=None)
     writer.write(1, {"kl": 0.5})
     size = (tmp_path / "metrics.jsonl").stat().st_size
-    with pytest.raises(OSError) as error, small_files(size + 5), contextlib.closing(writer):
-        for step in range(2, 5000):
-            writer.write(step, {"kl": 0.5})
+    with pytest.raises(OSError) as error, contextlib.closing(writer), small_files(size + 5):
+        writer.write(2, {"kl": 0.5})
     assert f"{tmp_path}/metrics.jsonl could not be written" in disk.explain(error.value)
     write(tmp_path, [2], resume_step=1)
     np.testing.assert_array_equal(read_metrics(tmp_path / "metrics.jsonl")["step"], [1, 2])
