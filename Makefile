@@ -14,8 +14,8 @@ STAMP := .venv/.installed$(if $(EXTRA),-$(EXTRA))
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sft reward-model calibrate evaluate export report sample sweep plan profile ideal test test-slow \
-	check bench bench-kl clean
+.PHONY: help setup train sft reward-model calibrate evaluate export report sample replay sweep plan profile ideal test test-slow \
+	chaos check bench bench-kl clean
 
 help: ## this list
 	@echo 'make TARGET [EXP=bon_helpful] [ARGS="--policy.kl-budget 0.5"] [PYTHON=python3.12] [EXTRA=cuda12]'
@@ -67,7 +67,10 @@ report: $(STAMP) ## write report/index.html anew
 sample: $(STAMP) ## a local page to ask policy and reference something; ARGS=--terminal prints a table
 	$(JOB) sample $(EXP) $(ARGS)
 
-sweep: $(STAMP) ## every point of the experiment's sweep(), ending in the Pareto figure
+replay: $(STAMP) ## take the step again at which a training stopped as not finite, and tell what went wrong
+	$(JOB) replay $(EXP) $(ARGS)
+
+sweep: $(STAMP) ## every point of the experiment's sweep(), ending in the Pareto figure; ARGS="--jobs 4"
 	$(JOB) sweep $(EXP) $(ARGS)
 
 plan: $(STAMP) ## time and memory by phase on any devices; ARGS="--devices 8 --device-kind v5e"
@@ -84,6 +87,9 @@ test: $(STAMP) ## the fast tests; ARGS="-x tests/theory" goes to pytest
 
 test-slow: $(STAMP) ## the tests that take minutes: whole runs, kills and resumes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+chaos: $(STAMP) ## 25 kills over a whole pipeline, which must end bit-identical to one left alone; minutes
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 check: $(STAMP) ## lint, format, types
 	$(BIN)/ruff check .

@@ -1,15 +1,17 @@
 """The command line: `python -m ctrl_jax train bon_helpful --policy.kl-budget 0.5`."""
 
+import argparse
 import difflib
 import importlib.util
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 # Before jax is imported: XLA logs an error for every program that it takes from the compilation cache, about
 # instruction-set preferences that are not instructions.
@@ -20,6 +22,9 @@ import tyro
 from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
 
+if TYPE_CHECKING:
+    from ctrl_jax.jobs.sweep import Point
+
 JOBS = {
     "train": "run whatever stages are missing, train the policy, evaluate, report",
     "sft": "only the reference policy",
@@ -29,6 +34,7 @@ JOBS = {
     "export": "write the policy as a Hugging Face directory, merged or as an adapter",
     "report": "write report/index.html from an evaluated work directory",
     "sample": "a local page to ask the policy and the reference something (--terminal: a table)",
+    "replay": "take the step again at which a training stopped as not finite, and tell what went wrong first",
     "sweep": "every point of the experiment's sweep(), ending in the Pareto figure",
     "plan": "what an experiment would cost on devices that need not be here: time and memory by phase",
     "profile": "a trace of a few policy steps, and where their time went",
@@ -57,20 +63,46 @@ class Places:
     debug: bool = False
     """Print a traceback on bad input too."""
 
+    def __post_init__(self) -> None:
+        for name in ("runs_dir", "work_dir", "cache_dir"):
+            remote = re.match(r"([a-z][a-z0-9]+):/+(.*)", str(getattr(self, name)))
+            if remote:
+                url = f"{remote[1]}://{remote[2]}"
+                raise InputError(
+                    f"--{name.replace('_', '-')} is {url}, an object store, which has neither locks nor files that "
+                    "grow. Give a folder of a local or a network file system, and copy it there and back: `gcloud "
+                    f"storage rsync --recursive FOLDER {url}`."
+                )
+
 
 def main(arguments: list[str] | None = None) -> int:
+    from ctrl_jax.runtime import disk, preemption
+
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _run(arguments)
+        with preemption.raising():
+            return _run(arguments)
     except InputError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        else:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _tell(error, str(error), arguments)
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
+    except preemption.Preempted as preempted:
+        print(f"{preempted} The same command goes on from there.", file=sys.stderr)
+        return preemption.EXIT_CODE
+    except Exception as error:  # Orbax and tensorstore have types of their own for a full disk
+        told = disk.explain(error)
+        if told is None:
+            raise
+        return _tell(error, told, arguments)
+
+
+def _tell(error: Exception, paragraph: str, arguments: list[str]) -> int:
+    if "--debug" in arguments:
+        traceback.print_exception(error)
+    else:
+        print(f"error: {paragraph}", file=sys.stderr)
+    return 2
 
 
 def _run(arguments: list[str]) -> int:
@@ -165,8 +197,18 @@ class ProfileOptions(Options):
     """Steps to time, and as many to trace."""
 
 
+@dataclass(frozen=True)
+class SweepOptions(Options):
+    jobs: int = 1
+    """Points at a time, each in a process with its share of this machine's cores or GPUs."""
+    point: str | None = None
+    """Run the point of this name alone, in this process and on all devices, as a batch job does."""
+    write_jobs: Path | None = None
+    """Run nothing, but write a shell script a point into this folder, to be submitted as a batch job."""
+
+
 def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
-    kinds = {"sample": SampleOptions, "export": ExportOptions, "profile": ProfileOptions}
+    kinds = {"sample": SampleOptions, "export": ExportOptions, "profile": ProfileOptions, "sweep": SweepOptions}
     kind = kinds.get(job, Options)
     program = f"python -m ctrl_jax {job} {module.__name__.removeprefix('experiments.')}"
 
@@ -180,6 +222,7 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
         evaluate,
         export,
         profile,
+        replay,
         report,
         reward_model,
         sample,
@@ -192,20 +235,26 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
     from ctrl_jax.jobs.run import Run
     from ctrl_jax.runtime import mesh, platform
 
-    platform.setup_compilation_cache(options.places.cache_dir / "compiled")
     places = options.places
+    work_dir = places.work_dir or places.runs_dir / _run_name(module.experiment(), options.experiment)
+    experiment = options.experiment
+    if isinstance(options, SweepOptions):
+        if not hasattr(module, "sweep"):
+            raise InputError(f"{module.__file__} has no sweep(); add one that returns a list of experiments.")
+        sweep_dir = work_dir.with_name(f"{work_dir.name}.sweep")
+        points = [sweep.Point(parse(one).experiment, sweep_dir / one.name) for one in module.sweep()]
+        if options.point is None:
+            return _run_sweep(sweep_dir, points, options, _command_of_point(module, arguments))
+        experiment, work_dir = sweep.find(points, options.point)
+
+    platform.setup_compilation_cache(places.cache_dir / "compiled")
     devices = mesh.make_mesh(places.devices, fsdp=places.fsdp, model=places.model_parallel)
-
-    def run_in(work_dir: Path, options: Options) -> Run:
-        return Run(options.experiment, work_dir, places.runs_dir / "stages", devices, places.wandb)
-
-    default_dir = options.places.runs_dir / _run_name(module.experiment(), options.experiment)
-    run = run_in(options.places.work_dir or default_dir, options)
+    run = Run(experiment, work_dir, places.runs_dir / "stages", devices, places.wandb)
     match job:
         case "train":
-            run.claim()
-            evaluation = evaluate.read(run) or evaluate.run(run, train.run(run))
-            summary.print_run(run, evaluation, report.run(run.work_dir))
+            with run.claimed():
+                evaluation = evaluate.read(run) or evaluate.run(run, train.run(run))
+                summary.print_run(run, evaluation, report.run(run.work_dir))
         case "sft":
             sft.run(run)
         case "reward-model":
@@ -214,18 +263,22 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
             reference = sft.run(run)
             calibrate.run(run, reference, reward_model.run(run, reference))
         case "evaluate":
-            run.claim()
-            summary.print_run(run, evaluate.run(run, train.run(run)), None)
+            with run.claimed():
+                summary.print_run(run, evaluate.run(run, train.run(run)), None)
         case "export":
             assert isinstance(options, ExportOptions)
             name = "export" if options.format == "merged" else "export-adapter"
             output = options.output or run.work_dir / name
             export.check(run, output, options.format)
-            run.claim()
-            export.run(run, train.run(run), output, options.format)
+            with run.claimed():
+                aligned = train.run(run)
+            export.run(run, aligned, output, options.format)
         case "profile":
             assert isinstance(options, ProfileOptions)
             profile.run(options.experiment, devices, run.work_dir, steps=options.steps)
+        case "replay":
+            with run.claimed():
+                replay.run(run)
         case "report":
             summary.print_report(report.run(run.work_dir))
         case "sample":
@@ -236,8 +289,8 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
             if options.untrained:
                 session = sample.untrained(run, max_length=options.max_length)
             else:
-                run.claim()
-                session = sample.trained(run, options.prompt, max_length=options.max_length)
+                with run.claimed():
+                    session = sample.trained(run, options.prompt, max_length=options.max_length)
             if options.terminal:
                 sample.print_responses(session, sample.conversation(run, options.prompt), asked)
             else:
@@ -245,12 +298,34 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
                     session, run.experiment, options.prompt or "", asked, port=options.port, browser=options.browser
                 )
         case "sweep":
-            if not hasattr(module, "sweep"):
-                raise InputError(f"{module.__file__} has no sweep(); add one that returns a list of experiments.")
-            sweep_dir = run.work_dir.with_name(f"{run.work_dir.name}.sweep")
-            points = [parse(point) for point in module.sweep()]
-            return sweep.run(sweep_dir, [run_in(sweep_dir / point.experiment.name, point) for point in points])
+            sweep.run_point(run, sweep_dir, points)
     return 0
+
+
+def _run_sweep(
+    sweep_dir: Path, points: "list[Point]", options: SweepOptions, command: "Callable[[Point], list[str]]"
+) -> int:
+    """Touches no device: those are for the processes of the points."""
+    from ctrl_jax.jobs import sweep
+    from ctrl_jax.runtime import shares
+
+    if options.write_jobs is not None:
+        sweep.check(points)
+        sweep.write_jobs(sweep_dir, points, command, options.write_jobs)
+        return 0
+    found = shares.shares(options.jobs)
+    sweep.check(points, devices=options.places.devices or found[0].devices)
+    return sweep.run(sweep_dir, points, command, found)
+
+
+def _command_of_point(module: ModuleType, arguments: list[str]) -> "Callable[[Point], list[str]]":
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--jobs")
+    own.add_argument("--write-jobs", "--write_jobs")
+    options = own.parse_known_args(arguments)[1]
+    assert module.__file__ is not None  # load_experiment read it from there
+    job = [sys.executable, "-m", "ctrl_jax", "sweep", os.path.relpath(module.__file__)]
+    return lambda point: [*job, "--point", point.name, *options]
 
 
 def _run_name(default: Experiment, chosen: Experiment) -> str:

@@ -15,7 +15,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -56,12 +56,39 @@ class TrainState:
     """Everything that a training step changes."""
 
     step: jax.Array
-    """[] int32: updates made."""
+    """[] int32: updates made. Of a state that is halted, ~updates, which is negative (`guarded`)."""
     params: Params
     """What is trained, which `lora.overlay` lays over what is frozen: all of a network, or its adapter (and head)."""
     optimizer: optax.OptState
     budget: kl_budget.State | None = None
     """The KL controller of policy training."""
+
+
+GUARDED = ("raw_reward", "kl", "loss", "gradient_norm")
+"""Metrics that must be finite for a step's update to be made, where it has them, in the order of their computation."""
+
+
+def last_sound(state: TrainState) -> TrainState:
+    """A state that was halted, as it was after its last update."""
+    return replace(state, step=jnp.maximum(state.step, ~state.step))
+
+
+def guarded(step: Step) -> Step:
+    """`step`, compiled, but it changes nothing where one of its metrics that are guarded is not finite.
+
+    It halts the state then: no later step changes it either, for the host, which reads metrics late, has dispatched
+    more steps by the time it knows.
+    """
+
+    @functools.wraps(step)
+    def update(state: TrainState, *arguments: Any) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, *arguments)
+        finite = jnp.stack([jnp.isfinite(metrics[name]) for name in GUARDED if name in metrics])
+        sound = finite.all() & (state.step >= 0)
+        kept = jax.tree.map(lambda old, new: jnp.where(sound, new, old), state, new)
+        return replace(kept, step=jnp.where(sound, new.step, jnp.minimum(state.step, ~state.step))), metrics
+
+    return jax.jit(update, donate_argnums=0)
 
 
 Score = Callable[[Prompts, Responses], Any]
@@ -324,7 +351,9 @@ def _updated(
     """One update by the gradient, whose sum goes with the loss's weight."""
     gradients = jax.tree.map(lambda gradient: Mean(gradient, loss.weight).value, sums)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-    metrics = {"loss": loss.value, "gradient_norm": optax.tree.norm(gradients)}
+    # By parameter, in the order of jax.tree.leaves: to tell in which one a gradient went wrong.
+    norms = jnp.stack([optax.tree.norm(gradient) for gradient in jax.tree.leaves(gradients)])
+    metrics = {"loss": loss.value, "gradient_norm": optax.tree.norm(gradients), "gradient_norms": norms}
     new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state, budget)
     # Where it was before, or the next step would be another program.
     return jax.lax.with_sharding_constraint(new, partitioning.shardings(mesh, new)), metrics
@@ -356,7 +385,7 @@ def _supervised_step(
         state, metrics = _updated(mesh, state, optimizer, mean, sums)
         return state, metrics | values
 
-    return jax.jit(step, donate_argnums=0)
+    return guarded(step)
 
 
 def sft_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation, *, micro_batches: int = 1) -> Step:
@@ -593,6 +622,7 @@ def _policy_update(
             "kl_k2": sequence_kl(kl.k2),
             "kl_k3": sequence_kl(kl.k3),
             "raw_reward": over_responses(raw),
+            "constant_rewards": masked_mean((raw.max(axis=1) == raw.min(axis=1)).astype(jnp.float32), None),
             "calibrated_reward": over_responses(ranked.calibrated),
             "transformed_reward": over_responses(transformed),
             "response_length": over_responses(responses.lengths.astype(jnp.float32)),
@@ -603,7 +633,7 @@ def _policy_update(
         standard_error = kl.estimate(exact_kl).across(_batch_axes(mesh)).standard_error
         return _values(mesh, means) | {"kl_standard_error": standard_error}
 
-    return jax.jit(update, donate_argnums=0)
+    return guarded(update)
 
 
 def streamer(

@@ -267,6 +267,9 @@ class Policy:
     beta: float | None = None
     """Weight of the KL against Φ on its range [0, 1]. Given, it is held, and the budget only reported against; else it
     follows from the budget by the ideal policy, and a controller trims it."""
+    kl_limit: float | None = None
+    """Stop where the KL, a mean of 5 steps, exceeds so many times the budget. By default 10, or no limit where β is
+    given."""
     steps: int = 150
     prompts_per_step: int = 32
     samples_per_prompt: int = 16
@@ -292,6 +295,10 @@ class Policy:
         _require(
             self.beta is None or (self.beta > 0 and math.isfinite(self.beta)),
             f"Policy.beta is {self.beta}; it must be greater than 0, or left out.",
+        )
+        _require(
+            self.kl_limit is None or self.kl_limit > 1,
+            f"Policy.kl_limit is {self.kl_limit}; it is a multiple of the budget, greater than 1, or inf for no limit.",
         )
         _require(
             self.samples_per_prompt >= 2,

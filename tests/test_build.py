@@ -267,6 +267,59 @@ def test_micro_batches_change_no_update(make, devices, micro_batches):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6, err_msg=jax.tree_util.keystr(path))
 
 
+def spoiled_rewards(value):
+    """The arguments of a policy step with one reward of many that is `value`."""
+    step, (state, reference, rollouts, rewards, references) = update_of("policy", 8, 1)
+    rewards = np.array(rewards)
+    rewards[3, 1] = value
+    return step, state, (reference, rollouts, shard(mesh_of(8), rewards), references)
+
+
+def spoiled_gradient(value):
+    """The arguments of a supervised step whose loss is finite, and whose gradient overflows."""
+    step, (state, frozen, batch) = update_of("sft", 8, 1)
+    state = dataclasses.replace(state, params=jax.tree.map(lambda x: x * value, state.params))
+    return step, state, (frozen, batch)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "value", "wrong"),
+    [
+        (spoiled_rewards, np.nan, "raw_reward"),
+        (spoiled_rewards, -np.inf, "raw_reward"),
+        (spoiled_gradient, 1e30, "gradient_norm"),
+    ],
+)
+def test_a_step_that_is_not_finite_changes_nothing_and_neither_do_those_behind_it(spoiled, value, wrong):
+    step, state, arguments = spoiled(value)
+    before = jax.tree.map(np.array, state)  # a copy: the step takes the state over
+    state, metrics = step(state, *arguments)
+    finite = {name: bool(np.isfinite(metrics[name])) for name in build.GUARDED if name in metrics}
+    assert next(name for name, sound in finite.items() if not sound) == wrong
+    assert np.isfinite(metrics["gradient_norms"]).all() == finite["gradient_norm"]
+    assert int(state.step) < 0
+    if spoiled is spoiled_rewards:
+        # One that was dispatched before the host knew.
+        reference, rollouts, rewards, references = arguments
+        state, metrics = step(
+            state, reference, rollouts, shard(mesh_of(8), np.nan_to_num(rewards, neginf=0)), references
+        )
+        assert all(np.isfinite(metrics[name]) for name in build.GUARDED)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(build.last_sound(state)), before)
+
+
+def test_gradient_norms_are_those_of_the_parameters():
+    state, metrics = updated("policy", 1, 1)
+    np.testing.assert_allclose(np.linalg.norm(metrics["gradient_norms"]), metrics["gradient_norm"], rtol=1e-5)
+    # The first moment of Adam is a tenth of the gradient, clipped to the norm of 1.
+    [adam] = [
+        part for part in jax.tree.leaves(state.optimizer, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu")
+    ]
+    moments = np.array([np.linalg.norm(leaf) for leaf in jax.tree.leaves(adam.mu)])
+    ratio = moments / metrics["gradient_norms"]
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+
+
 def test_micro_batches_take_less_memory():
     def peak(micro_batches):
         step, arguments = update_of("policy", 1, micro_batches, samples=16)

@@ -1,11 +1,17 @@
 """Bad input on the command line: exit code 2 and one paragraph with the value and the fix, before any work is done."""
 
+import errno
+import os
+import shlex
+import socket
+import sys
 from pathlib import Path
 
 import pytest
 
 from ctrl_jax import __main__ as command_line
-from ctrl_jax.runtime import platform
+from ctrl_jax.runtime import platform, stages
+from ctrl_jax.runtime.preemption import Preempted
 
 
 @pytest.fixture
@@ -103,6 +109,24 @@ def test_a_bad_option(refused, options, told):
 def test_a_bad_option_of_a_sweep_comes_before_its_points(refused):
     assert "Policy.kl_budget" in refused("sweep", "bon_helpful", "--policy.kl-budget", "0")
     assert "has no sweep(); add one" in refused("sweep", "smoke")
+    assert "--jobs is 0" in refused("sweep", "bon_helpful", "--jobs", "0")
+    assert "no point 'identity'; it has identity_kl0.6" in refused("sweep", "bon_helpful", "--point", "identity")
+
+
+def test_batch_jobs_of_a_sweep_run_its_points_on_the_same_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    runs, jobs = tmp_path / "runs", tmp_path / "jobs"
+    options = ["--seed", "3", "--runs-dir", str(runs)]
+    written = ["--jobs", "2", f"--write-jobs={jobs}"]
+    assert command_line.main(["sweep", "bon_helpful", *options[:2], *written, *options[2:]]) == 0
+    scripts = {script.stem: script.read_text().splitlines()[-1] for script in jobs.iterdir()}
+    points = command_line.load_experiment("bon_helpful").sweep()
+    assert scripts.keys() == {point.name for point in points}
+    for name, line in scripts.items():
+        _, command = line.split(" && exec ")
+        job = ["-m", "ctrl_jax", "sweep", "experiments/bon_helpful.py", "--point", name, *options]
+        assert shlex.split(command) == [sys.executable, *job]
+    assert not (runs / "stages").exists()
 
 
 def test_an_empty_prompt(refused):
@@ -170,3 +194,45 @@ def test_help_lists_every_job(capsys):
     assert command_line.main([]) == 0
     printed = capsys.readouterr().out
     assert all(f"  {job} " in printed for job in command_line.JOBS)
+
+
+def test_a_work_directory_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    told = refused("train", "smoke", "--work-dir", str(tmp_path / "file" / "work"))
+    assert f"{tmp_path}/file/work: Not a directory" in told
+    assert "another place: --runs-dir, --work-dir" in told
+
+
+def test_a_bucket_is_no_work_directory(refused):
+    told = refused("train", "smoke", "--work-dir", "gs://bucket/runs/smoke")
+    assert "--work-dir is gs://bucket/runs/smoke, an object store" in told
+    assert "gcloud storage rsync --recursive FOLDER gs://bucket/runs/smoke" in told
+
+
+def test_a_work_directory_in_use(refused, tmp_path):
+    with stages.exclusive(tmp_path / "work"):
+        told = refused("train", "smoke", "--work-dir", str(tmp_path / "work"))
+    assert f"{tmp_path}/work is in use by process {os.getpid()} on {socket.gethostname()}" in told
+
+
+def raising(error):
+    def run(arguments):
+        raise error
+
+    return run
+
+
+def test_a_full_disk_is_one_paragraph(refused, monkeypatch):
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/smoke/metrics.jsonl")
+    monkeypatch.setattr(command_line, "_run", raising(error))
+    told = refused("train", "smoke")
+    assert "/runs/smoke/metrics.jsonl could not be written: No space left on device" in told
+    monkeypatch.setattr(command_line, "_run", raising(ValueError("a bug")))
+    with pytest.raises(ValueError, match="a bug"):
+        command_line.main(["train", "smoke"])
+
+
+def test_sigterm_has_an_exit_code_of_its_own(monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "_run", raising(Preempted("Stopped by SIGTERM.")))
+    assert command_line.main(["train", "smoke"]) == 75
+    assert "Stopped by SIGTERM. The same command goes on" in capsys.readouterr().err

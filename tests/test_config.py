@@ -81,6 +81,7 @@ def test_sizes_and_rates_are_above_zero(part, field, value):
             ["Calibration.quantiles is 9", "samples_per_prompt 8", "Lower the first, raise the second"],
         ),
         (lambda: Calibration(quantiles=1), ["Calibration.quantiles is 1"]),
+        (lambda: Policy(kl_limit=1.0), ["Policy.kl_limit is 1.0", "multiple of the budget", "inf for no limit"]),
         (lambda: Policy(micro_batches=0), ["Policy.micro_batches is 0"]),
         (lambda: Supervised(micro_batches=0), ["Supervised.micro_batches is 0"]),
         (lambda: Policy(samples_per_prompt=1), ["Policy.samples_per_prompt is 1", "at least 2"]),

@@ -1,6 +1,7 @@
 """Who may import whom: the layout table of the design, held by reading the sources."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -116,6 +117,12 @@ def test_steps_are_pure(path):
 def test_only_build_compiles_and_maps_over_devices(path):
     # theory/ may compile its own solvers, which no step calls.
     assert {"jit", "pmap", "shard_map"}.isdisjoint(identifiers(path.read_text()))
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if name(path) != "ctrl_jax/runtime/metrics.py"], ids=name)
+def test_durations_are_not_told_by_a_clock_that_jumps(path):
+    # metrics.py stamps TensorBoard's points with the time of day.
+    assert not re.search(r"\btime\.time\(|\bdatetime\.now\(|from time import", path.read_text())
 
 
 @pytest.mark.parametrize("path", SOURCES + EXPERIMENTS, ids=name)

@@ -5,19 +5,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.markup import escape
 
+from ctrl_jax import build
 from ctrl_jax.build import TrainState
 from ctrl_jax.errors import InputError
+from ctrl_jax.runtime import preemption
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.compilations import compilations
 from ctrl_jax.runtime.console import progress, say
 from ctrl_jax.runtime.mesh import shard
-from ctrl_jax.runtime.metrics import MetricWriter
+from ctrl_jax.runtime.metrics import MetricWriter, Row
+from ctrl_jax.runtime.stages import write_arrays
 
 
 class Batches(Protocol):
@@ -28,6 +32,24 @@ class Batches(Protocol):
     def get_state(self) -> dict[str, Any]: ...
 
     def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Taken(NamedTuple):
+    """A step that was dispatched, and what is needed to take it again."""
+
+    step: int
+    position: dict[str, Any]
+    """Of the data, before its batch."""
+    batch: Any
+    metrics: Mapping[str, jax.Array]
+
+
+def lowest_loss(recent: Sequence[Row]) -> float:
+    return -sum(row["loss"] for row in recent) / len(recent)
+
+
+def no_watch(recent: Sequence[Row]) -> None:
+    pass
 
 
 def fit(
@@ -42,12 +64,17 @@ def fit(
     directory: Path,
     fingerprint: str,
     columns: Sequence[str],
+    score: Callable[[Sequence[Row]], float] = lowest_loss,
+    watch: Callable[[Sequence[Row]], None] = no_watch,
     wandb: bool = False,
 ) -> TrainState:
     """Takes `state` to `steps` updates, and returns it at once where that is done already.
 
     A checkpoint holds the state, the controller in it, and the position in the data; all randomness is a function of
     the step. So a run that was killed goes on from its last checkpoint to the same final parameters, bit for bit.
+
+    A step that is not finite is not made (build.py). The state before it is saved, and its batch beside the
+    checkpoints, from where `replay` takes the step again.
 
     A step that compiles again after the first is warned of, once a program, and is no error: its results are right, it
     is only slow, and some rewards must (a classifier compiles for every length of its own tokens). A run of days shall
@@ -64,13 +91,16 @@ def fit(
       directory: holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
       fingerprint: of all that the final state depends on; a checkpoint of another is refused.
       columns: metrics to show while it runs.
+      score: of a checkpoint, by the metrics of the last steps before it; the one with the highest is kept.
+      watch: sees the metrics of the last steps after each, and raises InputError where the training should end.
       wandb: whether metrics go to Weights & Biases too.
 
     Raises:
-      InputError: if the loss or its gradient is no longer finite; the last good checkpoint stays.
+      InputError: if a step is not finite, or `watch` says so.
+      Preempted: on SIGTERM, after the step at hand was saved.
     """
     with closing(Checkpoints(directory / "checkpoints", fingerprint=fingerprint)) as checkpoints:
-        restored = checkpoints.restore(jax.tree.map(_abstract, state))
+        restored = checkpoints.restore(jax.tree.map(abstract, state))
         start = 0
         if restored is not None:
             start, state, position = restored
@@ -78,42 +108,106 @@ def fit(
         if start >= steps:
             return state
         with (
+            preemption.deferred() as preempted,
             closing(MetricWriter(directory, resume_step=start if restored else None, wandb=wandb)) as writer,
             progress(label, steps, start=start) as bar,
         ):
-            last = time.monotonic()
+            last, saved = time.monotonic(), start if restored else None
 
-            def report(index: int, metrics: dict[str, jax.Array]) -> None:
+            def save(index: int, position: dict[str, Any]) -> None:
+                nonlocal saved
+                if saved != index:
+                    worth = score(writer.recent) if writer.recent else -math.inf
+                    checkpoints.save(index, build.last_sound(state), position, score=worth)
+                    saved = index
+
+            def unsound(taken: Taken, what: str) -> InputError:
+                save(taken.step - 1, taken.position)
+                path = failed_batch(directory, taken.step)
+                _write_batch(path, taken.batch)
+                return InputError(
+                    f"{label}: step {taken.step} was not made: {what}. The state before it is the newest checkpoint, "
+                    f"and its batch is {path}; `replay` in place of `train`, with the same options, takes this step "
+                    "again and tells what went wrong first. Most often the learning rate is too large: try a smaller "
+                    "one."
+                )
+
+            def report(taken: Taken) -> None:
                 nonlocal last
-                values = {name: float(value) for name, value in metrics.items()}
-                if not math.isfinite(values["loss"] + values["gradient_norm"]):
-                    raise InputError(
-                        f"{label} diverged at step {index}: the loss is {values['loss']} and the gradient's norm "
-                        f"{values['gradient_norm']}. Nothing of this step was saved; {directory} holds what "
-                        "was before. Try again with a smaller learning rate."
-                    )
+                wrong = not_finite(taken.metrics, state)
+                if wrong:
+                    raise unsound(taken, " and ".join(wrong[:2]))
+                values = {name: float(value) for name, value in taken.metrics.items() if value.ndim == 0}
                 values["seconds"], last = time.monotonic() - last, time.monotonic()
-                writer.write(index, values)
-                bar.update(index, {name: values[name] for name in columns if name in values})
+                writer.write(taken.step, values)
+                bar.update(taken.step, {name: values[name] for name in columns if name in values})
+                watch(writer.recent)
 
             pending = None
             told = set[str]()
             for index in range(start + 1, steps + 1):
+                position = batches.get_state()
                 batch = shard(mesh, next(batches))
-                with compilations() as compiled:
-                    state, metrics = step(state, batch)
+                try:
+                    with compilations() as compiled:
+                        state, metrics = step(state, batch)
+                except InputError as error:  # of a reward that is a function of the host; the state is as it was
+                    if pending is not None:
+                        report(pending)
+                    raise unsound(Taken(index, position, batch, {}), str(error)) from error
                 if index > start + 1:
                     _tell_recompiled(label, index, {name: compiled[name] for name in compiled if name not in told})
                     told.update(compiled)
                 # The step before this one: to read the one just dispatched would leave the device idle.
                 if pending is not None:
-                    report(*pending)
-                pending = index, metrics
-                if index % checkpoint_every == 0 or index == steps:
-                    report(*pending)
+                    report(pending)
+                pending = Taken(index, position, batch, metrics)
+                stop = preempted(index)
+                if index % checkpoint_every == 0 or index == steps or stop:
+                    report(pending)
                     pending = None
-                    checkpoints.save(index, state, batches.get_state())
+                    save(index, batches.get_state())
+                if stop:
+                    raise preemption.Preempted(
+                        f"Stopped by SIGTERM. {label}: step {index} of {steps} is saved in {directory}."
+                    )
     return state
+
+
+def not_finite(metrics: Mapping[str, jax.Array], state: TrainState) -> list[str]:
+    """What is not finite in a step's metrics, in the order of its computation: `the loss is nan`.
+
+    Of a gradient also the parameters that it goes wrong in.
+    """
+    wrong = [
+        f"the {name.replace('_', ' ')} is {float(metrics[name])}"
+        for name in build.GUARDED
+        if name in metrics and not math.isfinite(metrics[name])
+    ]
+    if "gradient_norms" in metrics and not math.isfinite(metrics["gradient_norm"]):
+        names = [name for name, _ in named(state.params)]
+        norms = metrics["gradient_norms"].tolist()
+        bad = [name for name, norm in zip(names, norms, strict=True) if not math.isfinite(norm)]
+        if bad:
+            wrong[-1] += f" (in {len(bad)} of {len(names)} parameters, {bad[0]} the first)"
+    return wrong
+
+
+def named(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their paths, such as `params.layers_0.o_proj`."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator=".") or "all", leaf) for path, leaf in leaves]
+
+
+def failed_batch(directory: Path, step: int) -> Path:
+    """Where the batch of a step that was not made is kept."""
+    return directory / "failed" / f"step-{step}.npz"
+
+
+def _write_batch(path: Path, batch: Any) -> None:
+    whole = batch if jax.process_count() == 1 else multihost_utils.process_allgather(batch, tiled=True)
+    if jax.process_index() == 0:
+        write_arrays(path, **dict(named(whole)))
 
 
 def _tell_recompiled(label: str, step: int, compiled: Mapping[str, float]) -> None:
@@ -125,5 +219,6 @@ def _tell_recompiled(label: str, step: int, compiled: Mapping[str, float]) -> No
         )
 
 
-def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:
+def abstract(array: jax.Array) -> jax.ShapeDtypeStruct:
+    """What a checkpoint is restored to: shape, type and placement of an array."""
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)

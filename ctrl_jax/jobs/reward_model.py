@@ -16,7 +16,6 @@ from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import transcript
 from ctrl_jax.data.pipelines import batches, padded
 from ctrl_jax.errors import InputError
-from ctrl_jax.jobs.fit import fit
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
 from ctrl_jax.models import huggingface, lora, partitioning, weights
@@ -66,7 +65,7 @@ def _trained(run: Run, reference: Trained) -> Reward:
     frozen, trained = build.adapt_reward(run.models, run.mesh, key, reference.params)
     with stage.exclusive():
         step = build.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
-        state = fit(
+        state = run.fit(
             "reward model",
             lambda state, batch: step(state, frozen, batch),
             build.init_state(trained, optimizer, run.mesh),

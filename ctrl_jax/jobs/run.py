@@ -1,11 +1,14 @@
 """What every job is given: the experiment, where its files go, and the devices it runs on."""
 
+import contextlib
 import importlib.util
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from ctrl_jax import build
@@ -13,10 +16,12 @@ from ctrl_jax.config import Experiment
 from ctrl_jax.data import downloads, pretrained_tokenizers, sources
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import corpus
+from ctrl_jax.jobs.fit import fit
 from ctrl_jax.models import architecture, huggingface, peft, weights
+from ctrl_jax.runtime import disk
 from ctrl_jax.runtime.mesh import batch_parts
 from ctrl_jax.runtime.platform import environment
-from ctrl_jax.runtime.stages import Stage, claim, plain, write_json
+from ctrl_jax.runtime.stages import Stage, claim, exclusive, plain, write_json
 
 VERSIONS = {
     "data": 2,
@@ -40,6 +45,8 @@ class Run:
     mesh: Mesh
     wandb: bool = False
     """Whether the policy's metrics go to Weights & Biases too."""
+    fit: Callable[..., build.TrainState] = fit
+    """What takes each training to its end: `fit`, or `replay.fit`, which takes the step anew that failed."""
 
     def __post_init__(self) -> None:
         check_batches_divide(self.experiment, batch_parts(self.mesh))
@@ -49,22 +56,30 @@ class Run:
     def stage(self, name: str, **key: Any) -> Stage:
         return Stage.open(self.stages_dir, name, {"version": VERSIONS[name], **key})
 
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Within, the work directory is this experiment's and this process's alone.
+
+        Raises:
+          InputError: if it is another's, or cannot be written.
+        """
+        for folder in (self.work_dir, self.stages_dir):
+            disk.check_writable(folder)
+        # Of several hosts one writes.
+        with exclusive(self.work_dir) if jax.process_index() == 0 else contextlib.nullcontext():
+            self.claim()
+            yield
+
     def claim(self) -> None:
         """Makes the work directory this experiment's, or refuses one that is another's."""
-        claim(self.work_dir, {**plain(self.experiment), "versions": VERSIONS, "contents": self.contents})
+        claim(self.work_dir, _claimed(self.experiment, self.contents))
         if not (self.work_dir / "environment.json").exists():
             write_json(self.work_dir / "environment.json", environment())
 
     @cached_property
     def contents(self) -> dict[str, str | None]:
         """What the files say that the experiment names: where they changed, what was made of them is not its result."""
-        model, reward = self.experiment.model, self.experiment.reward_model
-        return {
-            "data": sources.fingerprint(self.experiment.data),
-            "model": None if model.path is None else weights.fingerprint(Path(model.path)),
-            "adapter": None if model.adapter is None else downloads.fingerprint(peft.files(Path(model.adapter))),
-            "reward_model": None if reward.path is None else weights.fingerprint(Path(reward.path)),
-        }
+        return _contents(self.experiment)
 
     @cached_property
     def architecture(self) -> architecture.Architecture:
@@ -106,6 +121,27 @@ class Run:
     def models(self) -> build.Models:
         model = self.experiment.model
         return build.models(self.architecture, model.lora, rematerialize=model.rematerialize)
+
+
+def check_claim(experiment: Experiment, work_dir: Path) -> None:
+    """Refuses a work directory that is another experiment's, as `Run.claim` does, and writes nothing."""
+    claimed = _claimed(experiment, _contents(experiment))
+    if (work_dir / "config.json").exists():
+        claim(work_dir, claimed)
+
+
+def _claimed(experiment: Experiment, contents: dict[str, str | None]) -> dict[str, Any]:
+    return {**plain(experiment), "versions": VERSIONS, "contents": contents}
+
+
+def _contents(experiment: Experiment) -> dict[str, str | None]:
+    model, reward = experiment.model, experiment.reward_model
+    return {
+        "data": sources.fingerprint(experiment.data),
+        "model": None if model.path is None else weights.fingerprint(Path(model.path)),
+        "adapter": None if model.adapter is None else downloads.fingerprint(peft.files(Path(model.adapter))),
+        "reward_model": None if reward.path is None else weights.fingerprint(Path(reward.path)),
+    }
 
 
 def pretrained_architecture(experiment: Experiment) -> architecture.Architecture:

@@ -8,7 +8,6 @@ import jax
 
 from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
-from ctrl_jax.jobs.fit import fit
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.models import lora, partitioning, peft, weights
 from ctrl_jax.runtime.stages import fingerprint
@@ -37,7 +36,7 @@ def run(run: Run) -> Trained:
     frozen = start if model.lora.rank else {}
     with stage.exclusive():
         step = build.sft_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
-        state = fit(
+        state = run.fit(
             "reference policy (sft)",
             lambda state, batch: step(state, frozen, batch),
             build.init_state(build.adapt_decoder(run.models, run.mesh, key, start), optimizer, run.mesh),

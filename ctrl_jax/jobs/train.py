@@ -1,11 +1,11 @@
 """The main job: align a policy with the transformed, calibrated reward at a KL budget."""
 
+import functools
 from typing import NamedTuple
 
 from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
-from ctrl_jax.jobs import calibrate, reward_model, sft
-from ctrl_jax.jobs.fit import fit
+from ctrl_jax.jobs import calibrate, reward_model, sft, watch
 from ctrl_jax.jobs.reward_model import Reward
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
@@ -55,7 +55,7 @@ def run(run: Run) -> Aligned:
         eos_ids=run.corpus.tokenizer.eos_ids,
     )
     prompts = run.corpus.prompts("train", experiment.calibration.prompts).prompts
-    state = fit(
+    state = run.fit(
         experiment.name,
         lambda state, batch: step(state, reference.params, batch),
         state,
@@ -75,6 +75,8 @@ def run(run: Run) -> Aligned:
             }
         ),
         columns=("kl", "beta", "calibrated_reward", "win_rate"),
+        score=functools.partial(watch.score, config),
+        watch=watch.watcher(experiment.name, config),
         wandb=run.wandb,
     )
     return Aligned(lora.overlay(reference.params, state.params), reference, reward, seconds)

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import socket
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.runtime.console import say
 
 
 def plain(value: Any) -> Any:
@@ -80,8 +82,12 @@ class Stage:
     def exclusive(self) -> Iterator[None]:
         """Held by one process of this machine at a time; another waits here, and may then find the stage complete."""
         with (self.directory / "lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # released by the system, however the process ends
-            yield
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"{self.directory.name} is being made by another process; waiting for it.")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield  # released by the system, however the process ends
 
     @property
     def complete(self) -> bool:
@@ -118,6 +124,30 @@ def claim(work_dir: Path, config: Any) -> None:
         )
 
 
+@contextlib.contextmanager
+def exclusive(work_dir: Path) -> Iterator[None]:
+    """Holds the work directory for this process alone, however it ends: the system lets go of what a kill leaves.
+
+    Raises:
+      InputError: at once, if another process holds it, naming that.
+    """
+    path = Path(work_dir) / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                f"{work_dir} is in use by {file.read().strip() or 'another process'}. Wait for it or stop it, or "
+                "choose another --work-dir."
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
 ABSENT = object()
 """Stands in `differences` for a field that one side lacks."""
 
@@ -129,15 +159,29 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within, an error of the system that names no file (a full disk) names this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes the whole file or nothing, and makes the folders above it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with naming(path), temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # a full disk: what is there of it shall not take the last room
+        temporary.unlink(missing_ok=True)
+        raise
     _move(temporary, path)
 
 
@@ -202,7 +246,7 @@ class RowFile:
         """Writes the next rows, and with them `note`, JSON that stands for all so far."""
         if rows.shape[1:] != self._shape[1:] or self.rows + len(rows) > self._shape[0]:
             raise ValueError(f"{rows.shape} rows do not go behind {self.rows} of {self._shape}.")
-        with self._partial.open("ab") as file:
+        with naming(self._partial), self._partial.open("ab") as file:
             file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
             file.flush()
             os.fsync(file.fileno())

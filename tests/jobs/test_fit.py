@@ -1,7 +1,11 @@
 """The training loop on a step that a test can see through."""
 
 import contextlib
+import itertools
+import os
 import re
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -14,33 +18,42 @@ from ctrl_jax.build import TrainState
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import fit as fit_module
+from ctrl_jax.jobs import replay
 from ctrl_jax.jobs.fit import fit
 from ctrl_jax.models import lora
 from ctrl_jax.models.architecture import from_config
 from ctrl_jax.runtime.compilations import compilations
 from ctrl_jax.runtime.mesh import make_mesh, replicate
 from ctrl_jax.runtime.metrics import read_metrics
+from ctrl_jax.runtime.preemption import Preempted
+from ctrl_jax.runtime.stages import read_arrays, write_arrays
 from ctrl_jax.steps import kl_budget
 from ctrl_jax.types import Prompts
 
 DATA = np.arange(1, 9, dtype=np.float32)
 
 
-def train(directory, mesh, *, steps=6, diverges_at=None, data=None):
+def train(directory, mesh, *, steps=6, diverges_at=None, data=None, before=None, how=fit, **options):
     """Sums its batches into the parameter."""
 
-    @jax.jit
     def step(state, batch):
         loss = batch.sum()
         if diverges_at is not None:
             loss = jnp.where(state.step + 1 == diverges_at, jnp.nan, loss)
-        metrics = {"loss": loss, "gradient_norm": jnp.ones(())}
-        return TrainState(state.step + 1, state.params + batch.sum(), None), metrics
+        metrics = {"loss": loss, "gradient_norm": loss, "gradient_norms": loss[None]}
+        return TrainState(state.step + 1, {"w": state.params["w"] + batch.sum()}, None), metrics
 
-    return fit(
+    step = build.guarded(step)
+
+    def counted(state, batch):
+        if before is not None:
+            before(int(state.step) + 1)
+        return step(state, batch)
+
+    state = how(
         "sum",
-        step,
-        replicate(mesh, TrainState(jnp.int32(0), jnp.float32(0), None)),
+        counted,
+        replicate(mesh, TrainState(jnp.int32(0), {"w": jnp.float32(0)}, None)),
         batches(DATA, batch_size=8, seed=0) if data is None else data,
         mesh=mesh,
         steps=steps,
@@ -48,23 +61,103 @@ def train(directory, mesh, *, steps=6, diverges_at=None, data=None):
         directory=directory,
         fingerprint="sum",
         columns=("loss",),
+        **options,
     )
+    return float(state.params["w"])
 
 
 def test_takes_its_steps_and_goes_on_where_it_stopped(tmp_path, mesh):
-    assert float(train(tmp_path, mesh, steps=4).params) == 4 * DATA.sum()
-    assert float(train(tmp_path, mesh, steps=7).params) == 7 * DATA.sum()
+    assert train(tmp_path, mesh, steps=4) == 4 * DATA.sum()
+    assert train(tmp_path, mesh, steps=7) == 7 * DATA.sum()
     np.testing.assert_array_equal(read_metrics(tmp_path / "metrics.jsonl")["step"], np.arange(1, 8))
-    assert float(train(tmp_path, mesh, steps=7).params) == 7 * DATA.sum()
+    assert train(tmp_path, mesh, steps=7) == 7 * DATA.sum()
 
 
-@pytest.mark.parametrize("diverges_at", [3, 4])
-def test_divergence_is_told_before_it_is_saved(tmp_path, mesh, diverges_at):
-    """Between checkpoints and at one; then the same command goes on from the last good state."""
-    with pytest.raises(InputError, match=rf"sum diverged at step {diverges_at}: the loss is nan.*learning rate"):
+def checkpoints(directory):
+    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
+
+
+@pytest.mark.parametrize("diverges_at", [1, 3, 4, 6])
+def test_a_step_that_is_not_finite_is_kept_and_not_made(tmp_path, mesh, diverges_at):
+    """The state before it is the newest checkpoint, though a later step was dispatched; from there it goes on."""
+    with pytest.raises(InputError, match=rf"sum: step {diverges_at} was not made: the loss is nan.*smaller") as error:
         train(tmp_path, mesh, diverges_at=diverges_at)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["2"]
-    assert float(train(tmp_path, mesh).params) == 6 * DATA.sum()
+    assert "(in 1 of 1 parameters, w the first)" in str(error.value)
+    assert checkpoints(tmp_path)[-1] == diverges_at - 1
+    kept = read_arrays(tmp_path / "failed" / f"step-{diverges_at}.npz")
+    assert sorted(kept["all"]) == sorted(DATA)
+    np.testing.assert_array_equal(read_metrics(tmp_path / "metrics.jsonl")["step"], np.arange(1, diverges_at))
+    assert train(tmp_path, mesh) == 6 * DATA.sum()
+
+
+@pytest.mark.parametrize("first_bad", [3, None])
+def test_replay_takes_the_kept_batch_from_the_kept_state(tmp_path, mesh, capsys, first_bad):
+    with pytest.raises(InputError):
+        train(tmp_path, mesh, diverges_at=3)
+    contents = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    write_arrays(tmp_path / "failed" / "step-3.npz", all=DATA * 10)
+    with pytest.raises(replay.Replayed):
+        train(tmp_path, mesh, diverges_at=first_bad, how=replay.fit)
+    printed = capsys.readouterr().out
+    assert "sum, step 3 again" in printed
+    assert ("First to go wrong: loss." in printed) == (first_bad is not None)
+    assert ("Every quantity is finite" in printed) == (first_bad is None)
+    if first_bad is None:
+        assert f"{10 * DATA.sum():.4g}" in printed, "it is the batch that was kept"
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(contents)
+
+
+def test_a_training_without_a_failed_step_is_not_replayed(tmp_path, mesh):
+    with pytest.raises(InputError, match=r"no failed step to replay.* at step 0 of 6"):
+        train(tmp_path, mesh, how=replay.fit)
+    train(tmp_path, mesh, steps=4)
+    with pytest.raises(InputError, match="at step 4 of 6"):
+        train(tmp_path, mesh, how=replay.fit)
+    assert train(tmp_path, mesh, steps=4, how=replay.fit) == 4 * DATA.sum()
+
+
+def test_a_reward_that_fails_leaves_the_step_to_be_taken_again(tmp_path, mesh):
+    def fail(step):
+        if step == 4:
+            raise InputError("The reward broken:reward returned nan for response 3.")
+
+    with pytest.raises(InputError, match="sum: step 4 was not made: The reward broken:reward returned nan"):
+        train(tmp_path, mesh, before=fail)
+    assert checkpoints(tmp_path)[-1] == 3
+    assert train(tmp_path, mesh) == 6 * DATA.sum()
+
+
+def test_sigterm_saves_the_step_at_hand_and_the_same_call_goes_on(tmp_path, mesh):
+    def terminate(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted, match="sum: step 3 of 6 is saved"):
+        train(tmp_path, mesh, before=terminate)
+    assert checkpoints(tmp_path) == [2, 3]
+    assert train(tmp_path, mesh) == 6 * DATA.sum()
+    np.testing.assert_array_equal(read_metrics(tmp_path / "metrics.jsonl")["step"], np.arange(1, 7))
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, mesh, monkeypatch):
+    jumps = itertools.cycle([1e9, 2e9, 0.0, 1.5e9])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    assert train(tmp_path, mesh, steps=3) == 3 * DATA.sum()
+    assert train(tmp_path, mesh) == 6 * DATA.sum()
+    seconds = read_metrics(tmp_path / "metrics.jsonl")["seconds"]
+    assert (seconds >= 0).all() and seconds.max() < 600
+
+
+def test_the_best_checkpoint_stays_whatever_interrupts(tmp_path, mesh):
+    """The score is of the last rows, those before an interruption too: it peaks at step 4."""
+
+    def score(recent):
+        assert [row["step"] for row in recent] == [*range(max(1, recent[-1]["step"] - 4), recent[-1]["step"] + 1)]
+        return -abs(recent[-1]["step"] - 4)
+
+    train(tmp_path, mesh, steps=6, score=score)
+    train(tmp_path, mesh, steps=10, score=score)
+    assert checkpoints(tmp_path) == [4, 8, 10]
 
 
 class Growing:
@@ -82,7 +175,7 @@ class Growing:
 
 @pytest.mark.parametrize(("sizes", "told"), [((8, 8, 8, 8), []), ((8, 8, 16, 24), [3]), ((16, 8, 8, 8), [2])])
 def test_a_step_that_compiles_again_is_told_once(tmp_path, mesh, capsys, sizes, told):
-    assert float(train(tmp_path, mesh, steps=4, data=Growing(*sizes)).params) == sum(sizes)
+    assert train(tmp_path, mesh, steps=4, data=Growing(*sizes)) == sum(sizes)
     printed = " ".join(capsys.readouterr().out.split())
     assert [int(step) for step in re.findall(r"step (\d+) compiled `[^`]*step[^`]*` again", printed)] == told
     assert printed.count("again") == len(told)

@@ -1,10 +1,8 @@
 """The whole path of `train smoke`: what it leaves behind, and that it never does anything twice."""
 
 import json
-import random
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 
 from ctrl_jax.runtime.stages import read_arrays
+from tests.chaos import assert_same_pipeline, assert_same_run, chaos
 from tests.jobs.conftest import CommandLine
 
 PROCEDURES = {"sampling", "best_of_2", "best_of_4", "worst_of_4"}
@@ -44,7 +43,8 @@ def test_the_work_directory_has_every_promised_file(smoke):
     assert parsed(work_dir / "config.json")["policy"]["kl_budget"] == 0.75
     assert parsed(work_dir / "environment.json")["packages"]["jax"] == jax.__version__
     assert list((work_dir / "tensorboard").glob("events.out.tfevents.*"))
-    assert {path.name for path in (work_dir / "checkpoints").iterdir()} == {"8", "10"}
+    steps = {int(path.name) for path in (work_dir / "checkpoints").iterdir()}
+    assert steps >= {8, 10} and len(steps) <= 3, "the last two and the best"
     page = (work_dir / "report" / "index.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html>")
     assert "<svg" in page
@@ -115,7 +115,9 @@ def test_the_same_command_again_changes_nothing(smoke):
     def of_the_run():
         # `report/` is written again, and must come out the same; `environment.json` says what git has since become.
         files = contents(smoke.work_dir)
-        return {name: files[name] for name in files if name != "environment.json"}, times(smoke.stages_dir)
+        return {name: files[name] for name in files if name not in ("environment.json", "lock")}, times(
+            smoke.stages_dir
+        )
 
     before = of_the_run()
     code, printed, errors = smoke.command_line.run("train")
@@ -138,12 +140,12 @@ def test_another_budget_shares_every_stage(smoke, tmp_path):
 
 
 def test_another_experiment_may_not_take_the_work_directory(smoke):
-    before = contents(smoke.work_dir)
+    before = times(smoke.work_dir)
     options = ["--policy.kl-budget", "0.2", "--work-dir", str(smoke.work_dir)]
     code, _, errors = smoke.command_line.run("train", *options)
     assert code == 2
     assert "policy.kl_budget: 0.75 → 0.2" in errors
-    assert contents(smoke.work_dir) == before
+    assert times(smoke.work_dir) == before
 
 
 def copied(smoke, folder: Path) -> tuple[Path, list[str]]:
@@ -153,17 +155,48 @@ def copied(smoke, folder: Path) -> tuple[Path, list[str]]:
     return work_dir, ["--work-dir", str(work_dir)]
 
 
-def test_a_damaged_checkpoint_is_refused_with_the_way_out(smoke, tmp_path):
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(smoke, tmp_path):
     work_dir, options = copied(smoke, tmp_path)
     largest = max((work_dir / "checkpoints" / "10").rglob("*"), key=lambda path: path.stat().st_size)
     damaged = bytearray(largest.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     largest.write_bytes(damaged)
+    code, printed, errors = smoke.command_line.run("train", *options)
+    assert code == 0, errors
+    assert f"{work_dir}/checkpoints/10 is damaged" in printed and "set aside as damaged-10" in printed
+    assert (work_dir / "checkpoints" / "damaged-10").exists()
+    assert "smoke 9/10" in printed
+    assert_same_run(work_dir, smoke.work_dir)
+
+
+def test_stages_that_were_deleted_or_half_written_are_made_again(smoke, tmp_path):
+    runs_dir = Path(shutil.copytree(smoke.command_line.runs_dir, tmp_path / "runs"))
+    (runs_dir / "smoke" / "evaluation.json").unlink()
+    [reward_model] = (runs_dir / "stages").glob("reward_model-*")
+    shutil.rmtree(reward_model)
+    [calibration] = (runs_dir / "stages").glob("calibration-*")
+    for path in calibration.iterdir():
+        if path.name != "stage.json":
+            path.unlink()
+    (calibration / "rewards.npy.partial").write_bytes(b"half")
+    code, printed, errors = CommandLine(runs_dir, smoke.command_line.cache_dir).run("train")
+    assert code == 0, errors
+    assert "reward model 20/20" in printed and "reference policy" not in printed
+    assert_same_pipeline(runs_dir, smoke.command_line.runs_dir)
+
+
+def test_a_policy_that_overflows_stops_and_its_step_can_be_replayed(smoke, tmp_path):
+    options = ["--work-dir", str(tmp_path), "--policy.learning-rate", "1e30", "--policy.warmup-steps", "0"]
     code, _, errors = smoke.command_line.run("train", *options)
-    assert code == 2
-    assert "Traceback" not in errors
-    assert f"{work_dir}/checkpoints/10 is damaged" in errors
-    assert f"to go on from step 8: rm -r {work_dir}/checkpoints/10" in errors
+    assert code == 2 and "Traceback" not in errors, errors
+    assert "smoke: step 2 was not made: the " in errors and f"{tmp_path}/failed/step-2.npz" in errors
+    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1]
+    before = contents(tmp_path)
+    code, printed, errors = smoke.command_line.run("replay", *options)
+    assert code == 0, errors
+    assert "smoke, step 2 again" in printed and "First to go wrong: " in printed
+    assert "gradient of " in printed
+    assert {name for name in contents(tmp_path)} == set(before)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(smoke, tmp_path):
@@ -174,32 +207,6 @@ def test_a_checkpoint_of_another_configuration_is_refused(smoke, tmp_path):
     assert "Traceback" not in errors
     assert "was saved by another configuration" in errors
     assert f"delete {work_dir}/checkpoints" in errors
-
-
-def policy_of(work_dir: Path) -> dict[str, np.ndarray]:
-    """Every array of the last checkpoint: parameters, optimiser, controller."""
-    import orbax.checkpoint as ocp
-
-    with ocp.CheckpointManager((work_dir / "checkpoints").absolute()) as manager:
-        assert manager.latest_step() == 10
-        restored = manager.restore(10, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
-    return {name: np.asarray(array) for name, array in restored.items()}
-
-
-def assert_same_run(found: Path, expected: Path) -> None:
-    arrays = policy_of(expected)
-    assert any(name.startswith("params") for name in arrays)
-    assert policy_of(found).keys() == arrays.keys()
-    for name, array in policy_of(found).items():
-        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
-    mine, theirs = parsed(found / "evaluation.json"), parsed(expected / "evaluation.json")
-    assert {**mine, "timings": None} == {**theirs, "timings": None}
-    assert (found / "samples.jsonl").read_bytes() == (expected / "samples.jsonl").read_bytes()
-
-    def untimed(path: Path) -> list[dict[str, Any]]:
-        return [{**row, "seconds": None} for row in rows(path)]
-
-    assert untimed(found / "metrics.jsonl") == untimed(expected / "metrics.jsonl")
 
 
 def test_a_run_killed_in_policy_training_ends_as_one_that_was_not(smoke, tmp_path):
@@ -219,7 +226,7 @@ MetricWriter.write = write_and_die
     code, _, errors = smoke.command_line.run("train", *options, before=kill)
     assert code == -signal.SIGKILL, errors
     assert [row["step"] for row in rows(work_dir / "metrics.jsonl")] == list(range(1, 8))
-    assert {path.name for path in (work_dir / "checkpoints").iterdir()} == {"4", "6"}
+    assert {path.name for path in (work_dir / "checkpoints").iterdir()} >= {"4", "6"}
 
     code, printed, errors = smoke.command_line.run("train", *options)
     assert code == 0, errors
@@ -227,24 +234,34 @@ MetricWriter.write = write_and_die
     assert_same_run(work_dir, smoke.work_dir)
 
 
+def terminate_at(step: int, work_dir: Path) -> str:
+    return f"""
+import os, signal
+from ctrl_jax.runtime.metrics import MetricWriter
+write = MetricWriter.write
+def write_and_terminate(self, step, values):
+    write(self, step, values)
+    if step == {step} and {str(work_dir)!r} in str(self._path):
+        os.kill(os.getpid(), signal.SIGTERM)
+MetricWriter.write = write_and_terminate
+"""
+
+
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(smoke, tmp_path):
-    command_line = CommandLine(tmp_path / "runs", smoke.command_line.cache_dir)
-    moments = random.Random(0)
-    killed = 0
-    for _ in range(8):
-        process = command_line.start("train")
-        end = time.monotonic() + moments.uniform(4, 16)
-        while process.poll() is None and time.monotonic() < end:
-            time.sleep(0.05)
-        if process.poll() is None:
-            process.kill()
-            killed += 1
-        _, errors = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), errors
-        if process.returncode == 0:
-            break
-    code, _, errors = command_line.run("train")
+def test_a_run_that_gets_sigterm_exits_with_its_code_and_ends_as_one_that_did_not(smoke, tmp_path):
+    options = ["--work-dir", str(tmp_path)]
+    code, _, errors = smoke.command_line.run("train", *options, before=terminate_at(4, tmp_path))
+    assert code == 75, errors
+    # It read the metrics of step 4 while step 5 was under way, and was asked behind that.
+    assert "Stopped by SIGTERM. smoke: step 5 of 10 is saved" in errors
+    assert (tmp_path / "checkpoints" / "5").exists()
+    code, printed, errors = smoke.command_line.run("train", *options)
     assert code == 0, errors
-    assert killed >= 3
-    assert_same_run(tmp_path / "runs" / "smoke", smoke.work_dir)
+    assert "smoke 6/10" in printed
+    assert_same_run(tmp_path, smoke.work_dir)
+
+
+@pytest.mark.slow
+def test_pipelines_killed_at_random_moments_end_as_one_that_was_not(smoke, tmp_path):
+    """`make chaos` makes 25 kills."""
+    chaos(tmp_path, smoke.command_line, kills=6, seed=0)

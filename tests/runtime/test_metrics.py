@@ -1,3 +1,4 @@
+import contextlib
 import json
 import sys
 import types
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.runtime import disk
 from ctrl_jax.runtime.metrics import MetricWriter, read_metrics
 
 
@@ -89,3 +91,22 @@ def test_wandb_that_is_not_installed_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match="make setup EXTRA=wandb"):
         MetricWriter(tmp_path, resume_step=None, wandb=True)
+
+
+def test_a_full_disk_is_an_error_at_once_and_the_rows_before_it_stay(tmp_path, small_files):
+    writer = MetricWriter(tmp_path, resume_step=None)
+    writer.write(1, {"kl": 0.5})
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    with pytest.raises(OSError) as error, contextlib.closing(writer), small_files(size + 5):
+        writer.write(2, {"kl": 0.5})
+    assert f"{tmp_path}/metrics.jsonl could not be written" in disk.explain(error.value)
+    write(tmp_path, [2], resume_step=1)
+    np.testing.assert_array_equal(read_metrics(tmp_path / "metrics.jsonl")["step"], [1, 2])
+
+
+def test_the_last_rows_are_remembered_over_a_resume(tmp_path):
+    write(tmp_path, range(1, 9))
+    writer = MetricWriter(tmp_path, resume_step=7)
+    writer.write(8, {"kl": 9.0})
+    writer.close()
+    assert [(row["step"], row["kl"]) for row in writer.recent] == [(4, 0.4), (5, 0.5), (6, 0.6), (7, 0.7), (8, 9.0)]

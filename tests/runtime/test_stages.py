@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -122,6 +123,21 @@ with stage.exclusive():
     assert len(list(tmp_path.glob("ran-*"))) == 1
 
 
+def test_a_process_that_waits_for_a_stage_says_so(tmp_path):
+    program = f"""
+import pathlib
+from ctrl_jax.runtime.stages import Stage
+with Stage.open(pathlib.Path({str(tmp_path)!r}), "sft", {{"a": 1}}).exclusive():
+    print("held", flush=True)
+"""
+    stage = Stage.open(tmp_path, "sft", {"a": 1})
+    with stage.exclusive():
+        process = subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, text=True)
+        told = process.stdout.readline()
+    assert told == f"{stage.directory.name} is being made by another process; waiting for it.\n"
+    assert process.communicate(timeout=60)[0] == "held\n"
+
+
 def test_a_work_directory_serves_one_experiment(tmp_path):
     stages.claim(tmp_path, Outer())
     stages.claim(tmp_path, Outer())
@@ -241,3 +257,36 @@ def test_damaged_rows_are_refused_naming_file_and_fix(tmp_path, damage):
     with pytest.raises(InputError, match="Delete the folder") as error:
         stages.read_rows(path)
     assert str(path) in str(error.value)
+
+
+HOLD = """
+import pathlib, time
+from ctrl_jax.runtime.stages import exclusive
+with exclusive(pathlib.Path({path!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_work_directory_has_one_process_and_a_killed_one_leaves_it_free(tmp_path):
+    program = HOLD.format(path=str(tmp_path / "work"))
+    holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    for _ in range(2):
+        with pytest.raises(InputError) as error, stages.exclusive(tmp_path / "work"):
+            pytest.fail("two processes hold it")
+        assert f"is in use by process {holder.pid} on {socket.gethostname()}." in str(error.value)
+        assert "another --work-dir" in str(error.value)
+    holder.kill()
+    holder.wait()
+    for _ in range(2):
+        with stages.exclusive(tmp_path / "work"):
+            assert (tmp_path / "work" / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+def test_a_file_that_a_full_disk_refuses_takes_no_room(tmp_path, small_files):
+    stages.write_json(tmp_path / "a.json", {"a": 1})
+    with small_files(50), pytest.raises(OSError) as error:
+        stages.write_json(tmp_path / "a.json", {"a": "long" * 100})
+    assert error.value.filename == str(tmp_path / "a.json")
+    assert os.listdir(tmp_path) == ["a.json"] and stages.read_json(tmp_path / "a.json") == {"a": 1}
