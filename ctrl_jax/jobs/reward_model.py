@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ctrl_jax import build
@@ -19,6 +20,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
 from ctrl_jax.models import huggingface, lora, partitioning, weights
+from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.types import Prompts, Responses
 
@@ -97,6 +99,7 @@ def _classifier(run: Run, folder: Path) -> Reward:
     scorer = build.scorer(build.models(architecture, run.experiment.model.lora), run.mesh)
 
     def score(prompts: Prompts, responses: Responses) -> Any:
+        prompts, responses = hosts.addressable((prompts, responses))
         conversations = run.corpus.conversations(prompts)
         texts = run.corpus.texts(responses)
         asked = [tokenizer.encode_prompt(conversation) for conversation in conversations]
@@ -121,6 +124,14 @@ def _function(run: Run, name: str) -> Reward:
     function, source = _load(name)
 
     def score(prompts: Prompts, responses: Responses) -> np.ndarray:
+        prompts, responses = hosts.addressable((prompts, responses))
+        # Where hosts divide the work, each response is still scored once: a function need not answer alike twice.
+        return hosts.divided(
+            lambda rows: of_rows(*jax.tree.map(lambda x: np.asarray(x)[rows], (prompts, responses))),
+            len(prompts.lengths),
+        )
+
+    def of_rows(prompts: Prompts, responses: Responses) -> np.ndarray:
         texts = run.corpus.texts(responses)
         asked = [transcript(conversation) for conversation in run.corpus.conversations(prompts)]
         rewards = function(

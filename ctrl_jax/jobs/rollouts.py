@@ -9,6 +9,7 @@ import numpy as np
 from ctrl_jax import build
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.models.architecture import Architecture
+from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import progress
 from ctrl_jax.runtime.mesh import batch_parts, shard
 from ctrl_jax.types import Params, Prompts, Responses, Rollouts
@@ -93,7 +94,7 @@ def _batches(
         for start in range(done, size, batch_size):
             index = np.minimum(np.arange(start, start + batch_size), size - 1)
             batch = shard(run.mesh, jax.tree.map(lambda x, index=index: np.asarray(x)[index], tree))
-            result = jax.device_get(function(batch))
+            result = hosts.fetch(function(batch))
             yield jax.tree.map(lambda x, real=size - start: np.asarray(x)[:real], result)
             bar.update(min(start + batch_size, size))
 

@@ -10,8 +10,10 @@ import itertools
 import json
 import os
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -34,6 +36,7 @@ COUNTS_AND_IDS = (
 """The variables of the environment that tell how many processes there are, and which is this one."""
 
 _turns = itertools.count()
+_OF_OTHERS = ("UNKNOWN", "UNAVAILABLE", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL")
 
 
 def start(*, asked: bool = False) -> None:
@@ -126,6 +129,24 @@ def check_alike(facts: Mapping[str, str]) -> None:
         )
 
 
+def check_shared(file: Path) -> None:
+    """Refuses, on every host, to go on unless all see a file that the first has written.
+
+    Raises:
+      InputError: naming the hosts that do not.
+    """
+    if not several():
+        return
+    wait("written")
+    seen = [json.loads(text) for text in _exchange("seen", json.dumps([socket.gethostname(), Path(file).exists()]))]
+    blind = [f"process {index} on {host}" for index, (host, there) in enumerate(seen) if not there]
+    if blind:
+        raise InputError(
+            f"{Path(file).absolute()} is not seen by {', '.join(blind)}: all hosts need the same folder. Give "
+            "--runs-dir (or --work-dir) one that they share."
+        )
+
+
 def wait(name: str) -> None:
     """Returns when every process has called it."""
     if several():
@@ -177,8 +198,13 @@ def first_then_others() -> Iterator[None]:
 
 def fetch(tree: Any) -> Any:
     """The whole arrays of a tree in the memory of every host."""
+    return addressable(tree) if several() else jax.device_get(tree)
+
+
+def addressable(tree: Any) -> Any:
+    """Arrays of which every process can read all: as they are where there is one process, otherwise as by `fetch`."""
     if not several():
-        return jax.device_get(tree)
+        return tree
 
     def whole(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
@@ -188,18 +214,21 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def lost(error: Exception) -> str | None:
-    """One paragraph for an error that another process's end explains, or None."""
-    if not jax.distributed.is_initialized() or not isinstance(error, jax.errors.JaxRuntimeError):
+def explain(error: Exception) -> str | None:
+    """What to do about an error that the end of another process explains, or None where there is no other."""
+    text = str(error)
+    if not several() or not isinstance(error, jax.errors.JaxRuntimeError) or not text.startswith(_OF_OTHERS):
         return None
     return (
-        f"A program over all processes failed, most likely because one of them ended ({str(error).splitlines()[0]}). "
+        f"A program over all processes failed, most likely because one of them ended ({text.splitlines()[0]}). "
         "The same command on all hosts, or on another number of them, goes on from the last checkpoint."
     )
 
 
 def leave(code: int) -> NoReturn:
     """Ends the process at once: a usual exit would wait for the others."""
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 

@@ -112,6 +112,8 @@ with hosts.first_then_others():
     found["was there"] = (folder / "made").exists()
     if not found["was there"]:
         (folder / "made").touch()
+        (folder / "0").mkdir()
+        (folder / "0" / "made").touch()
 rows = {"a": np.arange(24).reshape(8, 3), "b": np.arange(8)}
 placed = mesh.shard(mesh.make_mesh(), rows)
 found["held"] = [int(shard.data[0]) for shard in placed["b"].addressable_shards]
@@ -131,6 +133,11 @@ try:
     hosts.divided(refuse, 4)
 except InputError as error:
     found["refused"] = str(error)
+hosts.check_shared(folder / "made")
+try:
+    hosts.check_shared(folder / str(index) / "made")
+except InputError as error:
+    found["unseen"] = str(error)
 print(json.dumps(found))
 hosts.wait("done")
 """
@@ -154,6 +161,18 @@ def test_two_processes_agree_take_turns_and_divide_work(tmp_path):
     assert first["divided"] == other["divided"] == np.arange(10).reshape(5, 2).tolist()
     assert (first["asked"], other["asked"]) == ([0, 1, 2], [3, 4, 4])
     assert first["refused"] == other["refused"] == "row 3 is bad"
+    assert "is not seen by process 1 on " in first["unseen"] and "process 0" not in first["unseen"]
+    assert "process 1 on " in other["unseen"]
+
+
+def test_an_error_that_a_lost_process_explains(monkeypatch):
+    gone = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer\nat ...")
+    assert hosts.explain(gone) is None
+    monkeypatch.setattr(hosts, "several", lambda: True)
+    told = hosts.explain(gone)
+    assert "Connection reset by peer)" in told and "goes on from the last checkpoint" in told
+    assert hosts.explain(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")) is None
+    assert hosts.explain(ValueError("UNKNOWN")) is None
 
 
 DIFFERING = """
