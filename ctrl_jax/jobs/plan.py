@@ -551,8 +551,8 @@ def _print(options: Options, made: list[Stage], device: Accelerator) -> None:
     say(
         f"Assumed: {efficiency.matmul:g} of the peak of products and {efficiency.bandwidth:g} of the bandwidths "
         "(--efficiency.matmul, --efficiency.bandwidth); every response at its full length and every prompt padded; "
-        "attention scores written to memory; parameters, gradients and moments on every device, batches split over "
-        f"the devices; {USABLE:.0%} of the memory usable. Compilation, the host's work and checkpoints come on top."
+        "attention scores written to memory; parameters, gradients and moments whole on every device, batches split "
+        f"over them; {USABLE:.0%} of the memory usable. Compilation, the host's work and checkpoints come on top."
     )
     if found.reward is None:
         say(f"The reward {experiment.reward_model.function} is a function of the host, and not in these tables.")
@@ -578,7 +578,10 @@ def _print_fit(experiment: Experiment, devices: int, made: list[Stage], capacity
         for remedy in found:
             say(f"    {remedy.options} brings it to {quantity(remedy.held, 'B')}")
         if not found:
-            say("    No option brings it in: parameters cannot be split over devices yet. Take a smaller model.")
+            say(
+                "    No option that is counted here brings it in. Split the parameters over the devices, --fsdp and "
+                "--model-parallel (docs/devices.md), or take a smaller model."
+            )
 
 
 def quantity(value: float, unit: str = "") -> str:

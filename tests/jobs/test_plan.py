@@ -162,7 +162,7 @@ def test_where_no_change_helps_alone_they_are_put_together(large):
     assert together.options.count("--") > 1
     experiment, devices = applied(large, together)
     assert plan.peak(plan.policy_training(plan.stages(experiment, devices))) == together.held <= capacity
-    # Parameters cannot be split: less than their bfloat16 copy is never enough.
+    # The plan splits no parameters: less than their bfloat16 copy is never enough.
     assert plan.remedies(large, 1, capacity / 8, "policy training") == []
 
 
