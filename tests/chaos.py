@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,16 @@ def chaos(folder: Path, undisturbed: CommandLine, *, kills: int, seed: int, long
         while not ended and made < kills:
             process = command_line.start("train")
             moment = chance.uniform(0.5, longest)
-            when = _kill(process, command_line.runs_dir, chance, moment, in_checkpoint=made % 2 == 1)
-            printed, errors = process.communicate(timeout=600)
+            with ThreadPoolExecutor(1) as thread:
+                in_checkpoint = made % 2 == 1
+                when = thread.submit(_kill, process, command_line.runs_dir, chance, moment, in_checkpoint=in_checkpoint)
+                printed, errors = process.communicate()
             ended = process.returncode == 0
             assert ended or process.returncode == -signal.SIGKILL, errors
             if not ended:
                 made += 1
                 last = ([line for line in printed.splitlines() if line.strip()] or ["nothing printed yet"])[-1]
-                print(f"kill {made}/{kills}, pipeline {pipelines}: {when}; {last[:90]}", flush=True)
+                print(f"kill {made}/{kills}, pipeline {pipelines}: {when.result()}; {last[:90]}", flush=True)
         if not ended:
             code, _, errors = command_line.run("train")
             assert code == 0, errors
@@ -57,7 +60,6 @@ def _kill(
     process: subprocess.Popen[str], runs_dir: Path, chance: random.Random, moment: float, *, in_checkpoint: bool
 ) -> str:
     """Kills the process at a moment of chance, unless it ends before; returns which moment it was."""
-    # Its output has to be read while it runs only if it fills the pipe, and a smoke run prints some 5 kB.
     started = time.monotonic()
     sighting, delay = chance.randint(1, 4), chance.uniform(0, 0.05)
     seen: set[Path] = set()
