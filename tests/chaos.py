@@ -147,7 +147,7 @@ def main() -> int:
         alone = time.monotonic() - started
         print(f"undisturbed: {alone:.0f} s", flush=True)
         try:
-            # It compiled for half of that time; the others take what it compiled.
+            # Half of that was compilation, which the others are spared: a third is most of what they need.
             chaos(folder, undisturbed, kills=options.kills, seed=options.seed, longest=alone / 3)
         except AssertionError as error:
             print(f"FAILED with --seed {options.seed}: {error}")
