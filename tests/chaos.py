@@ -64,12 +64,12 @@ def _kill(
     """Kills the process at a moment of chance, unless it ends before; returns which moment it was."""
     started = time.monotonic()
     sighting, delay = chance.randint(1, 4), chance.uniform(0, 0.05)
-    seen: set[Path] = set()
+    left, seen = _unfinished(runs_dir), set[Path]()  # the first by the kill before
     while process.poll() is None:
         if in_checkpoint:
-            for folder in (runs_dir / "smoke", *runs_dir.glob("stages/*")):
-                with contextlib.suppress(FileNotFoundError):  # it is moved to its place as we look
-                    seen.update((folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+            found = _unfinished(runs_dir)
+            left &= found
+            seen |= found - left
             if len(seen) >= sighting:
                 time.sleep(delay)
                 process.kill()
@@ -79,6 +79,15 @@ def _kill(
             return f"{moment:.1f} s from its start"
         time.sleep(0.002 if in_checkpoint else 0.02)
     return "it had ended"
+
+
+def _unfinished(runs_dir: Path) -> set[Path]:
+    """The checkpoints that are being written."""
+    found: set[Path] = set()
+    for folder in (runs_dir / "smoke", *runs_dir.glob("stages/*")):
+        with contextlib.suppress(FileNotFoundError):  # it is moved to its place as we look
+            found.update((folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+    return found
 
 
 def assert_same_pipeline(found: Path, expected: Path) -> None:
