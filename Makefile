@@ -70,7 +70,7 @@ sample: $(STAMP) ## a local page to ask policy and reference something; ARGS=--t
 replay: $(STAMP) ## take the step again at which a training stopped as not finite, and tell what went wrong
 	$(JOB) replay $(EXP) $(ARGS)
 
-sweep: $(STAMP) ## every point of the experiment's sweep(), ending in the Pareto figure
+sweep: $(STAMP) ## every point of the experiment's sweep(), ending in the Pareto figure; ARGS="--jobs 4"
 	$(JOB) sweep $(EXP) $(ARGS)
 
 plan: $(STAMP) ## time and memory by phase on any devices; ARGS="--devices 8 --device-kind v5e"

@@ -1,16 +1,17 @@
 """The command line: `python -m ctrl_jax train bon_helpful --policy.kl-budget 0.5`."""
 
+import argparse
 import difflib
 import importlib.util
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 # Before jax is imported: XLA logs an error for every program that it takes from the compilation cache, about
 # instruction-set preferences that are not instructions.
@@ -20,6 +21,9 @@ import tyro
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from ctrl_jax.jobs.sweep import Point
 
 JOBS = {
     "train": "run whatever stages are missing, train the policy, evaluate, report",
@@ -189,8 +193,18 @@ class ProfileOptions(Options):
     """Steps to time, and as many to trace."""
 
 
+@dataclass(frozen=True)
+class SweepOptions(Options):
+    jobs: int = 1
+    """Points at a time, each in a process with its share of this machine's cores or GPUs."""
+    point: str | None = None
+    """Run the point of this name alone, in this process and on all devices, as a batch job does."""
+    write_jobs: Path | None = None
+    """Run nothing, but write a shell script a point into this folder, to be submitted as a batch job."""
+
+
 def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
-    kinds = {"sample": SampleOptions, "export": ExportOptions, "profile": ProfileOptions}
+    kinds = {"sample": SampleOptions, "export": ExportOptions, "profile": ProfileOptions, "sweep": SweepOptions}
     kind = kinds.get(job, Options)
     program = f"python -m ctrl_jax {job} {module.__name__.removeprefix('experiments.')}"
 
@@ -217,15 +231,21 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
     from ctrl_jax.jobs.run import Run
     from ctrl_jax.runtime import mesh, platform
 
-    platform.setup_compilation_cache(options.places.cache_dir / "compiled")
-    devices = mesh.make_mesh(options.places.devices)
+    places = options.places
+    work_dir = places.work_dir or places.runs_dir / _run_name(module.experiment(), options.experiment)
+    experiment = options.experiment
+    if isinstance(options, SweepOptions):
+        if not hasattr(module, "sweep"):
+            raise InputError(f"{module.__file__} has no sweep(); add one that returns a list of experiments.")
+        sweep_dir = work_dir.with_name(f"{work_dir.name}.sweep")
+        points = [sweep.Point(parse(one).experiment, sweep_dir / one.name) for one in module.sweep()]
+        if options.point is None:
+            return _run_sweep(sweep_dir, points, options, _command_of_point(module, arguments))
+        experiment, work_dir = sweep.find(points, options.point)
 
-    def run_in(work_dir: Path, options: Options) -> Run:
-        places = options.places
-        return Run(options.experiment, work_dir, places.runs_dir / "stages", devices, places.wandb)
-
-    default_dir = options.places.runs_dir / _run_name(module.experiment(), options.experiment)
-    run = run_in(options.places.work_dir or default_dir, options)
+    platform.setup_compilation_cache(places.cache_dir / "compiled")
+    devices = mesh.make_mesh(places.devices)
+    run = Run(experiment, work_dir, places.runs_dir / "stages", devices, places.wandb)
     match job:
         case "train":
             with run.claimed():
@@ -274,12 +294,34 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
                     session, run.experiment, options.prompt or "", asked, port=options.port, browser=options.browser
                 )
         case "sweep":
-            if not hasattr(module, "sweep"):
-                raise InputError(f"{module.__file__} has no sweep(); add one that returns a list of experiments.")
-            sweep_dir = run.work_dir.with_name(f"{run.work_dir.name}.sweep")
-            points = [parse(point) for point in module.sweep()]
-            return sweep.run(sweep_dir, [run_in(sweep_dir / point.experiment.name, point) for point in points])
+            sweep.run_point(run, sweep_dir, points)
     return 0
+
+
+def _run_sweep(
+    sweep_dir: Path, points: "list[Point]", options: SweepOptions, command: "Callable[[Point], list[str]]"
+) -> int:
+    """Touches no device: those are for the processes of the points."""
+    from ctrl_jax.jobs import sweep
+    from ctrl_jax.runtime import shares
+
+    if options.write_jobs is not None:
+        sweep.check(points)
+        sweep.write_jobs(sweep_dir, points, command, options.write_jobs)
+        return 0
+    found = shares.shares(options.jobs)
+    sweep.check(points, devices=options.places.devices or found[0].devices)
+    return sweep.run(sweep_dir, points, command, found)
+
+
+def _command_of_point(module: ModuleType, arguments: list[str]) -> "Callable[[Point], list[str]]":
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--jobs")
+    own.add_argument("--write-jobs", "--write_jobs")
+    options = own.parse_known_args(arguments)[1]
+    assert module.__file__ is not None  # load_experiment read it from there
+    job = [sys.executable, "-m", "ctrl_jax", "sweep", os.path.relpath(module.__file__)]
+    return lambda point: [*job, "--point", point.name, *options]
 
 
 def _run_name(default: Experiment, chosen: Experiment) -> str:

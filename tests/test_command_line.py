@@ -2,7 +2,9 @@
 
 import errno
 import os
+import shlex
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,24 @@ def test_a_bad_option(refused, options, told):
 def test_a_bad_option_of_a_sweep_comes_before_its_points(refused):
     assert "Policy.kl_budget" in refused("sweep", "bon_helpful", "--policy.kl-budget", "0")
     assert "has no sweep(); add one" in refused("sweep", "smoke")
+    assert "--jobs is 0" in refused("sweep", "bon_helpful", "--jobs", "0")
+    assert "no point 'identity'; it has identity_kl0.6" in refused("sweep", "bon_helpful", "--point", "identity")
+
+
+def test_batch_jobs_of_a_sweep_run_its_points_on_the_same_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    runs, jobs = tmp_path / "runs", tmp_path / "jobs"
+    options = ["--seed", "3", "--runs-dir", str(runs)]
+    written = ["--jobs", "2", f"--write-jobs={jobs}"]
+    assert command_line.main(["sweep", "bon_helpful", *options[:2], *written, *options[2:]]) == 0
+    scripts = {script.stem: script.read_text().splitlines()[-1] for script in jobs.iterdir()}
+    points = command_line.load_experiment("bon_helpful").sweep()
+    assert scripts.keys() == {point.name for point in points}
+    for name, line in scripts.items():
+        _, command = line.split(" && exec ")
+        job = ["-m", "ctrl_jax", "sweep", "experiments/bon_helpful.py", "--point", name, *options]
+        assert shlex.split(command) == [sys.executable, *job]
+    assert not (runs / "stages").exists()
 
 
 def test_an_empty_prompt(refused):

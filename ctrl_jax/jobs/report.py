@@ -44,10 +44,11 @@ def write_sweep_report(sweep_dir: pathlib.Path, points: Sequence[Mapping[str, An
     """Write `sweep.html` and `pareto_<procedure>.png` into a sweep's directory and return the page's path.
 
     A point is {"name", "transform", "procedure", "kl_budget", "state": "done" | "running" | "failed" | "missing",
-    "evaluation": the tree of its evaluation.json or None, "report": a path relative to `sweep_dir` or None}.
-    A point whose evaluation cannot be understood is shown as failed, with the reason below the table.
+    "evaluation": the tree of its evaluation.json or None, "report": a path relative to `sweep_dir` or None,
+    "reason": why it failed or None}. Reasons stand below the table. A point whose evaluation cannot be understood is
+    shown as failed, too.
     """
-    notes: list[str] = []
+    notes = [f"{point['name']} failed: {point['reason']}" for point in points if point.get("reason")]
     checked = [_point(point, notes) for point in points]
     for procedure in dict.fromkeys(point.procedure for point in checked):
         panels = figures.pareto([point for point in checked if point.procedure == procedure], procedure)

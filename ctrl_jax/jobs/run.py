@@ -71,20 +71,14 @@ class Run:
 
     def claim(self) -> None:
         """Makes the work directory this experiment's, or refuses one that is another's."""
-        claim(self.work_dir, {**plain(self.experiment), "versions": VERSIONS, "contents": self.contents})
+        claim(self.work_dir, _claimed(self.experiment, self.contents))
         if not (self.work_dir / "environment.json").exists():
             write_json(self.work_dir / "environment.json", environment())
 
     @cached_property
     def contents(self) -> dict[str, str | None]:
         """What the files say that the experiment names: where they changed, what was made of them is not its result."""
-        model, reward = self.experiment.model, self.experiment.reward_model
-        return {
-            "data": sources.fingerprint(self.experiment.data),
-            "model": None if model.path is None else weights.fingerprint(Path(model.path)),
-            "adapter": None if model.adapter is None else downloads.fingerprint(peft.files(Path(model.adapter))),
-            "reward_model": None if reward.path is None else weights.fingerprint(Path(reward.path)),
-        }
+        return _contents(self.experiment)
 
     @cached_property
     def architecture(self) -> architecture.Architecture:
@@ -126,6 +120,27 @@ class Run:
     def models(self) -> build.Models:
         model = self.experiment.model
         return build.models(self.architecture, model.lora, rematerialize=model.rematerialize)
+
+
+def check_claim(experiment: Experiment, work_dir: Path) -> None:
+    """Refuses a work directory that is another experiment's, as `Run.claim` does, and writes nothing."""
+    claimed = _claimed(experiment, _contents(experiment))
+    if (work_dir / "config.json").exists():
+        claim(work_dir, claimed)
+
+
+def _claimed(experiment: Experiment, contents: dict[str, str | None]) -> dict[str, Any]:
+    return {**plain(experiment), "versions": VERSIONS, "contents": contents}
+
+
+def _contents(experiment: Experiment) -> dict[str, str | None]:
+    model, reward = experiment.model, experiment.reward_model
+    return {
+        "data": sources.fingerprint(experiment.data),
+        "model": None if model.path is None else weights.fingerprint(Path(model.path)),
+        "adapter": None if model.adapter is None else downloads.fingerprint(peft.files(Path(model.adapter))),
+        "reward_model": None if reward.path is None else weights.fingerprint(Path(reward.path)),
+    }
 
 
 def pretrained_architecture(experiment: Experiment) -> architecture.Architecture:

@@ -3,12 +3,14 @@
 import contextlib
 import datetime
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from rich import get_console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 
 class Bar(Protocol):
@@ -61,6 +63,30 @@ def progress(name: str, total: int, *, start: int = 0, every: float = 10.0) -> I
     with Progress(*columns, console=get_console()) as bar:
         task = bar.add_task(name, total=total, completed=start, remaining="", metrics="")
         yield _Live(bar, task, clock)
+
+
+@contextlib.contextmanager
+def latest_lines() -> Iterator[Callable[[Mapping[str, str]], None]]:
+    """Shows, on a terminal, one line a job under all that is said: its name and the latest line of its own log.
+
+    Yields:
+      What to call with {name: line} of the jobs that run; it redraws them.
+    """
+    console = get_console()
+    if not console.is_terminal:
+        yield lambda lines: None
+        return
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+
+        def show(lines: Mapping[str, str]) -> None:
+            drawn = Table.grid(padding=(0, 2))
+            drawn.add_column(no_wrap=True)
+            drawn.add_column(no_wrap=True, overflow="ellipsis")
+            for name, line in lines.items():
+                drawn.add_row(Text(name, style="bold"), Text(line))
+            live.update(drawn, refresh=True)
+
+        yield show
 
 
 class _Clock:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.runtime.console import say
 
 
 def plain(value: Any) -> Any:
@@ -81,8 +82,12 @@ class Stage:
     def exclusive(self) -> Iterator[None]:
         """Held by one process of this machine at a time; another waits here, and may then find the stage complete."""
         with (self.directory / "lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # released by the system, however the process ends
-            yield
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"{self.directory.name} is being made by another process; waiting for it.")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield  # released by the system, however the process ends
 
     @property
     def complete(self) -> bool:

@@ -1,6 +1,11 @@
-"""A sweep of two points whose training and evaluation are fakes: what it does again, and what it leaves alone."""
+"""A sweep whose points are small programs in place of trainings: what runs, what is tried again, the index."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +15,12 @@ from ctrl_jax import config
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import evaluate, report, summary, sweep, train
 from ctrl_jax.jobs.run import Run
+from ctrl_jax.jobs.sweep import Point
 from ctrl_jax.runtime.mesh import make_mesh
-from ctrl_jax.runtime.stages import write_json
+from ctrl_jax.runtime.preemption import Preempted
+from ctrl_jax.runtime.shares import Share
+from ctrl_jax.runtime.stages import read_json, write_json
+from tests.jobs.conftest import COMPILE_FAST, ROOT
 
 INTERVAL = {"mean": 0.6, "low": 0.55, "high": 0.65}
 EVALUATION = {
@@ -24,109 +33,310 @@ EVALUATION = {
     "ties": 0.0,
     "timings": {"train": 1.0},
 }
+ALL = Share(1, {}, None)
+
+START = """
+import json, os, pathlib, signal, sys, time
+work, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+sweep_dir, others = work.parent, work.parent.parent
+runs = work / "runs"
+runs.mkdir(parents=True, exist_ok=True)
+(runs / str(len(list(runs.iterdir())))).touch()
+first = len(list(runs.iterdir())) == 1
+def wait_for(condition):
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until, "nothing came"
+        time.sleep(0.01)
+"""
+FINISH = f"""
+(work / "report").mkdir(exist_ok=True)
+(work / "evaluation.json").write_text({json.dumps(EVALUATION)!r})
+(work / "report" / "index.html").write_text("a page")
+"""
 
 
 @pytest.fixture
-def points(tmp_path) -> list[Run]:
+def points(tmp_path) -> list[Point]:
     experiments = config.grid(config.Experiment("base"), transforms=("identity", "logit"), kl_budgets=(0.5,))
-    mesh = make_mesh(1)
-    return [Run(one, tmp_path / "sweep" / one.name, tmp_path / "stages", mesh) for one in experiments]
+    return [Point(one, tmp_path / "sweep" / one.name) for one in experiments]
 
 
 @pytest.fixture
-def done(monkeypatch) -> list[str]:
-    """What was done, in order: `evaluate NAME`, `report NAME`."""
-    log: list[str] = []
+def page(tmp_path) -> Path:
+    """Where the sweep's page is written; a test that does not ask for it does without, and is faster."""
+    return tmp_path / "sweep" / "sweep.html"
+
+
+@pytest.fixture(autouse=True)
+def no_page(request, monkeypatch):
+    if "page" not in request.fixturenames:
+        monkeypatch.setattr(report, "write_sweep_report", lambda sweep_dir, points: sweep_dir / "sweep.html")
+
+
+@pytest.fixture
+def run(points, tmp_path):
+    """Runs the sweep with points that execute some Python before they write their results."""
+
+    def call(body: str = "", *, shares: tuple[Share, ...] = (ALL,)) -> int:
+        def command(point: Point) -> list[str]:
+            return [sys.executable, "-c", START + body + FINISH, str(point.work_dir), point.experiment.policy.transform]
+
+        return sweep.run(tmp_path / "sweep", points, command, shares)
+
+    return call
+
+
+@pytest.fixture
+def index(tmp_path) -> Callable[[], dict[str, dict]]:
+    """What sweep.json says of each transform."""
+    path = tmp_path / "sweep" / "sweep.json"
+    return lambda: {point["transform"]: point for point in read_json(path)["points"]}
+
+
+def processes(point: Point) -> int:
+    """How many were started for it."""
+    return len(list((point.work_dir / "runs").iterdir()))
+
+
+def states(index: Callable[[], dict[str, dict]]) -> dict[str, str]:
+    return {name: point["state"] for name, point in index().items()}
+
+
+def test_all_points_run_once_and_end_in_the_figure(points, run, index, page, capsys):
+    assert run("print('working on', name)") == 0
+    text = page.read_text()
+    assert all(f"{point.name}/report/index.html" in text for point in points)
+    assert page.with_name("pareto_best_of_4.png").exists()
+    printed = capsys.readouterr().out
+    assert "sweep.html" in printed
+    assert "working on" not in printed, "each point writes to a log of its own"
+    assert (points[0].work_dir / "log.txt").read_text() == "working on identity\n"
+    assert states(index) == {"identity": "done", "logit": "done"}
+
+    assert run() == 0
+    assert [processes(point) for point in points] == [1, 1], "the same command does nothing again"
+
+
+def test_points_run_at_the_same_time_each_with_its_share(points, run):
+    cores = sorted(os.sched_getaffinity(0))
+    shares = (Share(1, {"CUDA_VISIBLE_DEVICES": "0,1"}, frozenset(cores[:1])),
+              Share(1, {"CUDA_VISIBLE_DEVICES": "2,3"}, frozenset(cores[-1:])))  # fmt: skip
+    met = "wait_for(lambda: len(list(sweep_dir.glob('*/runs'))) == 2)\n"
+    told = "print(os.environ['CUDA_VISIBLE_DEVICES'], *os.sched_getaffinity(0))\n"
+    assert run(met + told, shares=shares) == 0
+    given = {(point.work_dir / "log.txt").read_text() for point in points}
+    assert given == {f"0,1 {cores[0]}\n", f"2,3 {cores[-1]}\n"}
+
+
+def test_the_index_and_the_page_follow_the_points(points, run, page):
+    told = "states = lambda: [p['state'] for p in json.loads((sweep_dir / 'sweep.json').read_text())['points']]\n"
+    shown = "wait_for(lambda: (sweep_dir / 'sweep.json').exists() and 'running' in states())\n"
+    written = "page = sweep_dir / 'sweep.html'\n"
+    written += "wait_for(lambda: page.exists() and f'{states().count(\"done\")} of 2' in page.read_text())\n"
+    assert run(told + shown + written + "print(*states())\n") == 0
+    assert [(point.work_dir / "log.txt").read_text() for point in points] == ["running missing\n", "done running\n"]
+
+
+def test_a_point_that_fails_is_tried_once_more_and_the_others_go_on(points, run, index, page, capsys):
+    assert run("if name == 'identity':\n    sys.exit('error: too little data')\n") == 1
+    assert [processes(point) for point in points] == [2, 1]
+    assert states(index) == {"identity": "failed", "logit": "done"}
+    assert index()["identity"]["attempts"] == 2
+    assert index()["identity"]["reason"] == "error: too little data"
+    printed = capsys.readouterr().out
+    assert printed.count(f"{points[0].name} failed and will be tried again: error: too little data") == 1
+    assert printed.count(f"{points[0].name} failed: error: too little data") == 1
+    assert "1 of 2 runs evaluated" in page.read_text()
+    assert f"{points[0].name} failed: error: too little data" in page.read_text()
+
+    assert run() == 0
+    assert [processes(point) for point in points] == [3, 1]
+    assert index()["identity"]["attempts"] == 3
+    assert index()["identity"]["reason"] is None
+
+
+def test_a_point_killed_by_the_system_counts_as_failed_once(points, run, index, capsys):
+    assert run("if first and name == 'identity':\n    os.kill(os.getpid(), signal.SIGKILL)\n") == 0
+    assert [processes(point) for point in points] == [2, 1]
+    assert states(index) == {"identity": "done", "logit": "done"}
+    assert index()["identity"]["attempts"] == 2
+    assert "It was killed by SIGKILL." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Preempted)])
+def test_a_sweep_that_is_told_to_stop_ends_its_points_and_resumes(points, run, index, number, raised):
+    saves = "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(75)))\n"
+    asks = f"if first:\n    os.kill(os.getppid(), signal.{number.name})\n    time.sleep(60)\n"
+    with pytest.raises(raised):
+        run(saves + asks)
+    assert (points[0].work_dir / "log.txt").read_text() == "saved\n"
+    assert states(index) == {"identity": "missing", "logit": "missing"}
+    assert not (points[1].work_dir / "runs").exists()
+    assert run() == 0
+    assert states(index) == {"identity": "done", "logit": "done"}
+
+
+def test_a_point_that_does_not_stop_is_killed(points, run, index, monkeypatch):
+    monkeypatch.setattr(sweep, "GRACE", 0.0)
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)\n"
+    with pytest.raises(KeyboardInterrupt):
+        run(f"(work / 'pid').write_text(str(os.getpid()))\n{deaf}")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((points[0].work_dir / "pid").read_text()), 0)
+    assert states(index) == {"identity": "missing", "logit": "missing"}
+
+
+@pytest.fixture
+def alone(points, tmp_path, monkeypatch):
+    """Runs a point in this process, with fakes for its training, evaluation and report."""
 
     def evaluated(run: Run, aligned: None) -> dict:
-        log.append(f"evaluate {run.experiment.policy.transform}")
         write_json(run.work_dir / "evaluation.json", EVALUATION)
         return EVALUATION
 
     def reported(work_dir: Path) -> Path:
-        log.append(f"report {json.loads((work_dir / 'config.json').read_text())['policy']['transform']}")
         page = work_dir / "report" / "index.html"
         page.parent.mkdir(exist_ok=True)
         page.write_text("a page")
         return page
 
-    monkeypatch.setattr(train, "run", lambda run: None)
     monkeypatch.setattr(evaluate, "run", evaluated)
     monkeypatch.setattr(report, "run", reported)
     monkeypatch.setattr(summary, "print_run", lambda *_: None)
-    return log
+
+    def call(point: Point, training: Callable[[Run], None]) -> None:
+        monkeypatch.setattr(train, "run", training)
+        sweep.run_point(
+            Run(point.experiment, point.work_dir, tmp_path / "stages", make_mesh(1)), tmp_path / "sweep", points
+        )
+
+    return call
 
 
-EVERYTHING = ["evaluate identity", "report identity", "evaluate logit", "report logit"]
+def raising(error: BaseException) -> Callable[[Run], None]:
+    def training(run: Run) -> None:
+        raise error
+
+    return training
 
 
-def test_all_points_run_once_and_end_in_the_figure(points, done, tmp_path, capsys):
-    assert sweep.run(tmp_path / "sweep", points) == 0
-    assert done == EVERYTHING
-    page = (tmp_path / "sweep" / "sweep.html").read_text()
-    assert all(f"{point.experiment.name}/report/index.html" in page for point in points)
-    assert (tmp_path / "sweep" / "pareto_best_of_4.png").exists()
-    assert "sweep.html" in capsys.readouterr().out
+def test_a_point_alone_keeps_the_index_that_its_sweep_would(points, alone, index, tmp_path):
+    seen = []
 
-    assert sweep.run(tmp_path / "sweep", points) == 0
-    assert done == EVERYTHING, "the same command does nothing again"
+    def training(run: Run) -> None:
+        sweep.publish(tmp_path / "sweep", points)  # as another batch job does that ends meanwhile
+        seen.append(states(index))
 
-
-@pytest.mark.parametrize("error", [InputError("too little data"), RuntimeError("a bug")])
-def test_a_point_that_fails_does_not_take_the_others_with_it(points, done, tmp_path, monkeypatch, capsys, error):
-    def failing(run: Run) -> None:
-        if run.experiment.policy.transform == "identity":
-            raise error
-
-    monkeypatch.setattr(train, "run", failing)
-    assert sweep.run(tmp_path / "sweep", points) == 1
-    assert done == ["evaluate logit", "report logit"]
-    printed = capsys.readouterr()
-    assert f"{points[0].experiment.name} failed: {error}" in printed.out
-    assert ("Traceback" in printed.err) == isinstance(error, RuntimeError)
-    assert "1 of 2 runs evaluated" in (tmp_path / "sweep" / "sweep.html").read_text()
-
-    monkeypatch.setattr(train, "run", lambda run: None)
-    assert sweep.run(tmp_path / "sweep", points) == 0
-    assert done == ["evaluate logit", "report logit", "evaluate identity", "report identity"]
+    alone(points[0], training)
+    assert seen == [{"identity": "running", "logit": "missing"}]
+    assert states(index) == {"identity": "done", "logit": "missing"}
+    alone(points[0], raising(AssertionError("a point that is done is left alone")))
+    assert index()["identity"]["attempts"] == 1
 
 
-def test_a_point_killed_before_its_report_gets_it_on_the_next_run(points, done, tmp_path, monkeypatch):
-    written = report.run
+@pytest.mark.parametrize(
+    ("error", "state", "reason"),
+    [
+        (InputError("too little data"), "failed", "too little data"),
+        (RuntimeError("a bug"), "failed", "RuntimeError: a bug"),
+        (KeyboardInterrupt(), "missing", None),
+        (Preempted(), "missing", None),
+    ],
+)
+def test_a_point_alone_notes_why_it_failed_unless_it_was_told_to_stop(points, alone, index, error, state, reason):
+    with pytest.raises(type(error)):
+        alone(points[0], raising(error))
+    assert (index()["identity"]["state"], index()["identity"]["reason"]) == (state, reason)
+    assert index()["identity"]["attempts"] == 1
 
-    def killed(work_dir: Path) -> Path:
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "run", killed)
-    with pytest.raises(KeyboardInterrupt):
-        sweep.run(tmp_path / "sweep", points)
-    assert done == ["evaluate identity"]
-    monkeypatch.setattr(report, "run", written)
-    assert sweep.run(tmp_path / "sweep", points) == 0
-    assert done == EVERYTHING
+def test_the_index_tells_a_batch_job_that_was_killed(points, tmp_path, index):
+    # What run_point leaves behind when its process vanishes: its first note, and no lock.
+    sweep._note(points[0], 1, sweep._UNSAID)
+    sweep.publish(tmp_path / "sweep", points)
+    assert states(index) == {"identity": "failed", "logit": "missing"}
+    assert "ended without a word" in index()["identity"]["reason"]
 
 
-def test_two_points_of_one_name_are_refused_before_any_runs(points, done, tmp_path):
+def test_batch_jobs_are_scripts_that_run_their_point(points, tmp_path, index):
+    def command(point: Point) -> list[str]:
+        return [sys.executable, "-c", START + FINISH, str(point.work_dir), "a name; with $odd 'characters'"]
+
+    jobs = tmp_path / "jobs"
+    sweep.write_jobs(tmp_path / "sweep", points, command, jobs)
+    assert states(index) == {"identity": "missing", "logit": "missing"}
+    scripts = sorted(jobs.iterdir())
+    assert [script.name for script in scripts] == [f"{point.name}.sh" for point in points]
+    for script, point in zip(scripts, points, strict=True):
+        subprocess.run([str(script)], cwd=tmp_path, check=True)
+        assert processes(point) == 1
+    sweep.publish(tmp_path / "sweep", points)
+    assert states(index) == {"identity": "done", "logit": "done"}
+
+
+def test_two_points_of_one_name_are_refused(points):
     with pytest.raises(InputError, match=r"called 'identity_kl0.5'.*rename one"):
-        sweep.run(tmp_path / "sweep", [points[0], points[0]])
-    assert done == []
+        sweep.check([points[0], points[0]])
 
 
-def test_a_place_taken_by_another_experiment_is_refused_before_any_runs(points, done, tmp_path):
+def test_a_place_taken_by_another_experiment_is_refused(points):
     write_json(points[1].work_dir / "config.json", {"name": "other"})
     with pytest.raises(InputError, match="belongs to another experiment"):
-        sweep.run(tmp_path / "sweep", points)
-    assert done == []
+        sweep.check(points)
+    assert not points[0].work_dir.exists()
 
 
-def test_two_points_that_an_option_made_equal_are_refused(tmp_path, mesh):
+def test_two_points_that_an_option_made_equal_are_refused(tmp_path):
     base = config.Experiment("base")
-    points = [Run(replace(base, name=name), tmp_path / name, tmp_path / "stages", mesh) for name in ("one", "two")]
     with pytest.raises(InputError, match="'one' and 'two' of the sweep are the same experiment"):
-        sweep.run(tmp_path / "sweep", points)
-    assert not (tmp_path / "one").exists()
+        sweep.check([Point(replace(base, name=name), tmp_path / name) for name in ("one", "two")])
 
 
-def test_a_sweep_without_points_is_refused(tmp_path):
+def test_a_batch_that_a_points_devices_do_not_divide_is_refused(points):
+    with pytest.raises(InputError, match="do not divide by the 7 devices"):
+        sweep.check(points, devices=7)
+
+
+def test_a_sweep_without_points_is_refused():
     with pytest.raises(InputError, match="no points"):
-        sweep.run(tmp_path / "sweep", [])
+        sweep.check([])
+
+
+def test_a_point_is_found_by_its_name(points):
+    assert sweep.find(points, "logit_kl0.5") is points[1]
+    with pytest.raises(InputError, match=r"no point 'logit'; it has identity_kl0.5, logit_kl0.5"):
+        sweep.find(points, "logit")
+
+
+SMOKE_SWEEP = '''"""Two points of smoke."""
+import importlib.util
+from ctrl_jax.config import grid
+spec = importlib.util.spec_from_file_location("smoke", {smoke!r})
+smoke = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(smoke)
+experiment = smoke.experiment
+def sweep():
+    return grid(experiment(), transforms=("identity", "logit"), kl_budgets=(0.5,))
+'''
+
+
+@pytest.mark.slow
+def test_two_real_points_at_once_make_what_they_share_once(tmp_path):
+    path = tmp_path / "smoke_sweep.py"
+    path.write_text(SMOKE_SWEEP.format(smoke=str(ROOT / "experiments" / "smoke.py")))
+    arguments = ["--jobs", "2", "--runs-dir", str(tmp_path / "runs"), "--cache-dir", str(tmp_path / "cache")]
+    environment = {**os.environ, "XLA_FLAGS": COMPILE_FAST, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "ctrl_jax", "sweep", str(path), *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (sweep_dir,) = (tmp_path / "runs").glob("*.sweep")
+    index = read_json(sweep_dir / "sweep.json")["points"]
+    assert [(point["state"], point["attempts"]) for point in index] == [("done", 1), ("done", 1)]
+    stages = [stage.name.rsplit("-", 1)[0] for stage in (tmp_path / "runs" / "stages").iterdir()]
+    assert sorted(stages) == ["calibration", "data", "reference_evaluation", "reward_model", "sft"]
+    logs = [(sweep_dir / point["name"] / "log.txt").read_text() for point in index]
+    # Twenty steps of SFT were taken by one of the two.
+    assert sum("reference policy (sft) 20/20" in log for log in logs) == 1

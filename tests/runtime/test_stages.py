@@ -123,6 +123,21 @@ with stage.exclusive():
     assert len(list(tmp_path.glob("ran-*"))) == 1
 
 
+def test_a_process_that_waits_for_a_stage_says_so(tmp_path):
+    program = f"""
+import pathlib
+from ctrl_jax.runtime.stages import Stage
+with Stage.open(pathlib.Path({str(tmp_path)!r}), "sft", {{"a": 1}}).exclusive():
+    print("held", flush=True)
+"""
+    stage = Stage.open(tmp_path, "sft", {"a": 1})
+    with stage.exclusive():
+        process = subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, text=True)
+        told = process.stdout.readline()
+    assert told == f"{stage.directory.name} is being made by another process; waiting for it.\n"
+    assert process.communicate(timeout=60)[0] == "held\n"
+
+
 def test_a_work_directory_serves_one_experiment(tmp_path):
     stages.claim(tmp_path, Outer())
     stages.claim(tmp_path, Outer())
