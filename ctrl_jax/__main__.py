@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -53,7 +54,13 @@ class Places:
     cache_dir: Path = Path(".cache")
     """Compiled programs."""
     devices: int | None = None
-    """Devices to use; by default all."""
+    """Devices to use; by default all. What the next two leave of them is data-parallel: docs/devices.md."""
+    fsdp: int = 1
+    """Devices that split parameters and optimiser state between them, as well as a batch."""
+    model_parallel: int = 1
+    """Devices that split each layer between them; a batch is split over the others."""
+    distributed: bool = False
+    """Join the other hosts of a TPU pod. Those of Slurm, Open MPI or JAX_COORDINATOR_ADDRESS are joined without it."""
     wandb: bool = False
     """Log the policy's training to Weights & Biases too (make setup EXTRA=wandb)."""
     debug: bool = False
@@ -72,7 +79,7 @@ class Places:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from ctrl_jax.runtime import disk, preemption
+    from ctrl_jax.runtime import disk, hosts, preemption
 
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -88,9 +95,13 @@ def main(arguments: list[str] | None = None) -> int:
         return preemption.EXIT_CODE
     except Exception as error:  # Orbax and tensorstore have types of their own for a full disk
         told = disk.explain(error)
+        if told is not None:
+            return _tell(error, told, arguments)
+        told = hosts.explain(error)
         if told is None:
             raise
-        return _tell(error, told, arguments)
+        _tell(error, told, arguments)
+        hosts.leave(preemption.EXIT_CODE)
 
 
 def _tell(error: Exception, paragraph: str, arguments: list[str]) -> int:
@@ -229,7 +240,7 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
         train,
     )
     from ctrl_jax.jobs.run import Run
-    from ctrl_jax.runtime import mesh, platform
+    from ctrl_jax.runtime import hosts, mesh, platform
 
     places = options.places
     work_dir = places.work_dir or places.runs_dir / _run_name(module.experiment(), options.experiment)
@@ -243,14 +254,15 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
             return _run_sweep(sweep_dir, points, options, _command_of_point(module, arguments))
         experiment, work_dir = sweep.find(points, options.point)
 
+    _join_hosts(job, places, experiment, work_dir)
     platform.setup_compilation_cache(places.cache_dir / "compiled")
-    devices = mesh.make_mesh(places.devices)
+    devices = mesh.make_mesh(places.devices, fsdp=places.fsdp, model=places.model_parallel)
     run = Run(experiment, work_dir, places.runs_dir / "stages", devices, places.wandb)
     match job:
         case "train":
             with run.claimed():
                 evaluation = evaluate.read(run) or evaluate.run(run, train.run(run))
-                summary.print_run(run, evaluation, report.run(run.work_dir))
+                summary.print_run(run, evaluation, report.run(run.work_dir) if hosts.first() else None)
         case "sft":
             sft.run(run)
         case "reward-model":
@@ -276,7 +288,8 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
             with run.claimed():
                 replay.run(run)
         case "report":
-            summary.print_report(report.run(run.work_dir))
+            if hosts.first():
+                summary.print_report(report.run(run.work_dir))
         case "sample":
             assert isinstance(options, SampleOptions)
             asked = sample.ask_for(
@@ -295,7 +308,35 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
                 )
         case "sweep":
             sweep.run_point(run, sweep_dir, points)
+    hosts.wait("the job is done")
     return 0
+
+
+def _join_hosts(job: str, places: Places, experiment: Experiment, work_dir: Path) -> None:
+    """Joins the other processes of the job, if there are any, all of which must have been asked for the same."""
+    import jax
+
+    from ctrl_jax.runtime import console, hosts, platform
+    from ctrl_jax.runtime.stages import differences
+
+    hosts.start(asked=places.distributed)
+    asked = {
+        "job": job,
+        "experiment": experiment,
+        "work_dir": str(work_dir),
+        "runs_dir": str(places.runs_dir),
+        "devices": places.devices,
+        "fsdp": places.fsdp,
+        "model_parallel": places.model_parallel,
+        "code": platform.code_fingerprint(),
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "local devices": f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}",
+    }
+    hosts.check_alike({name: str(value) for name, (_, value) in differences({}, asked).items()})
+    if hosts.several() and job == "sample":
+        raise InputError("`sample` answers on one host; start it there alone. A finished run is read from --runs-dir.")
+    if not hosts.first():
+        console.be_quiet()
 
 
 def _run_sweep(

@@ -1,10 +1,14 @@
 """Configuration to models, optimisers and the jitted, device-mapped steps. The only place that jits and shards.
 
-Each step below is per-device code, mapped with `jax.shard_map` inside `jax.jit`: what `jax.pmap` has become. Parameters
-are replicated (`P()`), whatever leads with B is split over `data`. Sampling and scoring need no communication. A loss
-is a (sum, weight), and so is its gradient: both are added up over a device's micro-batches, then over the devices, and
-divided once. By itself shard_map would sum the gradient of replicated parameters over the devices for every
-micro-batch anew; so a device differentiates by parameters that it takes for its own (`pcast`).
+Each step below is per-device code, mapped with `jax.shard_map` inside `jax.jit`: what `jax.pmap` has become. Whatever
+leads with B is split over the mesh's axes `data` and `fsdp`. Parameters lie as models/partitioning.py says: a program
+gathers what is split over `fsdp` before it is used, and the axis `model` is left to the compiler. Where both have one
+device, sampling and scoring need no communication.
+
+A loss is a (sum, weight), and so is its gradient: both are added up over a device's micro-batches, then over the
+devices, and divided once. By itself shard_map would sum the gradient of replicated parameters over the devices for
+every micro-batch anew; so a device differentiates by parameters that it takes for its own (`pcast`). The update by the
+gradient is no per-device code: its norm is that of all parts.
 """
 
 import functools
@@ -22,9 +26,9 @@ from jax.sharding import PartitionSpec as P
 
 from ctrl_jax import config
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import decoder, lora, reward
+from ctrl_jax.models import decoder, lora, partitioning, reward
 from ctrl_jax.models.architecture import Architecture
-from ctrl_jax.runtime.mesh import replicate
+from ctrl_jax.runtime.mesh import BATCH_AXES
 from ctrl_jax.steps import calibration, kl, kl_budget, logprobs, policy_gradient, preference, sampling, win_rate
 from ctrl_jax.steps.masked import Mean, length_mask, masked_mean
 from ctrl_jax.theory import ideal, optimal, procedures, transforms
@@ -108,6 +112,15 @@ class PolicyBatch:
     """[B, K] raw rewards of reference responses, or [B, Q] quantiles of them; each row ascending."""
 
 
+class Ranked(NamedTuple):
+    """A step's rewards beside the reference's."""
+
+    calibrated: jax.Array
+    """[B, N]."""
+    win_rate: jax.Array | None
+    """[B] under the policy's procedure; None where there are too few rewards to tell it."""
+
+
 @dataclass(frozen=True)
 class PolicyStep:
     """A step of policy training, in three programs: the reward between them may be a function of the host.
@@ -152,11 +165,22 @@ def _example(prompt_length: int = 1, response_length: int = 2) -> tuple[Prompts,
 
 def init_decoder(parts: Models, mesh: Mesh, key: jax.Array) -> Params:
     """The variables of a decoder from scratch."""
-    init = jax.jit(
-        lambda key: {"params": parts.decoder.init(key, *_example())["params"]},
-        out_shardings=jax.NamedSharding(mesh, P()),
-    )
-    return init(key)
+    return _placed(mesh, functools.partial(_initial, parts), key)
+
+
+def check_parameters_divide(parts: Models, mesh: Mesh) -> None:
+    """Raises InputError if a parameter of the decoder cannot be split over the mesh; nothing is made."""
+    partitioning.specs(mesh, jax.eval_shape(functools.partial(_initial, parts), jax.random.key(0)))
+
+
+def _initial(parts: Models, key: jax.Array) -> Params:
+    return {"params": parts.decoder.init(key, *_example())["params"]}
+
+
+def _placed(mesh: Mesh, make: Callable[..., Any], *arguments: Any) -> Any:
+    """What `make` returns, a tree with parameters in it, each made where it belongs."""
+    lies = partitioning.shardings(mesh, jax.eval_shape(make, *arguments))
+    return jax.jit(make, out_shardings=lies)(*arguments)
 
 
 def adapt_decoder(parts: Models, mesh: Mesh, key: jax.Array, params: Params) -> Params:
@@ -170,7 +194,8 @@ def adapt_reward(parts: Models, mesh: Mesh, key: jax.Array, reference: Params) -
     """(what is frozen, what is trained) of a reward model whose trunk starts as the reference."""
     trunk = reference["params"]
     # Zeros: every response starts with the same reward, whatever the trunk.
-    head = replicate(mesh, {"kernel": jnp.zeros((parts.architecture.width, 1)), "bias": jnp.zeros(1)})
+    width = parts.architecture.width
+    head = _placed(mesh, lambda: {"head": {"kernel": jnp.zeros((width, 1)), "bias": jnp.zeros(1)}})["head"]
     if parts.lora.rank == 0:
         return {}, {"params": {"trunk": trunk, "head": head}}
     adapters = _init_adapters(parts, mesh, key, trunk)
@@ -178,8 +203,7 @@ def adapt_reward(parts: Models, mesh: Mesh, key: jax.Array, reference: Params) -
 
 
 def _init_adapters(parts: Models, mesh: Mesh, key: jax.Array, params: Params) -> Params:
-    init = jax.jit(lambda params, key: lora.init(params, parts.lora, key), out_shardings=jax.NamedSharding(mesh, P()))
-    return init(params, key)
+    return _placed(mesh, lambda params, key: lora.init(params, parts.lora, key), params, key)
 
 
 def merged(parts: Models, params: Params) -> Params:
@@ -211,47 +235,128 @@ def init_state(
         params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), budget)
 
-    return jax.jit(start, out_shardings=jax.NamedSharding(mesh, P()))(params)
+    return _placed(mesh, start, params)
 
 
-def _values(metrics: dict[str, Mean]) -> Metrics:
+def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    """What a batch is split over. Axes of one device are left out: XLA fails on a sum over them beside `model`."""
+    return tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
+
+
+def _mapped(mesh: Mesh, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """Per-device code over the parts of a batch; the axis `model` is left to the compiler, where it has devices."""
+    if not _batch_axes(mesh):
+        return function
+    axes = set(mesh.axis_names) if mesh.shape["model"] == 1 else set(BATCH_AXES)
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes)
+
+
+def _split(mesh: Mesh, params: Params) -> Any:
+    """What a device is given of each parameter: its part along the mapped axes, of which `fsdp` is the only one."""
+    return jax.tree.map(
+        lambda spec: P(*("fsdp" if axis == "fsdp" else None for axis in spec)), partitioning.specs(mesh, params)
+    )
+
+
+def _whole(params: Params, split: Any) -> Params:
+    """Per-device code: the parameters, each from all its parts. The gradient of this adds up and splits again."""
+
+    def gather(part: jax.Array, spec: P) -> jax.Array:
+        axes = tuple(spec)
+        return jax.lax.all_gather(part, "fsdp", axis=axes.index("fsdp"), tiled=True) if "fsdp" in axes else part
+
+    return jax.tree.map(gather, params, split)
+
+
+def _reader(
+    mesh: Mesh,
+    function: Callable[..., Any],
+    in_specs: tuple[Any, ...],
+    out_specs: Any,
+    *,
+    num_params: int = 1,
+    donate: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """The program of per-device code that only reads parameters, its first `num_params` arguments."""
+
+    @functools.wraps(function)
+    def program(*arguments: Any) -> Any:
+        split = tuple(_split(mesh, params) for params in arguments[:num_params])
+
+        def on_a_device(*arguments: Any) -> Any:
+            return function(*map(_whole, arguments, split), *arguments[num_params:])
+
+        return _mapped(mesh, on_a_device, (*split, *in_specs), out_specs)(*arguments)
+
+    return jax.jit(program, donate_argnums=donate)
+
+
+def _values(mesh: Mesh, metrics: dict[str, Mean]) -> Metrics:
     """Global means from every device's (sum, weight)."""
-    return {name: mean.across("data").value for name, mean in metrics.items()}
+    return {name: mean.across(_batch_axes(mesh)).value for name, mean in metrics.items()}
 
 
-def _update(
-    state: TrainState,
-    optimizer: optax.GradientTransformation,
+def _gradient(
+    mesh: Mesh,
+    trained: Params,
     loss: Callable[[Params, Any], tuple[Mean, Any]],
     batch: Any,
     micro_batches: int,
-) -> tuple[Params, optax.OptState, Metrics, Any]:
-    """One update on a loss of (sum, weight) over all devices: (params, optimizer state, metrics, auxiliary).
+    *,
+    split: Any,
+) -> tuple[Mean, Params, Any]:
+    """Per-device code: (loss, sum of its gradients, auxiliary) of a loss of (sum, weight) over all devices.
 
     The loss sees slices of the batch's prompts, one after the other, so that it holds the activations of one at a time.
     Its auxiliary results come back stacked, [micro-batches, ...].
     """
-    own = jax.lax.pcast(state.params, "data", to="varying")
+    axes = _batch_axes(mesh)
+
+    def over_copies(function: Callable[..., Any], tree: Params) -> Params:
+        """`function` of each array and of the axes along which devices hold the same part of its parameter."""
+
+        def apply(x: jax.Array, spec: P) -> jax.Array:
+            copies = tuple(axis for axis in axes if axis not in tuple(spec))
+            return function(x, copies) if copies else x
+
+        return jax.tree.map(apply, tree, split)
+
+    own = over_copies(functools.partial(jax.lax.pcast, to="varying"), trained)
 
     def add_slice(total: tuple[Mean, Params], part: Any) -> tuple[tuple[Mean, Params], Any]:
         def loss_sum(params: Params) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            mean, auxiliary = loss(params, part)
+            mean, auxiliary = loss(_whole(params, split), part)
             return mean.sum, (mean.weight, auxiliary)
 
         (sum_, (weight, auxiliary)), gradients = jax.value_and_grad(loss_sum, has_aux=True)(own)
         return jax.tree.map(jnp.add, total, (Mean(sum_, weight), gradients)), auxiliary
 
-    nothing = Mean(jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params)
-    start = jax.lax.pcast(nothing, "data", to="varying")
+    start = Mean(jnp.zeros(()), jnp.zeros(())), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), trained)
+    if axes:
+        start = jax.lax.pcast(start, axes, to="varying")
     slices = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
     (mean, sums), auxiliary = jax.lax.scan(add_slice, start, slices)
-    mean, sums = mean.across("data"), jax.lax.psum(sums, "data")
-    gradients = jax.tree.map(lambda gradient: Mean(gradient, mean.weight).value, sums)
+    # Over the parts of a parameter, the gradient of `_whole` has added up already.
+    return mean.across(axes), over_copies(jax.lax.psum, sums), auxiliary
+
+
+def _updated(
+    mesh: Mesh,
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    loss: Mean,
+    sums: Params,
+    budget: kl_budget.State | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update by the gradient, whose sum goes with the loss's weight."""
+    gradients = jax.tree.map(lambda gradient: Mean(gradient, loss.weight).value, sums)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     # By parameter, in the order of jax.tree.leaves: to tell in which one a gradient went wrong.
     norms = jnp.stack([optax.tree.norm(gradient) for gradient in jax.tree.leaves(gradients)])
-    metrics = {"loss": mean.value, "gradient_norm": optax.tree.norm(gradients), "gradient_norms": norms}
-    return optax.apply_updates(state.params, updates), optimizer_state, metrics, auxiliary
+    metrics = {"loss": loss.value, "gradient_norm": optax.tree.norm(gradients), "gradient_norms": norms}
+    new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state, budget)
+    # Where it was before, or the next step would be another program.
+    return jax.lax.with_sharding_constraint(new, partitioning.shardings(mesh, new)), metrics
 
 
 def _supervised_step(
@@ -261,13 +366,26 @@ def _supervised_step(
     micro_batches: int,
 ) -> Step:
     def step(state: TrainState, frozen: Params, batch: Examples) -> tuple[TrainState, Metrics]:
-        params, optimizer_state, metrics, means = _update(
-            state, optimizer, lambda trained, part: loss(lora.overlay(frozen, trained), part), batch, micro_batches
-        )
-        means = jax.tree.map(lambda x: x.sum(axis=0), means)
-        return TrainState(state.step + 1, params, optimizer_state), metrics | _values(means)
+        split, split_frozen = _split(mesh, state.params), _split(mesh, frozen)
 
-    return guarded(jax.shard_map(step, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=(P(), P())))
+        def gradient(trained: Params, frozen: Params, batch: Examples) -> tuple[Mean, Params, Metrics]:
+            frozen = _whole(frozen, split_frozen)
+            mean, sums, means = _gradient(
+                mesh,
+                trained,
+                lambda trained, part: loss(lora.overlay(frozen, trained), part),
+                batch,
+                micro_batches,
+                split=split,
+            )
+            return mean, sums, _values(mesh, jax.tree.map(lambda x: x.sum(axis=0), means))
+
+        mapped = _mapped(mesh, gradient, (split, split_frozen, P(_batch_axes(mesh))), (P(), split, P()))
+        mean, sums, values = mapped(state.params, frozen, batch)
+        state, metrics = _updated(mesh, state, optimizer, mean, sums)
+        return state, metrics | values
+
+    return guarded(step)
 
 
 def sft_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation, *, micro_batches: int = 1) -> Step:
@@ -308,12 +426,14 @@ def sampler(
             num_samples=num_samples, max_length=max_length, eos_ids=eos_ids, temperature=temperature,
         )  # fmt: skip
 
-    return jax.jit(jax.shard_map(sample, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P("data")))
+    batch = P(_batch_axes(mesh))
+    return _reader(mesh, sample, (batch, P()), batch)
 
 
 def scorer(parts: Models, mesh: Mesh) -> RewardApply:
     """(reward params, prompts, responses) to raw rewards [B, N]."""
-    return jax.jit(jax.shard_map(parts.reward, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P("data")))
+    batch = P(_batch_axes(mesh))
+    return _reader(mesh, parts.reward, (batch, batch), batch)
 
 
 def kl_of_responses(
@@ -324,7 +444,8 @@ def kl_of_responses(
     def measure(params: Params, reference: Params, rollouts: Rollouts) -> jax.Array:
         return kl.per_sequence(compare(parts, params, reference, rollouts, temperature).kl, rollouts.responses.lengths)
 
-    return jax.jit(jax.shard_map(measure, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P("data")))
+    batch = P(_batch_axes(mesh))
+    return _reader(mesh, measure, (batch,), batch, num_params=2)
 
 
 def compare(
@@ -439,28 +560,52 @@ def _policy_update(
     """(state, reference, rollouts, raw rewards [B, N], reference rewards [B, K]) to (state, metrics)."""
     procedure = procedures.parse(policy.procedure)
 
+    def rank(raw: jax.Array, reference_rewards: jax.Array) -> Ranked:
+        calibrated = calibration.calibrate_sorted(raw, reference_rewards)
+        # Unbiased of all K rewards. Of Q quantiles, which are no sample, it is an approximation, off by some n / Q for
+        # best-of-n; the evaluation has samples of its own.
+        if min(policy.samples_per_prompt, reference_rewards.shape[1]) < procedure.num_samples:
+            return Ranked(calibrated, None)
+        return Ranked(calibrated, win_rate.win_rate(raw, reference_rewards, procedure))
+
     def update(
         state: TrainState, reference: Params, rollouts: Rollouts, raw: jax.Array, reference_rewards: jax.Array
     ) -> tuple[TrainState, Metrics]:
         budget = state.budget
         assert budget is not None, "policy training starts from init_state with a KL controller: kl_budget.init"
-        beta = budget.beta
-        responses = rollouts.responses
-        calibrated = calibration.calibrate_sorted(raw, reference_rewards)
-        transformed = raw if phi is None else phi(calibrated)
+        split, split_reference, batch = _split(mesh, state.params), _split(mesh, reference), P(_batch_axes(mesh))
+        # Mapped over all axes: where one is left to the compiler, jax 0.10 cannot trace a binary search.
+        ranked = jax.shard_map(rank, mesh=mesh, in_specs=(batch, batch), out_specs=batch)(raw, reference_rewards)
 
-        def loss(trained: Params, part: tuple[Rollouts, jax.Array]) -> tuple[Mean, logprobs.Comparison]:
-            rollouts, rewards = part
-            comparison = compare(parts, lora.overlay(reference, trained), reference, rollouts, policy.temperature)
-            mean = policy_gradient.exact_kl_loss(
-                comparison.log_probs, comparison.kl, rewards, rollouts.responses.lengths, beta=beta
+        def gradient(
+            trained: Params, reference: Params, beta: jax.Array, rollouts: Rollouts, raw: jax.Array, ranked: Ranked
+        ) -> tuple[Mean, Params, Metrics]:
+            reference, responses = _whole(reference, split_reference), rollouts.responses
+            transformed = raw if phi is None else phi(ranked.calibrated)
+
+            def loss(trained: Params, part: tuple[Rollouts, jax.Array]) -> tuple[Mean, logprobs.Comparison]:
+                rollouts, rewards = part
+                comparison = compare(parts, lora.overlay(reference, trained), reference, rollouts, policy.temperature)
+                mean = policy_gradient.exact_kl_loss(
+                    comparison.log_probs, comparison.kl, rewards, rollouts.responses.lengths, beta=beta
+                )
+                return mean, comparison
+
+            mean, sums, comparison = _gradient(
+                mesh, trained, loss, (rollouts, transformed), policy.micro_batches, split=split
             )
-            return mean, comparison
+            comparison = jax.tree.map(lambda x: x.reshape(responses.tokens.shape), comparison)
+            return mean, sums, measure(rollouts, comparison, raw, ranked, transformed)
 
-        params, optimizer_state, metrics, comparison = _update(
-            state, optimizer, loss, (rollouts, transformed), policy.micro_batches
-        )
-        comparison = jax.tree.map(lambda x: x.reshape(responses.tokens.shape), comparison)
+        mapped = _mapped(mesh, gradient, (split, split_reference, P(), batch, batch, batch), (P(), split, P()))
+        mean, sums, values = mapped(state.params, reference, budget.beta, rollouts, raw, ranked)
+        new, metrics = _updated(mesh, state, optimizer, mean, sums, kl_budget.update(budget, values["kl"]))
+        return new, metrics | values | {"beta": budget.beta}
+
+    def measure(
+        rollouts: Rollouts, comparison: logprobs.Comparison, raw: jax.Array, ranked: Ranked, transformed: jax.Array
+    ) -> Metrics:
+        responses = rollouts.responses
 
         def over_responses(values: jax.Array) -> Mean:
             return masked_mean(values, None)
@@ -478,25 +623,17 @@ def _policy_update(
             "kl_k3": sequence_kl(kl.k3),
             "raw_reward": over_responses(raw),
             "constant_rewards": masked_mean((raw.max(axis=1) == raw.min(axis=1)).astype(jnp.float32), None),
-            "calibrated_reward": over_responses(calibrated),
+            "calibrated_reward": over_responses(ranked.calibrated),
             "transformed_reward": over_responses(transformed),
             "response_length": over_responses(responses.lengths.astype(jnp.float32)),
             "sampler_scorer_gap": masked_mean(jnp.abs(comparison.log_probs - rollouts.log_probs), mask),
         }
-        # Unbiased of all K rewards. Of Q quantiles, which are no sample, it is an approximation, off by some n / Q for
-        # best-of-n; the evaluation has samples of its own.
-        if min(policy.samples_per_prompt, reference_rewards.shape[1]) >= procedure.num_samples:
-            means["win_rate"] = over_responses(win_rate.win_rate(raw, reference_rewards, procedure))
-        metrics |= _values(means)
-        metrics["kl_standard_error"] = kl.estimate(exact_kl).across("data").standard_error
-        metrics["beta"] = beta
-        budget = kl_budget.update(budget, metrics["kl"])
-        return TrainState(state.step + 1, params, optimizer_state, budget), metrics
+        if ranked.win_rate is not None:
+            means["win_rate"] = over_responses(ranked.win_rate)
+        standard_error = kl.estimate(exact_kl).across(_batch_axes(mesh)).standard_error
+        return _values(mesh, means) | {"kl_standard_error": standard_error}
 
-    mapped = jax.shard_map(
-        update, mesh=mesh, in_specs=(P(), P(), P("data"), P("data"), P("data")), out_specs=(P(), P())
-    )
-    return guarded(mapped)
+    return guarded(update)
 
 
 def streamer(
@@ -516,9 +653,6 @@ def streamer(
     def advance(params: Params, state: sampling.State) -> sampling.State:
         return sampling.advance(parts.policy, params, state, eos_ids=eos_ids, temperature=temperature)
 
-    by_prompt: Any = P("data")
-    specs = sampling.State(by_prompt, P(), by_prompt, by_prompt, by_prompt, by_prompt)  # type: ignore[arg-type]
-    return (
-        jax.jit(jax.shard_map(start, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=specs)),
-        jax.jit(jax.shard_map(advance, mesh=mesh, in_specs=(P(), specs), out_specs=specs), donate_argnums=1),
-    )
+    batch: Any = P(_batch_axes(mesh))
+    specs = sampling.State(batch, P(), batch, batch, batch, batch)  # type: ignore[arg-type]
+    return _reader(mesh, start, (batch, P()), specs), _reader(mesh, advance, (specs,), specs, donate=(1,))

@@ -19,4 +19,5 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def mesh() -> Mesh:
     """Eight CPU devices on the axis `data`."""
-    return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu")[:8])
+    axes = ("data", "fsdp", "model")
+    return jax.make_mesh((8, 1, 1), axes, axis_types=(AxisType.Auto,) * 3, devices=jax.devices("cpu")[:8])

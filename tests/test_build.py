@@ -1,26 +1,28 @@
-"""The mapped steps: eight devices compute what one does, each step compiles once, and β starts at the budget."""
+"""The mapped steps: any mesh computes what one device does, each step compiles once, and β starts at the budget."""
 
+import collections
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from ctrl_jax import build, config
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import architecture, lora
-from ctrl_jax.runtime.mesh import replicate, shard
+from ctrl_jax.runtime.mesh import make_mesh, replicate, shard
 from ctrl_jax.steps import kl_budget
 from ctrl_jax.theory import transforms
 from ctrl_jax.types import Examples, Prompts, Responses
 
-VOCABULARY, P, T, EOS = 17, 5, 6, 1
-SIZES = architecture.from_config(
-    config.Model(width=8, layers=1, heads=2, kv_heads=1, mlp_width=8, tied_embeddings=False), VOCABULARY
-)
+VOCABULARY, P, T, EOS = 24, 5, 6, 1
+# All sizes divide by 8, but not the heads of keys and values.
+MODEL = config.Model(width=32, layers=1, heads=8, kv_heads=2, mlp_width=8, tied_embeddings=False)
+SIZES = dataclasses.replace(architecture.from_config(MODEL, VOCABULARY), qkv_bias=True, output_bias=True)
 WHOLE, ADAPTED = build.models(SIZES, config.Lora()), build.models(SIZES, config.Lora(rank=2, alpha=4.0))
 POLICY = config.Policy(steps=50, warmup_steps=0, samples_per_prompt=4, prompts_per_step=8, learning_rate=0.01)
 SUPERVISED = config.Supervised(steps=50, warmup_steps=0, learning_rate=0.01, batch_size=8)
@@ -34,11 +36,16 @@ def compile_fast():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def mesh_of(devices: int) -> Mesh:
-    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+AXES = {1: (1, 1, 1), 8: (8, 1, 1), "4,2,1": (4, 2, 1), "2,2,2": (2, 2, 2), "1,1,8": (1, 1, 8)}
+"""Meshes: devices along data, fsdp and model."""
+SPLIT = ["4,2,1", "2,2,2", "1,1,8"]
+"""Those on which parameters are split."""
 
 
-MESHES = {devices: mesh_of(devices) for devices in (1, 8)}
+@functools.cache
+def mesh_of(axes: int | str) -> Mesh:
+    data, fsdp, model = AXES[axes]
+    return make_mesh(data * fsdp * model, fsdp=fsdp, model=model)
 
 
 def examples(samples: int, seed: int = 0, size: int = 8) -> Examples:
@@ -59,13 +66,13 @@ def params(mesh: Mesh):
     key = jax.random.key(0)
     policy, reference = (build.init_decoder(WHOLE, mesh, jax.random.fold_in(key, i)) for i in range(2))
     _, reward = build.adapt_reward(WHOLE, mesh, jax.random.fold_in(key, 2), policy)
-    head = jax.random.normal(jax.random.fold_in(key, 3), (8, 1))
+    head = jax.random.normal(jax.random.fold_in(key, 3), (SIZES.width, 1))
     return policy, reference, lora.overlay(reward, {"params": {"head": {"kernel": replicate(mesh, head)}}})
 
 
 def moved(trained, mesh: Mesh):
     """Adapters that have left their start, where B is 0 and half of the gradient with it."""
-    return replicate(mesh, jax.tree.map(lambda x: np.asarray(x) + 0.1, trained))
+    return jax.tree.map(lambda x: jax.device_put(np.asarray(x) + 0.1, x.sharding), trained)
 
 
 def sft(mesh: Mesh):
@@ -132,7 +139,7 @@ jax.monitoring.register_event_duration_secs_listener(count_compilations)
 @functools.cache
 def history(make, devices: int):
     """How many programs each of five calls of the step compiled, and (state, metrics) after each."""
-    mesh = MESHES[devices]
+    mesh = mesh_of(devices)
     step, state, batch = make(mesh)
     taken, compiled = [], []
     for i in range(5):
@@ -143,13 +150,13 @@ def history(make, devices: int):
     return compiled, taken
 
 
-@pytest.fixture(
-    params=[sft, sft_of_adapters, reward_model, reward_model_of_adapters, policy, policy_of_adapters],
-    ids=lambda make: make.__name__,
-)
+STEPS = [sft, sft_of_adapters, reward_model, reward_model_of_adapters, policy, policy_of_adapters]
+
+
+@pytest.fixture(params=STEPS, ids=lambda make: make.__name__)
 def trained(request):
     """What steps on one device and on eight compiled, and their two histories."""
-    (one, history_of_one), (eight, history_of_eight) = (history(request.param, devices) for devices in MESHES)
+    (one, history_of_one), (eight, history_of_eight) = (history(request.param, devices) for devices in (1, 8))
     return (one, eight), (history_of_one, history_of_eight)
 
 
@@ -157,15 +164,42 @@ def test_eight_devices_take_the_step_of_one(trained):
     _, (one, eight) = trained
     # The first step alone: what follows starts from parameters that differ in their last bits.
     (state, metrics), (sharded_state, sharded_metrics) = one[0], eight[0]
-    assert metrics["gradient_norm"] > 1e-3
-    assert metrics.keys() == sharded_metrics.keys()
-    for name, value in metrics.items():
-        np.testing.assert_allclose(sharded_metrics[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert_same_step((sharded_state, sharded_metrics), (state, metrics))
+
+
+def assert_same_step(found, expected):
+    (state, metrics), (expected_state, expected_metrics) = found, expected
+    assert expected_metrics["gradient_norm"] > 1e-3
+    assert metrics.keys() == expected_metrics.keys()
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
     # Adam's moments are the gradient itself; the parameters divide it by its size, noise included where it is 0.
-    for (path, expected), found in zip(
-        jax.tree.leaves_with_path(state.optimizer), jax.tree.leaves(sharded_state.optimizer), strict=True
+    for (path, value), actual in zip(
+        jax.tree.leaves_with_path(expected_state.optimizer), jax.tree.leaves(state.optimizer), strict=True
     ):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(actual, value, rtol=1e-4, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+ALL_ON_ALL = [
+    pytest.param(
+        make,
+        axes,
+        id=f"{make.__name__}-{axes}",
+        marks=[] if make is policy or axes == "2,2,2" else [pytest.mark.slow],
+    )
+    for make in STEPS
+    for axes in SPLIT
+]
+
+
+@pytest.mark.parametrize(("make", "axes"), ALL_ON_ALL)
+def test_split_parameters_take_the_step_of_one_device_and_stay_where_they_were(make, axes):
+    step, state, batch = make(mesh_of(axes))
+    before = jax.tree.map(lambda x: x.sharding, state)
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state.optimizer))
+    state, metrics = step(state, *batch(0))
+    assert jax.tree.map(lambda x: x.sharding, state) == before
+    assert_same_step(jax.device_get((state, metrics)), history(make, 1)[1][0])
 
 
 def test_a_step_compiles_once(trained):
@@ -184,7 +218,7 @@ def test_a_step_counts_itself_and_changes_the_parameters(trained):
 
 def update_of(make: str, devices: int, micro_batches: int, samples: int = 4):
     """(step, its arguments) of one update on 32 prompts, whose responses differ in length from slice to slice."""
-    mesh, size = MESHES[devices], 32
+    mesh, size = mesh_of(devices), 32
     start, reference, reward = params(mesh)
     parts = ADAPTED if make.endswith("adapters") else WHOLE
     if make == "sft":
@@ -238,7 +272,7 @@ def spoiled_rewards(value):
     step, (state, reference, rollouts, rewards, references) = update_of("policy", 8, 1)
     rewards = np.array(rewards)
     rewards[3, 1] = value
-    return step, state, (reference, rollouts, shard(MESHES[8], rewards), references)
+    return step, state, (reference, rollouts, shard(mesh_of(8), rewards), references)
 
 
 def spoiled_gradient(value):
@@ -268,7 +302,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_neither_do_those_behind_i
         # One that was dispatched before the host knew.
         reference, rollouts, rewards, references = arguments
         state, metrics = step(
-            state, reference, rollouts, shard(MESHES[8], np.nan_to_num(rewards, neginf=0)), references
+            state, reference, rollouts, shard(mesh_of(8), np.nan_to_num(rewards, neginf=0)), references
         )
         assert all(np.isfinite(metrics[name]) for name in build.GUARDED)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(build.last_sound(state)), before)
@@ -295,7 +329,7 @@ def test_micro_batches_take_less_memory():
 
 
 def test_init_state_copies_the_parameters_that_a_step_gives_away():
-    mesh = MESHES[1]
+    mesh = mesh_of(1)
     reference = params(mesh)[0]
     state = build.init_state(reference, build.supervised_optimizer(SUPERVISED), mesh)
     pairs = zip(jax.tree.leaves(reference), jax.tree.leaves(state.params), strict=True)
@@ -303,7 +337,7 @@ def test_init_state_copies_the_parameters_that_a_step_gives_away():
 
 
 def test_only_adapters_and_head_are_trained():
-    mesh = MESHES[1]
+    mesh = mesh_of(1)
     _, taken = history(reward_model_of_adapters, 1)
     frozen, trained = build.adapt_reward(ADAPTED, mesh, jax.random.key(7), params(mesh)[0])
     assert jax.tree.structure(taken[-1][0].params) == jax.tree.structure(trained)
@@ -315,7 +349,7 @@ def test_only_adapters_and_head_are_trained():
 
 
 def test_adapters_start_as_the_reference_and_merge_into_it():
-    mesh = MESHES[1]
+    mesh = mesh_of(1)
     reference = params(mesh)[1]
     trained = build.adapt_decoder(ADAPTED, mesh, jax.random.key(7), reference)
     batch = examples(2)
@@ -331,7 +365,7 @@ def test_adapters_start_as_the_reference_and_merge_into_it():
 
 
 def test_what_is_trained_is_float32_whatever_the_weights_are():
-    mesh = MESHES[1]
+    mesh = mesh_of(1)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params(mesh)[0])
     state = build.init_state(half, build.supervised_optimizer(SUPERVISED), mesh)
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
@@ -348,43 +382,100 @@ def test_the_controller_gets_the_kl_of_every_step_and_its_beta_is_the_next_steps
 
 
 def test_a_given_beta_is_held():
-    step, state, batch = policy(MESHES[1], beta=0.5)
+    step, state, batch = policy(mesh_of(1), beta=0.5)
     for i in range(5):
         state, _ = step(state, *batch(i))
     assert float(state.budget.beta) == np.float32(0.5)
 
 
-def test_the_sampler_draws_the_same_tokens_on_any_number_of_devices():
-    drawn = []
-    for mesh in MESHES.values():
-        sample = build.sampler(WHOLE, mesh, num_samples=3, max_length=T, eos_ids=(EOS,), temperature=0.7)
-        start = params(mesh)[0]
-        prompts = shard(mesh, examples(1).prompts)
-        rollouts = jax.device_get([sample(start, prompts, jax.random.key(seed)) for seed in (1, 2)])
-        assert (rollouts[0].responses.tokens != rollouts[1].responses.tokens).any()
-        assert sample._cache_size() == 1
-        drawn.append(rollouts[0])
-    one, eight = drawn
-    np.testing.assert_array_equal(one.responses.tokens, eight.responses.tokens)
-    np.testing.assert_array_equal(one.responses.lengths, eight.responses.lengths)
-    np.testing.assert_allclose(one.log_probs, eight.log_probs, rtol=1e-5, atol=1e-6)
+def sampler(mesh: Mesh):
+    return build.sampler(WHOLE, mesh, num_samples=3, max_length=T, eos_ids=(EOS,), temperature=0.7)
 
 
-def test_scores_and_kl_are_the_same_on_any_number_of_devices():
-    scores, kls = [], []
-    for mesh in MESHES.values():
-        start, reference, reward = params(mesh)
-        batch = examples(3)
-        rollouts = build.Rollouts(batch.prompts, batch.responses, np.zeros((8, 3, T), np.float32))
-        scores.append(build.scorer(WHOLE, mesh)(reward, *shard(mesh, (batch.prompts, batch.responses))))
-        measure = build.kl_of_responses(WHOLE, mesh, temperature=0.7)
-        kls.append(measure(start, reference, shard(mesh, rollouts)))
-        np.testing.assert_allclose(measure(start, start, shard(mesh, rollouts)), 0, atol=1e-6)
-    assert scores[0].shape == kls[0].shape == (8, 3)
-    assert np.ptp(scores[0]) > 0.1
-    assert (kls[0] > 0).all()
-    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(kls[0], kls[1], rtol=1e-5, atol=1e-5)
+@functools.cache
+def drawn(mesh: Mesh):
+    sample, prompts = sampler(mesh), shard(mesh, examples(1).prompts)
+    rollouts = jax.device_get([sample(params(mesh)[0], prompts, jax.random.key(seed)) for seed in (1, 2)])
+    assert sample._cache_size() == 1
+    return rollouts
+
+
+@pytest.mark.parametrize("axes", [8, *SPLIT])
+def test_the_sampler_draws_the_same_tokens_on_any_mesh(axes):
+    (expected, other), (found, _) = drawn(mesh_of(1)), drawn(mesh_of(axes))
+    assert (expected.responses.tokens != other.responses.tokens).any()
+    np.testing.assert_array_equal(found.responses.tokens, expected.responses.tokens)
+    np.testing.assert_array_equal(found.responses.lengths, expected.responses.lengths)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol=1e-5, atol=1e-6)
+
+
+@functools.cache
+def measured(mesh: Mesh):
+    """Scores, and the KL of a policy to a reference and to itself."""
+    start, reference, reward = params(mesh)
+    batch = examples(3)
+    rollouts = shard(mesh, build.Rollouts(batch.prompts, batch.responses, np.zeros((8, 3, T), np.float32)))
+    measure = build.kl_of_responses(WHOLE, mesh, temperature=0.7)
+    scores = build.scorer(WHOLE, mesh)(reward, rollouts.prompts, rollouts.responses)
+    return jax.device_get((scores, measure(start, reference, rollouts), measure(start, start, rollouts)))
+
+
+@pytest.mark.parametrize("axes", [8, *SPLIT])
+def test_scores_and_kl_are_the_same_on_any_mesh(axes):
+    for found, expected in zip(measured(mesh_of(axes)), measured(mesh_of(1)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_tell_responses_apart_and_a_policy_has_no_kl_to_itself():
+    scores, kls, none = measured(mesh_of(1))
+    assert scores.shape == kls.shape == (8, 3)
+    assert np.ptp(scores) > 0.1
+    assert (kls > 0).all()
+    np.testing.assert_allclose(none, 0, atol=1e-6)
+
+
+def collectives(step, *arguments) -> dict[str, int]:
+    """How often the compiled program has each kind of communication."""
+    kinds = re.findall(
+        r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(",
+        step.lower(*arguments).compile().as_text(),
+    )
+    return dict(collections.Counter(kinds))
+
+
+def communication(mesh: Mesh) -> dict[str, dict[str, int]]:
+    policy_params, _, reward = params(mesh)
+    batch = shard(mesh, examples(3))
+    step, state, supervised = sft(mesh)
+    return {
+        "sample": collectives(sampler(mesh), policy_params, batch.prompts, jax.random.key(1)),
+        "score": collectives(build.scorer(WHOLE, mesh), reward, batch.prompts, batch.responses),
+        "update": collectives(step, state, *supervised(0)),
+    }
+
+
+def test_data_parallel_devices_communicate_in_updates_alone():
+    found = communication(mesh_of(8))
+    assert found["sample"] == found["score"] == {}
+    assert found["update"].keys() == {"all-reduce"}
+
+
+def test_parameters_split_by_fsdp_are_gathered_once_a_program():
+    mesh = mesh_of("4,2,1")
+    found = communication(mesh)
+    split = sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(params(mesh)[0]))
+    assert found["sample"].keys() == found["score"].keys() == {"all-gather"}
+    assert found["sample"]["all-gather"] <= split
+    assert found["update"].keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
+
+
+def test_split_parameters_take_their_share_of_memory():
+    for mesh in map(mesh_of, SPLIT):
+        split = mesh.shape["fsdp"] * mesh.shape["model"]
+        state = build.init_state(params(mesh)[0], build.supervised_optimizer(SUPERVISED), mesh)
+        whole = sum(x.nbytes for x in jax.tree.leaves(state))
+        held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+        assert held < 1.3 * whole / split
 
 
 def test_stage_keys_differ_by_seed_and_stage():

@@ -88,6 +88,8 @@ def test_a_file_that_is_no_experiment(refused, tmp_path):
         (["--policy.transform", "identiti"], ["'identiti'", "Did you mean identity"]),
         (["--devices", "9"], ["9 devices asked for, but there are 8", "xla_force_host_platform_device_count=9"]),
         (["--devices", "0"], ["0 devices asked for", "Ask for 1 to 8"]),
+        (["--fsdp", "3"], ["--fsdp is 3", "8 devices do not divide", "a divisor of 8"]),
+        (["--model-parallel", "8", "--model.mlp-width", "60"], ["kernel", "axis mlp of 60", "such as 4"]),
         (["--policy.prompts-per-step", "12"], ["--policy.prompts-per-step is 12", "8 devices", "8 or 16"]),
         (["--sft.batch-size", "4"], ["--sft.batch-size is 4", "8 devices", "Make it 8"]),
         (["--reward-model.batch-size", "31"], ["--reward-model.batch-size is 31", "24 or 32"]),

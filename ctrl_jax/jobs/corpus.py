@@ -10,6 +10,7 @@ from ctrl_jax.data import pipelines, sources, tokenizers
 from ctrl_jax.data.conversations import Conversation, Record, transcript
 from ctrl_jax.data.splits import Loaded
 from ctrl_jax.errors import InputError
+from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import Stage, write_bytes
 from ctrl_jax.types import Examples, PreferencePairs, Prompts, Responses
@@ -96,7 +97,7 @@ class Corpus:
 
 def prepare(data: config.Data, stage: Stage, tokenizer: tokenizers.Tokenizer | None) -> Corpus:
     """Generates, downloads or reads the records, and trains a tokenizer on them where the model brings none."""
-    with stage.exclusive():
+    with stage.exclusive(), hosts.first_then_others():
         loaded = sources.load(data, stage.directory / "tfds")
         if tokenizer is None:
             tokenizer = _trained(data, loaded, stage)

@@ -9,6 +9,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.train import Aligned
 from ctrl_jax.models import huggingface, peft, weights
+from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import say
 
 # What belongs to a model beside its weights and config.json.
@@ -52,11 +53,16 @@ def run(run: Run, aligned: Aligned, output: Path, form: str) -> None:
     assert model.path is not None, "check refuses it"
     folder = Path(model.path)
     if form == "adapter":
-        peft.save(output, aligned.policy["lora"], run.architecture, model.lora, base=str(folder))
+        adapters = hosts.addressable(aligned.policy["lora"])
+        if not hosts.first():
+            return
+        peft.save(output, adapters, run.architecture, model.lora, base=str(folder))
         say(f"Adapter: {output}. Load it with peft.PeftModel.from_pretrained(model, {str(output)!r}).")
         return
     params = build.merged(run.models, aligned.policy)["params"]
-    params = jax.tree.map(lambda x: x.astype(run.architecture.dtype), params)
+    params = hosts.addressable(jax.tree.map(lambda x: x.astype(run.architecture.dtype), params))
+    if not hosts.first():
+        return
     beside = [folder / name for name in BESIDE if (folder / name).is_file()]
     weights.save(output, params, run.architecture, huggingface.read_config(folder), beside=beside)
     say(f"Merged model: {output}. Load it with transformers.AutoModelForCausalLM.from_pretrained({str(output)!r}).")

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.markup import escape
 
 from ctrl_jax import build
 from ctrl_jax.build import TrainState
 from ctrl_jax.errors import InputError
-from ctrl_jax.runtime import preemption
+from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.compilations import compilations
 from ctrl_jax.runtime.console import progress, say
@@ -205,9 +204,7 @@ def failed_batch(directory: Path, step: int) -> Path:
 
 
 def _write_batch(path: Path, batch: Any) -> None:
-    whole = batch if jax.process_count() == 1 else multihost_utils.process_allgather(batch, tiled=True)
-    if jax.process_index() == 0:
-        write_arrays(path, **dict(named(whole)))
+    write_arrays(path, **dict(named(hosts.fetch(batch))))
 
 
 def _tell_recompiled(label: str, step: int, compiled: Mapping[str, float]) -> None:

@@ -26,7 +26,7 @@ from ctrl_jax.jobs import plan
 from ctrl_jax.models import lora
 from ctrl_jax.runtime import accelerators
 from ctrl_jax.runtime.console import say, table
-from ctrl_jax.runtime.mesh import shard
+from ctrl_jax.runtime.mesh import batch_parts, shard
 from ctrl_jax.runtime.stages import write_json
 from ctrl_jax.steps import kl_budget
 from ctrl_jax.types import Params, Prompts, Responses
@@ -360,13 +360,13 @@ def _result(
     traced: float,
     texts: dict[str, str],
 ) -> dict[str, Any]:
-    devices, device = mesh.shape["data"], mesh.devices.flat[0]
+    devices, parts, device = mesh.size, batch_parts(mesh), mesh.devices.flat[0]
     policy, data, dtype = experiment.policy, experiment.data, experiment.model.dtype
     step = statistics.median(whole)
     tokens = policy.prompts_per_step * policy.samples_per_prompt * data.response_length
-    training = plan.policy_training(plan.stages(experiment, devices))
+    training = plan.policy_training(plan.stages(experiment, parts))
     accelerator = accelerators.of_device(device)
-    flops = plan.model_flops(training) * devices
+    flops = plan.model_flops(training) * parts
     names = {key: name for text in texts.values() for key, name in source_names(text).items()}
 
     def shares(program: str, part: Callable[[str], str]) -> dict[str, float]:
@@ -398,9 +398,9 @@ def _result(
         result["model_flops_utilisation"] = flops / step / result["peak_flops"]
         shared = replace(
             accelerator,
-            bandwidth=accelerator.bandwidth * machines / devices,
-            float32=accelerator.float32 * machines / devices,
-            bfloat16=accelerator.bfloat16 * machines / devices,
+            bandwidth=accelerator.bandwidth * machines / parts,
+            float32=accelerator.float32 * machines / parts,
+            bfloat16=accelerator.bfloat16 * machines / parts,
         )
         result["expected_seconds"] = _expected(training, shared, dtype)
     return result

@@ -5,11 +5,12 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from ctrl_jax import build
 from ctrl_jax.data import pretrained_tokenizers
@@ -18,8 +19,8 @@ from ctrl_jax.data.pipelines import batches, padded
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
-from ctrl_jax.models import huggingface, lora, weights
-from ctrl_jax.runtime.mesh import replicated
+from ctrl_jax.models import huggingface, lora, partitioning, weights
+from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.types import Prompts, Responses
 
@@ -91,16 +92,14 @@ def _classifier(run: Run, folder: Path) -> Reward:
             f"--reward-model.path is {folder}, whose config.json is not a sequence classifier's; give one with a "
             "single label, or leave the option out to train a reward model."
         )
-
-    def place(name: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
-        return replicated(run.mesh)
-
+    place = partial(partitioning.sharding, run.mesh)
     trunk = weights.load(folder, architecture, place=place)
     head = weights.load_reward_head(folder, architecture, place=place)
     params = {"params": {"trunk": trunk, "head": head}}
     scorer = build.scorer(build.models(architecture, run.experiment.model.lora), run.mesh)
 
     def score(prompts: Prompts, responses: Responses) -> Any:
+        prompts, responses = hosts.addressable((prompts, responses))
         conversations = run.corpus.conversations(prompts)
         texts = run.corpus.texts(responses)
         asked = [tokenizer.encode_prompt(conversation) for conversation in conversations]
@@ -125,6 +124,14 @@ def _function(run: Run, name: str) -> Reward:
     function, source = _load(name)
 
     def score(prompts: Prompts, responses: Responses) -> np.ndarray:
+        prompts, responses = hosts.addressable((prompts, responses))
+        # Where hosts divide the work, each response is still scored once: a function need not answer alike twice.
+        return hosts.divided(
+            lambda rows: of_rows(*jax.tree.map(lambda x: np.asarray(x)[rows], (prompts, responses))),
+            len(prompts.lengths),
+        )
+
+    def of_rows(prompts: Prompts, responses: Responses) -> np.ndarray:
         texts = run.corpus.texts(responses)
         asked = [transcript(conversation) for conversation in run.corpus.conversations(prompts)]
         rewards = function(

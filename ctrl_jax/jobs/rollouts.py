@@ -9,8 +9,9 @@ import numpy as np
 from ctrl_jax import build
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.models.architecture import Architecture
+from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import progress
-from ctrl_jax.runtime.mesh import shard
+from ctrl_jax.runtime.mesh import batch_parts, shard
 from ctrl_jax.types import Params, Prompts, Responses, Rollouts
 
 ROWS = 2048
@@ -85,7 +86,7 @@ def _batches(
 
     All batches have one size, so that it compiles once; the last is filled up by repeating its last prompt.
     """
-    devices = run.mesh.shape["data"]
+    devices = batch_parts(run.mesh)
     size = len(jax.tree.leaves(tree)[0])
     rows = rows_at_a_time(run.architecture, run.experiment.data.response_length)
     batch_size = devices * max(1, min(rows // rows_per_prompt, -(-size // devices)))
@@ -93,7 +94,7 @@ def _batches(
         for start in range(done, size, batch_size):
             index = np.minimum(np.arange(start, start + batch_size), size - 1)
             batch = shard(run.mesh, jax.tree.map(lambda x, index=index: np.asarray(x)[index], tree))
-            result = jax.device_get(function(batch))
+            result = hosts.fetch(function(batch))
             yield jax.tree.map(lambda x, real=size - start: np.asarray(x)[:real], result)
             bar.update(min(start + batch_size, size))
 

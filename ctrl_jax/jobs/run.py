@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from ctrl_jax import build
@@ -18,7 +17,8 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import corpus
 from ctrl_jax.jobs.fit import fit
 from ctrl_jax.models import architecture, huggingface, peft, weights
-from ctrl_jax.runtime import disk
+from ctrl_jax.runtime import disk, hosts
+from ctrl_jax.runtime.mesh import batch_parts
 from ctrl_jax.runtime.platform import environment
 from ctrl_jax.runtime.stages import Stage, claim, exclusive, plain, write_json
 
@@ -48,7 +48,7 @@ class Run:
     """What takes each training to its end: `fit`, or `replay.fit`, which takes the step anew that failed."""
 
     def __post_init__(self) -> None:
-        check_batches_divide(self.experiment, self.mesh.shape["data"])
+        check_batches_divide(self.experiment, batch_parts(self.mesh))
         if self.wandb and importlib.util.find_spec("wandb") is None:
             raise InputError("--wandb is given, and wandb is not installed. Install it: make setup EXTRA=wandb")
 
@@ -57,16 +57,16 @@ class Run:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Within, the work directory is this experiment's and this process's alone.
+        """Within, the work directory is this experiment's and this job's alone.
 
         Raises:
           InputError: if it is another's, or cannot be written.
         """
         for folder in (self.work_dir, self.stages_dir):
             disk.check_writable(folder)
-        # Of several hosts one writes.
-        with exclusive(self.work_dir) if jax.process_index() == 0 else contextlib.nullcontext():
+        with exclusive(self.work_dir) if hosts.first() else contextlib.nullcontext():
             self.claim()
+            hosts.check_shared(self.work_dir / "config.json")
             yield
 
     def claim(self) -> None:

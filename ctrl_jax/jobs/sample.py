@@ -21,7 +21,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import sft, train
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.runtime.console import progress, say, table
-from ctrl_jax.runtime.mesh import shard
+from ctrl_jax.runtime.mesh import batch_parts, shard
 from ctrl_jax.steps.calibration import calibrate, leave_one_out
 from ctrl_jax.theory import procedures
 from ctrl_jax.types import Params, Prompts, Responses, Transform
@@ -147,7 +147,7 @@ class Session:
             _looking_at(asked.procedure, asked.num_samples)
             self._judge.remember(prompt)
         # Every device reads the same prompt.
-        everywhere = jax.tree.map(lambda x: np.repeat(x, self._mesh.shape["data"], axis=0), prompt.prompts)
+        everywhere = jax.tree.map(lambda x: np.repeat(x, batch_parts(self._mesh), axis=0), prompt.prompts)
         return self._events(shard(self._mesh, everywhere), *asked)
 
     def pick(self, rewards: Mapping[str, Any], procedure: str) -> Picked:

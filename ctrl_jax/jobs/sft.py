@@ -1,5 +1,6 @@
 """The reference policy: a model fine-tuned on the demonstrations, or a pretrained one as it is."""
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,8 +9,7 @@ import jax
 from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.jobs.run import Run
-from ctrl_jax.models import lora, peft, weights
-from ctrl_jax.runtime.mesh import replicated
+from ctrl_jax.models import lora, partitioning, peft, weights
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.types import Params
 
@@ -25,6 +25,7 @@ def run(run: Run) -> Trained:
     """Trains the reference policy, goes on training it, or reads it where it is done."""
     experiment = run.experiment
     config, model = experiment.sft, experiment.model
+    build.check_parameters_divide(run.models, run.mesh)
     if config.steps == 0:
         content = {name: run.model_key[name] for name in ("path", "adapter", "dtype")}
         return Trained(pretrained(run), f"model-{fingerprint(content)}")
@@ -54,10 +55,11 @@ def run(run: Run) -> Trained:
 
 
 def pretrained(run: Run) -> Params:
-    """The variables of the model at `--model.path`, a copy on each device."""
+    """The variables of the model at `--model.path`, of which each device reads its part alone."""
     path = run.experiment.model.path
     assert path is not None, "Experiment.__post_init__ lets no model without a path go untrained"
-    params = {"params": weights.load(Path(path), run.architecture, place=lambda name, shape: replicated(run.mesh))}
+    place = partial(partitioning.sharding, run.mesh)
+    params = {"params": weights.load(Path(path), run.architecture, place=place)}
     adapter = run.experiment.model.adapter
     if adapter is None:
         return params

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 from rich.markup import escape
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import read_json, write_json
 
@@ -103,8 +103,7 @@ class Checkpoints:
         """
         if jax.process_index() == 0:
             self._set_damaged_aside()
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        hosts.wait("damaged checkpoints are set aside")
         self._manager.reload()
         step = self._manager.latest_step()
         if step is None:

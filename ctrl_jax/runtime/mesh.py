@@ -1,25 +1,37 @@
 """Devices and where arrays live on them.
 
 This is where a user of `jax.pmap` should look. Since jax 0.10 `pmap` *is* `jit(shard_map)`, and its documentation sends
-new code to `jax.shard_map`: the steps are mapped over the axis `data` of this mesh by `shard_map` inside `jit`
-(build.py), and arrays are placed by `shard` and `replicate`, where pmap had a leading device axis.
+new code to `jax.shard_map`: the steps are mapped over the axes `data` and `fsdp` of this mesh by `shard_map` inside
+`jit` (build.py), and arrays are placed by `shard` and `replicate`, where pmap had a leading device axis. Where a
+network's parameters lie is told by models/partitioning.py.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.runtime import hosts
 
 Tree = TypeVar("Tree")
 
+BATCH_AXES = ("data", "fsdp")
+"""What batches are split over. Along `data` the parameters are copied, along `fsdp` they are split as well."""
+BATCH = PartitionSpec(BATCH_AXES)
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
-    """A mesh of `num_devices` (by default all, of all processes) along the axis `data`.
+
+def make_mesh(num_devices: int | None = None, *, fsdp: int = 1, model: int = 1) -> Mesh:
+    """A mesh with the axes `data`, `fsdp` and `model`; what the last two leave of the devices is `data`.
+
+    Args:
+      num_devices: by default all, of all processes.
+      fsdp: devices that share the parameters and what is kept for each, and split a batch.
+      model: devices that share the work on one part of a batch, as well as the parameters.
 
     Raises:
-      InputError: if there are fewer devices.
+      InputError: if there are fewer devices, or their number does not divide by fsdp × model.
     """
     devices = jax.devices()
     num_devices = len(devices) if num_devices is None else num_devices
@@ -28,31 +40,50 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
             f"{num_devices} devices asked for, but there are {len(devices)} ({devices[0].device_kind}). Ask for 1 to "
             f"{len(devices)}, or, on CPU, start with XLA_FLAGS=--xla_force_host_platform_device_count={num_devices}."
         )
+    if fsdp < 1 or model < 1 or num_devices % (fsdp * model):
+        raise InputError(
+            f"--fsdp is {fsdp} and --model-parallel {model}: the {num_devices} devices do not divide by "
+            f"{fsdp} × {model}. Make each at least 1, and their product a divisor of {num_devices}."
+        )
+    shape = (num_devices // (fsdp * model), fsdp, model)
     # Auto: on jax's default, Explicit axes, gathers and reshapes raise.
-    return jax.make_mesh((num_devices,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:num_devices])
+    return jax.make_mesh(shape, (*BATCH_AXES, "model"), axis_types=(AxisType.Auto,) * 3, devices=devices[:num_devices])
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """How many parts a batch is split into: data × fsdp."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def shard(mesh: Mesh, tree: Tree) -> Tree:
-    """Places arrays with their leading axis split over `data`. Every process passes the same whole arrays.
+    """Places arrays with their leading axis split over `data` and `fsdp`.
+
+    Every process passes the same whole arrays, and keeps its devices' parts of them.
 
     Raises:
-      InputError: if a leading axis does not divide by the number of devices.
+      InputError: if a leading axis does not divide by the number of parts.
     """
-    num_devices = mesh.shape["data"]
+    parts = batch_parts(mesh)
     for path, leaf in jax.tree.leaves_with_path(tree):
         name, shape = jax.tree_util.keystr(path) or "the array", jax.numpy.shape(leaf)
         if not shape:
+            raise InputError(f"{name} is a scalar and cannot be split over {parts} devices; replicate it instead.")
+        if shape[0] % parts:
+            below = shape[0] - shape[0] % parts
+            nearest = f"{below} or {below + parts}" if below else f"{parts}"
             raise InputError(
-                f"{name} is a scalar and cannot be split over {num_devices} devices; replicate it instead."
-            )
-        if shape[0] % num_devices:
-            below = shape[0] - shape[0] % num_devices
-            nearest = f"{below} or {below + num_devices}" if below else f"{num_devices}"
-            raise InputError(
-                f"{name} has a leading axis of {shape[0]}, which does not divide by the {num_devices} devices. Make it "
+                f"{name} has a leading axis of {shape[0]}, which does not divide by the {parts} devices. Make it "
                 f"{nearest}, or use a number of devices that divides {shape[0]}."
             )
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("data")))
+    lies = NamedSharding(mesh, BATCH)
+    if not hosts.several():
+        return jax.device_put(tree, lies)
+
+    def place(array: Any) -> jax.Array:
+        whole = np.asarray(array)
+        return jax.make_array_from_callback(whole.shape, lies, lambda index: whole[index])
+
+    return jax.tree.map(place, tree)
 
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:

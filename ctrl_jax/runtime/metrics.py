@@ -13,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.stages import fingerprint, naming, plain, write_bytes
 
 FLUSH_SECONDS = 10
@@ -48,6 +49,9 @@ class MetricWriter:
         write_bytes(path, "".join(_line(row) for row in kept).encode())
         self.recent: deque[Row] = deque(kept, maxlen=RECENT)
         """The last rows, those from before a resume too."""
+        self._writes = hosts.first()
+        if not self._writes:
+            return
         # Without a buffer, whose rest a full disk would refuse again at the end.
         self._file = path.open("ab", buffering=0)
         events = path.with_name("tensorboard")
@@ -63,6 +67,9 @@ class MetricWriter:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one row at once."""
         values = {name: float(value) for name, value in values.items()}
+        self.recent.append({"step": step, **values})
+        if not self._writes:
+            return
         with naming(self._path):
             line = _line({"step": step, **values}).encode()
             written = self._file.write(line)
@@ -70,11 +77,12 @@ class MetricWriter:
                 self._file.write(line[written:])
         points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._event(Event(step=step, summary=Summary(value=points)))
-        self.recent.append({"step": step, **values})
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 
     def close(self) -> None:
+        if not self._writes:
+            return
         self._file.close()
         with naming(self._path.with_name("tensorboard")):
             self._tensorboard.close()

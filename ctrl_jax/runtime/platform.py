@@ -79,6 +79,15 @@ def device_fingerprint() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
+def code_fingerprint() -> str:
+    """12 hex digits of the sources of this package."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def environment() -> dict[str, Any]:
     """What a reader needs to reproduce a run; JSON, for `environment.json`."""
     return {

@@ -1,6 +1,7 @@
 """What is kept on disk between jobs: stages keyed by what they depend on, the claim on a work directory, atomic files.
 
-Every file is written beside its place, synced, and moved there: a kill at any moment leaves the old one or the new.
+Every file is written beside its place, synced, and moved there: a kill at any moment leaves the old one or the new. Of
+several processes of a job (hosts.py) the first alone writes.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import say
 
 
@@ -80,7 +82,17 @@ class Stage:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Held by one process of this machine at a time; another waits here, and may then find the stage complete."""
+        """Held by one job at a time; another waits here, and may then find the stage complete.
+
+        All processes of the job enter together and leave together: what one wrote within, all see behind it.
+        """
+        with self._locked() if hosts.first() else contextlib.nullcontext():
+            hosts.wait("stage entered")
+            yield
+            hosts.wait("stage left")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
         with (self.directory / "lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,7 +111,7 @@ class Stage:
         return read_json(self.directory / "done.json")
 
     def finish(self, summary: dict[str, Any]) -> None:
-        if self.complete:
+        if hosts.first() and self.complete:
             raise RuntimeError(f"{self.directory} is complete already, and a complete stage is never written again.")
         write_json(self.directory / "done.json", summary)
 
@@ -172,6 +184,8 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes the whole file or nothing, and makes the folders above it."""
+    if not hosts.first():
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -236,9 +250,10 @@ class RowFile:
             with self._partial.open("rb") as file:
                 same = file.read(len(header)) == header
             if same and self._partial.stat().st_size >= whole:
-                os.truncate(self._partial, whole)
+                if hosts.first():
+                    os.truncate(self._partial, whole)
                 self.rows, self.note = found["rows"], found["note"]
-        if self.rows == 0:
+        if self.rows == 0 and hosts.first():
             self._noted.unlink(missing_ok=True)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._partial.write_bytes(header)
@@ -247,10 +262,11 @@ class RowFile:
         """Writes the next rows, and with them `note`, JSON that stands for all so far."""
         if rows.shape[1:] != self._shape[1:] or self.rows + len(rows) > self._shape[0]:
             raise ValueError(f"{rows.shape} rows do not go behind {self.rows} of {self._shape}.")
-        with naming(self._partial), self._partial.open("ab") as file:
-            file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        if hosts.first():
+            with naming(self._partial), self._partial.open("ab") as file:
+                file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
+                file.flush()
+                os.fsync(file.fileno())
         # Only now, so that no row is counted that a power cut may still take.
         self.rows, self.note = self.rows + len(rows), note
         write_json(self._noted, {"rows": self.rows, "note": note})
@@ -259,8 +275,9 @@ class RowFile:
         """Moves the file to its place."""
         if self.rows != self._shape[0]:
             raise RuntimeError(f"{self._partial} has {self.rows} rows of {self._shape[0]}.")
-        _move(self._partial, self._path)
-        self._noted.unlink(missing_ok=True)
+        if hosts.first():
+            _move(self._partial, self._path)
+            self._noted.unlink(missing_ok=True)
 
 
 def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:

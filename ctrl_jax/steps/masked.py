@@ -27,9 +27,9 @@ class Mean:
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.sum + other.sum, self.weight + other.weight)
 
-    def across(self, axis_name: str | None) -> "Mean":
-        """The mean over all devices of a mapped axis; unchanged for None."""
-        return self if axis_name is None else jax.lax.psum(self, axis_name)
+    def across(self, axis_name: str | tuple[str, ...] | None) -> "Mean":
+        """The mean over all devices of a mapped axis, or of several; unchanged for none."""
+        return jax.lax.psum(self, axis_name) if axis_name else self
 
 
 @jax.tree_util.register_dataclass
@@ -67,9 +67,9 @@ class Moments:
             weight,
         )
 
-    def across(self, axis_name: str | None) -> "Moments":
-        """The moments over all devices of a mapped axis; unchanged for None."""
-        if axis_name is None:
+    def across(self, axis_name: str | tuple[str, ...] | None) -> "Moments":
+        """The moments over all devices of a mapped axis, or of several; unchanged for none."""
+        if not axis_name:
             return self
         mean = Mean(self.weight * self.mean, self.weight).across(axis_name)
         squares = self.squares + self.weight * (self.mean - mean.value) ** 2

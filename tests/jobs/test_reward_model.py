@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from jax.sharding import AxisType
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.data.conversations import Turn
@@ -20,6 +19,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import reward_model
 from ctrl_jax.models import huggingface, weights
 from ctrl_jax.models.reward import RewardModel
+from ctrl_jax.runtime.mesh import make_mesh
 from ctrl_jax.types import Prompts, Responses
 from tests.jobs.pretrained import BYTES, CLASSIFIER, SPECIAL, write_model
 
@@ -50,7 +50,7 @@ def run():
             conversations=lambda prompts: [by_id[i] for i in np.asarray(prompts.ids).tolist()],
             texts=lambda responses: [[flat[i] for i in row] for row in np.asarray(responses.tokens)[..., 0].tolist()],
         ),
-        mesh=jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu")[:1]),
+        mesh=make_mesh(1),
         experiment=Experiment("rewards"),
     )
 

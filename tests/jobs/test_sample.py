@@ -6,7 +6,6 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from ctrl_jax import build, config
 from ctrl_jax.data.conversations import Turn
@@ -14,6 +13,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import sample
 from ctrl_jax.jobs.sample import Asked, Comparing, Drawn, Judge, Picked, Scored, Session
 from ctrl_jax.models import architecture
+from ctrl_jax.runtime.mesh import make_mesh
 from ctrl_jax.steps import sampling
 from ctrl_jax.theory import procedures, transforms
 
@@ -48,7 +48,7 @@ def score(prompts, responses):
 @pytest.fixture(scope="module")
 def mesh():
     """Two devices, which both do the same."""
-    return jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu")[:2])
+    return make_mesh(2)
 
 
 @pytest.fixture(scope="module", autouse=True)

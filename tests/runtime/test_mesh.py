@@ -7,11 +7,27 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.runtime import mesh
 
 
-def test_the_mesh_has_one_auto_axis_over_the_devices_asked_for():
+def test_the_mesh_has_three_auto_axes_over_the_devices_asked_for():
     two = mesh.make_mesh(2)
-    assert dict(two.shape) == {"data": 2} and two.axis_types == (AxisType.Auto,)
-    assert list(two.devices) == jax.devices()[:2]
+    assert dict(two.shape) == {"data": 2, "fsdp": 1, "model": 1} and two.axis_types == (AxisType.Auto,) * 3
+    assert list(two.devices.flat) == jax.devices()[:2]
     assert mesh.make_mesh().size == jax.device_count()
+
+
+def test_data_is_what_fsdp_and_model_leave_and_batches_are_split_over_data_and_fsdp():
+    eight = mesh.make_mesh(8, fsdp=2, model=2)
+    assert dict(eight.shape) == {"data": 2, "fsdp": 2, "model": 2}
+    assert mesh.batch_parts(eight) == 4
+    rows = mesh.shard(eight, np.arange(4))
+    # Devices that share the work on a part are neighbours.
+    assert [int(shard.data[0]) for shard in rows.addressable_shards] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(("fsdp", "model"), [(3, 1), (1, 16), (4, 4), (0, 1), (1, -1)])
+def test_axes_that_do_not_divide_the_devices_are_refused(fsdp, model):
+    with pytest.raises(InputError, match=rf"--fsdp is {fsdp} and --model-parallel {model}: the 8 devices") as error:
+        mesh.make_mesh(8, fsdp=fsdp, model=model)
+    assert "a divisor of 8" in str(error.value)
 
 
 @pytest.mark.parametrize("number", [0, -1, 1000])

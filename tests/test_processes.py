@@ -1,0 +1,153 @@
+"""Several processes compute what one does, and go on where others stopped."""
+
+import json
+import os
+import signal
+import time
+from contextlib import closing
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ctrl_jax.models import lora
+from ctrl_jax.runtime.checkpoints import Checkpoints
+from ctrl_jax.runtime.preemption import EXIT_CODE
+from tests import test_build
+from tests.jobs.conftest import COMPILE_FAST, CommandLine
+from tests.processes import Job, run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+# A second step, after a first one that was made elsewhere.
+PROGRAM = """
+import sys
+from contextlib import closing
+from pathlib import Path
+from ctrl_jax.runtime import hosts
+hosts.start()
+import jax, numpy as np
+from ctrl_jax.models import lora
+from ctrl_jax.runtime.checkpoints import Checkpoints
+from ctrl_jax.runtime.mesh import make_mesh
+from tests import test_build
+jax.config.update("jax_disable_most_optimizations", True)
+folder, make, fsdp = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+step, state, batch = getattr(test_build, make)(make_mesh(fsdp=fsdp))
+with closing(Checkpoints(folder / "checkpoints", fingerprint="f00d")) as checkpoints:
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    index, state, data = checkpoints.restore(jax.tree.map(place, state))
+assert index == 1 and data == {"next": 1}
+frozen, second = batch(1)
+drawn = {}
+if make == "policy":
+    rollouts = step.sample(lora.overlay(frozen, state.params), second.prompts, step.key(state.step))
+    drawn["tokens"] = hosts.fetch(rollouts).responses.tokens
+state, metrics = hosts.fetch(step(state, frozen, second))
+if hosts.first():
+    moments = {f"moment {i}": leaf for i, leaf in enumerate(jax.tree.leaves(state.optimizer))}
+    np.savez(folder / "found.npz", **drawn, **{f"metric {name}": x for name, x in metrics.items()}, **moments)
+hosts.wait("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("make", "processes", "fsdp"),
+    [
+        ("sft", 2, 1),
+        *(pytest.param("policy", *sizes, marks=pytest.mark.slow) for sizes in ((2, 1), (2, 2), (4, 1), (4, 2))),
+    ],
+)
+def test_processes_go_on_from_the_checkpoint_of_eight_devices(tmp_path, make, processes, fsdp):
+    step, state, batch = getattr(test_build, make)(test_build.mesh_of(8))
+    state, _ = step(state, *batch(0))
+    with closing(Checkpoints(tmp_path / "checkpoints", fingerprint="f00d")) as checkpoints:
+        checkpoints.save(1, state, {"next": 1})
+    run(PROGRAM, processes, str(tmp_path), make, str(fsdp), timeout=600)
+
+    frozen, second = batch(1)
+    with np.load(tmp_path / "found.npz") as found:
+        if make == "policy":
+            drawn = step.sample(lora.overlay(frozen, state.params), second.prompts, step.key(state.step))
+            np.testing.assert_array_equal(found["tokens"], drawn.responses.tokens)
+        state, metrics = step(state, frozen, second)
+        for name, value in metrics.items():
+            np.testing.assert_allclose(found[f"metric {name}"], value, rtol=1e-5, atol=1e-5, err_msg=name)
+        for index, leaf in enumerate(jax.tree.leaves(state.optimizer)):
+            np.testing.assert_allclose(found[f"moment {index}"], leaf, rtol=1e-4, atol=1e-6)
+
+
+TRAIN = """
+import sys
+from ctrl_jax.__main__ import main
+sys.exit(main(["train", "smoke", "--runs-dir", sys.argv[1], "--cache-dir", sys.argv[2]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """The work directory of `train smoke` in one process."""
+    folder = tmp_path_factory.mktemp("one")
+    code, _, errors = CommandLine(folder / "runs", folder / "cache").run("train")
+    assert code == 0, errors
+    return folder / "runs" / "smoke"
+
+
+def numbers(work_dir: Path) -> dict[str, float]:
+    """Of the report, by their paths; times are not results."""
+    evaluation = json.loads((work_dir / "evaluation.json").read_text())
+    evaluation.pop("timings")
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(evaluation)}
+
+
+def assert_same_report(found: Path, expected: Path) -> None:
+    assert (found / "report" / "index.html").exists()
+    assert numbers(found) == pytest.approx(numbers(expected), rel=1e-5, abs=1e-5)
+    assert (found / "samples.jsonl").read_text().count("\n") == (expected / "samples.jsonl").read_text().count("\n")
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does_and_one_of_them_writes(undisturbed, tmp_path):
+    first, other = run(TRAIN, 2, str(tmp_path / "runs"), str(tmp_path / "cache"), options=COMPILE_FAST, timeout=600)
+    assert_same_report(tmp_path / "runs" / "smoke", undisturbed)
+    assert "Report:" in first.printed
+    # What jax's communication says of itself.
+    assert all(line.startswith("[Gloo]") for line in other.printed.splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_process_ends_the_other_and_one_process_goes_on(undisturbed, tmp_path, victim):
+    runs, cache = tmp_path / "runs", tmp_path / "cache"
+    job = Job(TRAIN, 2, arguments=(str(runs), str(cache)), options=COMPILE_FAST)
+    while not list(runs.glob("smoke/checkpoints/[0-9]*/checksums.json")):
+        assert all(process.poll() is None for process in job.processes), job.wait(1)
+        time.sleep(0.05)
+    os.kill(job.processes[victim].pid, signal.SIGKILL)
+    survivor = job.processes[1 - victim]
+    survivor.wait(60)
+    told = job.wait(1)[1 - victim].errors
+    assert survivor.returncode not in (0, -signal.SIGKILL)
+    assert survivor.returncode != EXIT_CODE or "goes on from the last checkpoint" in told
+    code, _, errors = CommandLine(runs, cache).run("train")
+    assert code == 0, errors
+    assert_same_report(runs / "smoke", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_process_with_other_options_is_named_by_all(tmp_path):
+    program = TRAIN.replace('"smoke",', '"smoke", *extra,')
+    options = {"process_0": "extra = []", "process_1": 'extra = ["--policy.kl-budget", "0.5"]'}
+    job = Job(program, 2, arguments=(str(tmp_path / "runs"), str(tmp_path / "cache")), **options)
+    for ended in job.wait(120):
+        assert ended.code == 2
+        assert "process 1 on " in ended.errors
+        assert "experiment.policy.kl_budget is 0.5, elsewhere 0.75" in ended.errors
+    assert not (tmp_path / "runs").exists()
