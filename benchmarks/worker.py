@@ -45,9 +45,7 @@ class Turn:
         if self._turns == WARM_UP:
             self.answer(warm_up_seconds=ended - self._loading, log_prob=self.log_prob)
         if self._turns > WARM_UP:
-            # Kibibytes, on Linux.
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            self.answer(seconds=ended - self._started, peak_bytes=peak)
+            self.answer(seconds=ended - self._started, peak_bytes=_peak_bytes())
         if self._turns >= WARM_UP:
             _return_memory()
             if not sys.stdin.readline():
@@ -59,6 +57,16 @@ class Turn:
     def answer(self, **message: Any) -> None:
         self._answers.write(json.dumps(message) + "\n")
         self._answers.flush()
+
+
+def _peak_bytes() -> int:
+    """The most resident memory of this process."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage's on Linux: that starts at what the parent held when it started this process.
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
 
 
 def _return_memory() -> None:

@@ -20,7 +20,7 @@ Params = Any
 """A network's parameters: a nested dict of arrays."""
 
 Cache = Any
-"""Keys and values of tokens already read: a pytree of arrays that lead with B."""
+"""Keys and values of tokens already read: a pytree of arrays that lead with B for prompts, with B * N for responses."""
 
 
 @jax.tree_util.register_dataclass

@@ -18,7 +18,10 @@ from ctrl_jax.types import Cache, Params, Policy, Prompts, Responses
 
 
 class KeysValues(NamedTuple):
-    """One layer's cache: [B, kv heads, P, d] of the prompts, or [B, N, kv heads, T, d] of the responses."""
+    """One layer's cache: [B, kv heads, P, d] of the prompts, or [B * N, kv heads, T, d] of the responses.
+
+    One axis for all responses, as the products read them: of [B, N, ...] XLA's CPU backend copies the whole cache for
+    every token."""
 
     keys: jax.Array
     values: jax.Array
@@ -75,7 +78,7 @@ def attend(
     queries = queries.reshape(batch, samples, length, kv_heads, groups, dim).transpose(0, 1, 3, 4, 2, 5)
     queries = queries.reshape(batch, samples, kv_heads, groups * length, dim)
 
-    def scores(equation: str, keys: jax.Array, mask: jax.Array) -> jax.Array:
+    def scores(equation: str, queries: jax.Array, keys: jax.Array, mask: jax.Array) -> jax.Array:
         products = jnp.einsum(equation, queries, keys, preferred_element_type=jnp.float32)
         products = scale * products.reshape(batch, samples, kv_heads, groups, length, -1)
         if softcap is not None:
@@ -84,20 +87,24 @@ def attend(
         return jnp.where(mask, products, -1e30)
 
     def mix(equation: str, weights: jax.Array, values: jax.Array) -> jax.Array:
-        weights = weights.reshape(*queries.shape[:-1], -1).astype(values.dtype)
         # Values first: the other way round, XLA's CPU backend has no product of bfloat16 into float32 (jax 0.10.1).
         mixed = jnp.einsum(equation, values, weights, preferred_element_type=jnp.float32)
         return mixed.reshape(batch, samples, kv_heads, groups, length, dim)
 
-    all_scores = scores("bnkmd,bkpd->bnkmp", shared.keys, shared_mask[:, None, None, None])
+    all_scores = scores("bnkmd,bkpd->bnkmp", queries, shared.keys, shared_mask[:, None, None, None])
     if own is not None and own_mask is not None:
-        own_scores = scores("bnkmd,bnksd->bnkms", own.keys, jnp.expand_dims(own_mask, (0, 1, 2, 3)))
+        by_row = queries.reshape(-1, *queries.shape[2:])
+        own_scores = scores("rkmd,rksd->rkms", by_row, own.keys, jnp.expand_dims(own_mask, (0, 1, 2, 3)))
         all_scores = jnp.concatenate([all_scores, own_scores], axis=-1)
     weights = jnp.exp(all_scores - jax.lax.stop_gradient(all_scores.max(-1, keepdims=True)))
     num_shared = shared.keys.shape[2]
-    out = mix("bkpd,bnkmp->bnkmd", weights[..., :num_shared], shared.values)
+    to_shared, to_own = (
+        part.reshape(batch, samples, kv_heads, groups * length, -1).astype(shared.values.dtype)
+        for part in (weights[..., :num_shared], weights[..., num_shared:])
+    )
+    out = mix("bkpd,bnkmp->bnkmd", to_shared, shared.values)
     if own is not None:
-        out += mix("bnksd,bnkms->bnkmd", weights[..., num_shared:], own.values)
+        out += mix("rksd,rkms->rkmd", to_own.reshape(-1, *to_own.shape[2:]), own.values)
     out = (out / weights.sum(-1, keepdims=True)).astype(shared.values.dtype)
     return out.transpose(0, 1, 4, 2, 3, 5).reshape(batch, samples, length, heads * dim)
 
@@ -168,7 +175,7 @@ class Block(nn.Module):
             self.attention_post_norm, self.mlp_post_norm = norm(), norm()
 
     def project(self, x: jax.Array, by: Rotation) -> tuple[jax.Array, KeysValues]:
-        """x [B, N, T, D] to queries [B, N, T, H, d] and keys and values [B, N, kv heads, T, d]."""
+        """x [B, N, T, D] to queries [B, N, T, H, d] and keys and values [B * N, kv heads, T, d]."""
         rows = _rows(self.attention_norm(x))
         queries, keys, values = (
             projection(rows).reshape(*x.shape[:-1], -1, self.architecture.head_dim)
@@ -177,7 +184,7 @@ class Block(nn.Module):
         if self.architecture.query_key_norm:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         queries, keys = rotate(queries, by), rotate(keys, by)
-        return queries, KeysValues(keys.swapaxes(2, 3), values.swapaxes(2, 3))
+        return queries, KeysValues(*(part.reshape(-1, *part.shape[2:]).swapaxes(1, 2) for part in (keys, values)))
 
     def finish(
         self,
@@ -239,8 +246,7 @@ class Decoder(nn.Module):
         masks = self._prompt_masks(prompts.lengths, positions, x.shape[2])
         cache = []
         for block, mask, by in zip(self.layers, masks, self._rotations(positions), strict=True):
-            queries, own = block.project(x, by)
-            shared = KeysValues(own.keys[:, 0], own.values[:, 0])
+            queries, shared = block.project(x, by)
             x = block.finish(x, queries, shared, mask, None, None)
             cache.append(shared)
         last = jnp.take_along_axis(x[:, 0], (prompts.lengths - 1)[:, None, None], axis=1)[:, 0]
@@ -268,7 +274,7 @@ class Decoder(nn.Module):
     ) -> tuple[jax.Array, list[KeysValues]]:
         """Features [B, N, D] at one more token [B, N], the `index`-th of every response, and the caches with it."""
         x = self.embed(tokens)[:, :, None]
-        kept = jnp.arange(response_cache[0].keys.shape[3])
+        kept = jnp.arange(response_cache[0].keys.shape[2])
         positions = (prompt_lengths + index)[:, None]
         prompt_masks = self._prompt_masks(prompt_lengths, positions, cache[0].keys.shape[2])
         rotations = self._rotations(positions)
@@ -279,7 +285,7 @@ class Decoder(nn.Module):
             queries, new = block.project(x, by)
             own = KeysValues(
                 *(
-                    jax.lax.dynamic_update_slice_in_dim(old, row, index, axis=3)
+                    jax.lax.dynamic_update_slice_in_dim(old, row, index, axis=2)
                     for old, row in zip(past, new, strict=True)
                 )
             )
@@ -336,7 +342,8 @@ def policy(decoder: Decoder) -> Policy:
         def empty(keys: jax.Array) -> jax.Array:
             batch, heads, _, dim = keys.shape
             # Made from the prompt's cache, so that under shard_map it varies over devices as that does.
-            return jnp.broadcast_to(keys[:, None, :, :1] * 0, (batch, num_samples, heads, max_length, dim))
+            rows = batch * num_samples
+            return jnp.broadcast_to(keys[:1, :, :1] * 0, (rows, heads, max_length, dim))
 
         return jax.tree.map(empty, prompt_cache)
 

@@ -6,14 +6,17 @@ and the best is kept beside the newest. Orbax can do the last, but reads the met
 for it, and stops at those of a damaged one.
 """
 
+import contextlib
 import math
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from rich.markup import escape
 
 from ctrl_jax.errors import InputError
@@ -67,9 +70,10 @@ class Checkpoints:
             "data": data,
             "score": score if math.isfinite(score) else None,
         }
-        saved = self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), data=ocp.args.JsonSave(description))
-        )
+        with _quiet():
+            saved = self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), data=ocp.args.JsonSave(description))
+            )
         if not saved:
             # Orbax declines in silence.
             raise RuntimeError(
@@ -171,6 +175,17 @@ class Checkpoints:
                 f"{', '.join(differing[:3])}{more}. It was saved by another version of the program: go back to that, "
                 f"or delete {self._directory} to start anew."
             )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, Orbax does not print the traceback of what it raises as well."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

@@ -65,5 +65,5 @@ def _full(reason: str, path: str | None) -> str:
 
 
 def _path_in(text: str) -> str | None:
-    found = re.search(r"(/[^\s\"':,\]]+)", text)
+    found = re.search(r"(?:^|[\s\"'])(/[^\s\"',]+)", text)
     return found[1] if found else None

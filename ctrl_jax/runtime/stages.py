@@ -177,7 +177,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # else its message would go
+            error.filename = error.filename or str(path)
         raise
 
 

@@ -152,7 +152,7 @@ def _take(state: State, rows: jax.Array) -> State:
         alive=of_responses(state.alive),
         uniforms=of_responses(state.uniforms),
         prompt_cache=of_prompts(state.prompt_cache),
-        response_cache=of_responses(state.response_cache),
+        response_cache=jax.tree.map(lambda x: x[rows], state.response_cache),
     )
 
 

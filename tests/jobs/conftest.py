@@ -33,7 +33,9 @@ class CommandLine:
         program = (
             f"{before}\nimport sys\nfrom ctrl_jax.__main__ import main\nsys.exit(main({self.command(job, *options)}))"
         )
-        environment = {**os.environ, "XLA_FLAGS": COMPILE_FAST, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
+        # jax has lowered the last of these for this process and its children.
+        logs = {"COLUMNS": "200", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment = {**os.environ, "XLA_FLAGS": COMPILE_FAST, "JAX_PLATFORMS": "cpu", **logs}
         return subprocess.Popen(
             [sys.executable, "-c", program],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -21,7 +21,7 @@ def chained(outer, inner):
     [
         full(),
         chained(RuntimeError("a library's own"), full()),
-        ValueError("RESOURCE_EXHAUSTED: writing '/data/runs/metrics.jsonl': No space left on device [errno 28]"),
+        ValueError("EXHAUSTED: writing \"w/0.0\" to '/data/runs/metrics.jsonl': No space left on device [errno 28]"),
     ],
 )
 def test_a_full_disk_is_told_with_the_path_and_the_room(error):
