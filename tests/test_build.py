@@ -185,7 +185,7 @@ ALL_ON_ALL = [
         make,
         axes,
         id=f"{make.__name__}-{axes}",
-        marks=[] if make is policy or axes == "2,2,2" else [pytest.mark.slow],
+        marks=[] if axes == "2,2,2" else [pytest.mark.slow],
     )
     for make in STEPS
     for axes in SPLIT
