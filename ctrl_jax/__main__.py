@@ -225,6 +225,7 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
     options = parse(module.experiment())
     # Imported only now: a mistyped option should not wait for orbax and tensorflow-datasets.
     from ctrl_jax.jobs import (
+        align,
         calibrate,
         evaluate,
         export,
@@ -260,9 +261,7 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
     run = Run(experiment, work_dir, places.runs_dir / "stages", devices, places.wandb)
     match job:
         case "train":
-            with run.claimed():
-                evaluation = evaluate.read(run) or evaluate.run(run, train.run(run))
-                summary.print_run(run, evaluation, report.run(run.work_dir) if hosts.first() else None)
+            align.run(run)
         case "sft":
             sft.run(run)
         case "reward-model":
@@ -320,6 +319,8 @@ def _join_hosts(job: str, places: Places, experiment: Experiment, work_dir: Path
     from ctrl_jax.runtime.stages import differences
 
     hosts.start(asked=places.distributed)
+    if not hosts.several():
+        return
     asked = {
         "job": job,
         "experiment": experiment,
@@ -333,7 +334,7 @@ def _join_hosts(job: str, places: Places, experiment: Experiment, work_dir: Path
         "local devices": f"{jax.local_device_count()} × {jax.local_devices()[0].device_kind}",
     }
     hosts.check_alike({name: str(value) for name, (_, value) in differences({}, asked).items()})
-    if hosts.several() and job == "sample":
+    if job == "sample":
         raise InputError("`sample` answers on one host; start it there alone. A finished run is read from --runs-dir.")
     if not hosts.first():
         console.be_quiet()

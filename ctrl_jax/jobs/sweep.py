@@ -16,17 +16,17 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from rich.markup import escape
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
-from ctrl_jax.jobs import evaluate, report, summary, train
+from ctrl_jax.jobs import align, report, summary
 from ctrl_jax.jobs.run import Run, check_batches_divide, check_claim
+from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import latest_lines, say, table
 from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.shares import Share
-from ctrl_jax.runtime.stages import plain, read_json, write_bytes, write_json
+from ctrl_jax.runtime.stages import locked, plain, read_json, write_bytes, write_json
 
 ATTEMPTS = 2
 """Processes that a sweep gives a point before it is reported as failed."""
@@ -160,12 +160,12 @@ def run_point(run: Run, sweep_dir: Path, points: Sequence[Point]) -> None:
 
     Of several hosts the first keeps the record and the index.
     """
-    if jax.process_index() > 0:
-        _train_and_report(run)
+    if not hosts.first():
+        align.run(run)
         return
     point = Point(run.experiment, run.work_dir)
     try:
-        with _locked(run.work_dir / "point.lock"):
+        with locked(run.work_dir / "point.lock"):
             if not _done(point):
                 _run_noted(run, point)
     finally:
@@ -176,7 +176,7 @@ def _run_noted(run: Run, point: Point) -> None:
     attempt = _record(point)["attempts"] + 1
     _note(point, attempt, _UNSAID)
     try:
-        _train_and_report(run)
+        align.run(run)
     except Exception as error:
         _note(point, attempt, str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
         raise
@@ -184,12 +184,6 @@ def _run_noted(run: Run, point: Point) -> None:
         _note(point, attempt, None)
         raise
     _note(point, attempt, None)
-
-
-def _train_and_report(run: Run) -> None:
-    with run.claimed():
-        evaluation = evaluate.read(run) or evaluate.run(run, train.run(run))
-        summary.print_run(run, evaluation, report.run(run.work_dir))
 
 
 def publish(sweep_dir: Path, points: Sequence[Point], running: Collection[str] = ()) -> Path:
@@ -201,7 +195,7 @@ def publish(sweep_dir: Path, points: Sequence[Point], running: Collection[str] =
       running: points that count as running, though they may not have their lock yet.
     """
     # Read and written under one lock: of two batch jobs that end together, the last to write has seen both.
-    with _locked(sweep_dir / "sweep.lock"):
+    with locked(sweep_dir / "sweep.lock"):
         states = [_state(point, sweep_dir, point.name in running) for point in points]
         index = [{name: value for name, value in state.items() if name != "evaluation"} for state in states]
         write_json(sweep_dir / "sweep.json", {"points": index})
@@ -298,14 +292,6 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released by the system, however the process ends
-        yield
 
 
 def _is_locked(path: Path) -> bool:

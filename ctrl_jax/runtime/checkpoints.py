@@ -79,7 +79,7 @@ class Checkpoints:
             raise RuntimeError(
                 f"Step {step} is not after {self._manager.latest_step()}, the newest in {self._directory}."
             )
-        if jax.process_index() == 0:
+        if hosts.first():
             folder = self._directory / str(step)
             write_json(folder / _CHECKSUMS, _checksums(folder))
         self._scores[step] = score
@@ -101,7 +101,7 @@ class Checkpoints:
         Raises:
           InputError: if the newest checkpoint is one of another configuration or structure.
         """
-        if jax.process_index() == 0:
+        if hosts.first():
             self._set_damaged_aside()
         hosts.wait("damaged checkpoints are set aside")
         self._manager.reload()

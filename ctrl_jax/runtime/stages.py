@@ -86,20 +86,11 @@ class Stage:
 
         All processes of the job enter together and leave together: what one wrote within, all see behind it.
         """
-        with self._locked() if hosts.first() else contextlib.nullcontext():
+        waiting = f"{self.directory.name} is being made by another process; waiting for it."
+        with locked(self.directory / "lock", waiting) if hosts.first() else contextlib.nullcontext():
             hosts.wait("stage entered")
             yield
             hosts.wait("stage left")
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self.directory / "lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"{self.directory.name} is being made by another process; waiting for it.")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield  # released by the system, however the process ends
 
     @property
     def complete(self) -> bool:
@@ -134,6 +125,20 @@ def claim(work_dir: Path, config: Any) -> None:
             f"{work_dir} belongs to another experiment, which differs in {', '.join(differing)}. Choose another "
             f"--work-dir, or delete {work_dir} to start anew there."
         )
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
+    """Holds a file's lock, which one process has at a time; another waits here, and says `waiting`, if it is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                say(waiting)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # released by the system, however the process ends
 
 
 @contextlib.contextmanager

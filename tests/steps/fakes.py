@@ -26,7 +26,7 @@ policy = Policy(
     apply=_apply,
     unembed=lambda params, features: features,
     prefill=lambda params, prompts: (params[prompts.ids % 2, 0, VOCABULARY], prompts.ids),
-    start=lambda cache, num_samples, max_length: jnp.zeros((cache.shape[0], num_samples)) + 0 * cache[:, None],
+    start=lambda cache, num_samples, max_length: jnp.repeat(0.0 * cache, num_samples),
     decode=lambda params, cache, response_cache, lengths, tokens, index: (
         params[(cache % 2)[:, None], jnp.minimum(index + 1, LENGTH - 1), tokens],
         response_cache,

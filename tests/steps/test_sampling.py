@@ -214,8 +214,14 @@ def test_token_by_token_is_the_same():
     np.testing.assert_array_equal(state.rollouts.log_probs, whole.log_probs)
 
 
-def test_long_tails_are_read_alone_and_change_no_sample():
-    """Of 128 rows those that live longest go on in batches of 32, and draw what they draw in any batch."""
+@pytest.mark.parametrize(
+    ("num_samples", "expected_widths"),
+    # Of 128 prompts 38 live after 2 and 3 tokens, 18 after 4 to 6, 6 after 7 and 8: reading token t draws token t + 1.
+    # Of 512 rows 128 go on, of which 24 live after 7 tokens: a quarter once more.
+    [(1, [128] * 3 + [32] * 5), (4, [512] * 3 + [128] * 3 + [32] * 2)],
+)
+def test_long_tails_are_read_alone_and_change_no_sample(num_samples, expected_widths):
+    """The rows that live longest go on in quarters of the batch, and draw what they draw in any batch."""
     widths = []
     lengths = np.array([2] * 90 + [4] * 20 + [7] * 12 + [9] * 6)
     np.random.default_rng(0).shuffle(lengths)
@@ -230,12 +236,12 @@ def test_long_tails_are_read_alone_and_change_no_sample():
         jax.debug.callback(lambda index: widths.append((tokens.size, int(index))), index)
         at = jnp.broadcast_to(features(cache, index + 1)[:, None], (*tokens.shape, 6))
         # The cache counts what a row has read: a row that got another's would say so.
-        read = response_cache + tokens
-        return at + 0.1 * jnp.arange(6)[None, None] * (read % 3)[..., None], read
+        read = response_cache.reshape(tokens.shape) + tokens
+        return at + 0.1 * jnp.arange(6)[None, None] * (read % 3)[..., None], read.reshape(-1)
 
     policy = fakes.policy._replace(
         prefill=lambda params, prompts: (features(prompts.ids, 0), prompts.ids),
-        start=lambda cache, num_samples, max_length: jnp.zeros((cache.shape[0], num_samples), jnp.int32),
+        start=lambda cache, num_samples, max_length: jnp.zeros(cache.shape[0] * num_samples, jnp.int32),
         unembed=lambda params, x: x,
         decode=decode,
     )
@@ -246,22 +252,21 @@ def test_long_tails_are_read_alone_and_change_no_sample():
         )
         return jax.jit(
             lambda: sampling.sample(
-                policy, None, prompts, jax.random.key(0), num_samples=1, max_length=12, eos_ids=(5,)
+                policy, None, prompts, jax.random.key(0), num_samples=num_samples, max_length=12, eos_ids=(5,)
             )
         )()
 
     whole = sample(0, 128)
     jax.effects_barrier()
-    np.testing.assert_array_equal(whole.responses.lengths[:, 0], lengths)
-    # 38 rows live after 2 and 3 tokens, 18 after 4 to 6, 6 after 7 and 8: reading token t draws token t + 1.
-    assert sorted(widths, key=lambda width: width[1]) == [
-        *((128, index) for index in range(3)), *((32, index) for index in range(3, 8))
-    ]  # fmt: skip
-    for first in range(0, 128, 32):
-        part = sample(first, 32)
-        np.testing.assert_array_equal(part.responses.tokens, whole.responses.tokens[first : first + 32])
-        np.testing.assert_array_equal(part.responses.lengths, whole.responses.lengths[first : first + 32])
-        np.testing.assert_array_equal(part.log_probs, whole.log_probs[first : first + 32])
+    np.testing.assert_array_equal(whole.responses.lengths, np.repeat(lengths[:, None], num_samples, axis=1))
+    assert sorted(widths, key=lambda width: width[1]) == [(width, index) for index, width in enumerate(expected_widths)]
+    # Batches of 32 rows, none of which is too long a tail.
+    count = 32 // num_samples
+    for first in range(0, 128, count):
+        part = sample(first, count)
+        np.testing.assert_array_equal(part.responses.tokens, whole.responses.tokens[first : first + count])
+        np.testing.assert_array_equal(part.responses.lengths, whole.responses.lengths[first : first + count])
+        np.testing.assert_array_equal(part.log_probs, whole.log_probs[first : first + count])
 
 
 def test_a_single_token():
