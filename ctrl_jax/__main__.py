@@ -54,7 +54,8 @@ class Places:
     cache_dir: Path = Path(".cache")
     """Compiled programs."""
     devices: int | None = None
-    """Devices to use; by default all. What the next two leave of them is data-parallel: docs/devices.md."""
+    """Devices to use; by default all, and of a CPU a device a core where the model is small. What the next two leave of
+    them is data-parallel: docs/devices.md."""
     fsdp: int = 1
     """Devices that split parameters and optimiser state between them, as well as a batch."""
     model_parallel: int = 1
@@ -240,7 +241,7 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
         sweep,
         train,
     )
-    from ctrl_jax.jobs.run import Run
+    from ctrl_jax.jobs.run import Run, cpu_devices
     from ctrl_jax.runtime import hosts, mesh, platform
 
     places = options.places
@@ -256,6 +257,8 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
         experiment, work_dir = sweep.find(points, options.point)
 
     _join_hosts(job, places, experiment, work_dir)
+    if not hosts.several():
+        mesh.divide_cpu(places.devices or cpu_devices(experiment, mesh.num_cores()))
     platform.setup_compilation_cache(places.cache_dir / "compiled")
     devices = mesh.make_mesh(places.devices, fsdp=places.fsdp, model=places.model_parallel)
     run = Run(experiment, work_dir, places.runs_dir / "stages", devices, places.wandb)

@@ -168,6 +168,30 @@ def pretrained_architecture(experiment: Experiment) -> architecture.Architecture
     return found
 
 
+PROMPTS_A_CORE = 8
+"""The fewest of a policy step that are worth a device of their own."""
+
+
+def cpu_devices(experiment: Experiment, cores: int) -> int:
+    """How many devices to make of a CPU's cores: for a model from scratch one a core, as far as batches divide.
+
+    A model from a directory gets one device: its products are large enough for all cores, and bound by the reading of
+    its weights, which several devices would each do.
+    """
+    if experiment.model.path is not None:
+        return 1
+    at_most = min(cores, experiment.policy.prompts_per_step // PROMPTS_A_CORE)
+    return next((devices for devices in range(at_most, 1, -1) if _divide(experiment, devices)), 1)
+
+
+def _divide(experiment: Experiment, devices: int) -> bool:
+    try:
+        check_batches_divide(experiment, devices)
+    except InputError:
+        return False
+    return True
+
+
 def check_batches_divide(experiment: Experiment, devices: int) -> None:
     """Refuses batches that cannot be split over the devices, or a device's share into its micro-batches.
 

@@ -6,6 +6,7 @@ new code to `jax.shard_map`: the steps are mapped over the axes `data` and `fsdp
 network's parameters lie is told by models/partitioning.py.
 """
 
+import os
 from typing import Any, TypeVar
 
 import jax
@@ -20,6 +21,21 @@ Tree = TypeVar("Tree")
 BATCH_AXES = ("data", "fsdp")
 """What batches are split over. Along `data` the parameters are copied, along `fsdp` they are split as well."""
 BATCH = PartitionSpec(BATCH_AXES)
+
+
+def num_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def divide_cpu(num_devices: int) -> None:
+    """Makes so many devices of this host's CPU, unless the environment says how many. Call it before jax's first use.
+
+    XLA gives one device's program all cores, but in a small model few of its operations are large enough to use them.
+    """
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not chosen and jax.config.jax_num_cpu_devices < 0:
+        jax.config.update("jax_num_cpu_devices", num_devices)
 
 
 def make_mesh(num_devices: int | None = None, *, fsdp: int = 1, model: int = 1) -> Mesh:

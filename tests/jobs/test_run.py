@@ -3,10 +3,10 @@ import json
 
 import pytest
 
-from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy
+from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, RewardModel, Supervised
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import run as run_module
-from ctrl_jax.jobs.run import Run
+from ctrl_jax.jobs.run import Run, cpu_devices
 from tests.jobs.pretrained import write_model
 
 
@@ -89,3 +89,24 @@ def test_a_context_that_the_model_does_not_have_is_told(tmp_path, mesh):
     )
     with pytest.raises(InputError, match=r"make 65 tokens, but .* was made for 64"):
         _ = Run(experiment, tmp_path / "work", tmp_path / "stages", mesh).architecture
+
+
+@pytest.mark.parametrize(
+    ("cores", "fields", "devices"),
+    [
+        (1, {}, 1),
+        (2, {}, 2),
+        (3, {}, 2),
+        (64, {}, 4),
+        (64, {"policy": Policy(prompts_per_step=64)}, 8),
+        (64, {"policy": Policy(prompts_per_step=256)}, 32),
+        (2, {"policy": Policy(prompts_per_step=8)}, 1),
+        (2, {"policy": Policy(prompts_per_step=17)}, 1),
+        (4, {"policy": Policy(micro_batches=16)}, 2),
+        (4, {"sft": Supervised(batch_size=6)}, 2),
+        (64, {"model": Model(path="somewhere")}, 1),
+    ],
+)
+def test_a_small_model_has_a_device_a_core_as_far_as_batches_divide(cores, fields, devices):
+    experiment = Experiment("example", reward_model=RewardModel(batch_size=64), **fields)
+    assert cpu_devices(experiment, cores) == devices

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -66,3 +70,26 @@ def test_an_axis_that_does_not_divide_is_refused_with_both_numbers_and_the_fix(s
 def test_a_scalar_cannot_be_sharded():
     with pytest.raises(InputError, match="replicate"):
         mesh.shard(mesh.make_mesh(2), np.float32(1))
+
+
+PRINT_DEVICES = """
+import jax
+from ctrl_jax.runtime import mesh
+mesh.divide_cpu(3)
+print(jax.device_count())
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [
+        ({}, "3"),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}, "2"),
+        ({"JAX_NUM_CPU_DEVICES": "5"}, "5"),
+    ],
+)
+def test_the_cpu_is_divided_unless_the_environment_says_how(environment, devices):
+    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-c", PRINT_DEVICES]
+    ended = subprocess.run(command, env=inherited | environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == [devices]
