@@ -9,7 +9,7 @@ from benchmarks.cases import Case, prompt_tokens
 from benchmarks.worker import Turn
 from ctrl_jax import build, config
 from ctrl_jax.models import huggingface, weights
-from ctrl_jax.runtime.mesh import make_mesh, replicate
+from ctrl_jax.runtime.mesh import divide_cpu, make_mesh, num_cores, replicate, shard
 from ctrl_jax.steps import logprobs
 from ctrl_jax.types import Params, Prompts, Responses
 
@@ -19,14 +19,16 @@ NO_EOS = (-1,)
 
 def load(case: Case, folder: Path) -> tuple[build.Models, jax.sharding.Mesh, Params, Prompts]:
     architecture = huggingface.architecture(folder, dtype="float32")
-    mesh = make_mesh(1)
+    # As the jobs have it: a device a core for a model from scratch, one device for a large one.
+    divide_cpu(num_cores() if case.model == "tiny" else 1)
+    mesh = make_mesh()
     params = replicate(mesh, {"params": weights.load(folder, architecture)})
     prompts = Prompts(
         jnp.asarray(prompt_tokens(case, architecture.vocabulary_size)),
         jnp.full(case.prompts, case.prompt_length),
         jnp.arange(case.prompts, dtype=jnp.uint32),
     )
-    return build.models(architecture, config.Lora()), mesh, params, prompts
+    return build.models(architecture, config.Lora()), mesh, params, shard(mesh, prompts)
 
 
 def log_prob(parts: build.Models, params: Params, tokens: jax.Array) -> float:

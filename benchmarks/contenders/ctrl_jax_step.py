@@ -10,6 +10,7 @@ from benchmarks.cases import Case, even_share
 from benchmarks.contenders.ctrl_jax_sampling import NO_EOS, load
 from benchmarks.worker import Turn
 from ctrl_jax import build, config
+from ctrl_jax.runtime.mesh import shard
 from ctrl_jax.steps import kl_budget
 from ctrl_jax.types import Prompts, Responses
 
@@ -30,7 +31,7 @@ def run(case: Case, folder: Path, turn: Turn, *, micro_batches: int) -> None:
     )
     # Even shares of reference responses, as a calibration table has them.
     references = np.random.default_rng(1).binomial(case.new_tokens, 0.5, (case.prompts, 128)) / case.new_tokens
-    batch = build.PolicyBatch(prompts, jnp.asarray(np.sort(references, axis=1), jnp.float32))
+    batch = shard(mesh, build.PolicyBatch(prompts, jnp.asarray(np.sort(references, axis=1), jnp.float32)))
     optimizer = build.policy_optimizer(policy)
     step = build.policy_step(
         parts, mesh, policy, build.transform_of(policy, 128), optimizer, score,
