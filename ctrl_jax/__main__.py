@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tyro
 
-from ctrl_jax.config import Experiment
+from ctrl_jax.config import Decoding, Experiment
 from ctrl_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -173,8 +173,7 @@ class SampleOptions(Options):
     """Responses of each policy; by default 4, or as many as the procedure looks at."""
     procedure: str | None = None
     """What picks one of them; by default what the policy is trained for."""
-    max_length: int | None = None
-    """The longest response, in tokens; by default that of the training."""
+    decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
     untrained: bool = False
     """Ask the model at --model.path as it is, without rewards; nothing is trained."""
     terminal: bool = False
@@ -187,8 +186,6 @@ class SampleOptions(Options):
     def __post_init__(self) -> None:
         if self.num_samples is not None and self.num_samples < 1:
             raise InputError(f"num_samples is {self.num_samples}; ask for at least 1 response.")
-        if self.max_length is not None and self.max_length < 1:
-            raise InputError(f"max_length is {self.max_length}; a response has at least 1 token.")
 
 
 @dataclass(frozen=True)
@@ -298,10 +295,10 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
                 options.experiment.policy, options.num_samples, options.procedure, rewards=not options.untrained
             )
             if options.untrained:
-                session = sample.untrained(run, max_length=options.max_length)
+                session = sample.untrained(run, options.decoding)
             else:
                 with run.claimed():
-                    session = sample.trained(run, options.prompt, max_length=options.max_length)
+                    session = sample.trained(run, options.decoding, options.prompt)
             if options.terminal:
                 sample.print_responses(session, sample.conversation(run, options.prompt), asked)
             else:

@@ -637,21 +637,30 @@ def _policy_update(
 
 
 def streamer(
-    parts: Models, mesh: Mesh, *, num_samples: int, max_length: int, eos_ids: tuple[int, ...], temperature: float
+    parts: Models,
+    mesh: Mesh,
+    *,
+    num_samples: int,
+    max_length: int,
+    eos_ids: tuple[int, ...],
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> tuple[Callable[[Params, Prompts, jax.Array], sampling.State], Callable[[Params, sampling.State], sampling.State]]:
     """The sampler token by token: (params, prompts, key) to a state, and (params, state) to the next.
 
     The second takes over the state that it is given (donation): use the one it returns.
     """
+    law: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 
     def start(params: Params, prompts: Prompts, key: jax.Array) -> sampling.State:
         return sampling.start(
             parts.policy, params, prompts, key,
-            num_samples=num_samples, max_length=max_length, eos_ids=eos_ids, temperature=temperature,
+            num_samples=num_samples, max_length=max_length, eos_ids=eos_ids, **law,
         )  # fmt: skip
 
     def advance(params: Params, state: sampling.State) -> sampling.State:
-        return sampling.advance(parts.policy, params, state, eos_ids=eos_ids, temperature=temperature)
+        return sampling.advance(parts.policy, params, state, eos_ids=eos_ids, **law)
 
     batch: Any = P(_batch_axes(mesh))
     specs = sampling.State(batch, P(), batch, batch, batch, batch)  # type: ignore[arg-type]

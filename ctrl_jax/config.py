@@ -310,6 +310,34 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How `sample` draws responses. By default all is as in the training; what else a server does can be tried."""
+
+    max_length: int | None = None
+    """The longest response, in tokens."""
+    temperature: float | None = None
+    """1 is the model's own law; towards 0 it becomes greedy."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens alone."""
+    top_p: float | None = None
+    """Draw from the smallest set of likeliest tokens that has this probability."""
+
+    def __post_init__(self) -> None:
+        for name, unit in (("max_length", "a response has"), ("top_k", "draw from")):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} is {value}; {unit} at least 1 token.")
+        _require(
+            self.temperature is None or (self.temperature > 0 and math.isfinite(self.temperature)),
+            f"temperature is {self.temperature}; it must be greater than 0. For the likeliest token alone set top_k to "
+            "1.",
+        )
+        _require(
+            self.top_p is None or 0 < self.top_p <= 1,
+            f"top_p is {self.top_p}; it is a probability above 0, up to 1.",
+        )
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Unbiased win rates on held-out prompts."""
 

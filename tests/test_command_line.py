@@ -146,7 +146,14 @@ def test_a_prompt_longer_than_the_context(refused):
         (["--num-samples", "0"], "num_samples is 0"),
         (["--num-samples", "3"], "best_of_4 looks at 4 responses, but there are 3; ask for at least 4"),
         (["--procedure", "bset_of_2"], "'bset_of_2'. Did you mean"),
-        (["--max-length", "0"], "max_length is 0"),
+        (["--max-length", "0"], "max_length is 0; a response has at least 1 token"),
+        (
+            ["--temperature", "0"],
+            "temperature is 0.0; it must be greater than 0. For the likeliest token alone set",
+        ),
+        (["--temperature", "inf"], "temperature is inf"),
+        (["--top-k", "0"], "top_k is 0; draw from at least 1 token"),
+        (["--top-p", "1.5"], "top_p is 1.5; it is a probability above 0, up to 1"),
         (["--untrained"], "this experiment starts from scratch. Give a Hugging Face directory, --model.path"),
     ],
 )

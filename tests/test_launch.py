@@ -360,6 +360,38 @@ def test_slurm_runs_the_script_of_a_point(slurm):
     assert slurm.run("slurm.sh").returncode == 2
 
 
+# Two tasks of a step on this machine, with the variables that srun sets for each.
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+for rank in 0 1; do
+    SLURM_NTASKS=2 SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_STEP_NODELIST=localhost "$@" &
+    tasks[rank]=$!
+done
+for task in "${tasks[@]}"; do wait "$task" || exit; done
+"""
+
+JOINS = """#!{python}
+import sys
+sys.path.insert(0, {root!r})
+from ctrl_jax.runtime import hosts
+hosts.start()
+import jax
+devices = len(jax.devices()), len(jax.local_devices())
+sys.stdout.write(f"process {{jax.process_index()}} of {{jax.process_count()}}, devices {{devices}}\\n")
+hosts.wait("said")
+"""
+
+
+def test_what_slurm_tells_its_tasks_lets_them_find_each_other(slurm):
+    slurm.program("srun", SRUN)
+    slurm.program("job", JOINS.format(python=sys.executable, root=str(LAUNCH.parents[1])))
+    # JAX makes the port of the job's number.
+    ran = slurm.run("slurm.sh", str(slurm.bin / "job"), SLURM_JOB_ID=str(os.getpid()), JAX_PLATFORMS="cpu")
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    said = sorted(line for line in ran.stdout.splitlines() if line.startswith("process"))
+    assert said == ["process 0 of 2, devices (2, 1)", "process 1 of 2, devices (2, 1)"]
+
+
 def test_slurm_is_asked_for_a_warning_and_for_another_start():
     directives = re.findall(r"^#SBATCH (\S+)$", (LAUNCH / "slurm.sh").read_text(), re.MULTILINE)
     assert {"--signal=TERM@300", "--requeue", "--open-mode=append"} <= set(directives)

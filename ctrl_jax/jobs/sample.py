@@ -106,18 +106,16 @@ class Session:
       tokenizer: the models'.
       sides: parameters by the name under which responses are shown: `policy` and `reference`, or one model alone.
       judge: None gives no rewards, and no picks.
-      max_length: the longest response in tokens, by default the experiment's.
+      decoding: how responses are drawn, those of the reference that rank the others too.
     """
 
     def __init__(
         self, experiment: config.Experiment, parts: build.Models, mesh: Any, tokenizer: Tokenizer,
-        sides: Mapping[str, Params], judge: Judge | None, *, max_length: int | None = None,
+        sides: Mapping[str, Params], judge: Judge | None, decoding: config.Decoding,
     ):  # fmt: skip
         self.sides = tuple(sides)
         self.has_rewards = judge is not None
-        self.max_length = experiment.data.response_length if max_length is None else max_length
-        if self.max_length < 1:
-            raise InputError(f"--max-length is {max_length}; a response has at least 1 token.")
+        self.max_length = decoding.max_length or experiment.data.response_length
         self._params = sides
         self._judge = judge
         self._experiment = experiment
@@ -129,7 +127,8 @@ class Session:
             lambda num_samples: build.streamer(
                 parts, mesh,
                 num_samples=num_samples, max_length=self.max_length, eos_ids=tokenizer.eos_ids,
-                temperature=experiment.policy.temperature,
+                temperature=decoding.temperature or experiment.policy.temperature,
+                top_k=decoding.top_k, top_p=decoding.top_p,
             )
         )  # fmt: skip
 
@@ -272,7 +271,7 @@ def read_prompt(conversation: Conversation, tokenizer: Tokenizer, data: config.D
     return prompts([Record(conversation)], tokenizer, prompt_length=data.prompt_length, long_prompts=data.long_prompts)
 
 
-def trained(run: Run, prompt: str | None = None, *, max_length: int | None = None) -> Session:
+def trained(run: Run, decoding: config.Decoding, prompt: str | None = None) -> Session:
     """A session with the experiment's policy and reference; whatever stages are missing run first.
 
     Raises:
@@ -295,11 +294,11 @@ def trained(run: Run, prompt: str | None = None, *, max_length: int | None = Non
             build.transform_of(experiment.policy, num_references=experiment.calibration.rewards_per_prompt),
             run.corpus.remember,
         ),
-        max_length=max_length,
+        decoding,
     )
 
 
-def untrained(run: Run, *, max_length: int | None = None) -> Session:
+def untrained(run: Run, decoding: config.Decoding) -> Session:
     """A session with the model as its directory has it, without rewards; nothing is trained, and no data read.
 
     Raises:
@@ -313,7 +312,7 @@ def untrained(run: Run, *, max_length: int | None = None) -> Session:
         )
     tokenizer = pretrained_tokenizers.load(Path(path), embedding_rows=run.architecture.vocabulary_size)
     sides = {"model": sft.pretrained(run)}
-    return Session(run.experiment, run.models, run.mesh, tokenizer, sides, None, max_length=max_length)
+    return Session(run.experiment, run.models, run.mesh, tokenizer, sides, None, decoding)
 
 
 def print_responses(session: Session, conversation: Conversation, asked: Asked) -> None:

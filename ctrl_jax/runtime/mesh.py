@@ -34,7 +34,7 @@ def divide_cpu(num_devices: int) -> None:
     XLA gives one device's program all cores, but in a small model few of its operations are large enough to use them.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not chosen and jax.config.jax_num_cpu_devices < 0:
+    if not chosen and jax.config.values["jax_num_cpu_devices"] < 0:
         jax.config.update("jax_num_cpu_devices", num_devices)
 
 

@@ -4,10 +4,12 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ctrl_jax import build, config
+from ctrl_jax.config import Decoding
 from ctrl_jax.data.conversations import Turn
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import sample
@@ -16,6 +18,7 @@ from ctrl_jax.models import architecture
 from ctrl_jax.runtime.mesh import make_mesh
 from ctrl_jax.steps import sampling
 from ctrl_jax.theory import procedures, transforms
+from ctrl_jax.types import Responses
 
 LETTERS = "abcdefghijklmn"
 LENGTH, REFERENCES = 6, 12
@@ -69,7 +72,7 @@ def params(mesh):
 @pytest.fixture
 def session(params, mesh):
     judge = Judge(score, REFERENCES, transforms.normalized(transforms.exponential(10)))
-    return Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, judge)
+    return Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, judge, Decoding())
 
 
 def events(session, text="abc", num_samples=5, procedure="best_of_4"):
@@ -148,7 +151,7 @@ def test_more_responses_than_references(session):
 
 
 def test_raw_rewards_stay_as_they_are_where_nothing_transforms_them(params, mesh):
-    session = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, Judge(score, REFERENCES, None))
+    session = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, Judge(score, REFERENCES, None), Decoding())
     rewards = last(Scored, events(session)).rewards["policy"]
     assert rewards.transformed == rewards.raw != rewards.calibrated
 
@@ -183,20 +186,38 @@ def test_a_pick_of_what_the_page_sends_back(session):
 def test_the_same_prompt_again_gets_new_responses_and_a_new_session_the_old_ones(session, params, mesh):
     first, second = events(session), events(session)
     assert last(Drawn, first) != last(Drawn, second)
-    other = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, Judge(score, REFERENCES, None))
+    other = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, Judge(score, REFERENCES, None), Decoding())
     assert last(Drawn, events(other)) == last(Drawn, first)
 
 
 def test_longer_responses_than_in_training(params, mesh):
-    session = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, None, max_length=3 * LENGTH)
+    session = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, None, Decoding(max_length=3 * LENGTH))
     responses = last(Drawn, events(session)).responses["policy"]
     assert LENGTH < max(len(response.text) for response in responses) <= 3 * LENGTH
-    with pytest.raises(InputError, match="--max-length is 0"):
-        Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, None, max_length=0)
+
+
+@pytest.mark.parametrize("greedy", [Decoding(top_k=1), Decoding(top_p=1e-6), Decoding(temperature=1e-6)])
+def test_decodings_whose_limit_is_the_likeliest_response(params, mesh, greedy):
+    drawn = {}
+    for name, decoding in (("greedy", greedy), ("training", Decoding())):
+        session = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, None, decoding)
+        drawn[name] = last(Drawn, events(session)).responses["policy"]
+    assert len(set(drawn["training"])) > 1
+    (likeliest,) = set(drawn["greedy"])
+    prompt = sample.read_prompt(sample.said("abc"), Tokenizer(), EXPERIMENT.data).prompts
+    tokens = []
+    for _ in range(LENGTH):
+        # Two more than there are: a decoder reads all but the last.
+        response = Responses(jnp.array([[[*tokens, 0, 0]]], jnp.int32), jnp.full((1, 1), len(tokens) + 2))
+        logits = PARTS.policy.unembed(params["policy"], PARTS.policy.apply(params["policy"], prompt, response))
+        tokens.append(int(logits[0, 0, len(tokens)].argmax()))
+        if tokens[-1] < 2:
+            break
+    assert likeliest.text == Tokenizer().decode(tokens)
 
 
 def test_a_model_without_rewards(params, mesh):
-    session = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), {"model": params["policy"]}, None)
+    session = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), {"model": params["policy"]}, None, Decoding())
     found = events(session, procedure="")
     assert {type(event) for event in found} == {Drawn}
     assert list(found[-1].responses) == ["model"]
@@ -248,7 +269,7 @@ def test_half_a_character_is_not_shown(params, mesh):
             real = [i for i in ids if i >= 2]
             return "x" * (len(real) // 2) + "\ufffd" * (len(real) % 2)
 
-    session = Session(EXPERIMENT, PARTS, mesh, Halves(), {"model": params["policy"]}, None)
+    session = Session(EXPERIMENT, PARTS, mesh, Halves(), {"model": params["policy"]}, None, Decoding())
     for event in events(session):
         assert all("\ufffd" not in r.text for r in event.responses["model"] if r.state == "growing")
 
