@@ -102,12 +102,12 @@ CONTENDERS: dict[Task, dict[str, Contender]] = {
         "tunix": Contender("tunix", "google-tunix", "tunix_sampling"),
     },
     "step": {
-        "ctrl_jax": Contender("ctrl_jax", "ctrl_jax", "ctrl_jax_step", {"micro_batches": 1}),
+        "ctrl_jax": Contender("ctrl_jax", "ctrl_jax", "ctrl_jax_step", {"micro_batches": None}),
         "trl_rloo": Contender("TRL RLOO", "trl", "trl_step", {"algorithm": "rloo", "micro_batches": 1}),
         "trl_grpo": Contender("TRL GRPO", "trl", "trl_step", {"algorithm": "grpo", "micro_batches": 1}),
         "tunix_grpo": Contender("tunix GRPO", "google-tunix", "tunix_step", {"micro_batches": 1}),
-        # The same updates in micro-batches, for less memory.
-        "ctrl_jax_micro": Contender("ctrl_jax in 8 parts", "ctrl_jax", "ctrl_jax_step", {"micro_batches": 8}),
+        # The same updates in other micro-batches: ctrl_jax chooses by itself, the others take what they are given.
+        "ctrl_jax_whole": Contender("ctrl_jax in 1 part", "ctrl_jax", "ctrl_jax_step", {"micro_batches": 1}),
         "trl_rloo_micro": Contender(
             "TRL RLOO in 8 parts", "trl", "trl_step", {"algorithm": "rloo", "micro_batches": 8}
         ),
@@ -119,7 +119,7 @@ CONTENDERS: dict[Task, dict[str, Contender]] = {
 }
 
 SAMPLERS = tuple(CONTENDERS["sampling"])
-TRAINERS = ("ctrl_jax", "trl_rloo", "trl_grpo", "tunix_grpo", "ctrl_jax_micro", "trl_grpo_micro")
+TRAINERS = ("ctrl_jax", "trl_rloo", "trl_grpo", "tunix_grpo", "trl_grpo_micro")
 # Of TRL's two the faster; tunix keeps 14 GB between steps at this shape, too much beside the others.
 LARGE_TRAINERS = ("ctrl_jax", "trl_grpo")
 

@@ -47,7 +47,8 @@ class Turn:
         if self._turns > WARM_UP:
             self.answer(seconds=ended - self._started, peak_bytes=_peak_bytes())
         if self._turns >= WARM_UP:
-            _return_memory()
+            if memory_is_short():
+                _return_memory()
             if not sys.stdin.readline():
                 # From any thread and any depth of a library's loop.
                 os._exit(0)
@@ -69,8 +70,20 @@ def _peak_bytes() -> int:
     return 1024 * int(line.split()[1])
 
 
+def memory_is_short() -> bool:
+    """Whether less than half of the machine's memory is free for the contenders that compute next."""
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return True
+    found = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in path.read_text().splitlines())}
+    return found["MemAvailable"] < found["MemTotal"] / 2
+
+
 def _return_memory() -> None:
-    """Gives freed memory back to the system, so that contenders fit beside each other while they wait."""
+    """Gives freed memory back to the system, so that contenders fit beside each other while they wait.
+
+    Only where they have to: getting it again is time that nobody would spend who runs one library alone.
+    """
     # glibc alone has it.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 from ctrl_jax import config
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import decoder, lora, partitioning, reward
+from ctrl_jax.models import costs, decoder, lora, partitioning, reward
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.runtime.mesh import BATCH_AXES
 from ctrl_jax.steps import calibration, kl, kl_budget, logprobs, policy_gradient, preference, sampling, win_rate
@@ -291,6 +291,31 @@ def _reader(
     return jax.jit(program, donate_argnums=donate)
 
 
+def default_micro_batches(sizes: Architecture, batch: costs.Batch, *, rematerialize: bool, on_cpu: bool) -> int:
+    """Into how many slices a device's prompts are cut where the experiment does not say: as few as keep a slice's
+    activations under 64 MiB on a CPU, and under 2 GiB on an accelerator.
+
+    On CPU small slices are fast too: what the backward pass reads is near. Accelerators want large ones.
+    """
+
+    def fits(count: int) -> bool:
+        part = replace(batch, prompts=batch.prompts // count)
+        kept = costs.kept_activations(sizes, part, length=batch.response_length, rematerialize=rematerialize)
+        return kept <= (2**26 if on_cpu else 2**31)
+
+    counts = [count for count in range(1, batch.prompts + 1) if batch.prompts % count == 0]
+    return next((count for count in counts if fits(count)), counts[-1])
+
+
+def _micro_batches(parts: Models, mesh: Mesh, given: int | None, prompts: Prompts, responses: Responses) -> int:
+    """Per-device code: how many there are of this device's prompts."""
+    num_prompts, samples, length = responses.tokens.shape
+    batch = costs.Batch(num_prompts, samples, prompts.tokens.shape[-1], length)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    rematerialize = parts.decoder.rematerialize
+    return given or default_micro_batches(parts.architecture, batch, rematerialize=rematerialize, on_cpu=on_cpu)
+
+
 def _values(mesh: Mesh, metrics: dict[str, Mean]) -> Metrics:
     """Global means from every device's (sum, weight)."""
     return {name: mean.across(_batch_axes(mesh)).value for name, mean in metrics.items()}
@@ -360,10 +385,11 @@ def _updated(
 
 
 def _supervised_step(
+    parts: Models,
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     loss: Callable[[Params, Examples], tuple[Mean, dict[str, Mean]]],
-    micro_batches: int,
+    micro_batches: int | None,
 ) -> Step:
     def step(state: TrainState, frozen: Params, batch: Examples) -> tuple[TrainState, Metrics]:
         split, split_frozen = _split(mesh, state.params), _split(mesh, frozen)
@@ -375,7 +401,7 @@ def _supervised_step(
                 trained,
                 lambda trained, part: loss(lora.overlay(frozen, trained), part),
                 batch,
-                micro_batches,
+                _micro_batches(parts, mesh, micro_batches, batch.prompts, batch.responses),
                 split=split,
             )
             return mean, sums, _values(mesh, jax.tree.map(lambda x: x.sum(axis=0), means))
@@ -388,7 +414,9 @@ def _supervised_step(
     return guarded(step)
 
 
-def sft_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation, *, micro_batches: int = 1) -> Step:
+def sft_step(
+    parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation, *, micro_batches: int | None = None
+) -> Step:
     """(state, frozen, demonstrations) to (state, metrics): maximum likelihood of the response tokens."""
 
     def loss(params: Params, batch: Examples) -> tuple[Mean, dict[str, Mean]]:
@@ -399,11 +427,11 @@ def sft_step(parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation,
         mask = length_mask(batch.responses.lengths, log_probs.shape[-1])
         return masked_mean(-log_probs, mask), {}
 
-    return _supervised_step(mesh, optimizer, loss, micro_batches)
+    return _supervised_step(parts, mesh, optimizer, loss, micro_batches)
 
 
 def reward_model_step(
-    parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation, *, micro_batches: int = 1
+    parts: Models, mesh: Mesh, optimizer: optax.GradientTransformation, *, micro_batches: int | None = None
 ) -> Step:
     """(state, frozen, preference pairs) to (state, metrics): the Bradley-Terry likelihood."""
 
@@ -412,7 +440,7 @@ def reward_model_step(
         chosen, rejected = rewards[:, 0], rewards[:, 1]
         return preference.bradley_terry(chosen, rejected), {"accuracy": preference.accuracy(chosen, rejected)}
 
-    return _supervised_step(mesh, optimizer, loss, micro_batches)
+    return _supervised_step(parts, mesh, optimizer, loss, micro_batches)
 
 
 def sampler(
@@ -592,8 +620,9 @@ def _policy_update(
                 return mean, comparison
 
             mean, sums, comparison = _gradient(
-                mesh, trained, loss, (rollouts, transformed), policy.micro_batches, split=split
-            )
+                mesh, trained, loss, (rollouts, transformed),
+                _micro_batches(parts, mesh, policy.micro_batches, rollouts.prompts, responses), split=split,
+            )  # fmt: skip
             comparison = jax.tree.map(lambda x: x.reshape(responses.tokens.shape), comparison)
             return mean, sums, measure(rollouts, comparison, raw, ranked, transformed)
 

@@ -179,14 +179,17 @@ class Supervised:
     steps: int = 400
     """0 leaves out the fine-tuning of a model that has a path."""
     batch_size: int = 64
-    micro_batches: int = 1
-    """Slices of a batch that a device works on one after the other, for less memory; the update is the same."""
+    micro_batches: int | None = None
+    """Slices of a batch that a device works on one after the other, for less memory; the update is the same. By default
+    as many as the size of a slice's activations asks for."""
     learning_rate: float = 2e-3
     warmup_steps: int = 40
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
-        _positive(self, "batch_size", "micro_batches", "learning_rate", "checkpoint_every")
+        _positive(self, "batch_size", "learning_rate", "checkpoint_every")
+        if self.micro_batches is not None:
+            _positive(self, "micro_batches")
         if self.steps:
             _positive(self, "steps")
             _warmup(self)
@@ -274,9 +277,10 @@ class Policy:
     prompts_per_step: int = 32
     samples_per_prompt: int = 16
     """N: rollouts a prompt; the others of its prompt are a rollout's baseline, so at least 2."""
-    micro_batches: int = 1
+    micro_batches: int | None = None
     """Slices of a step's prompts that a device takes the gradient of one after the other, for less memory; the update
-    is the same. Their number divides prompts_per_step / devices."""
+    is the same. Their number divides prompts_per_step / devices; by default it is as many as the size of a slice's
+    activations asks for."""
     learning_rate: float = 1e-3
     warmup_steps: int = 10
     max_gradient_norm: float = 1.0
@@ -285,7 +289,9 @@ class Policy:
     checkpoint_every: int = 25
 
     def __post_init__(self) -> None:
-        _positive(self, "steps", "prompts_per_step", "micro_batches", "learning_rate", "max_gradient_norm")
+        _positive(self, "steps", "prompts_per_step", "learning_rate", "max_gradient_norm")
+        if self.micro_batches is not None:
+            _positive(self, "micro_batches")
         _positive(self, "temperature", "checkpoint_every")
         _warmup(self)
         _require(

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from ctrl_jax import build, config
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import architecture, lora
+from ctrl_jax.models import architecture, costs, lora
 from ctrl_jax.runtime.mesh import make_mesh, replicate, shard
 from ctrl_jax.steps import kl_budget
 from ctrl_jax.theory import transforms
@@ -216,7 +216,7 @@ def test_a_step_counts_itself_and_changes_the_parameters(trained):
         assert any((a != b).any() for a, b in zip(first, last, strict=True))
 
 
-def update_of(make: str, devices: int, micro_batches: int, samples: int = 4):
+def update_of(make: str, devices: int, micro_batches: int | None, samples: int = 4):
     """(step, its arguments) of one update on 32 prompts, whose responses differ in length from slice to slice."""
     mesh, size = mesh_of(devices), 32
     start, reference, reward = params(mesh)
@@ -309,6 +309,29 @@ def test_gradient_norms_are_those_of_the_parameters():
     moments = np.array([np.linalg.norm(leaf) for leaf in jax.tree.leaves(adam.mu)])
     ratio = moments / metrics["gradient_norms"]
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("on_cpu", "limit"), [(True, 2**26), (False, 2**31)])
+@pytest.mark.parametrize("prompts", [1, 7, 48])
+@pytest.mark.parametrize("length", [8, 512, 65536])
+def test_a_batch_has_as_few_slices_as_fit(on_cpu, limit, prompts, length):
+    whole = costs.Batch(prompts, 4, 16, length)
+
+    def kept(count):
+        part = dataclasses.replace(whole, prompts=prompts // count)
+        return costs.kept_activations(WHOLE.architecture, part, length=length, rematerialize=False)
+
+    count = build.default_micro_batches(WHOLE.architecture, whole, rematerialize=False, on_cpu=on_cpu)
+    divisors = [size for size in range(1, prompts + 1) if prompts % size == 0]
+    assert count in divisors
+    assert kept(count) <= limit or count == prompts
+    assert all(kept(fewer) > limit for fewer in divisors if fewer < count)
+
+
+def test_a_step_cuts_its_batch_by_itself(monkeypatch):
+    monkeypatch.setattr(build, "default_micro_batches", lambda *_, **__: 4)
+    step, arguments = update_of("policy", 1, None)
+    assert step.lower(*arguments).as_text() == update_of("policy", 1, 4)[0].lower(*arguments).as_text()
 
 
 def test_micro_batches_take_less_memory():

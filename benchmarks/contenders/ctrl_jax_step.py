@@ -19,7 +19,7 @@ def score(prompts: Prompts, responses: Responses) -> np.ndarray:
     return even_share(responses.tokens).astype(np.float32)
 
 
-def run(case: Case, folder: Path, turn: Turn, *, micro_batches: int) -> None:
+def run(case: Case, folder: Path, turn: Turn, *, micro_batches: int | None) -> None:
     parts, mesh, reference, prompts = load(case, folder)
     policy = config.Policy(
         prompts_per_step=case.prompts,

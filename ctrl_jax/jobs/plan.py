@@ -60,6 +60,10 @@ class Options:
     json: bool = False
     """Print JSON for programs, and nothing else."""
 
+    @property
+    def on_cpu(self) -> bool:
+        return self.device_kind.lower() == "cpu"
+
 
 class Phase(NamedTuple):
     """A part of a step, on one device."""
@@ -156,7 +160,7 @@ def expect(phases: tuple[Phase, ...], device: Accelerator, dtype: str, efficienc
     return Expectation(**seconds)
 
 
-def stages(experiment: Experiment, devices: int) -> list[Stage]:
+def stages(experiment: Experiment, devices: int, *, on_cpu: bool = False) -> list[Stage]:
     """Everything that `train` does with networks, the policy's steps among it (`policy training`), for one device.
 
     Raises:
@@ -166,11 +170,11 @@ def stages(experiment: Experiment, devices: int) -> list[Stage]:
         raise InputError(f"--devices is {devices}; ask for at least 1.")
     check_batches_divide(experiment, devices)
     found = sizes(experiment)
-    made = [_policy(experiment, found, devices)]
+    made = [_policy(experiment, found, devices, on_cpu)]
     if experiment.reward_model.trained:
-        made.insert(0, _supervised("reward model", experiment, found, experiment.reward_model, devices))
+        made.insert(0, _supervised("reward model", experiment, found, experiment.reward_model, devices, on_cpu))
     if experiment.sft.steps:
-        made.insert(0, _supervised("reference policy (sft)", experiment, found, experiment.sft, devices))
+        made.insert(0, _supervised("reference policy (sft)", experiment, found, experiment.sft, devices, on_cpu))
     calibration, evaluation = experiment.calibration, experiment.evaluation
     made.insert(
         -1, _responses("calibration", experiment, found, calibration.prompts, calibration.samples_per_prompt, devices)
@@ -232,19 +236,18 @@ def _log_probs(found: Sizes, batch: Batch) -> tuple[Work, Work]:
     return layers, costs.unembed(found.policy, tokens, chunks=chunks)
 
 
-def _update(found: Sizes, batch: Batch, rematerialize: bool, devices: int) -> tuple[tuple[Phase, ...], Memory]:
+def _update(found: Sizes, batch: Batch, rematerialize: bool, devices: int) -> tuple[Phase, ...]:
     """Reference and policy on the responses, the gradient, and the optimiser."""
     policy, length = found.policy, batch.response_length - 1
     layers, vocabulary = _log_probs(found, batch)
     reference = (costs.forward(policy, Lora(), batch, length=length), vocabulary)
-    phases = (
+    return (
         Phase("reference log-probs", reference),
         Phase("policy log-probs", (layers, vocabulary)),
         # Both networks' logits are made again a chunk at a time.
         Phase("recomputation", (vocabulary, vocabulary, *((layers,) if rematerialize else ())), repeats=True),
         *_backward(found, batch, vocabulary, length, devices),
     )
-    return phases, _update_memory(found, batch, rematerialize, length, networks=2)
 
 
 def _backward(found: Sizes, batch: Batch, vocabulary: Work, length: int, devices: int) -> tuple[Phase, Phase]:
@@ -258,12 +261,22 @@ def _backward(found: Sizes, batch: Batch, vocabulary: Work, length: int, devices
     )
 
 
-def _update_memory(found: Sizes, batch: Batch, rematerialize: bool, length: int, *, networks: int) -> Memory:
+def _slices(given: int | None, found: Sizes, batch: Batch, rematerialize: bool, on_cpu: bool) -> int:
+    """The micro-batches of a device's prompts."""
+    return given or build.default_micro_batches(found.policy, batch, rematerialize=rematerialize, on_cpu=on_cpu)
+
+
+def _update_memory(
+    found: Sizes, batch: Batch, slices: int, rematerialize: bool, *, length: int, networks: int
+) -> Memory:
     """`networks` of which there are logits: policy and reference, or one, or none."""
-    policy, tokens = found.policy, batch.responses * batch.response_length
-    kept = costs.kept_activations(policy, batch, length=length, rematerialize=rematerialize)
+    part = replace(batch, prompts=batch.prompts // slices)
+    policy, tokens = found.policy, part.responses * part.response_length
+    kept = costs.kept_activations(policy, part, length=length, rematerialize=rematerialize)
+    # Of several slices the sum of their gradients is held too.
+    copies = 2 if slices == 1 else 3
     memory = {
-        "gradients and updates": float(2 * costs.FLOAT32 * found.trained),
+        "gradients and updates": float(copies * costs.FLOAT32 * found.trained),
         "activations": kept + networks * costs.itemsize(policy) * policy.width * tokens,
         **_cast(found),
     }
@@ -272,19 +285,28 @@ def _update_memory(found: Sizes, batch: Batch, rematerialize: bool, length: int,
     return memory
 
 
-def _policy(experiment: Experiment, found: Sizes, devices: int) -> Stage:
-    config, data = experiment.policy, experiment.data
-    prompts = config.prompts_per_step // devices
-    batch = Batch(prompts, config.samples_per_prompt, data.prompt_length, data.response_length)
+def _policy_batch(experiment: Experiment, devices: int) -> Batch:
+    policy, data = experiment.policy, experiment.data
+    prompts = policy.prompts_per_step // devices
+    return Batch(prompts, policy.samples_per_prompt, data.prompt_length, data.response_length)
+
+
+def _policy(experiment: Experiment, found: Sizes, devices: int, on_cpu: bool) -> Stage:
+    config, batch = experiment.policy, _policy_batch(experiment, devices)
     sampling, caches = _sampling(found, batch)
     scoring, read = _scoring(found, batch)
-    update, activations = _update(found, batch, experiment.model.rematerialize, devices)
+    rematerialize = experiment.model.rematerialize
+    update = _update(found, batch, rematerialize, devices)
+    slices = _slices(config.micro_batches, found, batch, rematerialize, on_cpu)
+    activations = _update_memory(found, batch, slices, rematerialize, length=batch.response_length - 1, networks=2)
     held = _held(found)
     programs = {"sampling": {**held, **caches}, "scoring": {**held, **read}, "update": {**held, **activations}}
     return Stage("policy training", config.steps, (*sampling, *scoring, *update), programs)
 
 
-def _supervised(name: str, experiment: Experiment, found: Sizes, config: Supervised, devices: int) -> Stage:
+def _supervised(
+    name: str, experiment: Experiment, found: Sizes, config: Supervised, devices: int, on_cpu: bool
+) -> Stage:
     """Fine-tuning on demonstrations, or on pairs of responses: those have no logits."""
     data, lora = experiment.data, found.lora
     pairs = name == "reward model"
@@ -302,7 +324,9 @@ def _supervised(name: str, experiment: Experiment, found: Sizes, config: Supervi
     # What the training starts from lives on beside what is trained.
     held = {what: size for what, size in _held(found).items() if what != "reward model"}
     held["trained, float32"] = held.pop("policy, float32")
-    memory = _update_memory(found, batch, experiment.model.rematerialize, length, networks=0 if pairs else 1)
+    rematerialize = experiment.model.rematerialize
+    slices = _slices(config.micro_batches, found, batch, rematerialize, on_cpu)
+    memory = _update_memory(found, batch, slices, rematerialize, length=length, networks=0 if pairs else 1)
     return Stage(name, config.steps, phases, {"update": {**held, **memory}})
 
 
@@ -345,13 +369,16 @@ Change = Callable[[Experiment, int], tuple[Experiment, int]]
 """Of an experiment and a number of devices."""
 
 
-def remedies(experiment: Experiment, devices: int, capacity: float, stage: str) -> list[Remedy]:
+def remedies(
+    experiment: Experiment, devices: int, capacity: float, stage: str, *, on_cpu: bool = False
+) -> list[Remedy]:
     """Changes of which each makes a stage fit in the memory; where none does, the mildest of all together, if any."""
 
     def held(experiment: Experiment, devices: int) -> float:
         if not _divides(experiment, devices):
             return math.inf
-        return next(peak(one) for one in stages(experiment, devices) if one.name == stage)
+        made = stages(experiment, devices, on_cpu=on_cpu)
+        return next(peak(one) for one in made if one.name == stage)
 
     knobs = _knobs(experiment, devices, stage)
     alone = []
@@ -435,13 +462,13 @@ def run(options: Options) -> int:
       InputError: on a kind of device without a row, and on batches that do not divide by the devices.
     """
     experiment, devices = options.experiment, options.devices
-    if options.device_kind.lower() == "cpu" and devices != 1:
+    if options.on_cpu and devices != 1:
         raise InputError(
             f"--devices is {devices} and --device-kind cpu, but the rates of cpu are measured of this whole machine: "
             "leave out --devices, or name the kind of device."
         )
-    made = stages(experiment, devices)
     device = accelerators.named(options.device_kind)
+    made = stages(experiment, devices, on_cpu=options.on_cpu)
     if options.json:
         print(json.dumps(as_json(options, made, device), indent=2))
         return 0
@@ -480,7 +507,10 @@ def as_json(options: Options, made: list[Stage], device: Accelerator) -> dict[st
         "capacity": capacity,
         "stages": {one.name: stage(one) for one in made},
         "remedies": {
-            one.name: [remedy._asdict() for remedy in remedies(experiment, options.devices, capacity, one.name)]
+            one.name: [
+                remedy._asdict()
+                for remedy in remedies(experiment, options.devices, capacity, one.name, on_cpu=options.on_cpu)
+            ]
             for one in made
             if peak(one) > capacity
         },
@@ -531,7 +561,7 @@ def _print(options: Options, made: list[Stage], device: Accelerator) -> None:
     held.append(["all", *(_bytes(size) for size in sums.values())])
     held.append([f"of {quantity(capacity, 'B')}", *(f"{size / capacity:.0%}" for size in sums.values())])
     table("Memory in that step, by program", ["what it holds", *training.programs], held)
-    say(_activations(experiment, devices))
+    say(_activations(experiment, devices, on_cpu=options.on_cpu))
 
     all_stages: list[list[object]] = []
     for stage in made:
@@ -547,7 +577,7 @@ def _print(options: Options, made: list[Stage], device: Accelerator) -> None:
         ["stage", "steps or batches", "FLOPs", "most memory", "expected", "limited by"],
         all_stages,
     )
-    _print_fit(experiment, devices, made, capacity)
+    _print_fit(experiment, devices, made, capacity, on_cpu=options.on_cpu)
     say(
         f"Assumed: {efficiency.matmul:g} of the peak of products and {efficiency.bandwidth:g} of the bandwidths "
         "(--efficiency.matmul, --efficiency.bandwidth); every response at its full length and every prompt padded; "
@@ -558,23 +588,27 @@ def _print(options: Options, made: list[Stage], device: Accelerator) -> None:
         say(f"The reward {experiment.reward_model.function} is a function of the host, and not in these tables.")
 
 
-def _activations(experiment: Experiment, devices: int) -> str:
+def _activations(experiment: Experiment, devices: int, *, on_cpu: bool) -> str:
+    found, batch = sizes(experiment), _policy_batch(experiment, devices)
+
     def kept(rematerialize: bool) -> str:
         changed = replace(experiment, model=replace(experiment.model, rematerialize=rematerialize))
-        return quantity(policy_training(stages(changed, devices)).programs["update"]["activations"], "B")
+        memory = policy_training(stages(changed, devices, on_cpu=on_cpu)).programs["update"]
+        slices = _slices(experiment.policy.micro_batches, found, batch, rematerialize, on_cpu)
+        return f"{quantity(memory['activations'], 'B')} in {slices} micro-batch{'' if slices == 1 else 'es'}"
 
     now = "on" if experiment.model.rematerialize else "off"
     return f"Activations of the update: {kept(True)} with --model.rematerialize, {kept(False)} without; it is {now}."
 
 
-def _print_fit(experiment: Experiment, devices: int, made: list[Stage], capacity: float) -> None:
+def _print_fit(experiment: Experiment, devices: int, made: list[Stage], capacity: float, *, on_cpu: bool) -> None:
     too_large = [stage for stage in made if peak(stage) > capacity]
     if not too_large:
         fullest = max(made, key=peak)
         say(f"It fits: {quantity(peak(fullest), 'B')} of {quantity(capacity, 'B')} at most, in {fullest.name}.")
     for stage in too_large:
         say(f"[red]{stage.name} does not fit[/]: {quantity(peak(stage), 'B')} of {quantity(capacity, 'B')}.")
-        found = remedies(experiment, devices, capacity, stage.name)
+        found = remedies(experiment, devices, capacity, stage.name, on_cpu=on_cpu)
         for remedy in found:
             say(f"    {remedy.options} brings it to {quantity(remedy.held, 'B')}")
         if not found:

@@ -200,7 +200,7 @@ def check_batches_divide(experiment: Experiment, devices: int) -> None:
     """
     sft, reward, policy = experiment.sft, experiment.reward_model, experiment.policy
     batches = [
-        (f"--{section}.", option, size, micro_batches)
+        (f"--{section}.", option, size, micro_batches or 1)
         for section, option, size, micro_batches, used in (
             ("sft", "batch-size", sft.batch_size, sft.micro_batches, sft.steps > 0),
             ("reward-model", "batch-size", reward.batch_size, reward.micro_batches, reward.trained),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ctrl_jax.config import Lora
 from ctrl_jax.models.architecture import Architecture, Layer
@@ -32,12 +33,14 @@ class Rotation(NamedTuple):
     sin: jax.Array
 
 
-def rotation(positions: jax.Array, frequencies: tuple[float, ...]) -> Rotation:
-    """Cosine and sine [..., 1, d/2] of each position's angles, one axis for the heads: positions [...]."""
-    rates = jnp.expand_dims(jnp.array(frequencies, jnp.float32), range(positions.ndim))
-    angles = positions[..., None].astype(jnp.float32) * rates
-    # Without the barrier XLA fuses them into all that reads them, and computes them again in each layer, head and dim.
-    cos, sin = jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+def rotation(positions: jax.Array, frequencies: tuple[float, ...], size: int) -> Rotation:
+    """Cosine and sine [..., 1, d/2] of each position's angles, one axis for the heads: positions [...] below size."""
+    # Looked up in a constant: what the program computed, XLA would fuse into all that reads it, and compute again in
+    # each layer, head and dim, whatever barrier there is.
+    angles = np.arange(size, dtype=np.float32)[:, None] * np.array(frequencies, np.float32)
+    cos, sin = (
+        jnp.take(jnp.array(table), positions, axis=0, mode="clip") for table in (np.cos(angles), np.sin(angles))
+    )
     return Rotation(cos[..., None, :], sin[..., None, :])
 
 
@@ -245,7 +248,7 @@ class Decoder(nn.Module):
         x = self.embed(prompts.tokens)[:, None]
         masks = self._prompt_masks(prompts.lengths, positions, x.shape[2])
         cache = []
-        for block, mask, by in zip(self.layers, masks, self._rotations(positions), strict=True):
+        for block, mask, by in zip(self.layers, masks, self._rotations(positions, x.shape[2]), strict=True):
             queries, shared = block.project(x, by)
             x = block.finish(x, queries, shared, mask, None, None)
             cache.append(shared)
@@ -258,7 +261,7 @@ class Decoder(nn.Module):
         positions = prompt_lengths[:, None] + index[None]
         x = self.embed(tokens)
         prompt_masks = self._prompt_masks(prompt_lengths, positions, cache[0].keys.shape[2])
-        rotations = self._rotations(positions)
+        rotations = self._rotations(positions, cache[0].keys.shape[2] + index.size)
         for block, shared, mask, by in zip(self.layers, cache, prompt_masks, rotations, strict=True):
             queries, own = block.project(x, by)
             x = block.finish(x, queries, shared, mask, own, visible(index, index, block.layer.window))
@@ -277,7 +280,7 @@ class Decoder(nn.Module):
         kept = jnp.arange(response_cache[0].keys.shape[2])
         positions = (prompt_lengths + index)[:, None]
         prompt_masks = self._prompt_masks(prompt_lengths, positions, cache[0].keys.shape[2])
-        rotations = self._rotations(positions)
+        rotations = self._rotations(positions, cache[0].keys.shape[2] + kept.size)
         updated = []
         for block, shared, past, mask, by in zip(
             self.layers, cache, response_cache, prompt_masks, rotations, strict=True
@@ -325,11 +328,11 @@ class Decoder(nn.Module):
         }
         return [masks[layer.window] for layer in self.architecture.layers]
 
-    def _rotations(self, positions: jax.Array) -> list[Rotation]:
-        """A rotation a layer of tokens at positions [B or 1, T], the same for all responses to a prompt."""
+    def _rotations(self, positions: jax.Array, size: int) -> list[Rotation]:
+        """A rotation a layer of tokens at positions [B or 1, T] below size, the same for all responses to a prompt."""
         # One for all layers of a rope.
         rotations = {
-            rotary: rotation(positions[:, None], rotary)
+            rotary: rotation(positions[:, None], rotary, size)
             for rotary in dict.fromkeys(layer.rotary for layer in self.architecture.layers)
         }
         return [rotations[layer.rotary] for layer in self.architecture.layers]

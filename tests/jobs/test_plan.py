@@ -32,10 +32,10 @@ def config_only(folder, **changes):
 
 @pytest.fixture
 def large(tmp_path):
-    """A model of 1.2 billion parameters, trained whole."""
+    """A model of 1.2 billion parameters, trained whole, on whole batches."""
     sizes = dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32)
     path = config_only(tmp_path / "large", vocab_size=128_000, num_key_value_heads=8, **sizes)
-    return replace(SMALL, model=Model(path=path), sft=Supervised(steps=0))
+    return replace(SMALL, model=Model(path=path), sft=Supervised(steps=0), policy=Policy(micro_batches=1))
 
 
 def planned(capsys, *arguments, experiment="smoke"):
@@ -123,6 +123,18 @@ def test_an_adapter_is_trained_alone(large):
     assert memory["reference"] == 2 * costs.parameters(found.policy)
     # Of which all of the float32 parts together are less than a tenth.
     assert memory["policy, float32"] + memory["two moments"] < 0.1 * memory["reference"]
+
+
+def test_micro_batches_hold_a_slice_and_one_more_copy_of_the_gradient(large):
+    def update(micro_batches):
+        given = replace(large, policy=replace(large.policy, micro_batches=micro_batches))
+        return plan.policy_training(plan.stages(given, 1)).programs["update"]
+
+    trained = costs.parameters(plan.sizes(large).policy)
+    whole, quarter, left_out = update(1), update(4), update(None)
+    assert quarter["activations"] == pytest.approx(whole["activations"] / 4)
+    assert quarter["gradients and updates"] - whole["gradients and updates"] == 4 * trained
+    assert whole["activations"] > 2**32 > 2**31 >= left_out["activations"]
 
 
 def test_model_flops_leave_out_what_is_computed_twice():
