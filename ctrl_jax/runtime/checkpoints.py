@@ -7,6 +7,7 @@ for it, and stops at those of a damaged one.
 """
 
 import contextlib
+import logging
 import math
 import os
 import zlib
@@ -16,7 +17,6 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from rich.markup import escape
 
 from ctrl_jax.errors import InputError
@@ -180,12 +180,13 @@ class Checkpoints:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Within, Orbax does not print the traceback of what it raises as well."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        absl.setLevel(level)
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
