@@ -146,7 +146,7 @@ def compare(
             except Failed as error:
                 _fail(outcome, workers, str(error))
         for name in others_than_ours(outcomes):
-            _fail(outcomes[name], workers, f"not the same model: log-prob {outcomes[name].log_prob:.4f} nats a token")
+            _fail(outcomes[name], workers, f"not the same model: log-prob {outcomes[name].log_prob} nats a token")
         for turn in range(TRIES * repeats):
             # Another one is first each time.
             waiting = [name for name in workers if len(outcomes[name].seconds) < repeats]
@@ -175,13 +175,14 @@ def compare(
 
 
 def others_than_ours(outcomes: Mapping[str, Outcome], tolerance: float = 1e-3) -> list[str]:
-    """Those whose model gives a prompt another log-prob than ours does: they would be timed on other work."""
-    ours = outcomes[OURS].log_prob if OURS in outcomes else None
-    return [
-        name
-        for name, outcome in outcomes.items()
-        if outcome.log_prob is not None and ours is not None and abs(outcome.log_prob - ours) > tolerance
-    ]
+    """Those that run, but whose model gives a prompt another log-prob than ours does: they would be timed on other
+    work. A model that tells none may be any."""
+    if OURS not in outcomes or outcomes[OURS].failure:
+        return []
+    ours = outcomes[OURS].log_prob
+    assert ours is not None, "ctrl_jax tells no log-prob"
+    running = {name: outcome.log_prob for name, outcome in outcomes.items() if outcome.failure is None}
+    return [name for name, found in running.items() if found is None or abs(found - ours) > tolerance]
 
 
 def _fail(outcome: Outcome, workers: dict[str, Worker], reason: str) -> None:

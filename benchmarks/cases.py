@@ -93,6 +93,8 @@ class Contender:
 CONTENDERS: dict[Task, dict[str, Contender]] = {
     "sampling": {
         "ctrl_jax": Contender("ctrl_jax", "ctrl_jax", "ctrl_jax_sampling"),
+        # As the other library in JAX has it, where ctrl_jax makes a device of each core for a small model.
+        "ctrl_jax_one": Contender("ctrl_jax, 1 device", "ctrl_jax", "ctrl_jax_sampling", {"devices": 1}),
         "transformers_dynamic": Contender(
             "transformers, dynamic", "transformers", "transformers_sampling", {"cache": "dynamic"}
         ),
@@ -118,13 +120,13 @@ CONTENDERS: dict[Task, dict[str, Contender]] = {
     },
 }
 
-SAMPLERS = tuple(CONTENDERS["sampling"])
+SAMPLERS = ("ctrl_jax", "transformers_dynamic", "transformers_static", "tunix")
 TRAINERS = ("ctrl_jax", "trl_rloo", "trl_grpo", "tunix_grpo", "trl_grpo_micro")
 # Of TRL's two the faster; tunix keeps 14 GB between steps at this shape, too much beside the others.
-LARGE_TRAINERS = ("ctrl_jax", "trl_grpo")
+LARGE_TRAINERS = ("ctrl_jax", "trl_grpo", "trl_grpo_micro")
 
 CASES = (
-    Case("sampling", "tiny", 64, 4, 32, 48, repeats=5, contenders=SAMPLERS),
+    Case("sampling", "tiny", 64, 4, 32, 48, repeats=5, contenders=(*SAMPLERS, "ctrl_jax_one")),
     Case("sampling", "smollm2", 1, 16, 64, 64, repeats=3, contenders=SAMPLERS),
     Case("sampling", "smollm2", 8, 8, 64, 64, repeats=2, contenders=SAMPLERS),
     Case("step", "tiny", 64, 4, 32, 48, repeats=3, contenders=TRAINERS),

@@ -12,7 +12,6 @@ gradient is no per-device code: its norm is that of all parts.
 """
 
 import functools
-import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -533,18 +532,22 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
         log_weights = jax.nn.log_softmax(rewards / beta, axis=-1)
         return (jnp.exp(log_weights) * (log_weights + jnp.log(rewards.shape[-1]))).sum(-1).mean()
 
-    if budget >= math.log(rewards.shape[-1]):
-        raise InputError(
-            f"The KL budget is {budget} nats, but {rewards.shape[-1]} reference responses a prompt give β only up to "
-            f"{math.log(rewards.shape[-1]):.2f}; lower the budget or raise --calibration.samples-per-prompt (and "
-            "--calibration.quantiles, where it is given)."
-        )
-    spread = float(jnp.std(rewards, axis=-1).mean())
-    if spread == 0:
+    # As β falls, all weight goes to the responses that share a prompt's highest reward.
+    highest = (rewards == rewards.max(axis=-1, keepdims=True)).sum(-1)
+    most = float(jnp.log(rewards.shape[-1] / highest).mean())
+    if most == 0:
         raise InputError(
             "The reward model gives all reference responses of every prompt the same reward; nothing can be learned "
             "from it. Train it longer (--reward-model.steps) or on more data, or give one that tells them apart."
         )
+    if budget >= most:
+        raise InputError(
+            f"The KL budget is {budget} nats, but of {rewards.shape[-1]} reference responses a prompt "
+            f"{float(highest.mean()):.3g} share the highest reward, which gives β only up to {most:.3g}. Lower "
+            "--policy.kl-budget, take a reward with more levels, raise --calibration.samples-per-prompt (and "
+            "--calibration.quantiles, where it is given), or give --policy.beta."
+        )
+    spread = float(jnp.std(rewards, axis=-1).mean())
 
     @jax.jit
     def bisect(low: jax.Array, high: jax.Array, rewards: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -542,6 +542,16 @@ def test_beta_of_raw_rewards_hits_the_budget(budget):
     assert kl.mean() == pytest.approx(budget, rel=1e-3)
 
 
+def test_beta_of_a_reward_of_two_levels():
+    """Half the responses pass: with σ(1 / β) = p the tilted law passes, and has KL log 2 − H(p), so at most log 2."""
+    rewards = jnp.tile(jnp.array([0.0, 1.0]), (3, 16))
+    raw = config.Policy(transform="raw", kl_budget=0.5)
+    p = 1 / (1 + np.exp(-1 / build.starting_beta(raw, None, rewards)))
+    assert np.log(2) + p * np.log(p) + (1 - p) * np.log1p(-p) == pytest.approx(0.5, rel=1e-3)
+    with pytest.raises(InputError, match=r"0.75 nats.* 16 share the highest reward.* up to 0.693"):
+        build.starting_beta(dataclasses.replace(raw, kl_budget=0.75), None, rewards)
+
+
 def test_beta_of_ranks_is_the_ideal_policys():
     """Φ = u tilts the uniform law to the density b exp(bu)/(exp(b) − 1), b = 1/β: KL = b E[u] − log((e^b − 1)/b)."""
     b = 1 / build.starting_beta(config.Policy(kl_budget=0.5), transforms.identity(), None)

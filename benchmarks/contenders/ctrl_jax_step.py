@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cases import Case, even_share
-from benchmarks.contenders.ctrl_jax_sampling import NO_EOS, load
+from benchmarks.contenders.ctrl_jax_sampling import NO_EOS, load, log_prob
 from benchmarks.worker import Turn
 from ctrl_jax import build, config
 from ctrl_jax.runtime.mesh import shard
@@ -21,6 +21,7 @@ def score(prompts: Prompts, responses: Responses) -> np.ndarray:
 
 def run(case: Case, folder: Path, turn: Turn, *, micro_batches: int | None) -> None:
     parts, mesh, reference, prompts = load(case, folder)
+    turn.log_prob = log_prob(parts, reference, prompts.tokens[0])
     policy = config.Policy(
         prompts_per_step=case.prompts,
         samples_per_prompt=case.samples,

@@ -1,7 +1,8 @@
-"""transformers' `generate`, eager, with its dynamic or its static cache."""
+"""transformers' `generate`, eager as it is on CPU by default, with its dynamic or its static cache."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -10,14 +11,19 @@ from benchmarks.cases import Case, prompt_tokens
 from benchmarks.worker import Turn
 
 
+def log_prob(model: Any, tokens: torch.Tensor) -> float:
+    """Mean log-prob of tokens [P] after the first."""
+    with torch.inference_mode():
+        law = model(tokens[None, :-1]).logits[0].log_softmax(-1)
+    return float(law.gather(-1, tokens[1:, None]).mean())
+
+
 def run(case: Case, folder: Path, turn: Turn, *, cache: str) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     prompts = torch.from_numpy(prompt_tokens(case, model.config.vocab_size)).long()
-    with torch.inference_mode():
-        law = model(prompts[:1, :-1]).logits[0].log_softmax(-1)
-    turn.log_prob = float(law.gather(-1, prompts[0, 1:, None]).mean())
+    turn.log_prob = log_prob(model, prompts[0])
     while True:
         turn()
         with torch.inference_mode():

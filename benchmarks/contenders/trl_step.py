@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from benchmarks.cases import Case, even_share, prompt_tokens, spell
+from benchmarks.contenders.transformers_sampling import log_prob
 from benchmarks.worker import Turn
 
 
@@ -38,7 +39,9 @@ def run(case: Case, folder: Path, turn: Turn, *, algorithm: str, micro_batches: 
 
     torch.set_num_threads(os.cpu_count() or 1)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    prompts = [spell(prompt) for prompt in prompt_tokens(case, model.config.vocab_size)]
+    tokens = prompt_tokens(case, model.config.vocab_size)
+    turn.log_prob = log_prob(model.eval(), torch.from_numpy(tokens[0]).long())
+    prompts = [spell(prompt) for prompt in tokens]
     config = Config(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=case.rows // micro_batches,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -14,7 +15,7 @@ from tunix.rl.grpo import grpo_learner
 from tunix.rl.rollout import base_rollout
 
 from benchmarks.cases import Case, even_share, prompt_tokens, spell
-from benchmarks.contenders.tunix_sampling import load
+from benchmarks.contenders.tunix_sampling import load, log_prob
 from benchmarks.worker import Turn
 
 
@@ -25,6 +26,7 @@ def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
 def run(case: Case, folder: Path, turn: Turn, *, micro_batches: int) -> None:
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     actor = load(folder, mesh)
+    turn.log_prob = log_prob(actor, jnp.asarray(prompt_tokens(case, actor.config.vocab_size)[0]))
     graph, state = nnx.split(actor)
     reference = nnx.merge(graph, jax.tree.map(lambda x: x.copy(), state))
     roles = rl_cluster.Role

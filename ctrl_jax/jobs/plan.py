@@ -20,7 +20,7 @@ import tyro
 from ctrl_jax import build
 from ctrl_jax.config import Experiment, Lora, Supervised
 from ctrl_jax.errors import InputError
-from ctrl_jax.jobs.rollouts import rows_at_a_time
+from ctrl_jax.jobs.rollouts import prompts_at_a_time
 from ctrl_jax.jobs.run import check_batches_divide, pretrained_architecture
 from ctrl_jax.models import architecture, costs, huggingface
 from ctrl_jax.models.architecture import Architecture
@@ -28,6 +28,7 @@ from ctrl_jax.models.costs import Batch, Work
 from ctrl_jax.runtime import accelerators
 from ctrl_jax.runtime.accelerators import Accelerator
 from ctrl_jax.runtime.console import say, table
+from ctrl_jax.steps import sampling
 
 USABLE = 0.9
 """Of a device's memory: the rest is the runtime's, and lost between arrays."""
@@ -87,7 +88,7 @@ class Stage(NamedTuple):
     """Steps, or batches of responses."""
     phases: tuple[Phase, ...]
     programs: dict[str, Memory]
-    """What is held while each of its programs runs."""
+    """What is held while each of its programs runs; sampling's in its two halves."""
 
 
 @dataclass(frozen=True)
@@ -209,15 +210,28 @@ def _chunk(found: Sizes, tokens: int) -> int:
     return min(tokens, build._chunk_size(build.models(found.policy, found.lora)))
 
 
-def _sampling(found: Sizes, batch: Batch) -> tuple[tuple[Phase, ...], Memory]:
+def _sampling(found: Sizes, batch: Batch) -> tuple[tuple[Phase, ...], dict[str, Memory]]:
     policy, lora = found.policy, found.lora
     phases = (
         Phase("sampling: prompts", (costs.prefill(policy, lora, batch),)),
         Phase("sampling: responses", (costs.decode(policy, lora, batch),)),
     )
     caches = costs.prompt_cache(policy, batch) + costs.response_cache(policy, batch)
-    drawn = costs.logits(policy, batch.responses, copies=costs.DRAWN_COPIES)
-    return phases, {"caches": float(caches), "logits": float(drawn), **_cast(found)}
+    rows = sampling.rows_left(batch.prompts, batch.samples, batch.prompt_length, batch.response_length)
+    tail = replace(batch, prompts=rows, samples=1)
+    copied = costs.prompt_cache(policy, tail) + costs.response_cache(policy, tail)
+    # Each sixteenth of the rows that goes on alone again adds its copies: 1 + 1/4 + 1/16 + ... of the first ones.
+    decoding = {
+        "caches": caches + 4 / 3 * copied,
+        "logits": float(costs.logits(policy, batch.responses, copies=costs.DRAWN_COPIES)),
+        **_cast(found),
+    }
+    reading = {
+        "caches": float(costs.response_cache(policy, batch)),
+        "activations": costs.working_set(policy, batch, length=0),
+        **_cast(found),
+    }
+    return phases, {"prefill": reading, "decoding": decoding}
 
 
 def _scoring(found: Sizes, batch: Batch) -> tuple[tuple[Phase, ...], Memory]:
@@ -293,15 +307,16 @@ def _policy_batch(experiment: Experiment, devices: int) -> Batch:
 
 def _policy(experiment: Experiment, found: Sizes, devices: int, on_cpu: bool) -> Stage:
     config, batch = experiment.policy, _policy_batch(experiment, devices)
-    sampling, caches = _sampling(found, batch)
+    drawing, caches = _sampling(found, batch)
     scoring, read = _scoring(found, batch)
     rematerialize = experiment.model.rematerialize
     update = _update(found, batch, rematerialize, devices)
     slices = _slices(config.micro_batches, found, batch, rematerialize, on_cpu)
     activations = _update_memory(found, batch, slices, rematerialize, length=batch.response_length - 1, networks=2)
     held = _held(found)
-    programs = {"sampling": {**held, **caches}, "scoring": {**held, **read}, "update": {**held, **activations}}
-    return Stage("policy training", config.steps, (*sampling, *scoring, *update), programs)
+    needed = {**caches, "scoring": read, "update": activations}
+    programs = {name: {**held, **memory} for name, memory in needed.items()}
+    return Stage("policy training", config.steps, (*drawing, *scoring, *update), programs)
 
 
 def _supervised(
@@ -334,14 +349,15 @@ def _responses(name: str, experiment: Experiment, found: Sizes, prompts: int, sa
     """Responses and their scores, in the batches of `rollouts.in_batches`; a policy's with their KL too."""
     data, policy = experiment.data, found.policy
     share = -(-prompts // devices)
-    size = max(1, min(rows_at_a_time(policy, data.response_length) // samples, share))
+    size = min(prompts_at_a_time(policy, data, samples), share)
     batch = Batch(size, samples, data.prompt_length, data.response_length)
-    sampling, caches = _sampling(found, batch)
+    drawing, caches = _sampling(found, batch)
     scoring, read = _scoring(found, batch)
     held = _held(found)
     if name != "policy evaluation":
         held = {what: held[what] for what in ("reference", "reward model") if what in held}
-    phases, programs = (*sampling, *scoring), {"sampling": {**held, **caches}, "scoring": {**held, **read}}
+    phases = (*drawing, *scoring)
+    programs = {name: {**held, **memory} for name, memory in {**caches, "scoring": read}.items()}
     if name == "policy evaluation":
         layers, vocabulary = _log_probs(found, batch)
         phases = (*phases, Phase("exact KL", (layers, vocabulary, layers, vocabulary)))

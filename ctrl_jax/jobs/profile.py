@@ -96,7 +96,7 @@ def _prepare(experiment: Experiment, mesh: Mesh) -> Step:
         mesh,
         kl_budget.init(policy.beta or 0.3, budget=policy.kl_budget),
     )
-    count, references = policy.prompts_per_step, experiment.calibration.samples_per_prompt
+    count, references = policy.prompts_per_step, experiment.calibration.rewards_per_prompt
     tokens = jax.random.randint(key, (count, data.prompt_length), 0, sizes.policy.vocabulary_size)
     prompts = Prompts(tokens, jnp.full(count, data.prompt_length), jnp.arange(count, dtype=jnp.uint32))
     rewards = jnp.sort(jax.random.normal(key, (count, references)), axis=-1)
@@ -131,7 +131,10 @@ def _score(
 
         return constant, None
     parts = build.models(sizes.reward, sizes.reward_lora)
-    trunk = reference if sizes.reward == sizes.policy else build.init_decoder(parts, mesh, key)
+    if sizes.reward == sizes.policy:
+        trunk = reference
+    else:
+        trunk = jax.tree.map(lambda x: x.astype(parts.architecture.dtype), build.init_decoder(parts, mesh, key))
     frozen, trained = build.adapt_reward(parts, mesh, key, trunk)
     params = lora.overlay(frozen, trained)
     scorer = build.scorer(parts, mesh)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from ctrl_jax import build
+from ctrl_jax.config import Data
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.runtime import hosts
@@ -17,7 +18,7 @@ from ctrl_jax.types import Params, Prompts, Responses, Rollouts
 ROWS = 2048
 """Responses a device reads at a time, at most: enough to fill it."""
 BYTES = 2**30
-"""Their caches and logits, at most; fewer responses where a model's are large."""
+"""Their caches, their prompts', and their logits, at most; fewer responses where a model's are large."""
 
 
 def respond(
@@ -88,8 +89,8 @@ def _batches(
     """
     devices = batch_parts(run.mesh)
     size = len(jax.tree.leaves(tree)[0])
-    rows = rows_at_a_time(run.architecture, run.experiment.data.response_length)
-    batch_size = devices * max(1, min(rows // rows_per_prompt, -(-size // devices)))
+    most = prompts_at_a_time(run.architecture, run.experiment.data, rows_per_prompt)
+    batch_size = devices * min(most, -(-size // devices))
     with progress(label, size, start=done) as bar:
         for start in range(done, size, batch_size):
             index = np.minimum(np.arange(start, start + batch_size), size - 1)
@@ -99,9 +100,11 @@ def _batches(
             bar.update(min(start + batch_size, size))
 
 
-def rows_at_a_time(sizes: Architecture, response_length: int) -> int:
-    """Responses that a device reads at a time: what their keys and values, and four copies of one token's float32
-    logits, leave room for."""
+def prompts_at_a_time(sizes: Architecture, data: Data, rows_per_prompt: int) -> int:
+    """Prompts whose responses a device reads at a time: what their keys and values, and four copies of a token's
+    float32 logits for each response, leave room for; at least one, whatever its responses take."""
     width = 2 if sizes.dtype == "bfloat16" else 4
-    cache = 2 * len(sizes.layers) * sizes.kv_heads * sizes.head_dim * response_length * width
-    return min(ROWS, BYTES // (cache + 16 * sizes.vocabulary_size))
+    token = 2 * len(sizes.layers) * sizes.kv_heads * sizes.head_dim * width
+    row = token * data.response_length + 16 * sizes.vocabulary_size
+    prompt = token * data.prompt_length + rows_per_prompt * row
+    return max(1, min(ROWS // rows_per_prompt, BYTES // prompt))

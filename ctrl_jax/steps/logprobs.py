@@ -45,6 +45,9 @@ def sampling_law(
     is kept sums to 1. Tokens as likely as the least likely one that is kept are kept too.
     """
     law = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=axis)
+    if top_p is not None and top_p >= 1:
+        # All tokens, where a rounded sum would reach 1 before the last of them.
+        top_p = None
     if top_k is None and top_p is None:
         return law
     law = jnp.moveaxis(law, axis, -1)

@@ -61,16 +61,26 @@ def inverse_cdf(probabilities: jax.Array, uniforms: jax.Array) -> jax.Array:
     blocks = -(-size // block)
     blocked = jnp.pad(probabilities, [(0, blocks * block - size), (0, 0)]).reshape(blocks, block, rows)
 
-    cumulative = jnp.cumsum(blocked.sum(1), axis=0)
+    sums = blocked.sum(1)
+    cumulative = jnp.cumsum(sums, axis=0)
     target = uniforms * cumulative[-1]
-    chosen = (cumulative <= target[None]).sum(0)
+    chosen = _first_above(target, cumulative, sums)
     below = jnp.where(chosen > 0, jnp.take_along_axis(cumulative, jnp.maximum(chosen - 1, 0)[None], 0)[0], 0.0)
 
     inside = jnp.take_along_axis(blocked, chosen[None, None], axis=0)[0]
-    cumulative = jnp.cumsum(inside, axis=0)
-    # The two levels round apart in the last bit: what is left to find is kept below the block's own sum.
-    rest = jnp.minimum(target - below, jnp.nextafter(cumulative[-1], jnp.zeros_like(target)))
-    return chosen * block + (cumulative <= rest[None]).sum(0)
+    return chosen * block + _first_above(target - below, jnp.cumsum(inside, axis=0), inside)
+
+
+def _first_above(target: jax.Array, cumulative: jax.Array, weights: jax.Array) -> jax.Array:
+    """The first index [R] of a positive weight [K, R] whose cumulative sum exceeds the target [R], or the last one.
+
+    Weights are looked at beside their sums, which round: those of two levels apart in the last bit, and those that a
+    device makes in parallel not even in order.
+    """
+    possible = weights > 0
+    largest = jnp.where(possible, cumulative, 0.0).max(axis=0)
+    target = jnp.minimum(target, jnp.nextafter(largest, jnp.zeros_like(largest)))
+    return jnp.argmax(possible & (cumulative > target[None]), axis=0)
 
 
 def sample(
@@ -109,11 +119,24 @@ def sample(
     return _finish(state, lambda state: advance(policy, params, state, eos_ids=eos_ids, **law)).rollouts
 
 
+def rows_left(num_prompts: int, num_samples: int, prompt_length: int, max_length: int) -> int:
+    """How many of the B * N responses go on alone once no more of them live, each beside its own copy of the prompt; 0
+    where none do.
+
+    Each such number is a program of its own: quarters, not halves, and none that would be too small to save time, or
+    whose copies would be more to read than all the caches were.
+    """
+    rows = num_prompts * num_samples
+    left = rows // 4
+    copied, shared = left * (prompt_length + max_length), num_prompts * prompt_length + rows * max_length
+    return left if rows >= 64 and copied <= shared else 0
+
+
 def _finish(state: State, advance: Callable[[State], State]) -> State:
-    """Advances until all responses have ended; once no more than a quarter of them live, those go on alone."""
-    num_rows = state.alive.size
-    # Each size is a program of its own: quarters, not halves, and none that would be too small to save time.
-    num_left = num_rows // 4 if num_rows >= 64 else 0
+    """Advances until all responses have ended; once no more than `rows_left` live, those go on alone."""
+    num_prompts, num_samples, max_length = state.uniforms.shape
+    num_rows = num_prompts * num_samples
+    num_left = rows_left(num_prompts, num_samples, state.rollouts.prompts.tokens.shape[-1], max_length)
     state = jax.lax.while_loop(
         lambda state: state.unfinished & (state.alive.sum() > num_left), lambda state: advance(state), state
     )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.bench import chosen
+from benchmarks.bench import Outcome, chosen, others_than_ours
 from benchmarks.cases import (
     CASES,
     CONTENDERS,
@@ -112,3 +112,11 @@ def _leaves(tree):
     if isinstance(tree, dict):
         return [leaf for value in tree.values() for leaf in _leaves(value)]
     return [tree]
+
+
+def test_only_who_runs_the_same_model_is_timed():
+    told = {"ctrl_jax": -3.0, "same": -3.0004, "another": -3.2, "silent": None, "failed": None}
+    outcomes = {name: Outcome(name, name, "1", log_prob=value) for name, value in told.items()}
+    outcomes["failed"].failure = "not installed"
+    assert others_than_ours(outcomes) == ["another", "silent"]
+    assert others_than_ours({"another": outcomes["another"]}) == []

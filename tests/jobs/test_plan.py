@@ -4,16 +4,21 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 import tyro
 
 from ctrl_jax import __main__ as command_line
-from ctrl_jax.config import Experiment, Lora, Model, Policy, RewardModel, Supervised
+from ctrl_jax import build
+from ctrl_jax.config import Data, Experiment, Lora, Model, Policy, RewardModel, Supervised
 from ctrl_jax.errors import InputError
-from ctrl_jax.jobs import plan
-from ctrl_jax.models import costs
+from ctrl_jax.jobs import plan, rollouts
+from ctrl_jax.models import architecture, costs
 from ctrl_jax.models.costs import Work
 from ctrl_jax.runtime.accelerators import KINDS, Accelerator
+from ctrl_jax.runtime.mesh import make_mesh
+from ctrl_jax.types import Prompts
 from tests.jobs.pretrained import CLASSIFIER, CONFIG
 
 ROOT = Path(__file__).parents[2]
@@ -259,4 +264,39 @@ def test_policy_batches_are_those_of_the_configuration():
     experiment = replace(SMALL, policy=Policy(prompts_per_step=32, samples_per_prompt=8))
     half = replace(experiment, policy=replace(experiment.policy, prompts_per_step=16))
     whole, less = (plan.policy_training(plan.stages(one, 1)) for one in (experiment, half))
-    assert less.programs["sampling"]["caches"] == whole.programs["sampling"]["caches"] / 2
+    assert less.programs["decoding"]["caches"] == whole.programs["decoding"]["caches"] / 2
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 256, 16), (2, 8, 512, 16), (16, 8, 256, 64), (8, 16, 32, 32)])
+def test_memory_of_sampling_is_about_xlas(shape):
+    """With a prefill that takes more than the decoding, and less; with tails that copy prompts, and without."""
+    batch = costs.Batch(*shape)
+    model = architecture.from_config(Model(width=64, layers=3, heads=4, kv_heads=2, mlp_width=128), 512)
+    parts = build.models(model, Lora())
+    prompts = Prompts(
+        jax.ShapeDtypeStruct((batch.prompts, batch.prompt_length), jnp.int32),
+        *[jax.ShapeDtypeStruct((batch.prompts,), jnp.int32)] * 2,
+    )
+    params = jax.eval_shape(lambda: build.init_decoder(parts, make_mesh(1), jax.random.key(0)))
+    sample = build.sampler(
+        parts, make_mesh(1), num_samples=batch.samples, max_length=batch.response_length, eos_ids=(0,), temperature=1.0
+    )
+    held = sample.lower(params, prompts, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
+    _, programs = plan._sampling(plan.Sizes(model, Lora(), None, Lora(), 0), batch)
+    assert 0.9 * held < max(sum(memory.values()) for memory in programs.values()) < 1.5 * held
+
+
+@pytest.mark.parametrize(("samples", "prompt_length"), [(128, 24), (2, 512), (4096, 8)])
+def test_prompts_at_a_time_are_as_many_as_their_caches_and_logits_allow(monkeypatch, samples, prompt_length):
+    model = architecture.from_config(Model(width=64, layers=3, heads=4, kv_heads=2, mlp_width=128), 512)
+    data = Data(prompt_length=prompt_length, response_length=16)
+    monkeypatch.setattr(rollouts, "BYTES", 2**23)
+
+    def held(prompts):
+        batch = costs.Batch(prompts, samples, prompt_length, 16)
+        caches = costs.prompt_cache(model, batch) + costs.response_cache(model, batch)
+        return caches + costs.logits(model, batch.responses, copies=4)
+
+    most = rollouts.prompts_at_a_time(model, data, samples)
+    assert most == 1 or (held(most) <= 2**23 and most * samples <= rollouts.ROWS)
+    assert held(most + 1) > 2**23 or (most + 1) * samples > rollouts.ROWS

@@ -58,6 +58,18 @@ def test_truncated_laws_are_the_definitions(top_k, top_p, temperature):
     np.testing.assert_allclose(np.exp(across).T, expected, atol=1e-6)
 
 
+def test_a_top_p_of_one_keeps_every_token():
+    """Of many tokens, whose probabilities a float32 sum adds up to 1 before the last of them."""
+    logits = 3 * np.random.default_rng(1).normal(size=(8, 4096)).astype(np.float32)
+    law = logprobs.sampling_law(jnp.asarray(logits), temperature=1.0, top_p=1.0)
+    np.testing.assert_array_equal(law, logprobs.sampling_law(jnp.asarray(logits), temperature=1.0))
+
+
+def test_tokens_as_likely_as_the_last_that_is_kept_are_kept():
+    law = logprobs.sampling_law(jnp.log(jnp.array([0.4, 0.2, 0.2, 0.2])), temperature=1.0, top_k=2)
+    np.testing.assert_allclose(jnp.exp(law), [0.4, 0.2, 0.2, 0.2], atol=1e-6)
+
+
 @pytest.mark.parametrize(("top_k", "top_p"), [(2, None), (None, 0.8), (2, 0.7)])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_responses_follow_a_truncated_law(top_k, top_p, temperature):
@@ -320,3 +332,18 @@ def test_inverse_cdf_never_draws_what_has_probability_0():
     for uniform in (0.0, np.nextafter(np.float32(1), np.float32(0)), 0.5):
         drawn = np.asarray(sampling.inverse_cdf(jnp.asarray(probabilities).T, jnp.full(2000, uniform, jnp.float32)))
         assert (probabilities[np.arange(2000), drawn] > 0).all()
+
+
+def test_sums_that_a_device_rounds_out_of_order_draw_nothing_impossible():
+    weights = jnp.array([[0.5], [0.0], [0.5], [0.0]])
+    above = jnp.nextafter(jnp.float32(0.5), jnp.float32(1))
+    cumulative = jnp.array([[0.5], [above], [1.0], [jnp.nextafter(jnp.float32(1), jnp.float32(2))]])
+    for target, index in ((0.0, 0), (0.5, 2), (1.0, 2)):
+        assert sampling._first_above(jnp.full(1, target, jnp.float32), cumulative, weights).tolist() == [index]
+
+
+def test_a_tail_goes_on_alone_unless_it_is_small_or_its_prompts_are_long():
+    assert sampling.rows_left(64, 4, prompt_length=32, max_length=48) == 64
+    assert sampling.rows_left(4, 15, prompt_length=32, max_length=48) == 0
+    # 32 copies of the prompt, where 128 responses read one.
+    assert sampling.rows_left(1, 128, prompt_length=2048, max_length=128) == 0
