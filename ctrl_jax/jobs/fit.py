@@ -161,7 +161,7 @@ def fit(
                 if pending is not None:
                     report(pending)
                 pending = Taken(index, position, batch, metrics)
-                stop = preempted(index)
+                stop = preempted()
                 if index % checkpoint_every == 0 or index == steps or stop:
                     report(pending)
                     pending = None

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
 from collections import Counter
@@ -77,6 +78,7 @@ def start(*, asked: bool = False) -> None:
             f"{names[0]} is {count}, but nothing tells where the first process is (Open MPI does until its version 4). "
             "Set JAX_COORDINATOR_ADDRESS to its host and a free port, such as node1:8476."
         )
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         jax.distributed.initialize(
             **options, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=HEARTBEAT_SECONDS
@@ -86,6 +88,8 @@ def start(*, asked: bool = False) -> None:
             "--distributed is given, but nothing tells of other processes: neither JAX_COORDINATOR_ADDRESS nor Slurm's "
             f"or Open MPI's variables are set, and this is no TPU pod ({error}). Leave it out on a single machine."
         ) from error
+    if not several():
+        signal.signal(signal.SIGTERM, handler)  # jax's own, for several, has taken its place
 
 
 def _number(name: str) -> int:
