@@ -117,6 +117,7 @@ def fit(
                 nonlocal saved
                 if saved != index:
                     worth = score(writer.recent) if writer.recent else -math.inf
+                    writer.sync()
                     checkpoints.save(index, build.last_sound(state), position, score=worth)
                     saved = index
 
