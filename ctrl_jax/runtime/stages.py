@@ -13,6 +13,7 @@ import json
 import math
 import os
 import socket
+import uuid
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with naming(path), temporary.open("wb") as file:
             file.write(data)

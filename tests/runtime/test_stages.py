@@ -166,6 +166,15 @@ def test_files_round_trip_and_nothing_is_left_beside_them(tmp_path):
     assert sorted(os.listdir(tmp_path / "deep")) == ["a.json", "table.npz"]
 
 
+def test_no_two_writers_share_a_temporary_file(tmp_path, monkeypatch):
+    """Processes of several hosts or containers may have one number."""
+    moved, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (moved.append(old), replace(old, new)))
+    for value in range(2):
+        stages.write_json(tmp_path / "a.json", value)
+    assert len(set(moved)) == 2
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     stages.write_json(path, {"a": 1})
