@@ -352,6 +352,14 @@ def test_slurm_runs_the_job_and_queues_it_again_after_it_saved(slurm, tmp_path, 
     assert ("scontrol requeue 17" in arguments) == requeued
 
 
+def test_slurm_does_not_queue_without_end_what_fails_each_time(slurm):
+    ran = slurm.run("slurm.sh", *JOB, CODE="75", SLURM_JOB_ID="17", SLURM_RESTART_COUNT="19")
+    assert ran.returncode == 0 and "scontrol requeue 17" in ran.stdout
+    ran = slurm.run("slurm.sh", *JOB, CODE="75", SLURM_JOB_ID="17", SLURM_RESTART_COUNT="20")
+    assert ran.returncode == 75 and "requeue" not in ran.stdout
+    assert "20 times" in ran.stderr and "sbatch" in ran.stderr
+
+
 def test_slurm_runs_the_script_of_a_point(slurm):
     script = slurm.checkout / "identity_kl(0.5).sh"
     script.write_text("#!/bin/sh\n")

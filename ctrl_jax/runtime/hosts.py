@@ -219,13 +219,17 @@ def addressable(tree: Any) -> Any:
 
 
 def explain(error: Exception) -> str | None:
-    """What to do about an error that the end of another process explains, or None where there is no other."""
+    """What to do about an error that the end of another process may explain, or None where there is no other.
+
+    The error alone does not tell a process that was lost from a program that fails on all of them.
+    """
     text = str(error)
     if not several() or not isinstance(error, jax.errors.JaxRuntimeError) or not text.startswith(_OF_OTHERS):
         return None
     return (
         f"A program over all processes failed, most likely because one of them ended ({text.splitlines()[0]}). "
-        "The same command on all hosts, or on another number of them, goes on from the last checkpoint."
+        "The same command on all hosts, or on another number of them, goes on from the last checkpoint. If it ends so "
+        "again though all hosts are well, the error is the program's own."
     )
 
 
