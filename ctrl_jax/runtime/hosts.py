@@ -52,6 +52,8 @@ def start(*, asked: bool = False) -> None:
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     names = next((names for names in COUNTS_AND_IDS if all(name in os.environ for name in names)), None)
     count = _number(names[0]) if names else 1
+    if names and names[0] == "SLURM_NTASKS" and os.environ.get("SLURM_STEP_NUM_TASKS") == "1":
+        count = 1  # the shell of salloc, which is told the tasks of the whole allocation
     options: dict[str, Any] = {}
     if address is not None:
         host, _, port = address.rpartition(":")
