@@ -101,7 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
         told = hosts.explain(error)
         if told is None:
             raise
-        _tell(error, told, arguments)
+        traceback.print_exception(error)  # a guess alone would hide an error of the program's own
+        print(f"error: {told}", file=sys.stderr)
         hosts.leave(preemption.EXIT_CODE)
 
 

@@ -7,10 +7,11 @@ import socket
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from ctrl_jax import __main__ as command_line
-from ctrl_jax.runtime import platform, stages
+from ctrl_jax.runtime import hosts, platform, stages
 from ctrl_jax.runtime.preemption import Preempted
 
 
@@ -237,6 +238,22 @@ def test_a_full_disk_is_one_paragraph(refused, monkeypatch):
     monkeypatch.setattr(command_line, "_run", raising(ValueError("a bug")))
     with pytest.raises(ValueError, match="a bug"):
         command_line.main(["train", "smoke"])
+
+
+def test_an_error_that_a_lost_process_may_explain_is_shown_whole(monkeypatch, capsys):
+    def leave(code):
+        raise SystemExit(code)
+
+    error = jax.errors.JaxRuntimeError("INTERNAL: a program that no device can run\nits second line")
+    monkeypatch.setattr(command_line, "_run", raising(error))
+    monkeypatch.setattr(hosts, "several", lambda: True)
+    monkeypatch.setattr(hosts, "leave", leave)
+    with pytest.raises(SystemExit) as left:
+        command_line.main(["train", "smoke"])
+    told = capsys.readouterr().err
+    assert left.value.code == 75
+    assert "Traceback" in told and "its second line" in told
+    assert "error: A program over all processes failed" in told and "goes on from the last checkpoint" in told
 
 
 def test_sigterm_has_an_exit_code_of_its_own(monkeypatch, capsys):

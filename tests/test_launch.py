@@ -283,7 +283,8 @@ def test_a_bare_machine_is_set_up_once(cloud):
     cloud.program("mountpoint", "#!/bin/bash\n[ -e mounted ]\n")
     cloud.program("mount.nfs", "")
     cloud.program("sudo", '#!/bin/bash\necho "$*"\nif [ "$1" = mount ]; then touch mounted; fi\n')
-    mounted = ["mkdir -p /runs", "mount -t nfs 10.0.0.2:/runs /runs", "chmod a+rwx /runs"]
+    mount = "mount -t nfs -o nfsvers=4.1,lookupcache=positive 10.0.0.2:/runs /runs"
+    mounted = ["mkdir -p /runs", mount, "chmod a+rwx /runs"]
     assert cloud.run("setup.sh", "tpu", "10.0.0.2:/runs").stdout.splitlines() == [*mounted, *install]
     assert cloud.run("setup.sh", "tpu", "10.0.0.2:/runs").stdout.splitlines() == install
 
@@ -350,6 +351,14 @@ def test_slurm_runs_the_job_and_queues_it_again_after_it_saved(slurm, tmp_path, 
     options = [argument for argument in arguments if argument.startswith("--") and argument != "--policy.transform"]
     assert arguments[len(options) :][: 3 + len(JOB)] == [".venv/bin/python", "-m", "ctrl_jax", *JOB]
     assert ("scontrol requeue 17" in arguments) == requeued
+
+
+def test_slurm_does_not_queue_without_end_what_fails_each_time(slurm):
+    ran = slurm.run("slurm.sh", *JOB, CODE="75", SLURM_JOB_ID="17", SLURM_RESTART_COUNT="19")
+    assert ran.returncode == 0 and "scontrol requeue 17" in ran.stdout
+    ran = slurm.run("slurm.sh", *JOB, CODE="75", SLURM_JOB_ID="17", SLURM_RESTART_COUNT="20")
+    assert ran.returncode == 75 and "requeue" not in ran.stdout
+    assert "20 times" in ran.stderr and "sbatch" in ran.stderr
 
 
 def test_slurm_runs_the_script_of_a_point(slurm):

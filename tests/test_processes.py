@@ -84,6 +84,55 @@ def test_processes_go_on_from_the_checkpoint_of_eight_devices(tmp_path, make, pr
             np.testing.assert_allclose(found[f"moment {index}"], leaf, rtol=1e-4, atol=1e-6)
 
 
+# The second phase numbers its steps as the first did. Each takes its time: a notice of SIGTERM needs some seconds.
+STOPPED = """
+import os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from ctrl_jax.runtime import hosts
+hosts.start()
+import jax, numpy as np
+from ctrl_jax.jobs import rollouts
+from ctrl_jax.runtime.mesh import make_mesh
+from ctrl_jax.runtime.preemption import Preempted
+from tests.jobs.test_fit import train
+folder, last, victims = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+mesh, done = make_mesh(), []
+def slow(step):
+    done.append(step)
+    time.sleep(0.5)
+def respond(batch):
+    slow(len(done))
+    return batch
+try:
+    train(folder / "one", mesh, steps=12)
+    if str(jax.process_index()) in victims:
+        os.kill(os.getpid(), signal.SIGTERM)
+    if last == "training":
+        train(folder / "two", mesh, steps=12, before=slow)
+    else:
+        rollouts.rows_at_a_time = lambda *_: 1
+        experiment = SimpleNamespace(data=SimpleNamespace(response_length=1))
+        run = SimpleNamespace(mesh=mesh, architecture=None, experiment=experiment)
+        rollouts.in_batches(run, "sampling", respond, np.arange(24), rows_per_prompt=1)
+except Preempted as stopped:
+    sys.stdout.write(f"\\n{len(done)} {stopped}\\n")
+    sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize(("last", "victims"), [("training", "1"), ("sampling", "01")])
+def test_sigterm_between_two_phases_stops_all_processes_after_the_same_step(tmp_path, last, victims):
+    one, other = Job(STOPPED, 2, arguments=(str(tmp_path), last, victims)).wait(120)
+    assert one.code == other.code == EXIT_CODE, one.errors[-3000:]
+    told, same = (ended.printed.splitlines()[-1] for ended in (one, other))
+    assert told == same
+    done, message = told.split(" ", 1)
+    assert 0 < int(done) < 12
+    saved = f" sum: step {done} of 12 is saved in {tmp_path}/two." if last == "training" else ""
+    assert message == f"Stopped by SIGTERM.{saved}"
+
+
 TRAIN = """
 import sys
 from ctrl_jax.__main__ import main

@@ -117,6 +117,7 @@ def fit(
                 nonlocal saved
                 if saved != index:
                     worth = score(writer.recent) if writer.recent else -math.inf
+                    writer.sync()
                     checkpoints.save(index, build.last_sound(state), position, score=worth)
                     saved = index
 
@@ -161,7 +162,7 @@ def fit(
                 if pending is not None:
                     report(pending)
                 pending = Taken(index, position, batch, metrics)
-                stop = preempted(index)
+                stop = preempted()
                 if index % checkpoint_every == 0 or index == steps or stop:
                     report(pending)
                     pending = None

@@ -10,7 +10,7 @@ from ctrl_jax import build
 from ctrl_jax.config import Data
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.models.architecture import Architecture
-from ctrl_jax.runtime import hosts
+from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.console import progress
 from ctrl_jax.runtime.mesh import batch_parts, shard
 from ctrl_jax.types import Params, Prompts, Responses, Rollouts
@@ -86,6 +86,9 @@ def _batches(
     """What `function` makes of each batch of a tree of host arrays that lead with B, in host memory.
 
     All batches have one size, so that it compiles once; the last is filled up by repeating its last prompt.
+
+    Raises:
+      Preempted: on all of several processes, when SIGTERM came to one, after a batch was taken.
     """
     devices = batch_parts(run.mesh)
     size = len(jax.tree.leaves(tree)[0])
@@ -98,6 +101,7 @@ def _batches(
             result = hosts.fetch(function(batch))
             yield jax.tree.map(lambda x, real=size - start: np.asarray(x)[:real], result)
             bar.update(min(start + batch_size, size))
+            preemption.stop_together()
 
 
 def prompts_at_a_time(sizes: Architecture, data: Data, rows_per_prompt: int) -> int:

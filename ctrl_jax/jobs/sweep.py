@@ -158,15 +158,17 @@ def run(
 def run_point(run: Run, sweep_dir: Path, points: Sequence[Point]) -> None:
     """Trains, evaluates and reports one of `points` in this process; where another has it already, it is waited for.
 
-    Of several hosts the first keeps the record and the index.
+    Of several hosts the first keeps the record and the index, and says whether there is anything to do: whoever ran a
+    point that the first leaves alone would wait for it for ever.
     """
     if not hosts.first():
-        align.run(run)
+        if not hosts.agree(None):
+            align.run(run)
         return
     point = Point(run.experiment, run.work_dir)
     try:
         with locked(run.work_dir / "point.lock"):
-            if not _done(point):
+            if not hosts.agree(_done(point)):
                 _run_noted(run, point)
     finally:
         publish(sweep_dir, points)

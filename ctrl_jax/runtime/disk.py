@@ -46,7 +46,8 @@ def explain(error: BaseException) -> str | None:
         if reason is not None:
             named = error.filename if isinstance(error, OSError) else None
             return _full(reason, str(named) if named else _path_in(text))
-        cause = error.__cause__ or error.__context__
+        # What is raised `from None` has nothing to do with what was handled then: it may be a bug.
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if cause is None:
             return None
         error = cause

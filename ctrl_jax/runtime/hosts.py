@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
 from collections import Counter
@@ -51,6 +52,8 @@ def start(*, asked: bool = False) -> None:
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     names = next((names for names in COUNTS_AND_IDS if all(name in os.environ for name in names)), None)
     count = _number(names[0]) if names else 1
+    if names and names[0] == "SLURM_NTASKS" and os.environ.get("SLURM_STEP_NUM_TASKS") == "1":
+        count = 1  # the shell of salloc, which is told the tasks of the whole allocation
     options: dict[str, Any] = {}
     if address is not None:
         host, _, port = address.rpartition(":")
@@ -77,6 +80,7 @@ def start(*, asked: bool = False) -> None:
             f"{names[0]} is {count}, but nothing tells where the first process is (Open MPI does until its version 4). "
             "Set JAX_COORDINATOR_ADDRESS to its host and a free port, such as node1:8476."
         )
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         jax.distributed.initialize(
             **options, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=HEARTBEAT_SECONDS
@@ -86,6 +90,8 @@ def start(*, asked: bool = False) -> None:
             "--distributed is given, but nothing tells of other processes: neither JAX_COORDINATOR_ADDRESS nor Slurm's "
             f"or Open MPI's variables are set, and this is no TPU pod ({error}). Leave it out on a single machine."
         ) from error
+    if not several():
+        signal.signal(signal.SIGTERM, handler)  # jax's own, for several, has taken its place
 
 
 def _number(name: str) -> int:
@@ -215,13 +221,17 @@ def addressable(tree: Any) -> Any:
 
 
 def explain(error: Exception) -> str | None:
-    """What to do about an error that the end of another process explains, or None where there is no other."""
+    """What to do about an error that the end of another process may explain, or None where there is no other.
+
+    The error alone does not tell a process that was lost from a program that fails on all of them.
+    """
     text = str(error)
     if not several() or not isinstance(error, jax.errors.JaxRuntimeError) or not text.startswith(_OF_OTHERS):
         return None
     return (
         f"A program over all processes failed, most likely because one of them ended ({text.splitlines()[0]}). "
-        "The same command on all hosts, or on another number of them, goes on from the last checkpoint."
+        "The same command on all hosts, or on another number of them, goes on from the last checkpoint. If it ends so "
+        "again though all hosts are well, the error is the program's own."
     )
 
 

@@ -47,7 +47,8 @@ def make_mesh(num_devices: int | None = None, *, fsdp: int = 1, model: int = 1) 
       model: devices that share the work on one part of a batch, as well as the parameters.
 
     Raises:
-      InputError: if there are fewer devices, or their number does not divide by fsdp × model.
+      InputError: if there are fewer devices, if a process would have none of them, or if their number does not divide
+        by fsdp × model.
     """
     devices = jax.devices()
     num_devices = len(devices) if num_devices is None else num_devices
@@ -55,6 +56,14 @@ def make_mesh(num_devices: int | None = None, *, fsdp: int = 1, model: int = 1) 
         raise InputError(
             f"{num_devices} devices asked for, but there are {len(devices)} ({devices[0].device_kind}). Ask for 1 to "
             f"{len(devices)}, or, on CPU, start with XLA_FLAGS=--xla_force_host_platform_device_count={num_devices}."
+        )
+    working = {device.process_index for device in devices[:num_devices]}
+    idle = sorted({device.process_index for device in devices} - working)
+    if idle:
+        raise InputError(
+            f"{num_devices} of the {len(devices)} devices asked for, which leaves {len(idle)} of the processes without "
+            f"one (process {idle[0]} the first), and all have to take part. Start fewer processes, or leave --devices "
+            "out."
         )
     if fsdp < 1 or model < 1 or num_devices % (fsdp * model):
         raise InputError(

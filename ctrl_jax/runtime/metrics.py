@@ -80,6 +80,12 @@ class MetricWriter:
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 
+    def sync(self) -> None:
+        """Has the rows on disk: what counts on them, as a checkpoint does, shall not outlive them in a power cut."""
+        if self._writes:
+            with naming(self._path):
+                os.fsync(self._file.fileno())
+
     def close(self) -> None:
         if not self._writes:
             return

@@ -6,6 +6,7 @@ several processes of a job (hosts.py) the first alone writes.
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import io
@@ -13,11 +14,12 @@ import json
 import math
 import os
 import socket
+import uuid
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -129,15 +131,19 @@ def claim(work_dir: Path, config: Any) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
-    """Holds a file's lock, which one process has at a time; another waits here, and says `waiting`, if it is given."""
+    """Holds a file's lock, which one process has at a time; another waits here, and says `waiting`, if it is given.
+
+    Raises:
+      InputError: if the file system has no locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if waiting is not None:
                 say(waiting)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file, fcntl.LOCK_EX)
         yield  # released by the system, however the process ends
 
 
@@ -146,13 +152,13 @@ def exclusive(work_dir: Path) -> Iterator[None]:
     """Holds the work directory for this process alone, however it ends: the system lets go of what a kill leaves.
 
     Raises:
-      InputError: at once, if another process holds it, naming that.
+      InputError: at once, if another process holds it, naming that; or if the file system has no locks.
     """
     path = Path(work_dir) / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
             raise InputError(
@@ -163,6 +169,18 @@ def exclusive(work_dir: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def _lock(file: IO[str], how: int) -> None:
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        raise InputError(
+            f"{file.name} cannot be locked: {error.strerror}. Give --runs-dir (and --work-dir) a folder of a file "
+            "system that has locks: a local disk, or an NFS share mounted as version 4.1."
+        ) from error
 
 
 ABSENT = object()
@@ -193,7 +211,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with naming(path), temporary.open("wb") as file:
             file.write(data)

@@ -6,7 +6,9 @@ cd "$(dirname "$0")/../.."
 if [ -n "${2-}" ] && ! mountpoint -q /runs; then
     command -v mount.nfs >/dev/null || { sudo apt-get update -qq && sudo apt-get install -qq -y nfs-common; }
     sudo mkdir -p /runs
-    sudo mount -t nfs "$2" /runs
+    # In version 3 the locks of a machine that vanished stay. By default a host remembers for a while that a file was not
+    # there, and misses what another has written meanwhile.
+    sudo mount -t nfs -o nfsvers=4.1,lookupcache=positive "$2" /runs
     [ -w /runs ] || sudo chmod a+rwx /runs
 fi
 # The images of TPU VMs have a Python too old for ctrl_jax; uv brings its own.

@@ -36,8 +36,11 @@ fi
 # all need their time to save after SIGTERM, and a kill would hide their code 75.
 srun --kill-on-bad-exit=0 --wait=120 "${job[@]}"
 code=$?
-if [ $code -eq 75 ]; then
-    echo "slurm: saved after SIGTERM; queued again"
+# 75 also where a process was lost; an error that only looks like that would come back after every start.
+if [ $code -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -ge 20 ]; then
+    echo 'slurm: ended with code 75, and was started again 20 times before: the log tells why. The same sbatch goes on.' >&2
+elif [ $code -eq 75 ]; then
+    echo "slurm: ended with code 75, to go on; queued again"
     scontrol requeue "$SLURM_JOB_ID" && exit 0
 fi
 exit $code

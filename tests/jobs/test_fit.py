@@ -22,6 +22,7 @@ from ctrl_jax.jobs import replay
 from ctrl_jax.jobs.fit import fit
 from ctrl_jax.models import lora
 from ctrl_jax.models.architecture import from_config
+from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.compilations import compilations
 from ctrl_jax.runtime.mesh import make_mesh, replicate
 from ctrl_jax.runtime.metrics import read_metrics
@@ -137,6 +138,26 @@ def test_sigterm_saves_the_step_at_hand_and_the_same_call_goes_on(tmp_path, mesh
     assert checkpoints(tmp_path) == [2, 3]
     assert train(tmp_path, mesh) == 6 * DATA.sum()
     np.testing.assert_array_equal(read_metrics(tmp_path / "metrics.jsonl")["step"], np.arange(1, 7))
+
+
+def test_a_checkpoint_counts_only_on_rows_that_are_on_disk(tmp_path, mesh, monkeypatch):
+    synced, saved = {}, {}
+    fsync, save = os.fsync, Checkpoints.save
+
+    def noted(descriptor):
+        fsync(descriptor)
+        file = os.fstat(descriptor)
+        synced[file.st_ino] = file.st_size
+
+    def saving(self, step, *arguments, **options):
+        rows = (tmp_path / "metrics.jsonl").stat()
+        saved[step] = synced.get(rows.st_ino) == rows.st_size
+        save(self, step, *arguments, **options)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Checkpoints, "save", saving)
+    train(tmp_path, mesh)
+    assert saved == {2: True, 4: True, 6: True}
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path, mesh, monkeypatch):

@@ -21,6 +21,7 @@ from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.shares import Share
 from ctrl_jax.runtime.stages import read_json, write_json
 from tests.jobs.conftest import COMPILE_FAST, ROOT
+from tests.processes import run as processes_together
 
 INTERVAL = {"mean": 0.6, "low": 0.55, "high": 0.65}
 EVALUATION = {
@@ -233,6 +234,36 @@ def test_a_point_alone_keeps_the_index_that_its_sweep_would(points, alone, index
     assert states(index) == {"identity": "done", "logit": "missing"}
     alone(points[0], raising(AssertionError("a point that is done is left alone")))
     assert index()["identity"]["attempts"] == 1
+
+
+ON_SEVERAL_HOSTS = """
+import json, sys
+from pathlib import Path
+from ctrl_jax.runtime import hosts
+hosts.start()
+from ctrl_jax import config
+from ctrl_jax.jobs import align, sweep
+from ctrl_jax.jobs.run import Run
+from ctrl_jax.runtime.mesh import make_mesh
+folder, runs = Path(sys.argv[1]), []
+point = sweep.Point(config.Experiment("a"), folder / "a")
+def together(run):
+    runs.append(run)
+    hosts.wait("aligned")
+    (folder / "a" / "report").mkdir(parents=True, exist_ok=True)
+    for name in ("evaluation.json", "report/index.html"):
+        (folder / "a" / name).write_text("{}")
+align.run, sweep.publish = together, lambda *_: None
+for _ in range(2):
+    sweep.run_point(Run(point.experiment, point.work_dir, folder / "stages", make_mesh()), folder, [point])
+    hosts.wait("the job is done")
+sys.stdout.write(f"\\n{len(runs)} runs\\n")
+"""
+
+
+def test_a_point_that_is_done_is_left_alone_by_all_hosts(tmp_path):
+    ended = processes_together(ON_SEVERAL_HOSTS, 2, str(tmp_path), timeout=30)
+    assert [one.printed.splitlines()[-1] for one in ended] == ["1 runs"] * 2
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,15 @@ def test_other_errors_are_not_explained():
     assert disk.explain(OSError(errno.EIO, "Input/output error")) is None
 
 
+def test_an_error_that_was_handled_does_not_explain_a_later_one():
+    with pytest.raises(KeyError) as found:
+        try:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), "/runs/made")
+        except FileExistsError:
+            raise KeyError("a bug") from None
+    assert disk.explain(found.value) is None
+
+
 def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
     disk.check_writable(tmp_path / "a" / "b")
     assert os.listdir(tmp_path / "a" / "b") == []

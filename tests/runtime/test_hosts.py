@@ -17,7 +17,7 @@ VARIABLES = [name for names in hosts.COUNTS_AND_IDS for name in names]
 @pytest.fixture
 def started(monkeypatch):
     """Calls `start` in an environment, and returns what jax.distributed was asked for: None, or its options."""
-    for name in ("JAX_COORDINATOR_ADDRESS", "OMPI_MCA_orte_hnp_uri", *VARIABLES):
+    for name in ("JAX_COORDINATOR_ADDRESS", "OMPI_MCA_orte_hnp_uri", "SLURM_STEP_NUM_TASKS", *VARIABLES):
         monkeypatch.delenv(name, raising=False)
     asked_for = []
 
@@ -56,6 +56,9 @@ TOLD = {
         (SLURM, None),
         (SLURM | {"SLURM_STEP_NODELIST": "node[1-4]"}, {}),
         (SLURM | {"SLURM_STEP_NODELIST": "node1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+        # The shell of salloc is a step of one task in an allocation of several.
+        (SLURM | {"SLURM_STEP_NODELIST": "node1", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        (SLURM | {"SLURM_STEP_NODELIST": "node[1-4]", "SLURM_STEP_NUM_TASKS": "4"}, {}),
         (OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}, {}),
         (OPEN_MPI | {"JAX_COORDINATOR_ADDRESS": "node1:8476"}, TOLD),
         ({"JAX_COORDINATOR_ADDRESS": "node1:8476", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}, TOLD),

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -38,6 +39,16 @@ def test_axes_that_do_not_divide_the_devices_are_refused(fsdp, model):
 def test_a_number_of_devices_that_is_not_there_is_refused(number):
     with pytest.raises(InputError, match=rf"{number} devices asked for, but there are {jax.device_count()}"):
         mesh.make_mesh(number)
+
+
+def test_devices_that_leave_a_process_without_one_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(process_index=i // 2) for i in range(8)])
+    monkeypatch.setattr(jax, "make_mesh", lambda shape, *_, **options: options["devices"])
+    assert len(mesh.make_mesh()) == 8 and len(mesh.make_mesh(7)) == 7
+    with pytest.raises(
+        InputError, match=r"^4 of the 8 devices.* 2 of the processes .*process 2 the first.*--devices out"
+    ):
+        mesh.make_mesh(4)
 
 
 def test_shard_splits_the_leading_axis_and_replicate_copies():

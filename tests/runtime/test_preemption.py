@@ -5,6 +5,7 @@ import pytest
 
 from ctrl_jax.runtime import preemption
 from ctrl_jax.runtime.preemption import Preempted
+from tests.processes import Job
 
 
 def terminate():
@@ -24,9 +25,9 @@ def test_sigterm_raises_what_no_handler_of_errors_takes():
 def test_a_step_ends_before_sigterm_is_told():
     with preemption.raising(), pytest.raises(Preempted):
         with preemption.deferred() as came:
-            assert not came(1)
+            assert not came()
             terminate()
-            assert came(2)
+            assert came()
             raise Preempted("saved")
         pytest.fail("it went on")
 
@@ -39,3 +40,21 @@ def test_sigterm_after_the_last_step_is_not_lost():
             done.append("the last save")
         pytest.fail("it went on")
     assert done
+
+
+ALONE = """
+import os, signal, sys, time
+from ctrl_jax.runtime import hosts, preemption
+try:
+    with preemption.raising():
+        hosts.start()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+except preemption.Preempted:
+    sys.exit(75)
+"""
+
+
+def test_a_process_that_joins_no_others_stops_at_once():
+    """As the one host of a small TPU, with --distributed."""
+    assert [ended.code for ended in Job(ALONE, 1).wait(60)] == [75]

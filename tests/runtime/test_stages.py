@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import socket
@@ -166,6 +167,15 @@ def test_files_round_trip_and_nothing_is_left_beside_them(tmp_path):
     assert sorted(os.listdir(tmp_path / "deep")) == ["a.json", "table.npz"]
 
 
+def test_no_two_writers_share_a_temporary_file(tmp_path, monkeypatch):
+    """Processes of several hosts or containers may have one number."""
+    moved, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (moved.append(old), replace(old, new)))
+    for value in range(2):
+        stages.write_json(tmp_path / "a.json", value)
+    assert len(set(moved)) == 2
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     stages.write_json(path, {"a": 1})
@@ -282,6 +292,17 @@ def test_a_work_directory_has_one_process_and_a_killed_one_leaves_it_free(tmp_pa
     for _ in range(2):
         with stages.exclusive(tmp_path / "work"):
             assert (tmp_path / "work" / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, number):
+    def refuse(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(stages.fcntl, "flock", refuse)
+    for hold in (stages.exclusive(tmp_path / "work"), stages.locked(tmp_path / "work" / "lock")):
+        with pytest.raises(InputError, match=rf"{tmp_path}/work/lock .*--runs-dir"), hold:
+            pytest.fail("it was entered")
 
 
 def test_a_file_that_a_full_disk_refuses_takes_no_room(tmp_path, small_files):
