@@ -111,8 +111,8 @@ try:
     if last == "training":
         train(folder / "two", mesh, steps=12, before=slow)
     else:
-        rollouts.rows_at_a_time = lambda *_: 1
-        experiment = SimpleNamespace(data=SimpleNamespace(response_length=1))
+        rollouts.prompts_at_a_time = lambda *_: 1
+        experiment = SimpleNamespace(data=None)
         run = SimpleNamespace(mesh=mesh, architecture=None, experiment=experiment)
         rollouts.in_batches(run, "sampling", respond, np.arange(24), rows_per_prompt=1)
 except Preempted as stopped:
