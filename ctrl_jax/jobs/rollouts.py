@@ -9,6 +9,7 @@ import numpy as np
 from ctrl_jax import build
 from ctrl_jax.config import Data
 from ctrl_jax.jobs.run import Run
+from ctrl_jax.models import costs
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.console import progress
@@ -107,8 +108,7 @@ def _batches(
 def prompts_at_a_time(sizes: Architecture, data: Data, rows_per_prompt: int) -> int:
     """Prompts whose responses a device reads at a time: what their keys and values, and four copies of a token's
     float32 logits for each response, leave room for; at least one, whatever its responses take."""
-    width = 2 if sizes.dtype == "bfloat16" else 4
-    token = 2 * len(sizes.layers) * sizes.kv_heads * sizes.head_dim * width
-    row = token * data.response_length + 16 * sizes.vocabulary_size
-    prompt = token * data.prompt_length + rows_per_prompt * row
-    return max(1, min(ROWS // rows_per_prompt, BYTES // prompt))
+    one = costs.Batch(1, rows_per_prompt, data.prompt_length, data.response_length)
+    caches = costs.prompt_cache(sizes, one) + costs.response_cache(sizes, one)
+    held = caches + costs.logits(sizes, one.responses, copies=4)
+    return max(1, min(ROWS // rows_per_prompt, BYTES // held))
