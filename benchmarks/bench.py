@@ -3,13 +3,14 @@
     make bench ARGS="--only sampling"        or        python -m benchmarks.bench --help
 
 One run on one machine, in turns: every contender is a process of its own that keeps its model loaded, and only one
-computes at a time. All read the same weights, in float32, with as many threads as the machine has cores; prompts and
-responses have the same lengths, and nothing ends a response early. The first repetition of each, which compiles, is not
-counted. A repetition during which other processes had more than `--tolerance` cores is dropped and made again.
+computes at a time. All read the same weights, in float32, with as many threads as the machine has cores, or in bfloat16
+on a GPU (`--device gpu`); prompts and responses have the same lengths, and nothing ends a response early. The first
+repetition of each, which compiles, is not counted. A repetition during which other processes had more than
+`--tolerance` cores is dropped and made again.
 
 Prints tables, and writes results.json and results.svg: medians, tokens/s, how many times as fast ctrl_jax is (ratio),
-the share of the speed that this machine's measured limits allow (floor.py), peak resident memory of the process, and
-how many of the repetitions were undisturbed (kept).
+the share of the speed that this machine's measured limits allow (floor.py), the share of its FLOP/s that the model's
+products took (MFU), peak memory of the process or of its GPU, and how many of the repetitions were undisturbed (kept).
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks import figure, floor, machine, quiet
-from benchmarks.cases import CASES, CONTENDERS, Case, Contender, Sizes, prepare, read_sizes
+from benchmarks.cases import CASES, CONTENDERS, GPU_CASES, Case, Contender, Device, Sizes, prepare, read_sizes
 from benchmarks.floor import Machine
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime.console import say, table
@@ -37,18 +38,22 @@ from ctrl_jax.runtime.platform import environment
 
 ROOT = Path(__file__).parents[1]
 OURS = "ctrl_jax"
+SAME_MODEL = {"float32": 1e-3, "bfloat16": 1e-2}
+"""Nats a token that the log-prob of a prompt may differ by."""
 TRIES = 3
 """Repetitions made for each that is wanted, before a contender on a busy machine is given up."""
 
 SETTINGS = {
     "OMP_NUM_THREADS": str(os.cpu_count()),
     "TOKENIZERS_PARALLELISM": "false",
-    # All on the CPU, where all can run in the same precision.
-    "JAX_PLATFORMS": "cpu",
-    "CUDA_VISIBLE_DEVICES": "",
     **dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1"),
 }
-"""Environment of every process that is timed."""
+ON_DEVICE: dict[Device, dict[str, str]] = {
+    "cpu": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+    # The contenders are on the GPU together: none may take all of its memory.
+    "gpu": {"JAX_PLATFORMS": "cuda,cpu", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+}
+"""Environment of every process that is timed, and of this one: `SETTINGS`, and these."""
 
 
 class Failed(Exception):
@@ -65,7 +70,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.worker", contender.module, json.dumps(given)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-                cwd=ROOT, env=os.environ | SETTINGS,
+                cwd=ROOT,
             )  # fmt: skip
         self.pid = self._process.pid
 
@@ -145,7 +150,7 @@ def compare(
                 outcome.warm_up_seconds, outcome.log_prob = ready["warm_up_seconds"], ready["log_prob"]
             except Failed as error:
                 _fail(outcome, workers, str(error))
-        for name in others_than_ours(outcomes):
+        for name in others_than_ours(outcomes, SAME_MODEL[case.dtype]):
             _fail(outcomes[name], workers, f"not the same model: log-prob {outcomes[name].log_prob} nats a token")
         for turn in range(TRIES * repeats):
             # Another one is first each time.
@@ -174,7 +179,7 @@ def compare(
     return list(outcomes.values())
 
 
-def others_than_ours(outcomes: Mapping[str, Outcome], tolerance: float = 1e-3) -> list[str]:
+def others_than_ours(outcomes: Mapping[str, Outcome], tolerance: float) -> list[str]:
     """Those that run, but whose model gives a prompt another log-prob than ours does: they would be timed on other
     work. A model that tells none may be any."""
     if OURS not in outcomes or outcomes[OURS].failure:
@@ -203,43 +208,50 @@ def _foreign(before: quiet.Busy | None, after: quiet.Busy | None, seconds: float
     return None if before is None or after is None else quiet.foreign_cores(before, after, seconds)
 
 
-def measure_machine(products: Iterable[floor.Product], tolerance: float) -> tuple[dict[str, Machine], dict[str, Any]]:
+def measure_machine(
+    products: Iterable[floor.Product], device: Device, tolerance: float
+) -> tuple[dict[str, Machine], dict[str, Any]]:
     """The machine's limits as each installed library reaches them, and as the best does; and a record for results.json.
 
     The libraries differ: XLA's products on CPU are slower than MKL's, which no program of XLA can mend from outside.
     """
-    wanted = [machine.LARGE, *products]
+    products, large = list(products), machine.LARGE[device]
+    # A GPU would be timed at starting products as small as a decode step's: there they have the large one's rate.
+    wanted = [large, *products] if device == "cpu" else [large]
     limits: dict[str, Machine] = {}
     for library in ("jax", "torch"):
-        command = [sys.executable, "-m", "benchmarks.machine", library, json.dumps(wanted)]
+        command = [sys.executable, "-m", "benchmarks.machine", library, device, json.dumps(wanted)]
         for _ in range(TRIES):
             before, started = quiet.read([]), time.perf_counter()
-            run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | SETTINGS)
+            run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
             if run.returncode != 0:
                 say(f"  {library}: not measured, {(run.stderr.splitlines() or ['no reason given'])[-1]}")
                 break
             foreign = _foreign(before, quiet.read([]), time.perf_counter() - started)
             found = json.loads(run.stdout)
             seconds = dict(zip(wanted, found["seconds"], strict=True))
-            limits[library] = Machine(flops(machine.LARGE) / seconds[machine.LARGE], found["bandwidth"], seconds)
+            rate = flops(large) / seconds[large]
+            by_rate = {product: flops(product) / rate for product in products}
+            limits[library] = Machine(rate, found["bandwidth"], by_rate | seconds)
             if foreign is None or foreign <= tolerance:
                 break
             say(f"  {library}: others had {foreign:.2f} cores")
     limits["best"] = Machine(
         max(found.rate for found in limits.values()),
         max(found.bandwidth for found in limits.values()),
-        {product: min(found.product_seconds[product] for found in limits.values()) for product in wanted},
+        {product: min(found.product_seconds[product] for found in limits.values()) for product in [large, *products]},
     )
     for library, found in limits.items():
-        speed = f"{found.rate / 1e9:.0f} GFLOP/s in products of 2048, {found.bandwidth / 1e9:.1f} GB/s read"
+        speed = f"{found.rate / 1e9:,.0f} GFLOP/s in products of {large[0]}, {found.bandwidth / 1e9:.1f} GB/s read"
         say(f"  this machine, {library}: {speed}")
     record = {
         library: {
-            "gflops_at_2048": found.rate / 1e9,
+            f"gflops_at_{large[0]}": found.rate / 1e9,
             "read_gb_per_second": found.bandwidth / 1e9,
             "gflops": {
                 "×".join(map(str, product)): flops(product) / seconds / 1e9
                 for product, seconds in found.product_seconds.items()
+                if product in wanted
             },
         }
         for library, found in limits.items()
@@ -255,7 +267,7 @@ def flops(product: floor.Product) -> int:
 def record(case: Case, sizes: Sizes, outcomes: Sequence[Outcome], limits: dict[str, Machine]) -> dict[str, Any]:
     """What results.json says of a case; ratios are of medians, above 1 where this project is faster."""
     parts = floor.parts(sizes, case, limits["best"])
-    least = sum(parts.values())
+    least, work = sum(parts.values()), floor.model_flops(sizes, case)
     # Memory is what it is; only the products are those of XLA.
     with_jax = dataclasses.replace(limits["jax"], bandwidth=limits["best"].bandwidth)
     ours = next((outcome.median for outcome in outcomes if outcome.name == OURS), None)
@@ -264,6 +276,9 @@ def record(case: Case, sizes: Sizes, outcomes: Sequence[Outcome], limits: dict[s
         "shape": case.shape,
         **{name: getattr(case, name) for name in ("prompts", "samples", "prompt_length", "new_tokens")},
         "parameters": sizes.parameters,
+        "device": case.device,
+        "dtype": case.dtype,
+        "model_flops": work,
         "floor_seconds": {
             **parts,
             "total": least,
@@ -277,6 +292,7 @@ def record(case: Case, sizes: Sizes, outcomes: Sequence[Outcome], limits: dict[s
                 "tokens_per_second": outcome.median and case.tokens / outcome.median,
                 "ctrl_jax_is_faster_by": outcome.median and ours and outcome.median / ours,
                 "fraction_of_floor": outcome.median and least / outcome.median,
+                "model_flops_utilisation": outcome.median and work / outcome.median / limits["best"].rate,
                 "peak_gib": outcome.peak_bytes / 2**30 if outcome.seconds else None,
                 "warm_up_seconds": outcome.warm_up_seconds,
                 "log_prob_of_a_prompt": outcome.log_prob,
@@ -300,14 +316,15 @@ def show(result: dict[str, Any]) -> None:
         rows.append([
             each["label"], f"{each['median_seconds']:.3f}", f"{each['tokens_per_second']:,.0f}",
             "" if ratio is None else f"{ratio:.2f}", f"{100 * each['fraction_of_floor']:.0f} %",
-            f"{each['peak_gib']:.2f}", f"{len(each['seconds'])} of {made}",
+            f"{100 * each['model_flops_utilisation']:.1f} %", f"{each['peak_gib']:.2f}",
+            f"{len(each['seconds'])} of {made}",
         ])  # fmt: skip
     for name, seconds in (("floor", least["total"]), ("floor, XLA's products", least["total_with_jax"])):
         share = f"{100 * least['total'] / seconds:.0f} %"
-        rows.append([name, f"{seconds:.3f}", f"{tokens / seconds:,.0f}", "", share, "", ""])
+        rows.append([name, f"{seconds:.3f}", f"{tokens / seconds:,.0f}", "", share, "", "", ""])
     table(
         f"{what}: {result['shape']}, prompts of {result['prompt_length']} tokens, {result['new_tokens']} new",
-        ["", "median s", "tokens/s", "ratio", "floor", "GiB", "kept"],
+        ["", "median s", "tokens/s", "ratio", "floor", "MFU", "GiB", "kept"],
         rows,
     )
     for each in result["contenders"]:
@@ -350,6 +367,7 @@ def chosen(
 
 def main(
     only: Literal["sampling", "step"] | None = None,
+    device: Device = "cpu",
     shapes: tuple[str, ...] = (),
     contenders: tuple[str, ...] = (),
     repeats: int | None = None,
@@ -361,14 +379,16 @@ def main(
 
     Args:
       only: `sampling`, or `step`: a whole RL step.
-      shapes: of tiny-64x4, smollm2-1x16, smollm2-8x8, smollm2-8x4; by default all.
+      device: `gpu` times in bfloat16, with shapes of its own.
+      shapes: of tiny-64x4, smollm2-1x16, smollm2-8x8, smollm2-8x4; with a gpu llama1b-32x16; by default all.
       contenders: names such as ctrl_jax, transformers_static, tunix, trl_rloo, trl_grpo_micro; by default each case's.
       repeats: undisturbed repetitions of each; by default each case's.
       model: a Hugging Face directory of a Llama, in the place of SmolLM2's shape with random weights.
       tolerance: cores that other processes may have had during a repetition that counts.
-      output: folder of results.json and results.svg.
+      output: folder of results.json and results.svg; with a gpu they are called gpu.json and gpu.svg.
     """
-    cases = chosen(only, shapes, contenders)
+    os.environ.update(SETTINGS | ON_DEVICE[device])
+    cases = chosen(only, shapes, contenders, GPU_CASES if device == "gpu" else CASES)
     if model is not None:
         read_sizes(model)
     cache = ROOT / ".cache" / "bench"
@@ -381,25 +401,27 @@ def main(
     if quiet.read([]) is None:
         say("This system has no /proc/stat: whether others compute meanwhile is not checked.")
 
+    output.mkdir(parents=True, exist_ok=True)
+    numbers = output / ("gpu.json" if device == "gpu" else "results.json")
     results = []
     for case, names in cases:
         say(f"{case.task} {case.shape}")
         # Anew for each case: a machine's speed drifts.
         products = [product for _, product in floor.decode_products(sizes[case.model], case.rows)]
-        limits, measured = measure_machine(products, tolerance)
+        limits, measured = measure_machine(products, device, tolerance)
         outcomes = compare(case, names, folders[case.model], logs, repeats=repeats or case.repeats, tolerance=tolerance)
         results.append(record(case, sizes[case.model], outcomes, limits) | {"machine": measured})
         show(results[-1])
-    written = {
-        "model": {name: "random weights" if name == "tiny" or model is None else model.name for name in folders},
-        "tolerance_cores": tolerance,
-        "results": results,
-        "environment": conditions(),
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "results.json").write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
-    figure.draw(results, output / "results.svg")
-    say(f"Written: {output / 'results.json'}, {output / 'results.svg'}")
+        written = {
+            "model": {name: "random weights" if name == "tiny" or model is None else model.name for name in folders},
+            "tolerance_cores": tolerance,
+            "results": results,
+            "environment": conditions(),
+        }
+        # After every case: what comes later may fail.
+        numbers.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+    figure.draw(results, numbers.with_suffix(".svg"))
+    say(f"Written: {numbers}, {numbers.with_suffix('.svg')}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from ctrl_jax.errors import InputError
 
 Task = Literal["sampling", "step"]
+Device = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Sizes:
 MODELS = {
     "tiny": Sizes(4096, 256, 688, 4, 8, 8, tied=False, rope_theta=10_000.0),
     "smollm2": Sizes(49152, 576, 1536, 30, 9, 3, tied=True, rope_theta=100_000.0),
+    "llama1b": Sizes(128256, 2048, 8192, 16, 32, 8, tied=True, rope_theta=500_000.0),
 }
-"""A model small enough that everything but its products shows, and the shape of SmolLM2-135M."""
+"""A model small enough that everything but its products shows, the shape of SmolLM2-135M, and that of Llama 3.2 1B."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ class Case:
     repeats: int
     contenders: tuple[str, ...]
     """Who takes part unless others are asked for."""
+    device: Device = "cpu"
+
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16"]:
+        """Of activations and of the weights that are sampled from; what is trained is in float32."""
+        return "bfloat16" if self.device == "gpu" else "float32"
 
     @property
     def shape(self) -> str:
@@ -101,6 +109,10 @@ CONTENDERS: dict[Task, dict[str, Contender]] = {
         "transformers_static": Contender(
             "transformers, static", "transformers", "transformers_sampling", {"cache": "static"}
         ),
+        # What `generate` does with a static cache by itself on a GPU.
+        "transformers_compiled": Contender(
+            "transformers, compiled", "transformers", "transformers_sampling", {"cache": "static", "compiled": True}
+        ),
         "tunix": Contender("tunix", "google-tunix", "tunix_sampling"),
     },
     "step": {
@@ -131,6 +143,15 @@ CASES = (
     Case("sampling", "smollm2", 8, 8, 64, 64, repeats=2, contenders=SAMPLERS),
     Case("step", "tiny", 64, 4, 32, 48, repeats=3, contenders=TRAINERS),
     Case("step", "smollm2", 8, 4, 64, 48, repeats=2, contenders=LARGE_TRAINERS),
+)
+
+GPU_SAMPLERS = ("ctrl_jax", "transformers_dynamic", "transformers_compiled")
+
+GPU_CASES = (
+    Case("sampling", "smollm2", 1, 16, 64, 64, repeats=5, contenders=GPU_SAMPLERS, device="gpu"),
+    Case("sampling", "smollm2", 8, 8, 64, 64, repeats=5, contenders=GPU_SAMPLERS, device="gpu"),
+    Case("sampling", "llama1b", 32, 16, 128, 128, repeats=5, contenders=GPU_SAMPLERS, device="gpu"),
+    Case("step", "llama1b", 32, 16, 128, 128, repeats=3, contenders=LARGE_TRAINERS, device="gpu"),
 )
 
 

@@ -4,7 +4,8 @@ Every token is computed once. Rollouts share their prompt: its keys and values a
 step, and the update reads it once. Attention's products, norms, softmax and sampling count nothing. So no program
 reaches the floor; how near one comes says how much of its time is overhead.
 
-Letters as in `ctrl_jax.types`; R = B N rows, W the parameters of the layers' matrices, F = 4 bytes a float.
+Letters as in `ctrl_jax.types`; R = B N rows, W the parameters of the layers' matrices, F bytes a number: 4, or 2
+where bfloat16 is sampled from.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,12 @@ from dataclasses import dataclass
 from benchmarks.cases import Case, Sizes
 
 FLOAT = 4
+
+
+def itemsize(case: Case) -> int:
+    """Bytes of a weight that is sampled from, and of what is kept in the caches."""
+    return 2 if case.dtype == "bfloat16" else FLOAT
+
 
 Product = tuple[int, int, int]
 """[m, k] times [k, n]."""
@@ -49,10 +56,10 @@ def sampling_seconds(sizes: Sizes, case: Case, machine: Machine) -> dict[str, fl
     """
     steps = case.new_tokens - 1
     dense = sum(
-        count * max(machine.product_seconds[m, k, n], FLOAT * k * n / machine.bandwidth)
+        count * max(machine.product_seconds[m, k, n], itemsize(case) * k * n / machine.bandwidth)
         for count, (m, k, n) in decode_products(sizes, case.rows)
     )
-    token_bytes = 2 * FLOAT * sizes.layers * sizes.kv_heads * sizes.head_dim
+    token_bytes = 2 * itemsize(case) * sizes.layers * sizes.kv_heads * sizes.head_dim
     tokens_read = steps * case.prompts * case.prompt_length + case.rows * steps * (steps + 1) // 2
     prompt_tokens = case.prompts * case.prompt_length
     unembedding = sizes.vocabulary_size * sizes.width
@@ -68,16 +75,31 @@ def step_seconds(sizes: Sizes, case: Case, machine: Machine) -> dict[str, float]
 
     - reference: one forward pass, 2 (W (B P + R T) + V D R T) / rate;
     - update: policy's forward pass and its backward pass of twice the work, three times that;
-    - optimizer: Adam reads parameters, gradients and two moments and writes all but the gradients, 7 F · parameters /
-      bandwidth.
+    - optimizer: Adam reads parameters, gradients and two moments and writes all but the gradients, 7 · 4 · parameters /
+      bandwidth, in float32 everywhere.
     """
-    tokens = case.prompts * case.prompt_length + case.tokens
-    forward = 2 * (sizes.body * tokens + sizes.vocabulary_size * sizes.width * case.tokens) / machine.rate
+    forward = forward_flops(sizes, case) / machine.rate
     return sampling_seconds(sizes, case, machine) | {
         "reference": forward,
         "update": 3 * forward,
         "optimizer": 7 * FLOAT * sizes.parameters / machine.bandwidth,
     }
+
+
+def forward_flops(sizes: Sizes, case: Case) -> int:
+    """Of one pass over prompts and responses, 2 (W (B P + R T) + V D R T)."""
+    tokens = case.prompts * case.prompt_length + case.tokens
+    return 2 * (sizes.body * tokens + sizes.vocabulary_size * sizes.width * case.tokens)
+
+
+def model_flops(sizes: Sizes, case: Case) -> int:
+    """What the task multiplies with its matrices, each token once a pass, attention left out.
+
+    Sampling reads each prompt and all tokens of a response but its last, and makes logits for each new token; a step
+    is that, a reference's pass, and an update of three.
+    """
+    sampling = forward_flops(sizes, case) - 2 * sizes.body * case.rows
+    return sampling if case.task == "sampling" else sampling + 4 * forward_flops(sizes, case)
 
 
 def parts(sizes: Sizes, case: Case, machine: Machine) -> dict[str, float]:

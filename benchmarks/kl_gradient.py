@@ -47,7 +47,7 @@ def main(repeats: int = 40, experiment: str = "bon_helpful", runs_dir: Path = Pa
         transformed = raw if phi is None else phi(calibration.calibrate(raw, rewards[:batch]))
 
         def loss(params: Params, rewards: jax.Array, exact: bool) -> jax.Array:
-            c = build.compare(parts, params, reference, rollouts, config.policy.temperature)
+            c = build.compare(parts, run.mesh, params, reference, rollouts, config.policy.temperature)
             function = policy_gradient.exact_kl_loss if exact else policy_gradient.sampled_kl_loss
             other = c.kl if exact else c.reference_log_probs
             return function(c.log_probs, other, rewards, responses.lengths, beta=beta).value

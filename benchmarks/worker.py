@@ -15,6 +15,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class Turn:
         self._loading = time.perf_counter()
         self._started = 0.0
         self._turns = 0
+        self.peak_bytes: Callable[[], int] = peak_resident_bytes
+        """The most memory that was held: of the process, or of its GPU."""
         self.log_prob: float | None = None
         """Nats a token of the first prompt's tokens after its first: tells whether the model is the same."""
 
@@ -45,7 +48,7 @@ class Turn:
         if self._turns == WARM_UP:
             self.answer(warm_up_seconds=ended - self._loading, log_prob=self.log_prob)
         if self._turns > WARM_UP:
-            self.answer(seconds=ended - self._started, peak_bytes=_peak_bytes())
+            self.answer(seconds=ended - self._started, peak_bytes=self.peak_bytes())
         if self._turns >= WARM_UP:
             if memory_is_short():
                 _return_memory()
@@ -60,7 +63,7 @@ class Turn:
         self._answers.flush()
 
 
-def _peak_bytes() -> int:
+def peak_resident_bytes() -> int:
     """The most resident memory of this process."""
     status = Path("/proc/self/status")
     if not status.exists():

@@ -27,6 +27,7 @@ from ctrl_jax import config
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, decoder, lora, partitioning, reward
 from ctrl_jax.models.architecture import Architecture
+from ctrl_jax.runtime import accelerators
 from ctrl_jax.runtime.mesh import BATCH_AXES
 from ctrl_jax.steps import calibration, kl, kl_budget, logprobs, policy_gradient, preference, sampling, win_rate
 from ctrl_jax.steps.masked import Mean, length_mask, masked_mean
@@ -290,17 +291,18 @@ def _reader(
     return jax.jit(program, donate_argnums=donate)
 
 
-def default_micro_batches(sizes: Architecture, batch: costs.Batch, *, rematerialize: bool, on_cpu: bool) -> int:
+def default_micro_batches(sizes: Architecture, batch: costs.Batch, *, rematerialize: bool, memory: float | None) -> int:
     """Into how many slices a device's prompts are cut where the experiment does not say: as few as keep a slice's
-    activations under 64 MiB on a CPU, and under 2 GiB on an accelerator.
+    activations under a sixteenth of an accelerator's memory, in bytes, or under 64 MiB on a CPU (None).
 
     On CPU small slices are fast too: what the backward pass reads is near. Accelerators want large ones.
     """
+    most = 2**26 if memory is None else memory / 16
 
     def fits(count: int) -> bool:
         part = replace(batch, prompts=batch.prompts // count)
         kept = costs.kept_activations(sizes, part, length=batch.response_length, rematerialize=rematerialize)
-        return kept <= (2**26 if on_cpu else 2**31)
+        return kept <= most
 
     counts = [count for count in range(1, batch.prompts + 1) if batch.prompts % count == 0]
     return next((count for count in counts if fits(count)), counts[-1])
@@ -310,9 +312,8 @@ def _micro_batches(parts: Models, mesh: Mesh, given: int | None, prompts: Prompt
     """Per-device code: how many there are of this device's prompts."""
     num_prompts, samples, length = responses.tokens.shape
     batch = costs.Batch(num_prompts, samples, prompts.tokens.shape[-1], length)
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    rematerialize = parts.decoder.rematerialize
-    return given or default_micro_batches(parts.architecture, batch, rematerialize=rematerialize, on_cpu=on_cpu)
+    rematerialize, memory = parts.decoder.rematerialize, accelerators.memory(mesh.devices.flat[0])
+    return given or default_micro_batches(parts.architecture, batch, rematerialize=rematerialize, memory=memory)
 
 
 def _values(mesh: Mesh, metrics: dict[str, Mean]) -> Metrics:
@@ -421,7 +422,7 @@ def sft_step(
     def loss(params: Params, batch: Examples) -> tuple[Mean, dict[str, Mean]]:
         features = parts.policy.apply(params, batch.prompts, batch.responses)
         log_probs = logprobs.token_log_probs(
-            parts.policy.unembed, params, features, batch.responses.tokens, chunk_size=_chunk_size(parts)
+            parts.policy.unembed, params, features, batch.responses.tokens, chunk_size=_chunk_size(parts, mesh)
         )
         mask = length_mask(batch.responses.lengths, log_probs.shape[-1])
         return masked_mean(-log_probs, mask), {}
@@ -449,12 +450,21 @@ def sampler(
 
     def sample(params: Params, prompts: Prompts, key: jax.Array) -> Rollouts:
         return sampling.sample(
-            parts.policy, params, prompts, key,
+            parts.policy, _cast(parts, params), prompts, key,
             num_samples=num_samples, max_length=max_length, eos_ids=eos_ids, temperature=temperature,
         )  # fmt: skip
 
     batch = P(_batch_axes(mesh))
     return _reader(mesh, sample, (batch, P()), batch)
+
+
+def _cast(parts: Models, params: Params) -> Params:
+    """Parameters in the type that they are computed with, where layers cast them: once, and not for every token.
+
+    Vectors stay as they are: norms are computed in float32.
+    """
+    dtype = parts.architecture.dtype
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
 
 
 def scorer(parts: Models, mesh: Mesh) -> RewardApply:
@@ -469,14 +479,15 @@ def kl_of_responses(
     """(policy params, reference params, rollouts of the policy) to the exact KL of each response [B, N], nats."""
 
     def measure(params: Params, reference: Params, rollouts: Rollouts) -> jax.Array:
-        return kl.per_sequence(compare(parts, params, reference, rollouts, temperature).kl, rollouts.responses.lengths)
+        comparison = compare(parts, mesh, params, reference, rollouts, temperature)
+        return kl.per_sequence(comparison.kl, rollouts.responses.lengths)
 
     batch = P(_batch_axes(mesh))
     return _reader(mesh, measure, (batch,), batch, num_params=2)
 
 
 def compare(
-    parts: Models, params: Params, reference: Params, rollouts: Rollouts, temperature: float
+    parts: Models, mesh: Mesh, params: Params, reference: Params, rollouts: Rollouts, temperature: float
 ) -> logprobs.Comparison:
     """Policy and reference on the policy's rollouts; per-device code, to be traced in a step."""
     apply, unembed = parts.policy.apply, parts.policy.unembed
@@ -484,17 +495,22 @@ def compare(
     reference_features = apply(reference, rollouts.prompts, rollouts.responses)
     return logprobs.compare(
         unembed, params, features, reference, reference_features, rollouts.responses.tokens,
-        temperature=temperature, chunk_size=_chunk_size(parts),
+        temperature=temperature, chunk_size=_chunk_size(parts, mesh),
     )  # fmt: skip
 
 
-def _chunk_size(parts: Models) -> int:
-    return chunk_size(parts.architecture.vocabulary_size)
+def _chunk_size(parts: Models, mesh: Mesh) -> int:
+    return chunk_size(parts.architecture.vocabulary_size, accelerators.memory(mesh.devices.flat[0]))
 
 
-def chunk_size(vocabulary_size: int) -> int:
-    """Tokens whose logits exist at a time, for any vocabulary: 32 MiB of float32, of which `compare` has four."""
-    return max(1, min(4096, 2**23 // vocabulary_size))
+def chunk_size(vocabulary_size: int, memory: float | None) -> int:
+    """Tokens whose logits exist at a time, for any vocabulary: 32 MiB of float32 on a CPU (None), or a 64th of an
+    accelerator's memory, in bytes; of these `compare` has four.
+
+    The gradient of the output projection is read and written for every chunk.
+    """
+    most = 2**25 if memory is None else memory / 64
+    return max(1, min(4096, int(most / 4 / vocabulary_size)))
 
 
 def transform_of(policy: config.Policy, num_references: int) -> Transform | None:
@@ -616,7 +632,9 @@ def _policy_update(
 
             def loss(trained: Params, part: tuple[Rollouts, jax.Array]) -> tuple[Mean, logprobs.Comparison]:
                 rollouts, rewards = part
-                comparison = compare(parts, lora.overlay(reference, trained), reference, rollouts, policy.temperature)
+                comparison = compare(
+                    parts, mesh, lora.overlay(reference, trained), reference, rollouts, policy.temperature
+                )
                 mean = policy_gradient.exact_kl_loss(
                     comparison.log_probs, comparison.kl, rewards, rollouts.responses.lengths, beta=beta
                 )

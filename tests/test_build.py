@@ -6,6 +6,7 @@ import functools
 import re
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -311,17 +312,17 @@ def test_gradient_norms_are_those_of_the_parameters():
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
 
 
-@pytest.mark.parametrize(("on_cpu", "limit"), [(True, 2**26), (False, 2**31)])
+@pytest.mark.parametrize(("memory", "limit"), [(None, 2**26), (2**35, 2**31)])
 @pytest.mark.parametrize("prompts", [1, 7, 48])
 @pytest.mark.parametrize("length", [8, 512, 65536])
-def test_a_batch_has_as_few_slices_as_fit(on_cpu, limit, prompts, length):
+def test_a_batch_has_as_few_slices_as_fit(memory, limit, prompts, length):
     whole = costs.Batch(prompts, 4, 16, length)
 
     def kept(count):
         part = dataclasses.replace(whole, prompts=prompts // count)
         return costs.kept_activations(WHOLE.architecture, part, length=length, rematerialize=False)
 
-    count = build.default_micro_batches(WHOLE.architecture, whole, rematerialize=False, on_cpu=on_cpu)
+    count = build.default_micro_batches(WHOLE.architecture, whole, rematerialize=False, memory=memory)
     divisors = [size for size in range(1, prompts + 1) if prompts % size == 0]
     assert count in divisors
     assert kept(count) <= limit or count == prompts
@@ -332,6 +333,34 @@ def test_a_step_cuts_its_batch_by_itself(monkeypatch):
     monkeypatch.setattr(build, "default_micro_batches", lambda *_, **__: 4)
     step, arguments = update_of("policy", 1, None)
     assert step.lower(*arguments).as_text() == update_of("policy", 1, 4)[0].lower(*arguments).as_text()
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "memory", "expected"),
+    # 2^25 / 4 / 131072; 16e9 / 64 / 4 / 131072; no more than 4096; at least one.
+    [(131_072, None, 64), (131_072, 16e9, 476), (512, 141e9, 4096), (2**24, None, 1)],
+)
+def test_a_chunk_of_logits_is_a_share_of_the_memory(vocabulary, memory, expected):
+    assert build.chunk_size(vocabulary, memory) == expected
+
+
+def test_the_sampler_casts_its_weights_once():
+    """Of a bfloat16 model's trained weights, float32: the loop over tokens reads none of them as they are."""
+    parts = build.models(dataclasses.replace(SIZES, dtype="bfloat16"), config.Lora())
+    mesh, prompts = mesh_of(1), examples(1).prompts
+    params = build.init_decoder(parts, mesh, jax.random.key(0))
+    sample = build.sampler(parts, mesh, num_samples=2, max_length=T, eos_ids=(EOS,), temperature=1.0)
+
+    def read_by_loops(jaxpr):
+        for equation in jaxpr.eqns:
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                if equation.primitive.name == "while":
+                    yield from (variable.aval for variable in inner.invars)
+                yield from read_by_loops(inner)
+
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim > 1}
+    avals = read_by_loops(jax.make_jaxpr(sample)(params, prompts, jax.random.key(1)).jaxpr)
+    assert {aval.dtype for aval in avals if aval.shape in shapes} == {jnp.dtype("bfloat16")}
 
 
 def test_micro_batches_take_less_memory():

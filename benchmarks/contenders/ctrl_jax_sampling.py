@@ -11,6 +11,7 @@ from ctrl_jax import build, config
 from ctrl_jax.jobs.run import PROMPTS_A_CORE
 from ctrl_jax.models import huggingface, weights
 from ctrl_jax.runtime.mesh import divide_cpu, make_mesh, num_cores, replicate, shard
+from ctrl_jax.runtime.platform import peak_memory
 from ctrl_jax.steps import logprobs
 from ctrl_jax.types import Params, Prompts, Responses
 
@@ -19,12 +20,16 @@ NO_EOS = (-1,)
 
 
 def load(
-    case: Case, folder: Path, devices: int | None = None
+    case: Case, folder: Path, turn: Turn, devices: int | None = None
 ) -> tuple[build.Models, jax.sharding.Mesh, Params, Prompts]:
-    architecture = huggingface.architecture(folder, dtype="float32")
-    # As the jobs have it: a device a core for a model from scratch, as far as its prompts divide; one for a large one.
-    at_most = min(num_cores(), case.prompts // PROMPTS_A_CORE) if case.model == "tiny" else 1
-    divide_cpu(devices or next((count for count in range(at_most, 1, -1) if case.prompts % count == 0), 1))
+    architecture = huggingface.architecture(folder, dtype=case.dtype)
+    if case.device == "gpu":
+        turn.peak_bytes = peak_memory
+    else:
+        # As the jobs have it: a device a core for a model from scratch, as far as its prompts divide; one for a large
+        # one.
+        at_most = min(num_cores(), case.prompts // PROMPTS_A_CORE) if case.model == "tiny" else 1
+        divide_cpu(devices or next((count for count in range(at_most, 1, -1) if case.prompts % count == 0), 1))
     mesh = make_mesh()
     params = replicate(mesh, {"params": weights.load(folder, architecture)})
     prompts = Prompts(
@@ -44,7 +49,7 @@ def log_prob(parts: build.Models, params: Params, tokens: jax.Array) -> float:
 
 
 def run(case: Case, folder: Path, turn: Turn, *, devices: int | None = None) -> None:
-    parts, mesh, params, prompts = load(case, folder, devices)
+    parts, mesh, params, prompts = load(case, folder, turn, devices)
     turn.log_prob = log_prob(parts, params, prompts.tokens[0])
     sample = build.sampler(
         parts, mesh, num_samples=case.samples, max_length=case.new_tokens, eos_ids=NO_EOS, temperature=1.0

@@ -20,7 +20,7 @@ def score(prompts: Prompts, responses: Responses) -> np.ndarray:
 
 
 def run(case: Case, folder: Path, turn: Turn, *, micro_batches: int | None) -> None:
-    parts, mesh, reference, prompts = load(case, folder)
+    parts, mesh, reference, prompts = load(case, folder, turn)
     turn.log_prob = log_prob(parts, reference, prompts.tokens[0])
     policy = config.Policy(
         prompts_per_step=case.prompts,

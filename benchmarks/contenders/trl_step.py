@@ -1,6 +1,5 @@
-"""TRL's RLOO and GRPO trainers, in float32 and without gradient checkpointing."""
+"""TRL's RLOO and GRPO trainers, without gradient checkpointing: in float32, or on a GPU in its mixed precision."""
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from benchmarks.cases import Case, even_share, prompt_tokens, spell
-from benchmarks.contenders.transformers_sampling import log_prob
+from benchmarks.contenders.transformers_sampling import log_prob, prepare
 from benchmarks.worker import Turn
 
 
@@ -37,10 +36,11 @@ def run(case: Case, folder: Path, turn: Turn, *, algorithm: str, micro_batches: 
         from trl import GRPOConfig as Config
         from trl import GRPOTrainer as Trainer
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    device = prepare(case, turn)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = model.to(device)
     tokens = prompt_tokens(case, model.config.vocab_size)
-    turn.log_prob = log_prob(model.eval(), torch.from_numpy(tokens[0]).long())
+    turn.log_prob = log_prob(model.eval(), torch.from_numpy(tokens[0]).long().to(device))
     prompts = [spell(prompt) for prompt in tokens]
     config = Config(
         output_dir=tempfile.mkdtemp(),
@@ -57,8 +57,8 @@ def run(case: Case, folder: Path, turn: Turn, *, algorithm: str, micro_batches: 
         learning_rate=1e-6,
         lr_scheduler_type="constant",
         max_steps=1_000_000,
-        use_cpu=True,
-        bf16=False,
+        use_cpu=case.device == "cpu",
+        bf16=case.dtype == "bfloat16",
         gradient_checkpointing=False,
         logging_strategy="no",
         save_strategy="no",

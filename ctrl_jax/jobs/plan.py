@@ -122,6 +122,8 @@ class Sizes:
     reward_lora: Lora
     reward_bytes: float
     """What it adds to a device; a trunk that is the reference itself adds nothing."""
+    device_memory: float | None
+    """`Accelerator.own_memory`, which slices and chunks are sized by."""
 
     @property
     def trained(self) -> int:
@@ -129,7 +131,7 @@ class Sizes:
         return costs.adapter_parameters(self.policy, self.lora) or costs.parameters(self.policy)
 
 
-def sizes(experiment: Experiment) -> Sizes:
+def sizes(experiment: Experiment, device_memory: float | None = accelerators.SMALLEST) -> Sizes:
     """What an experiment's networks compute, by its configuration and a directory's config.json.
 
     A model from scratch is taken to have as many pieces as its tokenizer is asked for.
@@ -140,12 +142,13 @@ def sizes(experiment: Experiment) -> Sizes:
     else:
         policy = pretrained_architecture(experiment)
     if reward.function is not None:
-        return Sizes(policy, model.lora, None, Lora(), 0)
+        return Sizes(policy, model.lora, None, Lora(), 0, device_memory)
     if reward.path is not None:
         classifier = huggingface.architecture(Path(reward.path), dtype=model.dtype)
-        return Sizes(policy, model.lora, classifier, Lora(), costs.itemsize(classifier) * costs.parameters(classifier))
+        held = costs.itemsize(classifier) * costs.parameters(classifier)
+        return Sizes(policy, model.lora, classifier, Lora(), held, device_memory)
     trained = costs.adapter_parameters(policy, model.lora) or costs.parameters(policy)
-    return Sizes(policy, model.lora, policy, model.lora, costs.FLOAT32 * trained)
+    return Sizes(policy, model.lora, policy, model.lora, costs.FLOAT32 * trained, device_memory)
 
 
 def expect(phases: tuple[Phase, ...], device: Accelerator, dtype: str, efficiency: Efficiency) -> Expectation:
@@ -161,7 +164,7 @@ def expect(phases: tuple[Phase, ...], device: Accelerator, dtype: str, efficienc
     return Expectation(**seconds)
 
 
-def stages(experiment: Experiment, devices: int, *, on_cpu: bool = False) -> list[Stage]:
+def stages(experiment: Experiment, devices: int, *, device_memory: float | None = accelerators.SMALLEST) -> list[Stage]:
     """Everything that `train` does with networks, the policy's steps among it (`policy training`), for one device.
 
     Raises:
@@ -170,12 +173,12 @@ def stages(experiment: Experiment, devices: int, *, on_cpu: bool = False) -> lis
     if devices < 1:
         raise InputError(f"--devices is {devices}; ask for at least 1.")
     check_batches_divide(experiment, devices)
-    found = sizes(experiment)
-    made = [_policy(experiment, found, devices, on_cpu)]
+    found = sizes(experiment, device_memory)
+    made = [_policy(experiment, found, devices)]
     if experiment.reward_model.trained:
-        made.insert(0, _supervised("reward model", experiment, found, experiment.reward_model, devices, on_cpu))
+        made.insert(0, _supervised("reward model", experiment, found, experiment.reward_model, devices))
     if experiment.sft.steps:
-        made.insert(0, _supervised("reference policy (sft)", experiment, found, experiment.sft, devices, on_cpu))
+        made.insert(0, _supervised("reference policy (sft)", experiment, found, experiment.sft, devices))
     calibration, evaluation = experiment.calibration, experiment.evaluation
     made.insert(
         -1, _responses("calibration", experiment, found, calibration.prompts, calibration.samples_per_prompt, devices)
@@ -207,7 +210,7 @@ def _cast(found: Sizes) -> Memory:
 
 
 def _chunk(found: Sizes, tokens: int) -> int:
-    return min(tokens, build._chunk_size(build.models(found.policy, found.lora)))
+    return min(tokens, build.chunk_size(found.policy.vocabulary_size, found.device_memory))
 
 
 def _sampling(found: Sizes, batch: Batch) -> tuple[tuple[Phase, ...], dict[str, Memory]]:
@@ -275,9 +278,10 @@ def _backward(found: Sizes, batch: Batch, vocabulary: Work, length: int, devices
     )
 
 
-def _slices(given: int | None, found: Sizes, batch: Batch, rematerialize: bool, on_cpu: bool) -> int:
+def _slices(given: int | None, found: Sizes, batch: Batch, rematerialize: bool) -> int:
     """The micro-batches of a device's prompts."""
-    return given or build.default_micro_batches(found.policy, batch, rematerialize=rematerialize, on_cpu=on_cpu)
+    memory = found.device_memory
+    return given or build.default_micro_batches(found.policy, batch, rematerialize=rematerialize, memory=memory)
 
 
 def _update_memory(
@@ -305,13 +309,13 @@ def _policy_batch(experiment: Experiment, devices: int) -> Batch:
     return Batch(prompts, policy.samples_per_prompt, data.prompt_length, data.response_length)
 
 
-def _policy(experiment: Experiment, found: Sizes, devices: int, on_cpu: bool) -> Stage:
+def _policy(experiment: Experiment, found: Sizes, devices: int) -> Stage:
     config, batch = experiment.policy, _policy_batch(experiment, devices)
     drawing, caches = _sampling(found, batch)
     scoring, read = _scoring(found, batch)
     rematerialize = experiment.model.rematerialize
     update = _update(found, batch, rematerialize, devices)
-    slices = _slices(config.micro_batches, found, batch, rematerialize, on_cpu)
+    slices = _slices(config.micro_batches, found, batch, rematerialize)
     activations = _update_memory(found, batch, slices, rematerialize, length=batch.response_length - 1, networks=2)
     held = _held(found)
     needed = {**caches, "scoring": read, "update": activations}
@@ -319,9 +323,7 @@ def _policy(experiment: Experiment, found: Sizes, devices: int, on_cpu: bool) ->
     return Stage("policy training", config.steps, (*drawing, *scoring, *update), programs)
 
 
-def _supervised(
-    name: str, experiment: Experiment, found: Sizes, config: Supervised, devices: int, on_cpu: bool
-) -> Stage:
+def _supervised(name: str, experiment: Experiment, found: Sizes, config: Supervised, devices: int) -> Stage:
     """Fine-tuning on demonstrations, or on pairs of responses: those have no logits."""
     data, lora = experiment.data, found.lora
     pairs = name == "reward model"
@@ -340,7 +342,7 @@ def _supervised(
     held = {what: size for what, size in _held(found).items() if what != "reward model"}
     held["trained, float32"] = held.pop("policy, float32")
     rematerialize = experiment.model.rematerialize
-    slices = _slices(config.micro_batches, found, batch, rematerialize, on_cpu)
+    slices = _slices(config.micro_batches, found, batch, rematerialize)
     memory = _update_memory(found, batch, slices, rematerialize, length=length, networks=0 if pairs else 1)
     return Stage(name, config.steps, phases, {"update": {**held, **memory}})
 
@@ -386,14 +388,19 @@ Change = Callable[[Experiment, int], tuple[Experiment, int]]
 
 
 def remedies(
-    experiment: Experiment, devices: int, capacity: float, stage: str, *, on_cpu: bool = False
+    experiment: Experiment,
+    devices: int,
+    capacity: float,
+    stage: str,
+    *,
+    device_memory: float | None = accelerators.SMALLEST,
 ) -> list[Remedy]:
     """Changes of which each makes a stage fit in the memory; where none does, the mildest of all together, if any."""
 
     def held(experiment: Experiment, devices: int) -> float:
         if not _divides(experiment, devices):
             return math.inf
-        made = stages(experiment, devices, on_cpu=on_cpu)
+        made = stages(experiment, devices, device_memory=device_memory)
         return next(peak(one) for one in made if one.name == stage)
 
     knobs = _knobs(experiment, devices, stage)
@@ -484,7 +491,7 @@ def run(options: Options) -> int:
             "leave out --devices, or name the kind of device."
         )
     device = accelerators.named(options.device_kind)
-    made = stages(experiment, devices, on_cpu=options.on_cpu)
+    made = stages(experiment, devices, device_memory=device.own_memory)
     if options.json:
         print(json.dumps(as_json(options, made, device), indent=2))
         return 0
@@ -525,7 +532,7 @@ def as_json(options: Options, made: list[Stage], device: Accelerator) -> dict[st
         "remedies": {
             one.name: [
                 remedy._asdict()
-                for remedy in remedies(experiment, options.devices, capacity, one.name, on_cpu=options.on_cpu)
+                for remedy in remedies(experiment, options.devices, capacity, one.name, device_memory=device.own_memory)
             ]
             for one in made
             if peak(one) > capacity
@@ -577,7 +584,7 @@ def _print(options: Options, made: list[Stage], device: Accelerator) -> None:
     held.append(["all", *(_bytes(size) for size in sums.values())])
     held.append([f"of {quantity(capacity, 'B')}", *(f"{size / capacity:.0%}" for size in sums.values())])
     table("Memory in that step, by program", ["what it holds", *training.programs], held)
-    say(_activations(experiment, devices, on_cpu=options.on_cpu))
+    say(_activations(experiment, devices, device.own_memory))
 
     all_stages: list[list[object]] = []
     for stage in made:
@@ -593,7 +600,7 @@ def _print(options: Options, made: list[Stage], device: Accelerator) -> None:
         ["stage", "steps or batches", "FLOPs", "most memory", "expected", "limited by"],
         all_stages,
     )
-    _print_fit(experiment, devices, made, capacity, on_cpu=options.on_cpu)
+    _print_fit(experiment, devices, made, capacity, device.own_memory)
     say(
         f"Assumed: {efficiency.matmul:g} of the peak of products and {efficiency.bandwidth:g} of the bandwidths "
         "(--efficiency.matmul, --efficiency.bandwidth); every response at its full length and every prompt padded; "
@@ -604,27 +611,29 @@ def _print(options: Options, made: list[Stage], device: Accelerator) -> None:
         say(f"The reward {experiment.reward_model.function} is a function of the host, and not in these tables.")
 
 
-def _activations(experiment: Experiment, devices: int, *, on_cpu: bool) -> str:
-    found, batch = sizes(experiment), _policy_batch(experiment, devices)
+def _activations(experiment: Experiment, devices: int, device_memory: float | None) -> str:
+    found, batch = sizes(experiment, device_memory), _policy_batch(experiment, devices)
 
     def kept(rematerialize: bool) -> str:
         changed = replace(experiment, model=replace(experiment.model, rematerialize=rematerialize))
-        memory = policy_training(stages(changed, devices, on_cpu=on_cpu)).programs["update"]
-        slices = _slices(experiment.policy.micro_batches, found, batch, rematerialize, on_cpu)
+        memory = policy_training(stages(changed, devices, device_memory=device_memory)).programs["update"]
+        slices = _slices(experiment.policy.micro_batches, found, batch, rematerialize)
         return f"{quantity(memory['activations'], 'B')} in {slices} micro-batch{'' if slices == 1 else 'es'}"
 
     now = "on" if experiment.model.rematerialize else "off"
     return f"Activations of the update: {kept(True)} with --model.rematerialize, {kept(False)} without; it is {now}."
 
 
-def _print_fit(experiment: Experiment, devices: int, made: list[Stage], capacity: float, *, on_cpu: bool) -> None:
+def _print_fit(
+    experiment: Experiment, devices: int, made: list[Stage], capacity: float, device_memory: float | None
+) -> None:
     too_large = [stage for stage in made if peak(stage) > capacity]
     if not too_large:
         fullest = max(made, key=peak)
         say(f"It fits: {quantity(peak(fullest), 'B')} of {quantity(capacity, 'B')} at most, in {fullest.name}.")
     for stage in too_large:
         say(f"[red]{stage.name} does not fit[/]: {quantity(peak(stage), 'B')} of {quantity(capacity, 'B')}.")
-        found = remedies(experiment, devices, capacity, stage.name, on_cpu=on_cpu)
+        found = remedies(experiment, devices, capacity, stage.name, device_memory=device_memory)
         for remedy in found:
             say(f"    {remedy.options} brings it to {quantity(remedy.held, 'B')}")
         if not found:

@@ -367,7 +367,7 @@ def _result(
     policy, data, dtype = experiment.policy, experiment.data, experiment.model.dtype
     step = statistics.median(whole)
     tokens = policy.prompts_per_step * policy.samples_per_prompt * data.response_length
-    training = plan.policy_training(plan.stages(experiment, parts))
+    training = plan.policy_training(plan.stages(experiment, parts, device_memory=accelerators.memory(device)))
     accelerator = accelerators.of_device(device)
     flops = plan.model_flops(training) * parts
     names = {key: name for text in texts.values() for key, name in source_names(text).items()}

@@ -5,6 +5,7 @@ unrolled and each has its own cache, laid out [batch, head, position, dim]: on C
 than the position-major layout, and about twice as fast as scanned layers.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,20 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from ctrl_jax.config import Lora
+from ctrl_jax.models import attention
 from ctrl_jax.models.architecture import Architecture, Layer
+from ctrl_jax.models.attention import KeysValues, visible
 from ctrl_jax.types import Cache, Params, Policy, Prompts, Responses
-
-
-class KeysValues(NamedTuple):
-    """One layer's cache: [B, kv heads, P, d] of the prompts, or [B * N, kv heads, T, d] of the responses.
-
-    One axis for all responses, as the products read them: of [B, N, ...] XLA's CPU backend copies the whole cache for
-    every token."""
-
-    keys: jax.Array
-    values: jax.Array
 
 
 class Rotation(NamedTuple):
@@ -50,66 +44,6 @@ def rotate(x: jax.Array, by: Rotation) -> jax.Array:
     first, second = x[..., :half], x[..., half:]
     rotated = [first * by.cos - second * by.sin, second * by.cos + first * by.sin]
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
-
-
-def visible(queries: jax.Array, keys: jax.Array, window: int | None) -> jax.Array:
-    """[..., T, S] whether a token at position `queries` [..., T] attends to one at `keys` [..., S]."""
-    behind = queries[..., :, None] - keys[..., None, :]
-    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
-
-
-def attend(
-    queries: jax.Array,
-    shared: KeysValues,
-    shared_mask: jax.Array,
-    own: KeysValues | None,
-    own_mask: jax.Array | None,
-    *,
-    scale: float,
-    softcap: float | None = None,
-) -> jax.Array:
-    """Softmax attention of each response to its prompt's keys, one copy for all N, and to its own.
-
-    queries [B, N, T, H, d], shared_mask [B, T, P], own_mask [T, S]; returns [B, N, T, H * d]. Grouped queries: head h
-    reads key-value head h // (H / kv heads) (Ainslie et al. 2023, arXiv 2305.13245). Scores are scale * q.k, and with a
-    softcap c they become c * tanh(scores / c). One softmax goes over both parts' scores, while the shared keys and
-    values are never copied beside each response's own.
-    """
-    batch, samples, length, heads, dim = queries.shape
-    kv_heads = shared.keys.shape[1]
-    groups = heads // kv_heads
-    queries = queries.reshape(batch, samples, length, kv_heads, groups, dim).transpose(0, 1, 3, 4, 2, 5)
-    queries = queries.reshape(batch, samples, kv_heads, groups * length, dim)
-
-    def scores(equation: str, queries: jax.Array, keys: jax.Array, mask: jax.Array) -> jax.Array:
-        products = jnp.einsum(equation, queries, keys, preferred_element_type=jnp.float32)
-        products = scale * products.reshape(batch, samples, kv_heads, groups, length, -1)
-        if softcap is not None:
-            products = softcap * jnp.tanh(products / softcap)
-        # Finite, so that the row of a padded query, which sees nothing, stays free of nan in the gradient too.
-        return jnp.where(mask, products, -1e30)
-
-    def mix(equation: str, weights: jax.Array, values: jax.Array) -> jax.Array:
-        # Values first: the other way round, XLA's CPU backend has no product of bfloat16 into float32 (jax 0.10.1).
-        mixed = jnp.einsum(equation, values, weights, preferred_element_type=jnp.float32)
-        return mixed.reshape(batch, samples, kv_heads, groups, length, dim)
-
-    all_scores = scores("bnkmd,bkpd->bnkmp", queries, shared.keys, shared_mask[:, None, None, None])
-    if own is not None and own_mask is not None:
-        by_row = queries.reshape(-1, *queries.shape[2:])
-        own_scores = scores("rkmd,rksd->rkms", by_row, own.keys, jnp.expand_dims(own_mask, (0, 1, 2, 3)))
-        all_scores = jnp.concatenate([all_scores, own_scores], axis=-1)
-    weights = jnp.exp(all_scores - jax.lax.stop_gradient(all_scores.max(-1, keepdims=True)))
-    num_shared = shared.keys.shape[2]
-    to_shared, to_own = (
-        part.reshape(batch, samples, kv_heads, groups * length, -1).astype(shared.values.dtype)
-        for part in (weights[..., :num_shared], weights[..., num_shared:])
-    )
-    out = mix("bkpd,bnkmp->bnkmd", to_shared, shared.values)
-    if own is not None:
-        out += mix("rksd,rkms->rkmd", to_own.reshape(-1, *to_own.shape[2:]), own.values)
-    out = (out / weights.sum(-1, keepdims=True)).astype(shared.values.dtype)
-    return out.transpose(0, 1, 4, 2, 3, 5).reshape(batch, samples, length, heads * dim)
 
 
 class Norm(nn.Module):
@@ -198,10 +132,14 @@ class Block(nn.Module):
         own: KeysValues | None,
         own_mask: jax.Array | None,
     ) -> jax.Array:
-        """The layer's output [B, N, T, D] once its keys are known; masks as in `attend`."""
+        """The layer's output [B, N, T, D] once its keys are known; masks as in `attention.attend`."""
         sizes = self.architecture
         scale, softcap = sizes.query_scale, sizes.attention_softcap
-        attended = self.o_proj(_rows(attend(queries, shared, shared_mask, own, own_mask, scale=scale, softcap=softcap)))
+        if attention.is_fused(queries, softcap):
+            mixed = attention.attend_fused(queries, shared, shared_mask, own, own_mask, scale=scale)
+        else:
+            mixed = attention.attend(queries, shared, shared_mask, own, own_mask, scale=scale, softcap=softcap)
+        attended = self.o_proj(_rows(mixed))
         rows = _rows(x) + (self.attention_post_norm(attended) if sizes.post_norms else attended)
         hidden = self.mlp_norm(rows)
         gate = self.gate_proj(hidden)
@@ -216,9 +154,36 @@ def _rows(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _exact_dot_general(*arguments: Any, **options: Any) -> jax.Array:
-    """A product that is accumulated, and left, in float32."""
-    return jax.lax.dot_general(*arguments, **{**options, "preferred_element_type": jnp.float32})
+@jax.custom_jvp
+def exact_product(features: jax.Array, kernel: jax.Array) -> jax.Array:
+    """features [..., D] by kernel [D, V], accumulated and left in float32, whatever type they have.
+
+    Its gradients are products in that type again. Without this rule those of a bfloat16 model would be in float32,
+    half as fast on an accelerator.
+    """
+    return jnp.matmul(features, kernel, preferred_element_type=jnp.float32)
+
+
+@functools.partial(exact_product.defjvp, symbolic_zeros=True)
+def _exact_product_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    features, kernel = primals
+    of_features, of_kernel = tangents
+    out = exact_product(features, kernel)
+    tangent = jnp.zeros_like(out)
+    if not isinstance(of_features, SymbolicZero):
+        tangent += (of_features @ kernel).astype(jnp.float32)
+    if not isinstance(of_kernel, SymbolicZero):
+        tangent += (features @ of_kernel).astype(jnp.float32)
+    return out, tangent
+
+
+class Head(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        return exact_product(x, kernel.astype(x.dtype))
 
 
 class Decoder(nn.Module):
@@ -236,7 +201,7 @@ class Decoder(nn.Module):
         self.layers = [block(sizes, layer, self.lora) for layer in sizes.layers]
         self.final_norm = Norm(sizes.norm_epsilon, sizes.norm_offset)
         if not sizes.tied_embeddings:
-            self.head = nn.Dense(sizes.vocabulary_size, use_bias=False, dot_general=_exact_dot_general)
+            self.head = Head(sizes.vocabulary_size)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         embedded = self.embedding(tokens).astype(self.architecture.dtype)
@@ -300,7 +265,7 @@ class Decoder(nn.Module):
         """Features [..., D] to logits [..., V], in float32: in bfloat16 a KL would be off by 5e-4 nats a token."""
         if self.architecture.tied_embeddings:
             table = self.embedding.embedding.astype(features.dtype)
-            logits = _exact_dot_general(features, table, (((features.ndim - 1,), (1,)), ((), ())))
+            logits = exact_product(features, table.T)
         else:
             logits = self.head(features)
         softcap = self.architecture.logits_softcap

@@ -29,6 +29,11 @@ class Accelerator:
     interconnect: float | None
     """Bytes/s that a device sends to others of its pod or NVLink domain; None where there are none."""
 
+    @property
+    def own_memory(self) -> float | None:
+        """None for a CPU, which shares the host's."""
+        return None if self.kind == "cpu" else self.memory
+
     def flops(self, dtype: str) -> float:
         return self.bfloat16 if dtype == "bfloat16" else self.float32
 
@@ -83,6 +88,21 @@ def of_device(device: jax.Device) -> Accelerator | None:
         return measure_cpu()
     kind = _NAMES.get(device.device_kind)
     return None if kind is None else KINDS[kind]
+
+
+SMALLEST = min(found.memory for found in KINDS.values())
+
+
+def memory(device: jax.Device) -> float | None:
+    """Bytes of a device's own memory, the same on every host; None for a CPU, which shares the host's.
+
+    By its kind, not as the device tells: what is free differs by a little between hosts, whose programs must not. A
+    kind that is not known is taken for the smallest of those that are.
+    """
+    if device.platform == "cpu":
+        return None
+    kind = _NAMES.get(device.device_kind)
+    return SMALLEST if kind is None else KINDS[kind].memory
 
 
 def measure_cpu() -> Accelerator:

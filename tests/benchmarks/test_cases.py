@@ -118,5 +118,6 @@ def test_only_who_runs_the_same_model_is_timed():
     told = {"ctrl_jax": -3.0, "same": -3.0004, "another": -3.2, "silent": None, "failed": None}
     outcomes = {name: Outcome(name, name, "1", log_prob=value) for name, value in told.items()}
     outcomes["failed"].failure = "not installed"
-    assert others_than_ours(outcomes) == ["another", "silent"]
-    assert others_than_ours({"another": outcomes["another"]}) == []
+    assert others_than_ours(outcomes, 1e-3) == ["another", "silent"]
+    assert others_than_ours({"another": outcomes["another"]}, 1e-3) == []
+    assert others_than_ours(outcomes, 0.5) == ["silent"]

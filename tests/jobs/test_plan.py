@@ -282,7 +282,7 @@ def test_memory_of_sampling_is_about_xlas(shape):
         parts, make_mesh(1), num_samples=batch.samples, max_length=batch.response_length, eos_ids=(0,), temperature=1.0
     )
     held = sample.lower(params, prompts, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
-    _, programs = plan._sampling(plan.Sizes(model, Lora(), None, Lora(), 0), batch)
+    _, programs = plan._sampling(plan.Sizes(model, Lora(), None, Lora(), 0, None), batch)
     assert 0.9 * held < max(sum(memory.values()) for memory in programs.values()) < 1.5 * held
 
 

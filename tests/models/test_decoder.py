@@ -229,3 +229,25 @@ def test_logits_of_a_bfloat16_model_are_not_rounded_to_it(tied):
     logits = jax.jit(model.apply)(variables, PROMPTS, RESPONSES)
     assert logits.dtype == jnp.float32
     assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradients_of_logits_are_products_in_the_model_s_own_type(dtype):
+    features, kernel, cotangent = (
+        jax.random.normal(key, shape) for key, shape in zip(KEYS[:3], [(2, 3, 8), (8, 16), (2, 3, 16)], strict=True)
+    )
+    given = features.astype(dtype), kernel.astype(dtype)
+    logits, pull = jax.vjp(decoder.exact_product, *given)
+    gradients = pull(cotangent)
+    assert logits.dtype == jnp.float32
+    assert [gradient.dtype for gradient in gradients] == [dtype, dtype]
+    expected = cotangent @ kernel.T, jnp.einsum("abd,abv->dv", features, cotangent)
+    for found, wanted in zip((logits, *gradients), (features @ kernel, *expected), strict=True):
+        np.testing.assert_allclose(
+            found, wanted, rtol=1e-5 if dtype == "float32" else 3e-2, atol=1e-5 if dtype == "float32" else 5e-2
+        )
+    products = [
+        equation for equation in jax.make_jaxpr(pull)(cotangent).eqns if equation.primitive is jax.lax.dot_general_p
+    ]
+    assert len(products) == 2
+    assert all(operand.aval.dtype == dtype for product in products for operand in product.invars)

@@ -20,6 +20,15 @@ def test_an_unknown_kind_is_told_those_there_are():
 
 
 @pytest.mark.parametrize(
+    ("platform", "device_kind", "memory"),
+    [("tpu", "TPU v5p", 95e9), ("gpu", "NVIDIA H200", 141e9), ("gpu", "another", 16e9), ("cpu", "cpu", None)],
+)
+def test_what_a_device_holds_by_itself(platform, device_kind, memory):
+    assert accelerators.memory(SimpleNamespace(platform=platform, device_kind=device_kind)) == memory
+    assert accelerators.named("cpu").own_memory is None
+
+
+@pytest.mark.parametrize(
     ("device_kind", "kind"),
     [("TPU v5 lite", "v5e"), ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", None)],
 )
