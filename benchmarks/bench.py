@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -209,18 +209,27 @@ def _foreign(before: quiet.Busy | None, after: quiet.Busy | None, seconds: float
 
 
 def measure_machine(
-    products: Iterable[floor.Product], device: Device, tolerance: float
+    decode: Sequence[tuple[int, floor.Product]], device: Device, tolerance: float
 ) -> tuple[dict[str, Machine], dict[str, Any]]:
     """The machine's limits as each installed library reaches them, and as the best does; and a record for results.json.
 
     The libraries differ: XLA's products on CPU are slower than MKL's, which no program of XLA can mend from outside.
     """
-    products, large = list(products), machine.LARGE[device]
+    products, large = [product for _, product in decode], machine.LARGE[device]
+    in_a_row = [product for count, product in decode for _ in range(count)]
     # A GPU would be timed at starting products as small as a decode step's: there they have the large one's rate.
     wanted = [large, *products] if device == "cpu" else [large]
     limits: dict[str, Machine] = {}
     for library in ("jax", "torch"):
-        command = [sys.executable, "-m", "benchmarks.machine", library, device, json.dumps(wanted)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.machine",
+            library,
+            device,
+            json.dumps(wanted),
+            json.dumps(in_a_row),
+        ]
         for _ in range(TRIES):
             before, started = quiet.read([]), time.perf_counter()
             run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -232,7 +241,7 @@ def measure_machine(
             seconds = dict(zip(wanted, found["seconds"], strict=True))
             rate = flops(large) / seconds[large]
             by_rate = {product: flops(product) / rate for product in products}
-            limits[library] = Machine(rate, found["bandwidth"], by_rate | seconds)
+            limits[library] = Machine(rate, found["bandwidth"], by_rate | seconds, found["row_seconds"])
             if foreign is None or foreign <= tolerance:
                 break
             say(f"  {library}: others had {foreign:.2f} cores")
@@ -240,6 +249,7 @@ def measure_machine(
         max(found.rate for found in limits.values()),
         max(found.bandwidth for found in limits.values()),
         {product: min(found.product_seconds[product] for found in limits.values()) for product in [large, *products]},
+        min(found.pass_seconds for found in limits.values()),
     )
     for library, found in limits.items():
         speed = f"{found.rate / 1e9:,.0f} GFLOP/s in products of {large[0]}, {found.bandwidth / 1e9:.1f} GB/s read"
@@ -248,6 +258,7 @@ def measure_machine(
         library: {
             f"gflops_at_{large[0]}": found.rate / 1e9,
             "read_gb_per_second": found.bandwidth / 1e9,
+            "decode_products_seconds": found.pass_seconds,
             "gflops": {
                 "×".join(map(str, product)): flops(product) / seconds / 1e9
                 for product, seconds in found.product_seconds.items()
@@ -283,6 +294,7 @@ def record(case: Case, sizes: Sizes, outcomes: Sequence[Outcome], limits: dict[s
             **parts,
             "total": least,
             "total_with_jax": sum(floor.parts(sizes, case, with_jax).values()),
+            "total_with_whole_passes": floor.with_whole_passes(parts, case, limits["best"]),
         },
         "contenders": [
             {
@@ -319,7 +331,12 @@ def show(result: dict[str, Any]) -> None:
             f"{100 * each['model_flops_utilisation']:.1f} %", f"{each['peak_gib']:.2f}",
             f"{len(each['seconds'])} of {made}",
         ])  # fmt: skip
-    for name, seconds in (("floor", least["total"]), ("floor, XLA's products", least["total_with_jax"])):
+    lines = {
+        "floor": least["total"],
+        "floor, XLA's products": least["total_with_jax"],
+        "floor, products in a row": least["total_with_whole_passes"],
+    }
+    for name, seconds in lines.items():
         share = f"{100 * least['total'] / seconds:.0f} %"
         rows.append([name, f"{seconds:.3f}", f"{tokens / seconds:,.0f}", "", share, "", "", ""])
     table(
@@ -407,8 +424,8 @@ def main(
     for case, names in cases:
         say(f"{case.task} {case.shape}")
         # Anew for each case: a machine's speed drifts.
-        products = [product for _, product in floor.decode_products(sizes[case.model], case.rows)]
-        limits, measured = measure_machine(products, device, tolerance)
+        decode = list(floor.decode_products(sizes[case.model], case.rows))
+        limits, measured = measure_machine(decode, device, tolerance)
         outcomes = compare(case, names, folders[case.model], logs, repeats=repeats or case.repeats, tolerance=tolerance)
         results.append(record(case, sizes[case.model], outcomes, limits) | {"machine": measured})
         show(results[-1])

@@ -33,6 +33,8 @@ class Machine:
     """Bytes/s read from memory."""
     product_seconds: dict[Product, float]
     """Of products in a decode step's shapes, their factors in the processor's cache where they fit."""
+    pass_seconds: float
+    """Of all products of a decode step in a row, each with weights of its own."""
 
 
 def decode_products(sizes: Sizes, rows: int) -> Iterator[tuple[int, Product]]:
@@ -43,6 +45,14 @@ def decode_products(sizes: Sizes, rows: int) -> Iterator[tuple[int, Product]]:
     yield sizes.layers, (rows, sizes.width, 2 * sizes.mlp_width)
     yield sizes.layers, (rows, sizes.mlp_width, sizes.width)
     yield 1, (rows, sizes.width, sizes.vocabulary_size)
+
+
+def with_whole_passes(parts: dict[str, float], case: Case, machine: Machine) -> float:
+    """Seconds of a floor's parts, but a decode step takes what its products took one after the other.
+
+    Higher than the floor where a library cannot read weights as fast as the memory allows, while it multiplies.
+    """
+    return sum(parts.values()) - parts["decode"] + (case.new_tokens - 1) * machine.pass_seconds
 
 
 def sampling_seconds(sizes: Sizes, case: Case, machine: Machine) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """What this machine can do, measured: matrix products, and reads from memory.
 
-    python -m benchmarks.machine jax|torch cpu|gpu JSON
+    python -m benchmarks.machine jax|torch cpu|gpu PRODUCTS PASS
 
-Given a list of products [m, k, n], prints their best seconds, and the best bandwidth in bytes/s: in float32, on a GPU
-in bfloat16.
+Given a list of products [m, k, n], prints their best seconds, each again and again with the same factors; of a pass, a
+list of products too, the best seconds of all in a row, each with weights of its own, so that they come from memory
+where the cache cannot hold them; and the best bandwidth in bytes/s. In float32, on a GPU in bfloat16.
 """
 
 import json
@@ -15,8 +16,9 @@ from typing import Any
 
 LARGE = {"cpu": (2048, 2048, 2048), "gpu": (8192, 8192, 8192)}
 READ_BYTES = {"cpu": 2**29, "gpu": 2**33}
-SECONDS = 0.4
-"""What one measurement takes. The best of many short ones: a floor is what the machine does undisturbed."""
+SECONDS, PASS_SECONDS = 0.4, 2.0
+"""What one measurement takes, of a product and of a whole pass. The best of many short ones: a floor is what the
+machine does undisturbed."""
 
 
 def best_seconds(run: Callable[[], Any], seconds: float = SECONDS) -> float:
@@ -29,7 +31,10 @@ def best_seconds(run: Callable[[], Any], seconds: float = SECONDS) -> float:
     return best
 
 
-def with_jax(products: list[tuple[int, int, int]], device: str) -> tuple[list[float], float]:
+Product = tuple[int, int, int]
+
+
+def with_jax(products: list[Product], in_a_row: list[Product], device: str) -> tuple[list[float], float, float]:
     import jax
     import jax.numpy as jnp
 
@@ -44,12 +49,15 @@ def with_jax(products: list[tuple[int, int, int]], device: str) -> tuple[list[fl
     for m, k, n in products:
         left, right = random(m, k), random(k, n)
         found.append(best_seconds(lambda left=left, right=right: multiply(left, right).block_until_ready()))
+    factors = [(random(m, k), random(k, n)) for m, k, n in in_a_row]
+    all_products = jax.jit(lambda factors: [left @ right for left, right in factors])
+    row = best_seconds(lambda: jax.block_until_ready(all_products(factors)), PASS_SECONDS)
     total = jax.jit(jnp.sum)
     array = jnp.ones(READ_BYTES[device] // 4)
-    return found, READ_BYTES[device] / best_seconds(lambda: total(array).block_until_ready())
+    return found, row, READ_BYTES[device] / best_seconds(lambda: total(array).block_until_ready())
 
 
-def with_torch(products: list[tuple[int, int, int]], device: str) -> tuple[list[float], float]:
+def with_torch(products: list[Product], in_a_row: list[Product], device: str) -> tuple[list[float], float, float]:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -71,15 +79,19 @@ def with_torch(products: list[tuple[int, int, int]], device: str) -> tuple[list[
                 for right in layouts
             )
         )
+    # As a linear layer holds them.
+    factors = [(torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype).T) for m, k, n in in_a_row]
+    row = best_seconds(finished(lambda: [torch.mm(left, right) for left, right in factors]), PASS_SECONDS)
     array = torch.ones(READ_BYTES[device] // 4)
-    return found, READ_BYTES[device] / best_seconds(finished(array.sum))
+    return found, row, READ_BYTES[device] / best_seconds(finished(array.sum))
 
 
 def main() -> None:
-    library, device, products = sys.argv[1:]
+    library, device, *lists = sys.argv[1:]
     measure = {"jax": with_jax, "torch": with_torch}[library]
-    seconds, bandwidth = measure([tuple(product) for product in json.loads(products)], device)
-    print(json.dumps({"seconds": seconds, "bandwidth": bandwidth}))
+    products, in_a_row = ([tuple(product) for product in json.loads(given)] for given in lists)
+    seconds, row, bandwidth = measure(products, in_a_row, device)
+    print(json.dumps({"seconds": seconds, "row_seconds": row, "bandwidth": bandwidth}))
 
 
 if __name__ == "__main__":

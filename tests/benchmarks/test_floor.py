@@ -1,14 +1,23 @@
 """The floor's formulas against a count, product by product and token by token."""
 
+from dataclasses import replace
+
 from benchmarks.cases import Case, Sizes, random_weights
-from benchmarks.floor import Machine, decode_products, sampling_seconds, step_seconds
+from benchmarks.floor import (
+    Machine,
+    decode_products,
+    model_flops,
+    sampling_seconds,
+    step_seconds,
+    with_whole_passes,
+)
 
 SIZES = Sizes(vocabulary_size=11, width=8, mlp_width=12, layers=3, heads=4, kv_heads=2, tied=False, rope_theta=1e4)
 CASE = Case("step", "tiny", prompts=2, samples=3, prompt_length=5, new_tokens=4, repeats=1, contenders=())
 
 
 def machine(rate: float = 1e30, bandwidth: float = 1e30, product_seconds: float = 0.0) -> Machine:
-    return Machine(rate, bandwidth, {product: product_seconds for _, product in decode_products(SIZES, CASE.rows)})
+    return Machine(rate, bandwidth, {product: product_seconds for _, product in decode_products(SIZES, CASE.rows)}, 7.0)
 
 
 def test_the_parameters_are_those_that_are_written():
@@ -60,3 +69,20 @@ def test_an_update_computes_prompts_once_and_responses_each():
 def test_adam_moves_seven_floats_a_parameter():
     total = sum(array.size for array in random_weights(SIZES).values())
     assert step_seconds(SIZES, CASE, machine(bandwidth=1.0))["optimizer"] == 7 * 4 * total
+
+
+def test_whole_passes_take_the_place_of_single_products():
+    found = machine(rate=1.0, bandwidth=1.0)
+    parts = sampling_seconds(SIZES, CASE, found)
+    assert with_whole_passes(parts, CASE, found) == parts["prefill"] + parts["cache"] + 3 * 7.0
+
+
+def test_model_flops_are_those_of_every_token_once_a_pass():
+    weights = random_weights(SIZES)
+    body = sum(a.size for name, a in weights.items() if a.ndim == 2 and "layers" in name)
+    head = weights["lm_head.weight"].size
+    read = CASE.prompts * CASE.prompt_length + CASE.rows * (CASE.new_tokens - 1)
+    sampling = 2 * (body * read + head * CASE.rows * CASE.new_tokens)
+    assert model_flops(SIZES, replace(CASE, task="sampling")) == sampling
+    forward = 2 * (body * (read + CASE.rows) + head * CASE.rows * CASE.new_tokens)
+    assert model_flops(SIZES, CASE) == sampling + 4 * forward
