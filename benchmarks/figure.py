@@ -34,7 +34,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
         panels = figure.subplots(len(shown), 2, width_ratios=(3, 1.3), height_ratios=heights, squeeze=False)
         for (left, right), (result, contenders) in zip(panels, shown, strict=True):
             _speed(left, result, contenders)
-            _memory(right, contenders)
+            _memory(right, contenders, "the GPU" if result["device"] == "gpu" else "the process")
         FigureCanvasSVG(figure).print_figure(path, metadata={"Date": None})
 
 
@@ -66,12 +66,12 @@ def _speed(axes: Axes, result: dict[str, Any], contenders: Sequence[dict[str, An
     )
 
 
-def _memory(axes: Axes, contenders: Sequence[dict[str, Any]]) -> None:
+def _memory(axes: Axes, contenders: Sequence[dict[str, Any]], whose: str) -> None:
     peaks = [each["peak_gib"] for each in contenders]
     _bars(axes, contenders, peaks, [f"{peak:.2f}" for peak in peaks])
     axes.set_xlim(0, 1.35 * max(peaks))
     axes.set_yticks([])
-    _head(axes, "Peak memory", "GiB of the process")
+    _head(axes, "Peak memory", f"GiB of {whose}")
 
 
 def _head(axes: Axes, title: str, unit: str) -> None:

@@ -73,20 +73,36 @@ def last_sound(state: TrainState) -> TrainState:
     return replace(state, step=jnp.maximum(state.step, ~state.step))
 
 
-def guarded(step: Step) -> Step:
-    """`step`, compiled, but it changes nothing where one of its metrics that are guarded is not finite.
+class Change(NamedTuple):
+    """What a step changes its state by."""
+
+    gradients: Params
+    budget: kl_budget.State | None = None
+    """The KL controller after the step."""
+
+
+def guarded(mesh: Mesh, optimizer: optax.GradientTransformation, step: Callable[..., tuple[Change, Metrics]]) -> Step:
+    """The compiled update by what `step` tells, which changes nothing where a metric that is guarded is not finite.
 
     It halts the state then: no later step changes it either, for the host, which reads metrics late, has dispatched
     more steps by the time it knows.
     """
 
+    def take(state: TrainState, change: Change) -> TrainState:
+        updates, optimizer_state = optimizer.update(change.gradients, state.optimizer, state.params)
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state, change.budget)
+
+    def halt(state: TrainState, _: Change) -> TrainState:
+        return replace(state, step=jnp.minimum(state.step, ~state.step))
+
     @functools.wraps(step)
     def update(state: TrainState, *arguments: Any) -> tuple[TrainState, Metrics]:
-        new, metrics = step(state, *arguments)
+        change, metrics = step(state, *arguments)
         finite = jnp.stack([jnp.isfinite(metrics[name]) for name in GUARDED if name in metrics])
-        sound = finite.all() & (state.step >= 0)
-        kept = jax.tree.map(lambda old, new: jnp.where(sound, new, old), state, new)
-        return replace(kept, step=jnp.where(sound, new.step, jnp.minimum(state.step, ~state.step))), metrics
+        # A branch, not a choice between two states: that would copy the state, which is donated.
+        new = jax.lax.cond(finite.all() & (state.step >= 0), take, halt, state, change)
+        # Where it was before, or the next step would be another program.
+        return jax.lax.with_sharding_constraint(new, partitioning.shardings(mesh, new)), metrics
 
     return jax.jit(update, donate_argnums=0)
 
@@ -365,23 +381,12 @@ def _gradient(
     return mean.across(axes), over_copies(jax.lax.psum, sums), auxiliary
 
 
-def _updated(
-    mesh: Mesh,
-    state: TrainState,
-    optimizer: optax.GradientTransformation,
-    loss: Mean,
-    sums: Params,
-    budget: kl_budget.State | None = None,
-) -> tuple[TrainState, Metrics]:
-    """One update by the gradient, whose sum goes with the loss's weight."""
+def _averaged(loss: Mean, sums: Params) -> tuple[Params, Metrics]:
+    """The gradient, whose sum goes with the loss's weight, and what is told of both."""
     gradients = jax.tree.map(lambda gradient: Mean(gradient, loss.weight).value, sums)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     # By parameter, in the order of jax.tree.leaves: to tell in which one a gradient went wrong.
     norms = jnp.stack([optax.tree.norm(gradient) for gradient in jax.tree.leaves(gradients)])
-    metrics = {"loss": loss.value, "gradient_norm": optax.tree.norm(gradients), "gradient_norms": norms}
-    new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state, budget)
-    # Where it was before, or the next step would be another program.
-    return jax.lax.with_sharding_constraint(new, partitioning.shardings(mesh, new)), metrics
+    return gradients, {"loss": loss.value, "gradient_norm": optax.tree.norm(gradients), "gradient_norms": norms}
 
 
 def _supervised_step(
@@ -391,7 +396,7 @@ def _supervised_step(
     loss: Callable[[Params, Examples], tuple[Mean, dict[str, Mean]]],
     micro_batches: int | None,
 ) -> Step:
-    def step(state: TrainState, frozen: Params, batch: Examples) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, frozen: Params, batch: Examples) -> tuple[Change, Metrics]:
         split, split_frozen = _split(mesh, state.params), _split(mesh, frozen)
 
         def gradient(trained: Params, frozen: Params, batch: Examples) -> tuple[Mean, Params, Metrics]:
@@ -408,10 +413,10 @@ def _supervised_step(
 
         mapped = _mapped(mesh, gradient, (split, split_frozen, P(_batch_axes(mesh))), (P(), split, P()))
         mean, sums, values = mapped(state.params, frozen, batch)
-        state, metrics = _updated(mesh, state, optimizer, mean, sums)
-        return state, metrics | values
+        gradients, metrics = _averaged(mean, sums)
+        return Change(gradients), metrics | values
 
-    return guarded(step)
+    return guarded(mesh, optimizer, step)
 
 
 def sft_step(
@@ -617,7 +622,7 @@ def _policy_update(
 
     def update(
         state: TrainState, reference: Params, rollouts: Rollouts, raw: jax.Array, reference_rewards: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    ) -> tuple[Change, Metrics]:
         budget = state.budget
         assert budget is not None, "policy training starts from init_state with a KL controller: kl_budget.init"
         split, split_reference, batch = _split(mesh, state.params), _split(mesh, reference), P(_batch_axes(mesh))
@@ -649,8 +654,9 @@ def _policy_update(
 
         mapped = _mapped(mesh, gradient, (split, split_reference, P(), batch, batch, batch), (P(), split, P()))
         mean, sums, values = mapped(state.params, reference, budget.beta, rollouts, raw, ranked)
-        new, metrics = _updated(mesh, state, optimizer, mean, sums, kl_budget.update(budget, values["kl"]))
-        return new, metrics | values | {"beta": budget.beta}
+        gradients, metrics = _averaged(mean, sums)
+        change = Change(gradients, kl_budget.update(budget, values["kl"]))
+        return change, metrics | values | {"beta": budget.beta}
 
     def measure(
         rollouts: Rollouts, comparison: logprobs.Comparison, raw: jax.Array, ranked: Ranked, transformed: jax.Array
@@ -683,7 +689,7 @@ def _policy_update(
         standard_error = kl.estimate(exact_kl).across(_batch_axes(mesh)).standard_error
         return _values(mesh, means) | {"kl_standard_error": standard_error}
 
-    return guarded(update)
+    return guarded(mesh, optimizer, update)
 
 
 def streamer(

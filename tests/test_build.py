@@ -363,6 +363,16 @@ def test_the_sampler_casts_its_weights_once():
     assert {aval.dtype for aval in avals if aval.shape in shapes} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.parametrize("kind", ["sft", "policy"])
+def test_a_step_makes_no_copy_of_the_state_that_it_takes_over(kind):
+    """Of no parameter or moment: a choice between the old and the new state would make one of each."""
+    step, arguments = update_of(kind, 1, 1)
+    shapes = {"f32[" + ",".join(map(str, leaf.shape)) + "]" for leaf in jax.tree.leaves(arguments[0]) if leaf.ndim == 2}
+    text = step.lower(*arguments).compile().as_text()
+    copied = re.findall(r"= (f32\[[\d,]*\])\S* copy\(", text)
+    assert not shapes & set(copied)
+
+
 def test_micro_batches_take_less_memory():
     def peak(micro_batches):
         step, arguments = update_of("policy", 1, micro_batches, samples=16)

@@ -10,6 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ctrl_jax import build
@@ -42,9 +43,10 @@ def train(directory, mesh, *, steps=6, diverges_at=None, data=None, before=None,
         if diverges_at is not None:
             loss = jnp.where(state.step + 1 == diverges_at, jnp.nan, loss)
         metrics = {"loss": loss, "gradient_norm": loss, "gradient_norms": loss[None]}
-        return TrainState(state.step + 1, {"w": state.params["w"] + batch.sum()}, None), metrics
+        return build.Change(-batch.sum()), metrics
 
-    step = build.guarded(step)
+    optimizer, params = optax.sgd(1.0), jnp.float32(0)
+    step = build.guarded(mesh, optimizer, step)
 
     def counted(state, batch):
         if before is not None:
@@ -54,7 +56,7 @@ def train(directory, mesh, *, steps=6, diverges_at=None, data=None, before=None,
     state = how(
         "sum",
         counted,
-        replicate(mesh, TrainState(jnp.int32(0), {"w": jnp.float32(0)}, None)),
+        replicate(mesh, TrainState(jnp.int32(0), params, optimizer.init(params))),
         batches(DATA, batch_size=8, seed=0) if data is None else data,
         mesh=mesh,
         steps=steps,
@@ -64,7 +66,7 @@ def train(directory, mesh, *, steps=6, diverges_at=None, data=None, before=None,
         columns=("loss",),
         **options,
     )
-    return float(state.params["w"])
+    return float(state.params)
 
 
 def test_takes_its_steps_and_goes_on_where_it_stopped(tmp_path, mesh):
