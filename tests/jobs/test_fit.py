@@ -43,9 +43,9 @@ def train(directory, mesh, *, steps=6, diverges_at=None, data=None, before=None,
         if diverges_at is not None:
             loss = jnp.where(state.step + 1 == diverges_at, jnp.nan, loss)
         metrics = {"loss": loss, "gradient_norm": loss, "gradient_norms": loss[None]}
-        return build.Change(-batch.sum()), metrics
+        return build.Change({"final_norm": {"scale": -batch.sum()[None]}}), metrics
 
-    optimizer, params = optax.sgd(1.0), jnp.float32(0)
+    optimizer, params = optax.sgd(1.0), {"final_norm": {"scale": jnp.zeros(1)}}
     step = build.guarded(mesh, optimizer, step)
 
     def counted(state, batch):
@@ -66,7 +66,7 @@ def train(directory, mesh, *, steps=6, diverges_at=None, data=None, before=None,
         columns=("loss",),
         **options,
     )
-    return float(state.params)
+    return float(state.params["final_norm"]["scale"][0])
 
 
 def test_takes_its_steps_and_goes_on_where_it_stopped(tmp_path, mesh):
@@ -85,7 +85,7 @@ def test_a_step_that_is_not_finite_is_kept_and_not_made(tmp_path, mesh, diverges
     """The state before it is the newest checkpoint, though a later step was dispatched; from there it goes on."""
     with pytest.raises(InputError, match=rf"sum: step {diverges_at} was not made: the loss is nan.*smaller") as error:
         train(tmp_path, mesh, diverges_at=diverges_at)
-    assert "(in 1 of 1 parameters, w the first)" in str(error.value)
+    assert "(in 1 of 1 parameters, final_norm.scale the first)" in str(error.value)
     assert checkpoints(tmp_path)[-1] == diverges_at - 1
     kept = read_arrays(tmp_path / "failed" / f"step-{diverges_at}.npz")
     assert sorted(kept["all"]) == sorted(DATA)
