@@ -241,7 +241,7 @@ def measure_machine(
             seconds = dict(zip(wanted, found["seconds"], strict=True))
             rate = flops(large) / seconds[large]
             by_rate = {product: flops(product) / rate for product in products}
-            limits[library] = Machine(rate, found["bandwidth"], by_rate | seconds, found["row_seconds"])
+            limits[library] = Machine(rate, found["bandwidth"], by_rate | seconds, found["pass_seconds"])
             if foreign is None or foreign <= tolerance:
                 break
             say(f"  {library}: others had {foreign:.2f} cores")

@@ -86,6 +86,10 @@ def of_device(device: jax.Device) -> Accelerator | None:
     """The accelerator that a device of jax is, or None where its rates are not known. A CPU is measured."""
     if device.platform == "cpu":
         return measure_cpu()
+    return _by_name(device)
+
+
+def _by_name(device: jax.Device) -> Accelerator | None:
     kind = _NAMES.get(device.device_kind)
     return None if kind is None else KINDS[kind]
 
@@ -101,8 +105,8 @@ def memory(device: jax.Device) -> float | None:
     """
     if device.platform == "cpu":
         return None
-    kind = _NAMES.get(device.device_kind)
-    return SMALLEST if kind is None else KINDS[kind].memory
+    found = _by_name(device)
+    return SMALLEST if found is None else found.memory
 
 
 def measure_cpu() -> Accelerator:

@@ -25,6 +25,9 @@ def test_an_unknown_kind_is_told_those_there_are():
 )
 def test_what_a_device_holds_by_itself(platform, device_kind, memory):
     assert accelerators.memory(SimpleNamespace(platform=platform, device_kind=device_kind)) == memory
+
+
+def test_a_cpu_has_no_memory_of_its_own():
     assert accelerators.named("cpu").own_memory is None
 
 
