@@ -33,6 +33,9 @@ from ctrl_jax.steps import sampling
 USABLE = 0.9
 """Of a device's memory: the rest is the runtime's, and lost between arrays."""
 
+SUPERVISED_MOMENTS, POLICY_MOMENTS = 2, 1
+"""Copies of what is trained that the optimisers of build.py keep: AdamW's two, and RMSProp's one."""
+
 Memory = dict[str, float]
 """Bytes of one device, by what they hold."""
 
@@ -197,7 +200,7 @@ def _held(found: Sizes) -> Memory:
     held = {
         "reference": float(costs.itemsize(found.policy) * costs.parameters(found.policy)),
         "policy, float32": float(costs.FLOAT32 * found.trained),
-        "two moments": float(2 * costs.FLOAT32 * found.trained),
+        "moments": float(POLICY_MOMENTS * costs.FLOAT32 * found.trained),
     }
     return held if found.reward is None else {**held, "reward model": float(found.reward_bytes)}
 
@@ -263,18 +266,20 @@ def _update(found: Sizes, batch: Batch, rematerialize: bool, devices: int) -> tu
         Phase("policy log-probs", (layers, vocabulary)),
         # Both networks' logits are made again a chunk at a time.
         Phase("recomputation", (vocabulary, vocabulary, *((layers,) if rematerialize else ())), repeats=True),
-        *_backward(found, batch, vocabulary, length, devices),
+        *_backward(found, batch, vocabulary, length, devices, POLICY_MOMENTS),
     )
 
 
-def _backward(found: Sizes, batch: Batch, vocabulary: Work, length: int, devices: int) -> tuple[Phase, Phase]:
+def _backward(
+    found: Sizes, batch: Batch, vocabulary: Work, length: int, devices: int, moments: int
+) -> tuple[Phase, Phase]:
     lora = found.lora
     layers = costs.backward(found.policy, lora, batch, length=length)
     # A ring: every device sends each byte of the gradient twice, but for its own share.
     sent = 2 * (devices - 1) / devices * costs.FLOAT32 * found.trained
     return (
         Phase("backward", (layers, vocabulary * (1 if lora.rank else 2))),
-        Phase("optimiser", (costs.optimizer(found.trained),), sent),
+        Phase("optimiser", (costs.optimizer(found.trained, moments=moments),), sent),
     )
 
 
@@ -336,11 +341,12 @@ def _supervised(name: str, experiment: Experiment, found: Sizes, config: Supervi
     phases = (
         Phase("forward", (layers, vocabulary)),
         *((Phase("recomputation", repeated, repeats=True),) if repeated else ()),
-        *_backward(found, batch, vocabulary, length, devices),
+        *_backward(found, batch, vocabulary, length, devices, SUPERVISED_MOMENTS),
     )
     # What the training starts from lives on beside what is trained.
     held = {what: size for what, size in _held(found).items() if what != "reward model"}
     held["trained, float32"] = held.pop("policy, float32")
+    held["moments"] *= SUPERVISED_MOMENTS / POLICY_MOMENTS
     rematerialize = experiment.model.rematerialize
     slices = _slices(config.micro_batches, found, batch, rematerialize)
     memory = _update_memory(found, batch, slices, rematerialize, length=length, networks=0 if pairs else 1)

@@ -174,9 +174,10 @@ def decode(sizes: Architecture, lora: Lora, batch: Batch) -> Work:
     return token * (batch.response_length - 1)
 
 
-def optimizer(trained: int) -> Work:
-    """Adam, of float32 values: parameter and two moments read and written; the gradient read for its norm, clipped."""
-    return Work(0.0, FLOAT32 * (3 * 2 + 4) * trained)
+def optimizer(trained: int, *, moments: int) -> Work:
+    """Adam (two moments) or RMSProp (one), of float32 values: parameter and moments are read and written; the gradient
+    is read for its norm, clipped, and read again."""
+    return Work(0.0, FLOAT32 * (2 * (1 + moments) + 4) * trained)
 
 
 def _cache(sizes: Architecture, tokens: int) -> int:

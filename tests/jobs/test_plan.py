@@ -117,17 +117,29 @@ def test_devices_share_the_work_and_exchange_gradients():
     # A ring all-reduce sends 2 (n − 1) / n of float32 gradients.
     parameters = costs.parameters(plan.sizes(SMALL).policy)
     assert four.phases[-1].sent == pytest.approx(2 * 3 / 4 * 4 * parameters)
-    assert four.programs["update"]["two moments"] == 2 * 4 * parameters
+    assert four.programs["update"]["moments"] == 4 * parameters
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "moments"),
+    [
+        (build.supervised_optimizer(Supervised()), plan.SUPERVISED_MOMENTS),
+        (build.policy_optimizer(Policy()), plan.POLICY_MOMENTS),
+    ],
+)
+def test_the_moments_are_what_the_optimisers_keep(optimizer, moments):
+    kept = jax.eval_shape(optimizer.init, jnp.zeros(7))
+    assert sum(leaf.shape == (7,) for leaf in jax.tree.leaves(kept)) == moments
 
 
 def test_an_adapter_is_trained_alone(large):
     adapted = replace(large, model=replace(large.model, lora=Lora(rank=8), dtype="bfloat16"))
     memory = plan.policy_training(plan.stages(adapted, 1)).programs["update"]
     found = plan.sizes(adapted)
-    assert memory["two moments"] == 2 * 4 * costs.adapter_parameters(found.policy, adapted.model.lora)
+    assert memory["moments"] == 4 * costs.adapter_parameters(found.policy, adapted.model.lora)
     assert memory["reference"] == 2 * costs.parameters(found.policy)
     # Of which all of the float32 parts together are less than a tenth.
-    assert memory["policy, float32"] + memory["two moments"] < 0.1 * memory["reference"]
+    assert memory["policy, float32"] + memory["moments"] < 0.1 * memory["reference"]
 
 
 def test_micro_batches_hold_a_slice_and_one_more_copy_of_the_gradient(large):
@@ -173,7 +185,7 @@ def test_remedies_are_options_that_do_make_it_fit(large):
 
 
 def test_where_no_change_helps_alone_they_are_put_together(large):
-    # Its float32 reference, policy, moments and reward model alone are 5 × 4 bytes a parameter.
+    # Its float32 reference, policy, moments and reward model alone are 4 × 4 bytes a parameter.
     capacity = 8.0 * costs.parameters(plan.sizes(large).policy)
     [together] = plan.remedies(large, 1, capacity, "policy training")
     assert together.options.count("--") > 1
