@@ -16,6 +16,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import evaluate, report, summary, sweep, train
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sweep import Point
+from ctrl_jax.runtime import preemption
 from ctrl_jax.runtime.mesh import make_mesh
 from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.shares import Share
@@ -280,6 +281,18 @@ def test_a_point_alone_notes_why_it_failed_unless_it_was_told_to_stop(points, al
         alone(points[0], raising(error))
     assert (index()["identity"]["state"], index()["identity"]["reason"]) == (state, reason)
     assert index()["identity"]["attempts"] == 1
+
+
+def test_a_point_whose_signal_became_an_error_has_not_failed(points, alone, index):
+    def wrapped(run):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            raise ValueError("Failed to restore") from None
+
+    with pytest.raises(Preempted), preemption.raising():
+        alone(points[0], wrapped)
+    assert index()["identity"]["state"] == "missing"
 
 
 def test_the_index_tells_a_batch_job_that_was_killed(points, tmp_path, index):
