@@ -71,9 +71,8 @@ def _download(url: str, partial: Path, size: int | None, sha256: str | None) -> 
             announced = answer.headers.get("Content-Length", "")
             if announced.isdecimal():
                 if size is not None and int(announced) != size:
-                    raise InputError(
-                        f"{url} has {announced} bytes, where {size} bytes were expected: it has changed since. {_OWN_COPY}"
-                    )
+                    told = f"{url} has {announced} bytes, where {size} bytes were expected: it has changed since."
+                    raise InputError(f"{told} {_OWN_COPY}")
                 size = int(announced)
             limit = MAX_BYTES if size is None else size
             if limit > MAX_BYTES:

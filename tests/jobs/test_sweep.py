@@ -319,6 +319,21 @@ def test_batch_jobs_are_scripts_that_run_their_point(points, tmp_path, index):
     assert states(index) == {"identity": "done", "logit": "done"}
 
 
+def test_no_name_becomes_a_command_of_a_batch_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    owned = tmp_path / "owned"
+    hostile = f"a'b\"c\ntouch {owned}\n$(touch {owned})"
+    experiment = replace(config.Experiment("base"), name=hostile.replace("/", "_"))
+    sweep_dir, jobs = tmp_path / "x\ntouch owned\n#", tmp_path / "jobs"
+    point = Point(experiment, sweep_dir / "work")
+    program = "import pathlib, sys; pathlib.Path('ran').write_text(sys.argv[1])"
+    sweep.write_jobs(sweep_dir, [point], lambda point: [sys.executable, "-c", program, hostile], jobs)
+    (script,) = jobs.iterdir()
+    subprocess.run([str(script)], cwd=tmp_path, check=True)
+    assert (Path.cwd() / "ran").read_text() == hostile
+    assert not owned.exists() and not (tmp_path / "owned").exists()
+
+
 def test_two_points_of_one_name_are_refused(points):
     with pytest.raises(InputError, match=r"called 'identity_kl0.5'.*rename one"):
         sweep.check([points[0], points[0]])
