@@ -1,5 +1,6 @@
 """What the disk refuses, in a paragraph that a user can act on."""
 
+import contextlib
 import errno
 import os
 import re
@@ -28,6 +29,20 @@ def check_writable(folder: Path) -> None:
         if told is None:
             raise
         raise InputError(told) from error
+
+
+def remove_leftovers(folder: Path, *, now: float) -> None:
+    """Removes what kills have left of files in the making (stages.write_bytes): `.<name>.<32 hex digits>.tmp`.
+
+    Args:
+      folder: with the folders right below it.
+      now: the time of the file system that it is on. A file younger than an hour may be another process's, and stays.
+    """
+    for pattern in (".*.tmp", "*/.*.tmp"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                if re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", path.name) and path.stat().st_mtime < now - 3600:
+                    path.unlink()
 
 
 def explain(error: BaseException) -> str | None:

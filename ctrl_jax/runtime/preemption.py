@@ -88,7 +88,7 @@ def _again(number: int, frame: FrameType | None) -> None:
     if on_its_way and time.monotonic() < _patience_ends:
         return
     handler = signal.getsignal(_came[0])
-    if handler is not _stop and callable(handler):  # `deferred` or a sweep has taken over, and notes what comes
+    if handler is not _stop and callable(handler):  # a sweep has taken over, and notes what comes
         signal.setitimer(signal.ITIMER_REAL, 0)
         handler(_came[0], frame)
         return
@@ -152,10 +152,15 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Within, SIGTERM waits for a step to end. Gives a function to call after each: whether to save it and stop."""
+    """Within, SIGTERM waits for a step to end. Gives a function to call after each: whether to save it and stop.
+
+    Raises:
+      Preempted: if SIGTERM came before and was swallowed; or if it came after the last step was asked for.
+    """
     if hosts.several():
         yield agreed
         return
+    check()
     came = False
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@ import errno
 import os
 import resource
 import shutil
+import uuid
 
 import numpy as np
 import pytest
@@ -123,3 +124,17 @@ def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(disk.tempfile, "TemporaryFile", refuse)
     with pytest.raises(InputError, match=rf"{tmp_path}: Read-only file system"):
         disk.check_writable(tmp_path)
+
+
+def test_what_a_kill_left_of_a_file_is_removed_and_nothing_else(tmp_path):
+    now = 1e9
+    left = [f".metrics.jsonl.{uuid.uuid4().hex}.tmp", f"sft-12/.done.json.{uuid.uuid4().hex}.tmp"]
+    kept = ["metrics.jsonl", ".mine.tmp", "table.npy.partial", f"{uuid.uuid4().hex}.tmp", "sft-12/done.json"]
+    young = f".young.{uuid.uuid4().hex}.tmp"
+    (tmp_path / "sft-12").mkdir()
+    for name in (*left, *kept, young):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (now - (60 if name == young else 7200),) * 2)
+    disk.remove_leftovers(tmp_path, now=now)
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {*kept, young}
