@@ -386,7 +386,7 @@ def test_a_share_of_somebody_else_is_not_taken(cloud):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("rocm",), "the first argument is rocm"),
+        (("tpu; touch owned",), "the first argument is tpu; touch owned"),
         (("tpu", "-o exec:/runs"), "the second argument is -o exec:/runs"),
         (("tpu", "host:/a\nb"), "SERVER:/PATH"),
         (("$(touch owned)",), "the first argument"),

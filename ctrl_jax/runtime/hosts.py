@@ -62,7 +62,8 @@ def start(*, asked: bool = False) -> None:
 
     Raises:
       InputError: if the environment is incomplete, or tells of no others though they are asked for.
-      NotJoined: if not all of them have started within JOIN_SECONDS. The process has to `leave` then.
+      NotJoined: if not all of them have started within JOIN_SECONDS. The process has to `leave` then: a usual exit
+        may wait for them.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     names = next((names for names in COUNTS_AND_IDS if all(name in os.environ for name in names)), None)
@@ -99,8 +100,9 @@ def start(*, asked: bool = False) -> None:
             "Set JAX_COORDINATOR_ADDRESS to its host and a free port, such as node1:8476."
         )
     handler = signal.getsignal(signal.SIGTERM)
+    limit = _seconds("CTRL_JAX_JOIN_SECONDS", JOIN_SECONDS)
     try:
-        _join(options)
+        _join(options, limit)
     except ValueError as error:
         raise InputError(
             "--distributed is given, but nothing tells of other processes: neither JAX_COORDINATOR_ADDRESS nor Slurm's "
@@ -125,12 +127,11 @@ def _own_address(host: str) -> str | None:
     return host
 
 
-def _join(options: dict[str, Any]) -> None:
+def _join(options: dict[str, Any], limit: float) -> None:
     """Returns when all processes of the job are there, and says meanwhile that it waits for them.
 
     The wait is here and not jax's own: that is silent, deaf to signals, and ends in SIGABRT.
     """
-    limit = _seconds("CTRL_JAX_JOIN_SECONDS", JOIN_SECONDS)
     failed: list[Exception] = []
 
     def connect() -> None:

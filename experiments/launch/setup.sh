@@ -7,7 +7,7 @@ fail() {
     echo "error: $*" >&2
     exit 2
 }
-case ${1-} in tpu | cuda12 | '') ;; *) fail "the first argument is $1; it is tpu, cuda12 or ''." ;; esac
+[[ ${1-} =~ ^([a-z0-9-]+(,[a-z0-9-]+)*)?$ ]] || fail "the first argument is $1; it is tpu, cuda12 or ''."
 [[ -z ${2-} || $2 =~ ^([A-Za-z0-9][-A-Za-z0-9.]*|\[[0-9a-fA-F:]+\]):/([^/[:cntrl:]][^[:cntrl:]]*)?$ ]] ||
     fail "the second argument is $2; it is SERVER:/PATH of an NFS share."
 # Whether this user may write to the share; the server decides, whatever the permissions look like here.

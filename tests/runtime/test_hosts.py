@@ -115,7 +115,7 @@ def test_where_the_coordinator_listens_can_be_chosen(started):
 
 @pytest.mark.parametrize("seconds", ["soon", "nan", "-1", "inf"])
 def test_the_time_to_join_is_a_number_of_seconds(started, seconds):
-    with pytest.raises(InputError, match=f"CTRL_JAX_JOIN_SECONDS='{seconds}'"):
+    with pytest.raises(InputError, match=f"^The environment has CTRL_JAX_JOIN_SECONDS='{seconds}'"):
         started(JAX_COORDINATOR_ADDRESS="127.0.0.1:1", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="0",
                 CTRL_JAX_JOIN_SECONDS=seconds)  # fmt: skip
 
