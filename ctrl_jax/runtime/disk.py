@@ -94,4 +94,4 @@ def _full(reason: str, path: str | None) -> str:
 def _path_in(text: str) -> str | None:
     """The first absolute path in a text, in quotes or not."""
     found = re.search(r"""(["'])(/.+?)\1|(?:^|\s)(/[^\s"',]+)""", text)
-    return found and (found[2] or found[3])
+    return found and (found[2] or found[3].rstrip(".,:;)"))

@@ -42,6 +42,11 @@ def test_a_path_with_spaces_is_told_whole():
     assert told.startswith("/data/my runs/metrics.jsonl could not be written")
 
 
+def test_the_mark_behind_a_path_is_none_of_it():
+    told = disk.explain(ValueError("RESOURCE_EXHAUSTED: /data/a.array_record; No space left on device"))
+    assert told.startswith("/data/a.array_record could not be written")
+
+
 def test_the_room_is_that_of_the_files_own_disk(monkeypatch, tmp_path):
     asked = []
 
