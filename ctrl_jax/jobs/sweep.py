@@ -222,7 +222,7 @@ def write_jobs(
     say(
         f"{len(missing)} scripts in {escape(str(directory))}, each a batch job. On Slurm:",
     )
-    say(escape(f'  for job in {shlex.quote(str(directory))}/*.sh; do sbatch experiments/launch/slurm.sh "$job"; done'))
+    say(escape(f'  for job in {directory}/*.sh; do sbatch experiments/launch/slurm.sh "$job"; done'))
     say(f"As they end, they write {page} and sweep.json beside it.")
 
 
