@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -13,6 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
+
+if __name__ == "__main__":
+    # Until the libraries are imported, nothing is begun; `preemption.run` takes over from there.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
 
 # Before jax is imported: XLA logs an error for every program that it takes from the compilation cache, about
 # instruction-set preferences that are not instructions.
@@ -22,6 +27,7 @@ import tyro
 
 from ctrl_jax.config import Decoding, Experiment
 from ctrl_jax.errors import InputError
+from ctrl_jax.runtime.console import printable
 
 if TYPE_CHECKING:
     from ctrl_jax.jobs.sweep import Point
@@ -90,10 +96,13 @@ def main(arguments: list[str] | None = None) -> int:
         return _tell(error, str(error), arguments)
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+        return preemption.INTERRUPTED
     except preemption.Preempted as preempted:
-        print(f"{preempted} The same command goes on from there.", file=sys.stderr)
+        print(f"{printable(str(preempted))} The same command goes on from there.", file=sys.stderr)
         return preemption.EXIT_CODE
+    except hosts.NotJoined as error:
+        print(f"error: {error}", file=sys.stderr)
+        hosts.leave(preemption.EXIT_CODE)
     except Exception as error:  # Orbax and tensorstore have types of their own for a full disk
         told = disk.explain(error)
         if told is not None:
@@ -110,7 +119,7 @@ def _tell(error: Exception, paragraph: str, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exception(error)
     else:
-        print(f"error: {paragraph}", file=sys.stderr)
+        print(f"error: {printable(paragraph)}", file=sys.stderr)  # it may quote a prompt, or a name of a file
     return 2
 
 
@@ -394,4 +403,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from ctrl_jax.runtime import preemption
+
+    preemption.run(main)

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from ctrl_jax import __main__ as command_line
+from ctrl_jax.errors import InputError
 from ctrl_jax.runtime import hosts, platform, stages
 from ctrl_jax.runtime.preemption import Preempted
 
@@ -238,6 +239,11 @@ def test_a_full_disk_is_one_paragraph(refused, monkeypatch):
     monkeypatch.setattr(command_line, "_run", raising(ValueError("a bug")))
     with pytest.raises(ValueError, match="a bug"):
         command_line.main(["train", "smoke"])
+
+
+def test_an_error_that_quotes_a_file_does_not_reach_the_terminal_as_it_is(refused, monkeypatch):
+    monkeypatch.setattr(command_line, "_run", raising(InputError("row 3 has \x1b]0;owned\x07; mend it")))
+    assert r"error: row 3 has \x1b]0;owned\x07; mend it" in refused("train", "smoke")
 
 
 def test_an_error_that_a_lost_process_may_explain_is_shown_whole(monkeypatch, capsys):

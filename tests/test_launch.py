@@ -42,7 +42,7 @@ case "$*" in
     *setup.sh*) exit "$(cat setup)" ;;
     *worker.sh*)
         code=$(next codes)
-        if [ "$code" = wait ]; then touch job; exec sleep 60; fi
+        if [ "$code" = wait ]; then touch job; exec /bin/sleep 60; fi
         exit "$code"
         ;;
 esac
@@ -78,7 +78,9 @@ class Cloud:
         )  # fmt: skip
 
     def tpu_vm(self, *options: str) -> subprocess.CompletedProcess[str]:
-        return self.run("tpu_vm.sh", *NEEDED, "--poll", "0", *options, "--", *JOB)
+        # Time flies here.
+        self.program("sleep", '#!/bin/bash\necho "$*" >>"$(dirname "$0")/slept"\n')
+        return self.run("tpu_vm.sh", *NEEDED, *options, "--", *JOB)
 
     @property
     def calls(self) -> list[str]:
@@ -96,6 +98,7 @@ class Cloud:
 
 NEEDED = ("--name", "bon", "--zone", "us-west4-a", "--type", "v5litepod-256", "--share", "10.0.0.2:/runs")
 JOB = ("train", "bon_helpful_hh", "--policy.transform", "exponential(10)")
+PACK = 'git ls-files -z --cached --others --exclude-standard | tar -czf "$1" --null -T -'
 LOOK = ["queue describe", "node describe"]
 PREPARE = ["node scp", "node tar", "node setup"]
 
@@ -145,7 +148,7 @@ def test_a_dry_run_prints_every_command_in_order_and_runs_none(cloud):
         look,
         [*node, "describe", "bon", *place, "--format=value(state)"],
         ["mkdir", "-p", ".cache/launch"],
-        ["bash", "-c", f"git ls-files -z --cached --others --exclude-standard | tar -czf '{archive}' --null -T -"],
+        ["bash", "-c", PACK, "tar", archive],
         [*node, "scp", archive, "bon:ctrl_jax.tar.gz", *place, "--worker=all"],
         on_workers("mkdir -p ctrl_jax && tar -xzf ctrl_jax.tar.gz -C ctrl_jax"),
         on_workers("ctrl_jax/experiments/launch/setup.sh tpu 10.0.0.2:/runs"),
@@ -262,7 +265,10 @@ def test_the_archive_is_the_checkout_without_what_git_ignores(cloud):
         ((*NEEDED[:6], "--", *JOB), "--share is missing"),
         ((*NEEDED, "--sport", "--", *JOB), "no option --sport"),
         (NEEDED, "the job is missing"),
-        ((*NEEDED, "--share", "gs://bucket/runs", "--", *JOB), "--share is gs://bucket/runs, and not SERVER:/PATH"),
+        (
+            (*NEEDED, "--share", "gs://bucket/runs", "--", *JOB),
+            "--share is gs://bucket/runs; it has to be SERVER:/PATH",
+        ),
         ((*NEEDED, "--type", "v9-8", "--", *JOB), "no runtime is known for v9-8"),
         (("--name",), "--name needs a value"),
     ],
@@ -274,19 +280,122 @@ def test_mistakes_in_the_call(cloud, arguments, told):
     assert cloud.calls == []
 
 
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        (
+            "--name",
+            ["bon'; touch owned; '", "bon$(touch owned)", "../bon", "Bon", "-bon", "bon\ntouch owned", "b" * 64],
+        ),
+        ("--zone", ["us-west4-a; touch owned", "us-west4-a\n", "--quiet"]),
+        ("--type", ["v5litepod-256 --spot", "v5litepod-$(touch owned)"]),
+        ("--runtime", ["v2;touch owned", "V 2"]),
+        ("--project", ["p'q", "p\nq"]),
+        ("--share", ["10.0.0.2:/runs\ntouch owned", "-o:/runs", "$(touch owned):/runs", "host:runs", "a b:/runs"]),
+        ("--tries", ["a[$(touch owned)]", "x=3", "abc", "0", "-1", "1e9", "999999", "08"]),
+        ("--poll", ["abc", "0", "0.01", "-5", "$(touch owned)", "1s"]),
+    ],
+)
+def test_an_option_that_is_no_such_thing_is_refused_before_anything_runs(cloud, option, values):
+    for value in values:
+        ran = cloud.run("tpu_vm.sh", *NEEDED, option, value, "--", *JOB)
+        assert ran.returncode == 2, value
+        assert f"error: {option} is " in ran.stderr and ran.stderr.count("error") == 1, ran.stderr
+    assert cloud.calls == [] and not list(cloud.checkout.rglob("owned"))
+
+
+@pytest.mark.parametrize("share", ["10.0.0.2:/runs", "nfs-1.example.com:/", "[fd00::2]:/a folder/ü"])
+def test_a_share_is_given_by_name_or_number(cloud, share):
+    ran = cloud.run("tpu_vm.sh", *NEEDED, "--share", share, "--dry-run", "--", *JOB)
+    assert ran.returncode == 0, ran.stderr
+    (setup,) = [shlex.split(line)[-1] for line in ran.stdout.splitlines() if "setup.sh" in line]
+    assert shlex.split(setup.removeprefix("--command="))[1:] == ["tpu", share]
+
+
+def test_whatever_the_job_is_called_it_reaches_the_workers_as_it_is(cloud):
+    words = [
+        "train",
+        "my exp'eriment.py",
+        "--work-dir",
+        "/runs/a\nb;touch owned",
+        "$(touch owned)",
+        "`touch owned`",
+        "*",
+    ]
+    ran = cloud.run("tpu_vm.sh", *NEEDED, "--dry-run", "--", *words)
+    line = ran.stdout[ran.stdout.index("--command=ctrl_jax/experiments/launch/worker.sh") - 1 :].split("\n+ ")[0]
+    (command,) = shlex.split(line)
+    assert shlex.split(command.removeprefix("--command="))[1:] == [*words, "--distributed", "--runs-dir", "/runs"]
+    assert not list(cloud.checkout.rglob("owned"))
+
+
+def test_it_looks_as_often_as_it_is_asked_to(cloud):
+    cloud.play(states="CREATING CREATING ACTIVE")
+    assert cloud.tpu_vm("--poll", "7").returncode == 0
+    assert (cloud.bin / "slept").read_text().split() == ["7", "7"]
+
+
 def test_a_bare_machine_is_set_up_once(cloud):
     cloud.program("make", '#!/bin/bash\necho "make $*"\n')
     cloud.program("uv", '#!/bin/bash\nif [ "$2" = find ]; then echo /uv/python; else echo "uv $*"; fi\n')
     install = ["uv python install --quiet 3.12", "make setup EXTRA=tpu PYTHON=/uv/python"]
     assert cloud.run("setup.sh", "tpu").stdout.splitlines() == install
 
-    cloud.program("mountpoint", "#!/bin/bash\n[ -e mounted ]\n")
-    cloud.program("mount.nfs", "")
-    cloud.program("sudo", '#!/bin/bash\necho "$*"\nif [ "$1" = mount ]; then touch mounted; fi\n')
-    mount = "mount -t nfs -o nfsvers=4.1,lookupcache=positive 10.0.0.2:/runs /runs"
-    mounted = ["mkdir -p /runs", mount, "chmod a+rwx /runs"]
-    assert cloud.run("setup.sh", "tpu", "10.0.0.2:/runs").stdout.splitlines() == [*mounted, *install]
-    assert cloud.run("setup.sh", "tpu", "10.0.0.2:/runs").stdout.splitlines() == install
+    share = Share(cloud, owner="0")
+    mount = "mount -t nfs -o nfsvers=4.1,lookupcache=positive,nosuid,nodev 10.0.0.2:/runs /runs"
+    # It becomes this user's, and nobody else's.
+    mounted = ["mkdir -p /runs", mount, f"chown {os.getuid()}:{os.getgid()} /runs"]
+    assert share.set_up().stdout.splitlines() == [*mounted, *install]
+    assert share.set_up().stdout.splitlines() == install
+
+
+@dataclass(frozen=True)
+class Share:
+    """Programs that play a share: `sudo chown` gives it to this user, who may write there then."""
+
+    cloud: Cloud
+    owner: str
+
+    def __post_init__(self):
+        self.cloud.program("make", '#!/bin/bash\necho "make $*"\n')
+        self.cloud.program("uv", '#!/bin/bash\nif [ "$2" = find ]; then echo /uv/python; else echo "uv $*"; fi\n')
+        self.cloud.program("mountpoint", "#!/bin/bash\n[ -e mounted ]\n")
+        self.cloud.program("mount.nfs", "")
+        self.cloud.program("stat", f"#!/bin/bash\necho {self.owner}\n")
+        self.cloud.program("mktemp", "#!/bin/bash\n[ -e writable ] && echo probe\n")
+        touch = 'case "$1" in mount) touch mounted ;; chown) touch writable ;; esac'
+        self.cloud.program("sudo", f'#!/bin/bash\necho "$*"\n{touch}\n')
+
+    def set_up(self) -> subprocess.CompletedProcess[str]:
+        return self.cloud.run("setup.sh", "tpu", "10.0.0.2:/runs")
+
+
+def test_a_share_that_may_be_written_stays_as_it_is(cloud):
+    share = Share(cloud, owner="0")
+    (cloud.checkout / "writable").touch()
+    assert not [line for line in share.set_up().stdout.splitlines() if line.startswith(("chown", "chmod"))]
+
+
+def test_a_share_of_somebody_else_is_not_taken(cloud):
+    ran = Share(cloud, owner="1234").set_up()
+    assert ran.returncode == 2
+    assert "may not write to 10.0.0.2:/runs, which belongs to user 1234" in ran.stderr
+    assert "chown" not in ran.stdout and "make" not in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("tpu; touch owned",), "the first argument is tpu; touch owned"),
+        (("tpu", "-o exec:/runs"), "the second argument is -o exec:/runs"),
+        (("tpu", "host:/a\nb"), "SERVER:/PATH"),
+        (("$(touch owned)",), "the first argument"),
+    ],
+)
+def test_what_a_machine_cannot_be_set_up_with(cloud, arguments, told):
+    cloud.program("make", '#!/bin/bash\necho "make $*"\n')
+    ran = cloud.run("setup.sh", *arguments)
+    assert ran.returncode == 2 and told in ran.stderr and ran.stdout == ""
 
 
 PYTHON = """#!/bin/bash
@@ -333,6 +442,14 @@ def test_a_worker_leaves_another_program_of_the_same_number_alone(worker):
         other.wait()
 
 
+@pytest.mark.parametrize("number", ["1 1", "../self", "-1", "", "$(touch owned)"])
+def test_a_note_of_a_process_that_is_none_is_passed_over(worker, number):
+    (worker.checkout / ".cache").mkdir()
+    (worker.checkout / ".cache" / "worker.pid").write_text(f"{number}\n")
+    ran = worker.run("worker.sh", "train", "smoke")
+    assert ran.returncode == 0 and ran.stderr == ""
+
+
 @pytest.fixture
 def slurm(cloud) -> Cloud:
     cloud.program("srun", '#!/bin/bash\nprintf "%s\\n" "$PWD" "$@"\nexit "$CODE"\n')
@@ -367,6 +484,14 @@ def test_slurm_runs_the_script_of_a_point(slurm):
     ran = slurm.run("slurm.sh", str(script), CODE="0", SLURM_JOB_ID="17")
     assert ran.stdout.splitlines()[-1] == str(script)
     assert slurm.run("slurm.sh").returncode == 2
+
+
+def test_slurm_runs_no_file_that_has_the_name_of_a_job(slurm):
+    (slurm.checkout / "train").write_text("#!/bin/sh\n")
+    ran = slurm.run("slurm.sh", "train", "smoke", CODE="75", SLURM_JOB_ID="17", SLURM_RESTART_COUNT="x[$(touch owned)]")
+    assert [*ran.stdout.splitlines()[-4:-2], ran.returncode] == ["train", "smoke", 0]
+    assert ".venv/bin/python" in ran.stdout.splitlines() and "scontrol requeue 17" in ran.stdout
+    assert not list(slurm.checkout.rglob("owned"))
 
 
 # Two tasks of a step on this machine, with the variables that srun sets for each.
@@ -427,6 +552,7 @@ def test_the_sky_task_is_yaml_that_runs_the_job(cloud):
 
     point = "sweep bon_helpful_hh --point exponential(10)_kl2"
     assert run(point, "cuda12", 1) == [f"-m ctrl_jax {point} --runs-dir /runs"]
+    assert run("train *", "tpu", 1) == ["-m ctrl_jax train * --distributed --runs-dir /runs"]
     assert run("train smoke", "tpu", 1) == ["-m ctrl_jax train smoke --distributed --runs-dir /runs"]
     assert run("train smoke", "cuda12", 2) == [
         "-m ctrl_jax train smoke --runs-dir /runs",

@@ -152,6 +152,7 @@ def fit(
                     with compilations() as compiled:
                         state, metrics = step(state, batch)
                 except InputError as error:  # of a reward that is a function of the host; the state is as it was
+                    preemption.check()
                     if pending is not None:
                         report(pending)
                     raise unsound(Taken(index, position, batch, {}), str(error)) from error
@@ -162,6 +163,7 @@ def fit(
                 if pending is not None:
                     report(pending)
                 pending = Taken(index, position, batch, metrics)
+                preemption.check()  # Ctrl-C within a reward function that catches everything: its step is not kept
                 stop = preempted()
                 if index % checkpoint_every == 0 or index == steps or stop:
                     report(pending)

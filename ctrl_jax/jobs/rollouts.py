@@ -89,7 +89,7 @@ def _batches(
     All batches have one size, so that it compiles once; the last is filled up by repeating its last prompt.
 
     Raises:
-      Preempted: on all of several processes, when SIGTERM came to one, after a batch was taken.
+      Preempted: on SIGTERM; on all of several processes, when it came to one, after a batch was taken.
     """
     devices = batch_parts(run.mesh)
     size = len(jax.tree.leaves(tree)[0])
@@ -100,6 +100,7 @@ def _batches(
             index = np.minimum(np.arange(start, start + batch_size), size - 1)
             batch = shard(run.mesh, jax.tree.map(lambda x, index=index: np.asarray(x)[index], tree))
             result = hosts.fetch(function(batch))
+            preemption.check()  # a reward function that catches everything has returned something else
             yield jax.tree.map(lambda x, real=size - start: np.asarray(x)[:real], result)
             bar.update(min(start + batch_size, size))
             preemption.stop_together()

@@ -66,6 +66,10 @@ class Run:
             disk.check_writable(folder)
         with exclusive(self.work_dir) if hosts.first() else contextlib.nullcontext():
             self.claim()
+            if hosts.first():
+                now = (self.work_dir / "lock").stat().st_mtime  # written just now, by the clock of the file system
+                for folder in (self.work_dir, self.stages_dir):
+                    disk.remove_leftovers(folder, now=now)
             hosts.check_shared(self.work_dir / "config.json")
             yield
 

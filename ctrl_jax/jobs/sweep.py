@@ -22,7 +22,7 @@ from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import align, report, summary
 from ctrl_jax.jobs.run import Run, check_batches_divide, check_claim
-from ctrl_jax.runtime import hosts
+from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.console import latest_lines, say, table
 from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.shares import Share
@@ -179,11 +179,11 @@ def _run_noted(run: Run, point: Point) -> None:
     _note(point, attempt, _UNSAID)
     try:
         align.run(run)
-    except Exception as error:
-        _note(point, attempt, str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
-        raise
-    except BaseException:  # asked to stop: it resumes, and has not failed
-        _note(point, attempt, None)
+    except BaseException as error:
+        if preemption.came() or not isinstance(error, Exception):  # asked to stop: it resumes, and has not failed
+            _note(point, attempt, None)
+        else:
+            _note(point, attempt, str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
         raise
     _note(point, attempt, None)
 
@@ -213,7 +213,7 @@ def write_jobs(
         script = directory / f"{point.name}.sh"
         lines = [
             "#!/bin/sh",
-            f"# One point of {sweep_dir.name}. Started again, it goes on where it stopped.",
+            "# One point of a sweep. Started again, it goes on where it stopped.",
             f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command(point))}",
         ]
         write_bytes(script, ("\n".join(lines) + "\n").encode())

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from rich.markup import escape
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.runtime import hosts
+from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import read_json, write_json
 
@@ -136,6 +136,7 @@ class Checkpoints:
             try:
                 self._scores[step] = float(self._read(step, "data", ocp.args.JsonRestore())["score"])
             except Exception:  # damaged, without a score, or of an older version
+                preemption.check()  # or Orbax has made it of a signal
                 self._scores[step] = -math.inf
         return self._scores[step]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -23,14 +24,27 @@ def be_quiet() -> None:
     get_console().quiet = True
 
 
+def printable(text: str) -> str:
+    r"""`text` without what a terminal would obey instead of showing it, for the text of a model or of a file.
+
+    Control characters, so escape sequences too, halves of characters, and marks that turn the direction of writing are
+    spelled out (`\x1b`, `\u202e`). Line breaks and tabs stay.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
+
+
+# C0 and C1 without \t and \n; the marks, embeddings, overrides and isolates of bidirectional text; lone surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 def say(text: str) -> None:
     """Prints a line; `[bold]` and other marks of rich are obeyed. Lines of a log are not wrapped."""
-    get_console().print(text, soft_wrap=True)
+    get_console().print(printable(text), soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints a table: the first column to the left, the others, numbers, to the right; floats with four digits."""
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table(title=printable(title), title_justify="left")
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
@@ -83,7 +97,7 @@ def latest_lines() -> Iterator[Callable[[Mapping[str, str]], None]]:
             drawn.add_column(no_wrap=True)
             drawn.add_column(no_wrap=True, overflow="ellipsis")
             for name, line in lines.items():
-                drawn.add_row(Text(name, style="bold"), Text(line))
+                drawn.add_row(Text(name, style="bold"), Text(printable(line)))
             live.update(drawn, refresh=True)
 
         yield show
@@ -136,4 +150,4 @@ def _metrics(values: dict[str, float]) -> str:
 
 
 def _shown(cell: object) -> str:
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.4g}" if isinstance(cell, float) else printable(str(cell))

@@ -6,12 +6,16 @@ all of them see.
 """
 
 import contextlib
+import ipaddress
 import itertools
 import json
+import math
 import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +29,11 @@ from ctrl_jax.errors import InputError
 
 HEARTBEAT_SECONDS = 30
 """A process that is silent for so long is taken for lost, and ends the others."""
+JOIN_SECONDS = 300.0
+"""What a process waits for all others to start, unless CTRL_JAX_JOIN_SECONDS is another number: hosts of a cluster may
+be minutes apart, for want of an image or of the libraries in their file cache."""
+SAID_EVERY_SECONDS = 15.0
+"""Between the lines that say that it waits."""
 PATIENCE_SECONDS = 24 * 3600
 """What others wait for the first process: it may have to fetch and to prepare the data."""
 
@@ -35,6 +44,11 @@ COUNTS_AND_IDS = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 )
 """The variables of the environment that tell how many processes there are, and which is this one."""
+
+
+class NotJoined(RuntimeError):
+    """Not all processes of the job have started in time: a fault of the cluster, so the job may be started again."""
+
 
 _turns = itertools.count()
 _OF_OTHERS = ("UNKNOWN", "UNAVAILABLE", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL")
@@ -48,6 +62,8 @@ def start(*, asked: bool = False) -> None:
 
     Raises:
       InputError: if the environment is incomplete, or tells of no others though they are asked for.
+      NotJoined: if not all of them have started within JOIN_SECONDS. The process has to `leave` then: a usual exit
+        may wait for them.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     names = next((names for names in COUNTS_AND_IDS if all(name in os.environ for name in names)), None)
@@ -73,6 +89,9 @@ def start(*, asked: bool = False) -> None:
         # All is told. To detect more would take one device for each of a machine's processes.
         options = {"coordinator_address": address, "num_processes": count, "process_id": process}
         options["cluster_detection_method"] = "deactivate"
+        listening = _own_address(host)
+        if listening is not None and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+            options["coordinator_bind_address"] = f"{listening}:{port}"
     elif count == 1 and not asked:
         return
     elif names is not None and names[0] != "SLURM_NTASKS" and "OMPI_MCA_orte_hnp_uri" not in os.environ:
@@ -81,10 +100,9 @@ def start(*, asked: bool = False) -> None:
             "Set JAX_COORDINATOR_ADDRESS to its host and a free port, such as node1:8476."
         )
     handler = signal.getsignal(signal.SIGTERM)
+    limit = _seconds("CTRL_JAX_JOIN_SECONDS", JOIN_SECONDS)
     try:
-        jax.distributed.initialize(
-            **options, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=HEARTBEAT_SECONDS
-        )
+        _join(options, limit)
     except ValueError as error:
         raise InputError(
             "--distributed is given, but nothing tells of other processes: neither JAX_COORDINATOR_ADDRESS nor Slurm's "
@@ -92,6 +110,78 @@ def start(*, asked: bool = False) -> None:
         ) from error
     if not several():
         signal.signal(signal.SIGTERM, handler)  # jax's own, for several, has taken its place
+
+
+def _own_address(host: str) -> str | None:
+    """The address if it is one of this machine's: the coordinator need not listen on any other.
+
+    None for a name, which this machine may resolve otherwise than the others do (Debian has its own name at 127.0.1.1).
+    """
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        with socket.socket(family) as tried:
+            tried.bind((str(address), 0))
+    except (ValueError, OSError):
+        return None
+    return host
+
+
+def _join(options: dict[str, Any], limit: float) -> None:
+    """Returns when all processes of the job are there, and says meanwhile that it waits for them.
+
+    The wait is here and not jax's own: that is silent, deaf to signals, and ends in SIGABRT.
+    """
+    failed: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            jax.distributed.initialize(
+                **options, initialization_timeout=PATIENCE_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            )  # fmt: skip
+        except Exception as error:
+            failed.append(error)
+
+    started = time.monotonic()
+    thread = threading.Thread(target=connect, name="joins the other processes", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        waited = time.monotonic() - started
+        if waited >= limit:
+            raise NotJoined(
+                f"Not all processes of the job started within {limit:.0f} s{_this_process()}. Check that each of them "
+                "was started and still runs (its own log says), that all have the same address and count, and that no "
+                "firewall keeps them from the first process. The same command starts anew; CTRL_JAX_JOIN_SECONDS gives "
+                "them longer."
+            )
+        thread.join(min(limit - waited, SAID_EVERY_SECONDS - waited % SAID_EVERY_SECONDS))
+        waited = time.monotonic() - started
+        if thread.is_alive() and waited < limit:
+            about = f"{waited:.0f} s of {limit:.0f} s{_this_process()}"
+            print(f"Waiting for the other processes of the job, {about}.", file=sys.stderr)
+    if failed:
+        raise failed[0]
+
+
+def _this_process() -> str:
+    state = _state()
+    if state.coordinator_address is None:  # not found yet
+        return ""
+    return (
+        f" (this is process {state.process_id} of {state.num_processes}, the first is at {state.coordinator_address})"
+    )
+
+
+def _seconds(name: str, default: float) -> float:
+    text = os.environ.get(name)
+    try:
+        value = default if text is None else float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise InputError(f"The environment has {name}={text!r}; it has to be a number of seconds.")
+    return value
 
 
 def _number(name: str) -> int:

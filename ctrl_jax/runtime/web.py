@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.runtime import preemption
 from ctrl_jax.runtime.stages import plain
 
 Answer = Callable[[dict[str, Any]], Iterator[Mapping[str, Any]]]
@@ -70,7 +71,7 @@ class Server(ThreadingHTTPServer):
         try:
             self.serve_forever()
         except KeyboardInterrupt:
-            pass
+            preemption.answered()
         finally:
             self.closing.set()
             self.server_close()

@@ -26,8 +26,9 @@ if [ $# -eq 0 ]; then
     echo 'error: the job is missing, such as: sbatch experiments/launch/slurm.sh train bon_helpful_hh' >&2
     exit 2
 fi
-cd "${SLURM_SUBMIT_DIR:-.}" || exit
-if [ -f "$1" ]; then
+cd -- "${SLURM_SUBMIT_DIR:-.}" || exit
+# The script of a point is given by its path; a file that happens to be called train is none.
+if [[ $1 == */* && -f $1 ]]; then
     job=("$@")
 else
     job=(.venv/bin/python -m ctrl_jax "$@")
@@ -37,7 +38,9 @@ fi
 srun --kill-on-bad-exit=0 --wait=120 "${job[@]}"
 code=$?
 # 75 also where a process was lost; an error that only looks like that would come back after every start.
-if [ $code -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -ge 20 ]; then
+restarts=${SLURM_RESTART_COUNT:-0}
+[[ $restarts =~ ^[0-9]+$ ]] || restarts=0
+if [ $code -eq 75 ] && [ "$restarts" -ge 20 ]; then
     echo 'slurm: ended with code 75, and was started again 20 times before: the log tells why. The same sbatch goes on.' >&2
 elif [ $code -eq 75 ]; then
     echo "slurm: ended with code 75, to go on; queued again"

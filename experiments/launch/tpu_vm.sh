@@ -38,6 +38,16 @@ fail() {
     exit 2
 }
 
+# Its arguments as a shell would take them.
+quoted() {
+    local word separator=''
+    for word; do
+        [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+        printf '%s%s' "$separator" "$word"
+        separator=' '
+    done
+}
+
 name='' zone='' type='' share='' runtime='' project='' spot='' before='' tries=20 poll=30 keep='' dry=''
 while [ $# -gt 0 ]; do
     case $1 in
@@ -68,8 +78,21 @@ done
 for needed in name zone type share; do
     [ -n "${!needed}" ] || fail "--$needed is missing; --help lists the options."
 done
-[[ $share =~ ^[^:/]+:/([^/]|$) ]] ||
-    fail "--share is $share, and not SERVER:/PATH of an NFS share. A bucket has neither locks nor files that grow."
+
+# Refuses an option's value that is not as it should be: some become parts of commands, here and on the workers.
+check() {
+    local LC_ALL=C # where a-z are 26 letters
+    [[ -z ${!1} || ${!1} =~ ^$2$ ]] || fail "--$1 is $(quoted "${!1}"); $3"
+}
+check name '[a-z]([-a-z0-9]{0,61}[a-z0-9])?' 'a name has a to z, 0 to 9 and -, and begins with a letter.'
+check zone '[a-z]+[-a-z0-9]*' 'a zone is such as us-west4-a.'
+check type '[a-z][-a-z0-9]*' 'an accelerator type is such as v5litepod-256.'
+check runtime '[a-z][-a-z0-9.]*' "see 'gcloud compute tpus tpu-vm versions list'."
+check project '[a-z][-a-z0-9.:]*' 'give the ID of a project.'
+check share '([A-Za-z0-9][-A-Za-z0-9.]*|\[[0-9a-fA-F:]+\]):/([^/[:cntrl:]][^[:cntrl:]]*)?' \
+    'it has to be SERVER:/PATH of an NFS share. A bucket has neither locks nor files that grow.'
+check tries '[1-9][0-9]{0,4}' 'give a number from 1 on.'
+check poll '[1-9][0-9]{0,4}' 'give whole seconds, from 1 on.'
 [ $# -ge 2 ] || fail "the job is missing: give it after --, such as: -- train bon_helpful_hh"
 if [ -z "$runtime" ]; then
     case $type in
@@ -87,16 +110,6 @@ code_archive=.cache/launch/$name.tar.gz
 exec 3>&1 # where commands are printed, also from within $(...)
 
 say() { echo "tpu_vm: $*" >&2; }
-
-# Its arguments as a shell would take them.
-quoted() {
-    local word separator=''
-    for word; do
-        [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
-        printf '%s%s' "$separator" "$word"
-        separator=' '
-    done
-}
 
 # Prints a command, and runs it unless this is a dry run.
 run() {
@@ -163,9 +176,10 @@ acquire() {
 
 on_workers() { run "${node[@]}" ssh "$name" "${place[@]}" --worker=all --command="$1"; }
 
+# shellcheck disable=SC2016 # bash -c expands its argument
 prepare() {
     run mkdir -p .cache/launch &&
-        run bash -c "git ls-files -z --cached --others --exclude-standard | tar -czf '$code_archive' --null -T -" &&
+        run bash -c 'git ls-files -z --cached --others --exclude-standard | tar -czf "$1" --null -T -' tar "$code_archive" &&
         run "${node[@]}" scp "$code_archive" "$name:ctrl_jax.tar.gz" "${place[@]}" --worker=all &&
         on_workers 'mkdir -p ctrl_jax && tar -xzf ctrl_jax.tar.gz -C ctrl_jax' &&
         on_workers "ctrl_jax/experiments/launch/setup.sh tpu $(quoted "$share")" &&

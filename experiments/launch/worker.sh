@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 mkdir -p .cache
 before=$(cat .cache/worker.pid 2>/dev/null || true)
+[[ $before =~ ^[1-9][0-9]*$ ]] || before=''
 lives() { [ -n "$before" ] && grep -qs ctrl_jax "/proc/$before/cmdline"; }
 if lives; then
     kill -TERM "$before"

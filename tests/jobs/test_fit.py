@@ -23,6 +23,7 @@ from ctrl_jax.jobs import replay
 from ctrl_jax.jobs.fit import fit
 from ctrl_jax.models import lora
 from ctrl_jax.models.architecture import from_config
+from ctrl_jax.runtime import preemption
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.compilations import compilations
 from ctrl_jax.runtime.mesh import make_mesh, replicate
@@ -140,6 +141,32 @@ def test_sigterm_saves_the_step_at_hand_and_the_same_call_goes_on(tmp_path, mesh
     assert checkpoints(tmp_path) == [2, 3]
     assert train(tmp_path, mesh) == 6 * DATA.sum()
     np.testing.assert_array_equal(read_metrics(tmp_path / "metrics.jsonl")["step"], np.arange(1, 7))
+
+
+def test_a_step_in_which_ctrl_c_was_swallowed_is_not_kept(tmp_path, mesh):
+    """As by a reward function that catches everything, and returns something else than it would have."""
+
+    def interrupt(step):
+        if step == 4:
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), preemption.raising():
+        train(tmp_path, mesh, before=interrupt)
+    assert checkpoints(tmp_path) == [2]
+    assert train(tmp_path, mesh) == 6 * DATA.sum()
+
+
+def test_an_error_that_a_signal_became_is_no_step_that_failed(tmp_path, mesh):
+    def interrupt(step):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except BaseException:
+            raise InputError("the reward returned None") from None
+
+    with pytest.raises(KeyboardInterrupt), preemption.raising():
+        train(tmp_path, mesh, before=interrupt)
+    assert not (tmp_path / "failed").exists()
 
 
 def test_a_checkpoint_counts_only_on_rows_that_are_on_disk(tmp_path, mesh, monkeypatch):

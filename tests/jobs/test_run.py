@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import pytest
 
@@ -20,6 +21,15 @@ def test_what_older_code_left_is_not_taken_for_its_own(tmp_path, mesh, monkeypat
     assert run.stage("sft", corpus="c").directory != stage.directory
     with pytest.raises(InputError, match=rf"versions\.sft: {before} → 99"):
         run.claim()
+
+
+def test_a_claim_removes_what_a_kill_left_of_files_in_the_making(tmp_path, mesh):
+    left = tmp_path / "work" / f".metrics.jsonl.{'0' * 32}.tmp"
+    left.parent.mkdir()
+    left.write_text("")
+    os.utime(left, (left.stat().st_mtime - 7200,) * 2)
+    with Run(Experiment("example"), tmp_path / "work", tmp_path / "stages", mesh).claimed():
+        assert not left.exists()
 
 
 def test_the_environment_is_that_of_the_first_claim(tmp_path, mesh):

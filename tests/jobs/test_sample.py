@@ -286,3 +286,18 @@ def test_the_terminal_shows_a_table_a_side(session, monkeypatch):
     marked = [row[0].startswith("▸") for row in rows]
     assert marked.index(True) == np.argmax([row[1] for row in rows[:4]])
     assert sum(marked) == 1
+
+
+def test_the_terminal_obeys_neither_a_response_nor_a_prompt(params, mesh, capsys):
+    class Hostile(Tokenizer):
+        def encode_prompt(self, conversation):
+            return [2]
+
+        def decode(self, ids):
+            return "\x1b]0;owned\x07[bold]\u202e"
+
+    session = Session(EXPERIMENT, PARTS, mesh, Hostile(), {"model": params["policy"]}, None, Decoding())
+    sample.print_responses(session, sample.said("\x1b[2Ja[red]"), Asked(1, "sampling"))
+    printed = capsys.readouterr().out
+    assert r"\x1b[2Ja[red]" in printed and r"\x1b]0;owned\x07[bold]\u202e" in printed
+    assert not {"\x1b", "\x07", "\u202e"} & set(printed)

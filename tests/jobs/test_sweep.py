@@ -16,6 +16,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import evaluate, report, summary, sweep, train
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sweep import Point
+from ctrl_jax.runtime import preemption
 from ctrl_jax.runtime.mesh import make_mesh
 from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.shares import Share
@@ -282,6 +283,18 @@ def test_a_point_alone_notes_why_it_failed_unless_it_was_told_to_stop(points, al
     assert index()["identity"]["attempts"] == 1
 
 
+def test_a_point_whose_signal_became_an_error_has_not_failed(points, alone, index):
+    def wrapped(run):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            raise ValueError("Failed to restore") from None
+
+    with pytest.raises(Preempted), preemption.raising():
+        alone(points[0], wrapped)
+    assert index()["identity"]["state"] == "missing"
+
+
 def test_the_index_tells_a_batch_job_that_was_killed(points, tmp_path, index):
     # What run_point leaves behind when its process vanishes: its first note, and no lock.
     sweep._note(points[0], 1, sweep._UNSAID)
@@ -304,6 +317,21 @@ def test_batch_jobs_are_scripts_that_run_their_point(points, tmp_path, index):
         assert processes(point) == 1
     sweep.publish(tmp_path / "sweep", points)
     assert states(index) == {"identity": "done", "logit": "done"}
+
+
+def test_no_name_becomes_a_command_of_a_batch_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    owned = tmp_path / "owned"
+    hostile = f"a'b\"c\ntouch {owned}\n$(touch {owned})"
+    experiment = replace(config.Experiment("base"), name=hostile.replace("/", "_"))
+    sweep_dir, jobs = tmp_path / "x\ntouch owned\n#", tmp_path / "jobs"
+    point = Point(experiment, sweep_dir / "work")
+    program = "import pathlib, sys; pathlib.Path('ran').write_text(sys.argv[1])"
+    sweep.write_jobs(sweep_dir, [point], lambda point: [sys.executable, "-c", program, hostile], jobs)
+    (script,) = jobs.iterdir()
+    subprocess.run([str(script)], cwd=tmp_path, check=True)
+    assert (Path.cwd() / "ran").read_text() == hostile
+    assert not owned.exists() and not (tmp_path / "owned").exists()
 
 
 def test_two_points_of_one_name_are_refused(points):

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.runtime import disk, mesh
+from ctrl_jax.runtime import disk, mesh, preemption
 from ctrl_jax.runtime.checkpoints import Checkpoints
 
 
@@ -52,6 +52,26 @@ def open_checkpoints(tmp_path):
     yield open_
     for checkpoints in opened:
         checkpoints.close()
+
+
+def test_a_signal_that_orbax_wraps_while_it_reads_scores_costs_no_checkpoint(open_checkpoints, tmp_path, monkeypatch):
+    checkpoints = open_checkpoints()
+    for step, score in ((1, 9.0), (2, 1.0), (3, 1.0)):
+        checkpoints.save(step, training(step), {}, score=score)
+
+    def wrapped(*arguments):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            raise ValueError("Failed to restore") from error
+
+    again = open_checkpoints()
+    monkeypatch.setattr(again, "_read", wrapped)
+    with pytest.raises(preemption.Preempted), preemption.raising():
+        again.save(4, training(4), {}, score=2.0)
+    assert {"1", "2", "3", "4"} <= set(os.listdir(tmp_path / "checkpoints"))
+    with pytest.raises(preemption.Preempted), preemption.raising():
+        again.restore(training(0))
 
 
 def test_nothing_saved_is_nothing_restored(open_checkpoints):

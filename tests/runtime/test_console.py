@@ -1,6 +1,7 @@
 import io
 
 import pytest
+import rich.markup
 from rich.console import Console
 
 from ctrl_jax.runtime import console
@@ -81,3 +82,32 @@ def test_quiet_prints_nothing(screen, terminal):
     with console.progress("train", 2) as bar:
         bar.update(2, {"kl": 1.0})
     assert text.getvalue() == ""
+
+
+HOSTILE = {
+    "\x1b]0;title\x07\x1b[2J": r"\x1b]0;title\x07\x1b[2J",  # sets the title, clears the screen
+    "\x9b31m": r"\x9b31m",  # C1: an escape sequence of one byte
+    "100 €\r1": r"100 €\r1",  # overwrites the line
+    "a\bb\x7f\x00": r"a\x08b\x7f\x00",
+    "user\u202etxt.exe\u2066": r"user\u202etxt.exe\u2066",  # shown from right to left
+    "half \ud83d of one": r"half \ud83d of one",
+    "line\u2028\u2029": r"line\u2028\u2029",
+}
+HARMLESS = ["tab\tand\nline", "é ü 中文 עברית 👩‍👩‍👧 \u200c\u00a0", "C:\\x1b", "[bold]"]
+
+
+@pytest.mark.parametrize(("text", "shown"), HOSTILE.items())
+def test_what_a_terminal_would_obey_is_spelled_out(screen, text, shown):
+    assert console.printable(text) == shown
+    text_of = screen(terminal=True)
+    console.say(rich.markup.escape(text))
+    console.table("", ["response"], [[rich.markup.escape(text)]])
+    printed = text_of.getvalue()
+    assert printed.count(shown) == 2
+    assert not any(mark in printed for mark in text if not mark.isprintable())
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_text_in_any_script_stays_as_it_is(text):
+    assert console.printable(text) == text
+    assert console.printable(text.replace("\n", "\r\n")) == text

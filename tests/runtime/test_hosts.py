@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import jax
 import numpy as np
@@ -17,12 +18,14 @@ VARIABLES = [name for names in hosts.COUNTS_AND_IDS for name in names]
 @pytest.fixture
 def started(monkeypatch):
     """Calls `start` in an environment, and returns what jax.distributed was asked for: None, or its options."""
-    for name in ("JAX_COORDINATOR_ADDRESS", "OMPI_MCA_orte_hnp_uri", "SLURM_STEP_NUM_TASKS", *VARIABLES):
+    others = "JAX_COORDINATOR_BIND_ADDRESS", "OMPI_MCA_orte_hnp_uri", "SLURM_STEP_NUM_TASKS", "CTRL_JAX_JOIN_SECONDS"
+    for name in ("JAX_COORDINATOR_ADDRESS", *others, *VARIABLES):
         monkeypatch.delenv(name, raising=False)
     asked_for = []
 
     def initialize(**options):
         assert options.pop("heartbeat_timeout_seconds") < 60 and options.pop("shutdown_timeout_seconds") < 60
+        assert options.pop("initialization_timeout") > 3600  # jax's own would end in SIGABRT
         if not any(name in os.environ for name in VARIABLES):
             raise ValueError("coordinator_address should be defined.")
         asked_for.append(options)
@@ -89,6 +92,63 @@ def test_an_environment_that_tells_half_is_refused(started, environment, told):
     with pytest.raises(InputError) as error:
         started(**environment)
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "listens"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("localhost", None),  # a name may mean another address on another machine
+        ("192.0.2.7", None),  # no machine's own: RFC 5737
+        ("[2001:db8::7]", None),
+    ],
+)
+def test_the_coordinator_listens_where_it_is_asked_for_and_nowhere_else(started, host, listens):
+    two = {"JAX_COORDINATOR_ADDRESS": f"{host}:8476", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    assert started(**two).get("coordinator_bind_address") == (listens and f"{listens}:8476")
+
+
+def test_where_the_coordinator_listens_can_be_chosen(started):
+    chosen = {"JAX_COORDINATOR_BIND_ADDRESS": "0.0.0.0:8476", "JAX_COORDINATOR_ADDRESS": "127.0.0.1:8476"}
+    assert "coordinator_bind_address" not in started(JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="0", **chosen)
+
+
+@pytest.mark.parametrize("seconds", ["soon", "nan", "-1", "inf"])
+def test_the_time_to_join_is_a_number_of_seconds(started, seconds):
+    with pytest.raises(InputError, match=f"^The environment has CTRL_JAX_JOIN_SECONDS='{seconds}'"):
+        started(JAX_COORDINATOR_ADDRESS="127.0.0.1:1", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="0",
+                CTRL_JAX_JOIN_SECONDS=seconds)  # fmt: skip
+
+
+UNJOINED = """
+import os, signal, sys, threading
+os.environ.update(JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=sys.argv[1], CTRL_JAX_JOIN_SECONDS=sys.argv[2])
+from ctrl_jax import __main__ as command_line
+from ctrl_jax.runtime import hosts, preemption
+hosts.SAID_EVERY_SECONDS = 0.6
+def job(arguments):
+    if sys.argv[3:]:
+        threading.Timer(0.7, os.kill, (os.getpid(), int(sys.argv[3]))).start()
+    hosts.start()
+command_line._run = job
+preemption.run(lambda: command_line.main([]))
+"""
+
+
+@pytest.mark.parametrize("index", ["0", "1"])
+def test_a_process_whose_others_never_start_says_so_and_may_be_started_again(index):
+    (ended,) = Job(UNJOINED, 1, arguments=(index, "1.5")).wait(60)
+    assert ended.code == 75, ended.errors
+    *waits, last = ended.errors.splitlines()
+    assert waits and all(line.startswith("Waiting for the other processes of the job, 1 s of 2 s") for line in waits)
+    assert last.startswith("error: Not all processes of the job started within 2 s")
+    assert f"this is process {index} of 2, the first is at 127.0.0.1:" in last and "CTRL_JAX_JOIN_SECONDS" in last
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_process_that_waits_for_others_can_be_stopped(number, code):
+    (ended,) = Job(UNJOINED, 1, arguments=("1", "60", str(int(number)))).wait(60)
+    assert ended.code == code, ended.errors
 
 
 def test_one_process_is_the_first_and_waits_for_nobody():

@@ -1,5 +1,6 @@
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.runtime import web
+from ctrl_jax.runtime import preemption, web
 
 PAGE = "<!doctype html><title>é</title><script>let x = 1;</script>"
 
@@ -88,6 +89,14 @@ def test_the_page_comes_with_a_policy_that_lets_nothing_else_in(served):
 def test_it_listens_on_the_loopback_alone(served):
     assert served.server.server_address[0] == "127.0.0.1"
     assert served.server.url == f"http://127.0.0.1:{served.port}/"
+
+
+def test_ctrl_c_ends_it_well_and_does_not_come_back():
+    server = web.Server("", {})
+    with preemption.raising():
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        server.serve()
+        assert not preemption.came() and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_events_come_as_json_lines(served):
