@@ -80,9 +80,11 @@ class Places:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from ctrl_jax.runtime import disk, hosts, preemption
+    from ctrl_jax.runtime import console, disk, hosts, platform, preemption
 
     arguments = sys.argv[1:] if arguments is None else arguments
+    console.print_anything()
+    platform.pin_jax()
     try:
         with preemption.raising():
             return _run(arguments)
@@ -118,6 +120,7 @@ def _run(arguments: list[str]) -> int:
     from ctrl_jax.runtime.platform import check_jaxlib
 
     check_jaxlib()
+    _check_letters(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0
@@ -136,6 +139,18 @@ def _run(arguments: list[str]) -> int:
 
         return plan.main(module, rest[1:])
     return _run_job(job, module, rest[1:])
+
+
+def _check_letters(arguments: list[str]) -> None:
+    """Refuses bytes that are no UTF-8, which Python reads as lone surrogates: no file could be written of them."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"The argument {argument!r} has at character {error.start + 1} what is no text in UTF-8. Type it anew; "
+                "if it is the name of a file, rename that."
+            ) from None
 
 
 def load_experiment(name: str) -> ModuleType:

@@ -37,7 +37,7 @@ def make(tmp_path):
 ARGUMENTS = [
     ("--policy.transform exponential(5)", ["--policy.transform", "exponential(5)"]),
     ('--prompt "costs $5"', ["--prompt", "costs $5"]),
-    ("--prompt 'costs $$5 `id` $(id) ${HOME} $HOME $(HOME)'", ["--prompt", "costs $$5 `id` $(id) ${HOME} $HOME $(HOME)"]),
+    ("--prompt 'costs $$5 `id` $(id) ${HOME} $(HOME)'", ["--prompt", "costs $$5 `id` $(id) ${HOME} $(HOME)"]),
     ("--prompt \"it's; a & b | c > d\" *", ["--prompt", "it's; a & b | c > d", "*"]),
     ("--data.path ~/x --work-dir runs/a,policy.transform=exponential(5) # not a comment",
      ["--data.path", "~/x", "--work-dir", "runs/a,policy.transform=exponential(5)", "#", "not", "a", "comment"]),

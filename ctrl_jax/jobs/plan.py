@@ -632,7 +632,7 @@ def _print_fit(
         fullest = max(made, key=peak)
         say(f"It fits: {quantity(peak(fullest), 'B')} of {quantity(capacity, 'B')} at most, in {fullest.name}.")
     for stage in too_large:
-        say(f"[red]{stage.name} does not fit[/]: {quantity(peak(stage), 'B')} of {quantity(capacity, 'B')}.")
+        say(f"{stage.name} does not fit: {quantity(peak(stage), 'B')} of {quantity(capacity, 'B')}.", style="red")
         found = remedies(experiment, devices, capacity, stage.name, device_memory=device_memory)
         for remedy in found:
             say(f"    {remedy.options} brings it to {quantity(remedy.held, 'B')}")

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.markup import escape
 
 from ctrl_jax import build, config
 from ctrl_jax.data import pretrained_tokenizers
@@ -317,7 +316,7 @@ def untrained(run: Run, decoding: config.Decoding) -> Session:
 
 def print_responses(session: Session, conversation: Conversation, asked: Asked) -> None:
     """Prints a table of responses and rewards for each side; ▸ marks the procedure's pick."""
-    say(f"[bold]{escape(conversation[-1].content)}")
+    say(conversation[-1].content, style="bold")
     rewards: Mapping[str, Rewards] = {}
     picks: Mapping[str, int] = {}
     events = session.answer(conversation, asked)
@@ -335,7 +334,7 @@ def print_responses(session: Session, conversation: Conversation, asked: Asked) 
                     picks = event.picks
     for side in session.sides:
         marks = ["▸ " if index == picks.get(side) else "  " for index in range(asked.num_samples)]
-        texts = [mark + escape(shown(response)) for mark, response in zip(marks, responses[side], strict=True)]
+        texts = [mark + shown(response) for mark, response in zip(marks, responses[side], strict=True)]
         if side in rewards:
             of_side = rewards[side]
             columns = [f"response (▸ {asked.procedure})", "raw", "calibrated", "transformed"]
