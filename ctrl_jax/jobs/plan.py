@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, NamedTuple
 
 import tyro
@@ -472,10 +471,9 @@ def _divides(experiment: Experiment, devices: int) -> bool:
     return True
 
 
-def main(module: ModuleType, arguments: list[str]) -> int:
-    program = f"python -m ctrl_jax plan {module.__name__.removeprefix('experiments.')}"
-    default = Options(module.experiment())
-    return run(tyro.cli(Options, default=default, args=arguments, prog=program, description=__doc__))
+def main(name: str, experiment: Experiment, arguments: list[str]) -> int:
+    program = f"python -m ctrl_jax plan {name}"
+    return run(tyro.cli(Options, default=Options(experiment), args=arguments, prog=program, description=__doc__))
 
 
 def run(options: Options) -> int:

@@ -64,10 +64,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     """Prints a table: the first column to the left, the others, numbers, to the right; floats with four digits."""
     drawn = Table(title=Text(title, style="table.title"), title_justify="left")
     for index, column in enumerate(columns):
-        drawn.add_column(Text(column), justify="left" if index == 0 else "right")
+        drawn.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(_shown(cell)) for cell in row))
-    get_console().print(drawn)
+    console = get_console()
+    if not console.is_terminal:  # a log is as wide as its lines
+        drawn.width = console.measure(drawn, options=console.options.update(max_width=10_000)).maximum
+    console.print(drawn, crop=False)
 
 
 @contextlib.contextmanager
