@@ -1,5 +1,6 @@
 """Bad input on the command line: exit code 2 and one paragraph with the value and the fix, before any work is done."""
 
+import dataclasses
 import errno
 import os
 import shlex
@@ -11,6 +12,8 @@ import jax
 import pytest
 
 from ctrl_jax import __main__ as command_line
+from ctrl_jax import config
+from ctrl_jax.jobs import ideal, runs
 from ctrl_jax.runtime import hosts, platform, stages
 from ctrl_jax.runtime.preemption import Preempted
 
@@ -22,7 +25,11 @@ def refused(tmp_path, monkeypatch, capsys):
     # It would serve the tests that come after, too.
     monkeypatch.setattr(platform, "setup_compilation_cache", lambda directory: directory)
 
+    def folders() -> set[Path]:
+        return {path for path in (tmp_path / "runs").rglob("*") if path.is_dir() and not path.name.startswith(".")}
+
     def call(*arguments: str, places: bool = True) -> str:
+        before = folders()
         if places:
             arguments = (*arguments, "--runs-dir", str(tmp_path / "runs"))
         try:
@@ -32,8 +39,11 @@ def refused(tmp_path, monkeypatch, capsys):
         printed = capsys.readouterr()
         assert code == 2
         assert printed.out == ""
-        trained = [path.name for path in tmp_path.glob("runs/stages/*") if not path.name.startswith("data-")]
-        assert trained == []
+        # Generated data may be left, and serves the next command; a work directory or another stage may not.
+        left = [path for path in folders() - before if path.relative_to(tmp_path / "runs").parts[0] != "stages"]
+        assert left == []
+        assert [path.name for path in tmp_path.glob("runs/stages/*") if not path.name.startswith("data-")] == []
+        assert before or not (tmp_path / "runs").exists() or list(tmp_path.glob("runs/stages/data-*/tfds"))
         if "--debug" not in arguments:
             assert "Traceback" not in printed.err
             assert len(printed.err.strip().split("\n\n")) == 1
@@ -196,6 +206,30 @@ def test_debug_adds_the_traceback(refused):
     told = refused("train", "smoke", "--devices", "9", "--debug")
     assert "Traceback" in told
     assert "9 devices asked for" in told
+
+
+@pytest.mark.parametrize("argument", ["--prompt=\udcff", "runs/\udce9t\udce9", "\ud800"])
+def test_an_argument_that_is_no_text_is_refused(refused, argument):
+    told = refused("sample", "smoke", argument)
+    assert f"The argument {argument!r} has at character" in told and "no text in UTF-8" in told
+
+
+def test_a_home_folder_is_expanded_in_every_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    kinds = [command_line.Places, command_line.ExportOptions, command_line.SweepOptions, ideal.Options, runs.Options]
+    kinds += [config.Data, config.Model, config.RewardModel]
+    experiment = config.Experiment("any")
+    found = 0
+    for kind in kinds:
+        needed = {"experiment": experiment} if issubclass(kind, command_line.Options) else {}
+        needed |= {"source": "jsonl"} if kind is config.Data else {"path": "x"} if kind is config.Model else {}
+        for field in dataclasses.fields(kind):
+            if "Path" in str(field.type) or field.name in ("path", "adapter"):
+                made = kind(**{**needed, field.name: "~/x" if "str" in str(field.type) else Path("~/x")})
+                assert str(getattr(made, field.name)) == f"{tmp_path}/x"
+                found += 1
+    assert found == 11
+    assert config.Data(source="jsonl", path="a/~/b").path == "a/~/b"
 
 
 def test_help_lists_every_job(capsys):
