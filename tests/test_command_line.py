@@ -104,6 +104,7 @@ def test_a_file_that_is_no_experiment(refused, tmp_path):
         (["--policy.prompts-per-step", "12"], ["--policy.prompts-per-step is 12", "8 devices", "8 or 16"]),
         (["--sft.batch-size", "4"], ["--sft.batch-size is 4", "8 devices", "Make it 8"]),
         (["--reward-model.batch-size", "31"], ["--reward-model.batch-size is 31", "24 or 32"]),
+        (["--data.source", "jsonl", "--data.path", "no[x]where.jsonl"], ["no[x]where.jsonl"]),
         (["--calibration.prompts", "9999"], ["9999 train prompts are asked for", "at most"]),
         (["--evaluation.prompts", "9999"], ["9999 test prompts are asked for", "at most"]),
         (["--data.prompt-length", "3"], ["more than 3 tokens", "--data.prompt-length to at least"]),

@@ -173,6 +173,13 @@ def test_this_test_can_fail(room_name, source, expected):
     assert breaches(room_name, source) == expected
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_nothing_is_printed_as_markup(path):
+    # `say` and `table` print text as it is, in a style where one is given: "[yellow]" would be shown.
+    source = path.read_text(encoding="utf-8")
+    assert "rich.markup" not in source and not re.search(r"""["']\[/?(bold|red|green|yellow|dim|cyan)""", source)
+
+
 def without_encoding(source: str) -> Iterator[int]:
     """Lines that read or write text in whatever encoding the terminal has: files are UTF-8 in any locale."""
     for node in ast.walk(ast.parse(source)):

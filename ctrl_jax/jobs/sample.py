@@ -261,6 +261,8 @@ def read_prompt(conversation: Conversation, tokenizer: Tokenizer, data: config.D
     text = conversation[-1].content
     if not text.strip():
         raise InputError(f"The prompt is empty ({text!r}); write what shall be answered.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError("The prompt names half of a character (\\ud800 to \\udfff, alone); mend its text.")
     length = len(tokenizer.encode_prompt(conversation))
     if length > data.prompt_length and data.long_prompts == "drop":
         raise InputError(

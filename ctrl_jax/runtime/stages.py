@@ -235,7 +235,9 @@ def _move(temporary: Path, path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `plain(value)`."""
-    write_bytes(path, (json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n").encode())
+    # Half a character, as in the name of a file that is no UTF-8, becomes its escape, which JSON reads back.
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
