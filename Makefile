@@ -20,6 +20,7 @@ try:
     command = sys.argv[1:] + shlex.split(os.environ.pop("MAKE_ARGS"))
 except ValueError as error:
     sys.exit(f"error: ARGS cannot be read: {error}. It is a line of options, such as ARGS='--prompt \"What is 2 + 2?\"'.")
+sys.stdout.reconfigure(errors="backslashreplace")
 print(shlex.join(command), flush=True)
 os.execvp(command[0], command)
 endef

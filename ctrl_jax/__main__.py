@@ -83,11 +83,10 @@ class Places:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from ctrl_jax.runtime import console, disk, hosts, platform, preemption
+    from ctrl_jax.runtime import console, disk, hosts, preemption
 
     arguments = sys.argv[1:] if arguments is None else arguments
     console.print_anything()
-    platform.pin_jax()
     try:
         with preemption.raising():
             return _run(arguments)
@@ -120,9 +119,10 @@ def _tell(error: Exception, paragraph: str, arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from ctrl_jax.runtime.platform import check_jaxlib
+    from ctrl_jax.runtime import platform
 
-    check_jaxlib()
+    platform.check_jaxlib()
+    platform.pin_jax()
     _check_letters(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -168,7 +168,7 @@ def find(name: str) -> Named:
       InputError: if there is neither, or config.json of the run cannot be read.
     """
     folder = Path(os.path.expanduser(name))
-    if (folder / "config.json").exists() and not (Path("experiments") / f"{name}.py").is_file():
+    if os.path.exists(folder / "config.json") and not os.path.isfile(f"experiments/{name}.py"):
         from ctrl_jax.jobs import address
 
         return Named(name, address.read_experiment(folder), work_dir=folder)
@@ -195,12 +195,13 @@ def load_experiment(name: str) -> ModuleType:
       InputError: if there is none, with the nearest names.
     """
     path = Path(os.path.expanduser(name)) if name.endswith(".py") else Path("experiments") / f"{name}.py"
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, not an error, for a name that no system can have
         known = sorted(file.stem for file in Path("experiments").glob("*.py"))
-        if Path(os.path.expanduser(name)).is_dir():
-            points = sorted(str(path.parent) for path in Path(os.path.expanduser(name)).glob("*/config.json"))
-            within = f" It has the runs {', '.join(points)}; name one of them." if points else ""
-            raise InputError(f"{name} is a folder without config.json, and so no run.{within}")
+        folder = Path(os.path.expanduser(name))
+        if os.path.isdir(folder):
+            inside = sorted(str(path.parent) for path in folder.glob("*/config.json"))
+            named = f" It has the runs {', '.join(inside)}; name one of them." if inside else ""
+            raise InputError(f"{name!r} is a folder without config.json, and so no run.{named}")
         where = f"experiments/ has {', '.join(known)}" if known else f"there is no folder experiments/ in {Path.cwd()}"
         raise InputError(
             f"There is no experiment {name!r}{_nearest(name, known)}: {where}. A path of a .py file serves too, and so "
@@ -490,7 +491,8 @@ def _usage() -> str:
     return (
         f"python -m ctrl_jax JOB EXPERIMENT [options]\n\n{jobs}\n\n"
         "EXPERIMENT names a file of experiments/. Options are the fields of its configuration, such as\n"
-        "--policy.kl-budget 0.5; `python -m ctrl_jax train bon_helpful --help` lists them."
+        "--policy.kl-budget 0.5; `python -m ctrl_jax train bon_helpful --help` lists them. The folder of a run, such\n"
+        "as runs/bon_helpful, serves in its place: it has its options, and takes no others."
     )
 
 

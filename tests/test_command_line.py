@@ -70,6 +70,12 @@ def test_an_unknown_experiment_is_told_the_nearest(refused):
     assert "did you mean bon_helpful" in told
 
 
+@pytest.mark.parametrize("name", ["", ".", "/", "x" * 5000, "a\0b", "*", "experiments", "no/such/run"])
+def test_what_names_neither_an_experiment_nor_a_run(refused, name):
+    told = refused("train", name, places=False)
+    assert "There is no experiment" in told or "is a folder without config.json" in told
+
+
 def test_a_folder_without_experiments(refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = refused("train", "smoke", places=False)

@@ -71,6 +71,11 @@ def test_args_of_the_other_targets(make, target):
     assert json.loads(done.stdout.splitlines()[-1])[-4:] == ["-x", "tests/a b", "-k", "x and (y)"]
 
 
+def test_what_the_terminal_cannot_show_reaches_the_command(make):
+    done = make("sample", "ARGS=--prompt Φ", PYTHONIOENCODING="ascii")
+    assert json.loads(done.stdout.splitlines()[-1])[-2:] == ["--prompt", "Φ"]
+
+
 def test_an_open_quote_is_one_line(make):
     done = make("train", "ARGS=--prompt \"it's")
     assert done.returncode == 2 and done.stdout == ""

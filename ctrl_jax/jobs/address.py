@@ -46,6 +46,8 @@ def read_experiment(work_dir: Path) -> Experiment:
       InputError: if config.json is missing or damaged, or another version wrote it with other fields; naming them.
     """
     tree = {name: value for name, value in read_config(work_dir).items() if name not in BESIDE_THE_EXPERIMENT}
+    if not tree.keys() & {"name", "data", "policy"}:
+        raise InputError(f"{work_dir / 'config.json'} is not of a run; give the folder of one, or an experiment.")
     try:
         return _read(Experiment, tree, "")
     except InputError as error:

@@ -84,7 +84,9 @@ def test_a_changed_field_is_read_or_refused_with_its_place(tmp_path, path):
         ("{", "cannot be read"),
         ("[" * 200_000, "cannot be read"),
         ("[]", "a list where an experiment must stand"),
-        ("{}", "it has no name"),
+        ("{}", "is not of a run"),
+        ('{"model_type": "llama", "vocab_size": 32000}', "is not of a run"),
+        ('{"policy": {}}', "it has no name"),
         ('{"name": "x", "policy": {"clip": 0.2}, "extra": 1}', "no extra: another one wrote it"),
         ('{"name": "x", "policy": {"clip": 0.2}}', "no policy.clip: another one wrote it"),
         ('{"name": "x", "policy": {"kl_budget": "much"}}', 'policy.kl_budget is "much", where float must stand'),
@@ -141,7 +143,7 @@ def test_what_is_no_run_is_refused(refused, run):  # noqa: F811
     assert "`sweep` needs the name of an experiment" in refused("sweep", str(run), places=False)
     folder = run.parent
     told = refused("sample", str(folder), places=False)
-    assert f"{folder} is a folder without config.json" in told and f"It has the runs {run}; name one" in told
+    assert f"{str(folder)!r} is a folder without config.json" in told and f"It has the runs {run}; name one" in told
     write_config(run, Experiment("smoke"), versions={**VERSIONS, "policy": 0})
     told = refused("sample", str(run), places=False)
     assert f"made by another version of ctrl_jax: policy 0, now {VERSIONS['policy']}" in told
@@ -169,6 +171,13 @@ def test_options_that_do_not_change_the_training_are_taken(run, monkeypatch):
     assert job == "sample" and options.decoding.temperature == 0.5 and options.prompt == "costs $5"
     assert made.experiment.data.path == "moved" and made.experiment.policy.steps == 10
     assert made.work_dir == run and made.stages_dir == run.parent / "stages"
+
+
+def test_a_plan_of_a_run_may_ask_for_other_options(run, capsys):
+    arguments = ["--device-kind", "v5e", "--json", "--policy.prompts-per-step", "16"]
+    assert command_line.main(["plan", str(run), *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)
+    assert [path.name for path in run.iterdir()] == ["config.json"]
 
 
 def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
