@@ -72,10 +72,21 @@ def check_versions(work_dir: Path) -> None:
 
 
 def runs_dir(work_dir: Path) -> Path:
-    """The folder that holds `stages/` of a run: the one above it, and for a point of a sweep the next above that."""
+    """The folder that holds `stages/` of a run: as it recorded, else the one above it, of a sweep's point two above."""
     above = Path(os.path.abspath(work_dir)).parent
-    found = above.parent if above.name.endswith(".sweep") else above
+    beside = above.parent if above.name.endswith(".sweep") else above
+    found = _recorded(work_dir) or beside
     return Path(os.path.relpath(found)) if found.is_relative_to(Path.cwd()) else found
+
+
+def _recorded(work_dir: Path) -> Path | None:
+    """What environment.json says, where that is still there: --work-dir may have been far from --runs-dir."""
+    try:
+        stages = json.loads((work_dir / "environment.json").read_text(encoding="utf-8"))["stages"]
+        path = Path(os.path.abspath(work_dir / stages))
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return path.parent if path.name == "stages" and path.is_dir() else None
 
 
 def check_unchanged(work_dir: Path, own: Experiment, asked: Experiment) -> None:

@@ -14,7 +14,7 @@ from ctrl_jax import __main__ as command_line
 from ctrl_jax.config import Data, Experiment, Lora, Model, Policy
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import address
-from ctrl_jax.jobs.run import VERSIONS
+from ctrl_jax.jobs.run import VERSIONS, Run
 from ctrl_jax.runtime import platform
 from ctrl_jax.runtime.stages import fingerprint, plain, write_json
 from tests.test_command_line import refused  # noqa: F401
@@ -111,6 +111,25 @@ def test_stages_are_beside_the_run_or_above_the_sweep(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.parent)
     monkeypatch.chdir(tmp_path)
     assert address.runs_dir(Path(".")) == tmp_path.parent
+
+
+def test_stages_are_where_the_run_says(tmp_path, mesh, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("here", "far/away"):  # beside are another run's
+        (tmp_path / place / "stages").mkdir(parents=True)
+    work_dir = Path("far/away/smoke")
+    Run(Experiment("smoke"), work_dir, Path("here/stages"), mesh).claim()
+    assert address.runs_dir(work_dir) == Path("here")
+    # Moved alone it is no longer known, moved with its stages it is.
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert address.runs_dir(work_dir) == Path("far/away")
+    (tmp_path / "moved").mkdir()
+    for place in ("there", "far"):
+        (tmp_path / place).rename(tmp_path / "moved" / place.replace("there", "here"))
+    assert address.runs_dir(Path("moved") / work_dir) == Path("moved/here")
+    for damage in ("", "[]", '{"stages": 3}', '{"stages": "\\u0000"}', "[" * 100_000):
+        (tmp_path / "moved" / work_dir / "environment.json").write_text(damage)
+        assert address.runs_dir(Path("moved") / work_dir) == Path("moved/far/away")
 
 
 @pytest.fixture
