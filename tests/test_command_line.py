@@ -5,6 +5,7 @@ import errno
 import os
 import shlex
 import socket
+import stat
 import sys
 from pathlib import Path
 
@@ -137,6 +138,9 @@ def test_batch_jobs_of_a_sweep_run_its_points_on_the_same_options(tmp_path, monk
     options = ["--seed", "3", "--runs-dir", str(runs)]
     written = ["--jobs", "2", f"--write-jobs={jobs}"]
     assert command_line.main(["sweep", "bon_helpful", *options[:2], *written, *options[2:]]) == 0
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {stat.S_IMODE(script.stat().st_mode) for script in jobs.iterdir()} == {0o777 & ~umask}
     scripts = {script.stem: script.read_text().splitlines()[-1] for script in jobs.iterdir()}
     points = command_line.load_experiment("bon_helpful").sweep()
     assert scripts.keys() == {point.name for point in points}

@@ -215,7 +215,8 @@ def write_jobs(
             f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command(point))}",
         ]
         write_bytes(script, ("\n".join(lines) + "\n").encode())
-        script.chmod(0o755)
+        readable = script.stat().st_mode
+        script.chmod(readable | (readable & 0o444) >> 2)  # whoever may read it, by the umask, may run it
     page = publish(sweep_dir, points)
     say(f"{len(missing)} scripts in {directory}, each a batch job. On Slurm:")
     say(f'  for job in {shlex.quote(str(directory))}/*.sh; do sbatch experiments/launch/slurm.sh "$job"; done')
