@@ -9,17 +9,43 @@ COMMA := ,
 REQUIREMENTS := .[dev$(if $(EXTRA),$(COMMA)$(EXTRA))]
 BIN := .venv/bin
 JOB := $(BIN)/python -m ctrl_jax
+# EXP and ARGS reach the command as they stand: in the environment, where neither make nor the shell sees a $ or a
+# bracket of theirs, and split by Python, where quotes group. The command is printed whole, to be copied.
+export MAKE_EXP := $(value EXP)
+export MAKE_ARGS := $(value ARGS)
+unexport EXP ARGS
+define WITH_ARGS
+import os, shlex, sys
+try:
+    command = sys.argv[1:] + shlex.split(os.environ.pop("MAKE_ARGS"))
+except ValueError as error:
+    sys.exit(f"error: ARGS cannot be read: {error}. It is a line of options, such as ARGS='--prompt \"What is 2 + 2?\"'.")
+sys.stdout.reconfigure(errors="backslashreplace")
+print(shlex.join(command), flush=True)
+os.execvp(command[0], command)
+endef
+export WITH_ARGS
+RUN := @$(BIN)/python -c "$$WITH_ARGS"
 # Written last, so that an interrupted installation is not taken for a complete one.
 STAMP := .venv/.installed$(if $(EXTRA),-$(EXTRA))
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
+TARGETS := help setup train sft reward-model calibrate evaluate export report sample replay runs sweep plan profile ideal \
+	test test-slow chaos check bench bench-kl clean
 .DEFAULT_GOAL := help
-.PHONY: help setup train sft reward-model calibrate evaluate export report sample replay sweep plan profile ideal test test-slow \
-	chaos check bench bench-kl clean
+.PHONY: $(TARGETS)
+
+# Before anything runs: `make train baseline_identity` would train for minutes first.
+UNKNOWN := $(filter-out $(TARGETS) $(STAMP),$(MAKECMDGOALS))
+ifneq ($(UNKNOWN),)
+$(error $(firstword $(UNKNOWN)) is no target, and nothing was run. An experiment or a run is named by EXP: \
+	make $(firstword $(filter $(TARGETS),$(MAKECMDGOALS)) train) EXP=$(firstword $(UNKNOWN)). `make` lists the targets)
+endif
 
 help: ## this list
 	@echo 'make TARGET [EXP=bon_helpful] [ARGS="--policy.kl-budget 0.5"] [PYTHON=python3.12] [EXTRA=cuda12]'
-	@echo 'EXP names a file of experiments/; without it, bon_helpful. ARGS goes to the command as it stands.'
+	@echo 'EXP names a file of experiments/, by default bon_helpful, or the folder of a run, such as runs/bon_helpful.'
+	@echo 'ARGS goes to the command as it stands; quotes group: ARGS='\''--prompt "What costs $$5?"'\''.'
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -44,52 +70,55 @@ $(STAMP): setup.cfg pyproject.toml
 	@touch .venv/.installed $@
 
 train: $(STAMP) ## run whatever stages are missing, train the policy, evaluate, report: the whole path
-	$(JOB) train $(EXP) $(ARGS)
+	$(RUN) $(JOB) train "$$MAKE_EXP"
 
 sft: $(STAMP) ## only the reference policy, by fine-tuning on the dialogues
-	$(JOB) sft $(EXP) $(ARGS)
+	$(RUN) $(JOB) sft "$$MAKE_EXP"
 
 reward-model: $(STAMP) ## only the reward model, from preference pairs
-	$(JOB) reward-model $(EXP) $(ARGS)
+	$(RUN) $(JOB) reward-model "$$MAKE_EXP"
 
 calibrate: $(STAMP) ## only the calibration table: rewards of the reference policy's responses
-	$(JOB) calibrate $(EXP) $(ARGS)
+	$(RUN) $(JOB) calibrate "$$MAKE_EXP"
 
 evaluate: $(STAMP) ## win rates and KL of the trained policy, with intervals
-	$(JOB) evaluate $(EXP) $(ARGS)
+	$(RUN) $(JOB) evaluate "$$MAKE_EXP"
 
 export: $(STAMP) ## write the policy as a Hugging Face directory; ARGS="--format adapter" for the adapter alone
-	$(JOB) export $(EXP) $(ARGS)
+	$(RUN) $(JOB) export "$$MAKE_EXP"
 
 report: $(STAMP) ## write report/index.html anew
-	$(JOB) report $(EXP) $(ARGS)
+	$(RUN) $(JOB) report "$$MAKE_EXP"
 
 sample: $(STAMP) ## a local page to ask policy and reference something; ARGS=--terminal prints a table
-	$(JOB) sample $(EXP) $(ARGS)
+	$(RUN) $(JOB) sample "$$MAKE_EXP"
 
 replay: $(STAMP) ## take the step again at which a training stopped as not finite, and tell what went wrong
-	$(JOB) replay $(EXP) $(ARGS)
+	$(RUN) $(JOB) replay "$$MAKE_EXP"
+
+runs: $(STAMP) ## the runs below runs/, with their state and main numbers
+	$(RUN) $(JOB) runs
 
 sweep: $(STAMP) ## every point of the experiment's sweep(), ending in the Pareto figure; ARGS="--jobs 4"
-	$(JOB) sweep $(EXP) $(ARGS)
+	$(RUN) $(JOB) sweep "$$MAKE_EXP"
 
 plan: $(STAMP) ## time and memory by phase on any devices; ARGS="--devices 8 --device-kind v5e"
-	$(JOB) plan $(EXP) $(ARGS)
+	$(RUN) $(JOB) plan "$$MAKE_EXP"
 
 profile: $(STAMP) ## a trace of a few policy steps, and where their time went; ARGS="--steps 3"
-	$(JOB) profile $(EXP) $(ARGS)
+	$(RUN) $(JOB) profile "$$MAKE_EXP"
 
 ideal: $(STAMP) ## the theory alone: ARGS="--procedure best_of_4 --kl 1.0"
-	$(JOB) ideal $(ARGS)
+	$(RUN) $(JOB) ideal
 
 test: $(STAMP) ## the fast tests; ARGS="-x tests/theory" goes to pytest
-	$(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(RUN) $(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(STAMP) ## the tests that take minutes: whole runs, kills and resumes
-	$(BIN)/python -m pytest -q -m slow $(ARGS)
+	$(RUN) $(BIN)/python -m pytest -q -m slow
 
 chaos: $(STAMP) ## 25 kills over a whole pipeline, which must end bit-identical to one left alone; minutes
-	$(BIN)/python -m tests.chaos $(ARGS)
+	$(RUN) $(BIN)/python -m tests.chaos
 
 check: $(STAMP) ## lint, format, types
 	$(BIN)/ruff check .
@@ -98,10 +127,10 @@ check: $(STAMP) ## lint, format, types
 
 bench: ## speed and memory beside transformers, TRL and tunix; wants a quiet machine and 20 minutes
 	@$(MAKE) --no-print-directory setup EXTRA=bench
-	$(BIN)/python -m benchmarks.bench $(ARGS)
+	$(RUN) $(BIN)/python -m benchmarks.bench
 
 bench-kl: $(STAMP) ## the gradient's variance with the KL exact or sampled, at bon_helpful's policy (trained if need be)
-	$(BIN)/python -m benchmarks.kl_gradient $(ARGS)
+	$(RUN) $(BIN)/python -m benchmarks.kl_gradient
 
 clean: ## remove caches and build leftovers; runs/ and .venv/ stay
 	rm -rf .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -66,10 +66,10 @@ class Worker:
     def __init__(self, contender: Contender, case: Case, folder: Path, log: Path):
         given = {"case": dataclasses.asdict(case), "folder": str(folder), "options": contender.options}
         self._log = log
-        with log.open("w") as errors:
+        with log.open("w", encoding="utf-8") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.worker", contender.module, json.dumps(given)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8",
                 cwd=ROOT,
             )  # fmt: skip
         self.pid = self._process.pid
@@ -232,7 +232,7 @@ def measure_machine(
         ]
         for _ in range(TRIES):
             before, started = quiet.read([]), time.perf_counter()
-            run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+            run = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
             if run.returncode != 0:
                 say(f"  {library}: not measured, {(run.stderr.splitlines() or ['no reason given'])[-1]}")
                 break
@@ -436,7 +436,7 @@ def main(
             "environment": conditions(),
         }
         # After every case: what comes later may fail.
-        numbers.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+        numbers.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     figure.draw(results, numbers.with_suffix(".svg"))
     say(f"Written: {numbers}, {numbers.with_suffix('.svg')}")
 

@@ -171,7 +171,7 @@ def read_sizes(folder: Path) -> Sizes:
     Raises:
       InputError: if it is another model, which not all contenders can read.
     """
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     width, heads = config["hidden_size"], config["num_attention_heads"]
     plain = (
         config.get("model_type") == "llama"
@@ -274,7 +274,7 @@ def write_config(sizes: Sizes, folder: Path) -> None:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def write_tokenizer(vocabulary_size: int, folder: Path) -> None:
@@ -291,9 +291,9 @@ def write_tokenizer(vocabulary_size: int, folder: Path) -> None:
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "model": {"type": "WordLevel", "vocab": words, "unk_token": "<pad>"},
     }  # fmt: skip
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "pad_token": "<pad>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def spell(tokens: Sequence[int] | np.ndarray) -> str:

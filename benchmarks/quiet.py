@@ -36,8 +36,10 @@ def process_seconds(stat: str) -> float:
 def read(processes: Iterable[int]) -> Busy | None:
     """The accounts now, `processes` and this one being ours; None on a system without /proc/stat."""
     try:
-        machine = machine_seconds(Path("/proc/stat").read_text())
-        ours = sum(process_seconds(Path(f"/proc/{pid}/stat").read_text()) for pid in {*processes, os.getpid()})
+        machine = machine_seconds(Path("/proc/stat").read_text(encoding="utf-8"))
+        ours = sum(
+            process_seconds(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")) for pid in {*processes, os.getpid()}
+        )
     except (OSError, ValueError):
         return None
     return Busy(machine, ours)

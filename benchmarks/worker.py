@@ -69,7 +69,7 @@ def peak_resident_bytes() -> int:
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Not getrusage's on Linux: that starts at what the parent held when it started this process.
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
     return 1024 * int(line.split()[1])
 
 
@@ -78,7 +78,10 @@ def memory_is_short() -> bool:
     path = Path("/proc/meminfo")
     if not path.exists():
         return True
-    found = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in path.read_text().splitlines())}
+    found = {
+        name: int(rest.split()[0])
+        for name, rest in (line.split(":") for line in path.read_text(encoding="utf-8").splitlines())
+    }
     return found["MemAvailable"] < found["MemTotal"] / 2
 
 

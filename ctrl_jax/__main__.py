@@ -25,11 +25,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tyro
 
-from ctrl_jax.config import Decoding, Experiment
+from ctrl_jax.config import Decoding, Experiment, expand_user
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime.console import printable
 
 if TYPE_CHECKING:
+    from ctrl_jax.jobs.run import Run
     from ctrl_jax.jobs.sweep import Point
 
 JOBS = {
@@ -42,6 +43,7 @@ JOBS = {
     "report": "write report/index.html from an evaluated work directory",
     "sample": "a local page to ask the policy and the reference something (--terminal: a table)",
     "replay": "take the step again at which a training stopped as not finite, and tell what went wrong first",
+    "runs": "the runs below runs/, with their state and main numbers",
     "sweep": "every point of the experiment's sweep(), ending in the Pareto figure",
     "plan": "what an experiment would cost on devices that need not be here: time and memory by phase",
     "profile": "a trace of a few policy steps, and where their time went",
@@ -74,6 +76,7 @@ class Places:
     """Print a traceback on bad input too."""
 
     def __post_init__(self) -> None:
+        expand_user(self, "runs_dir", "work_dir", "cache_dir")
         for name in ("runs_dir", "work_dir", "cache_dir"):
             remote = re.match(r"([a-z][a-z0-9]+):/+(.*)", str(getattr(self, name)))
             if remote:
@@ -86,9 +89,10 @@ class Places:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from ctrl_jax.runtime import disk, hosts, preemption
+    from ctrl_jax.runtime import console, disk, hosts, preemption
 
     arguments = sys.argv[1:] if arguments is None else arguments
+    console.print_anything()
     try:
         with preemption.raising():
             return _run(arguments)
@@ -124,9 +128,11 @@ def _tell(error: Exception, paragraph: str, arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from ctrl_jax.runtime.platform import check_jaxlib
+    from ctrl_jax.runtime import platform
 
-    check_jaxlib()
+    platform.check_jaxlib()
+    platform.pin_jax()
+    _check_letters(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0
@@ -137,14 +143,58 @@ def _run(arguments: list[str]) -> int:
         from ctrl_jax.jobs import ideal
 
         return ideal.main(rest)
+    if job == "runs":
+        from ctrl_jax.jobs import runs
+
+        return runs.main(rest)
     if not rest or rest[0].startswith("-"):
-        raise InputError(f"{job!r} needs the name of an experiment, such as `python -m ctrl_jax {job} bon_helpful`.")
-    module = load_experiment(rest[0])
+        raise InputError(
+            f"{job!r} needs the name of an experiment, such as `python -m ctrl_jax {job} bon_helpful`, or the folder "
+            f"of a run, such as `python -m ctrl_jax {job} runs/bon_helpful`."
+        )
+    named = find(rest[0])
     if job == "plan":
         from ctrl_jax.jobs import plan
 
-        return plan.main(module, rest[1:])
-    return _run_job(job, module, rest[1:])
+        return plan.main(named.name, named.experiment, rest[1:])
+    return _run_job(job, named, rest[1:])
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the command line names: a file of experiments, or the work directory of a run."""
+
+    name: str
+    experiment: Experiment
+    module: ModuleType | None = None
+    work_dir: Path | None = None
+
+
+def find(name: str) -> Named:
+    """The experiment of that name, or the run in that folder.
+
+    Raises:
+      InputError: if there is neither, or config.json of the run cannot be read.
+    """
+    folder = Path(os.path.expanduser(name))
+    if os.path.exists(folder / "config.json") and not os.path.isfile(f"experiments/{name}.py"):
+        from ctrl_jax.jobs import address
+
+        return Named(name, address.read_experiment(folder), work_dir=folder)
+    module = load_experiment(name)
+    return Named(module.__name__.removeprefix("experiments."), module.experiment(), module=module)
+
+
+def _check_letters(arguments: list[str]) -> None:
+    """Refuses bytes that are no UTF-8, which Python reads as lone surrogates: no file could be written of them."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"The argument {argument!r} has at character {error.start + 1} what is no text in UTF-8. Type it anew; "
+                "if it is the name of a file, rename that."
+            ) from None
 
 
 def load_experiment(name: str) -> ModuleType:
@@ -153,12 +203,18 @@ def load_experiment(name: str) -> ModuleType:
     Raises:
       InputError: if there is none, with the nearest names.
     """
-    path = Path(name) if name.endswith(".py") else Path("experiments") / f"{name}.py"
-    if not path.is_file():
+    path = Path(os.path.expanduser(name)) if name.endswith(".py") else Path("experiments") / f"{name}.py"
+    if not os.path.isfile(path):  # False, not an error, for a name that no system can have
         known = sorted(file.stem for file in Path("experiments").glob("*.py"))
+        folder = Path(os.path.expanduser(name))
+        if os.path.isdir(folder):
+            inside = sorted(str(path.parent) for path in folder.glob("*/config.json"))
+            named = f" It has the runs {', '.join(inside)}; name one of them." if inside else ""
+            raise InputError(f"{name!r} is a folder without config.json, and so no run.{named}")
         where = f"experiments/ has {', '.join(known)}" if known else f"there is no folder experiments/ in {Path.cwd()}"
         raise InputError(
-            f"There is no experiment {name!r}{_nearest(name, known)}: {where}. A path of a .py file serves too."
+            f"There is no experiment {name!r}{_nearest(name, known)}: {where}. A path of a .py file serves too, and so "
+            "does the folder of a run; `python -m ctrl_jax runs` lists those."
         )
     spec = importlib.util.spec_from_file_location(f"experiments.{path.stem}", path)
     assert spec is not None and spec.loader is not None  # a .py file has both
@@ -205,6 +261,9 @@ class ExportOptions(Options):
     format: Literal["merged", "adapter"] = "merged"
     """The whole model, or its LoRA adapter in PEFT's form."""
 
+    def __post_init__(self) -> None:
+        expand_user(self, "output")
+
 
 @dataclass(frozen=True)
 class ProfileOptions(Options):
@@ -221,40 +280,35 @@ class SweepOptions(Options):
     write_jobs: Path | None = None
     """Run nothing, but write a shell script a point into this folder, to be submitted as a batch job."""
 
+    def __post_init__(self) -> None:
+        expand_user(self, "write_jobs")
 
-def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
+
+def _run_job(job: str, named: Named, arguments: list[str]) -> int:
     kinds = {"sample": SampleOptions, "export": ExportOptions, "profile": ProfileOptions, "sweep": SweepOptions}
     kind = kinds.get(job, Options)
-    program = f"python -m ctrl_jax {job} {module.__name__.removeprefix('experiments.')}"
+    program = f"python -m ctrl_jax {job} {named.name}"
+    about = None if named.module is None else named.module.__doc__
+    own_places = _places_of(named.work_dir)
 
     def parse(experiment: Experiment) -> Options:
-        return tyro.cli(kind, default=kind(experiment), args=arguments, prog=program, description=module.__doc__)
+        return tyro.cli(kind, default=kind(experiment, own_places), args=arguments, prog=program, description=about)
 
-    options = parse(module.experiment())
+    options = parse(named.experiment)
+    if named.work_dir is not None:
+        _check_run(job, named, options)
     # Imported only now: a mistyped option should not wait for orbax and tensorflow-datasets.
-    from ctrl_jax.jobs import (
-        align,
-        calibrate,
-        evaluate,
-        export,
-        profile,
-        replay,
-        report,
-        reward_model,
-        sample,
-        sample_page,
-        sft,
-        summary,
-        sweep,
-        train,
-    )
+    from ctrl_jax.jobs import sweep
     from ctrl_jax.jobs.run import Run, cpu_devices
-    from ctrl_jax.runtime import hosts, mesh, platform
+    from ctrl_jax.runtime import hosts, leftovers, mesh, platform
 
     places = options.places
-    work_dir = places.work_dir or places.runs_dir / _run_name(module.experiment(), options.experiment)
+    work_dir = places.work_dir or places.runs_dir / _run_name(named.experiment, options.experiment)
     experiment = options.experiment
     if isinstance(options, SweepOptions):
+        module = named.module
+        if module is None:
+            raise InputError(f"{named.name} is one run; `sweep` needs the name of an experiment with a sweep().")
         if not hasattr(module, "sweep"):
             raise InputError(f"{module.__file__} has no sweep(); add one that returns a list of experiments.")
         sweep_dir = work_dir.with_name(f"{work_dir.name}.sweep")
@@ -268,7 +322,35 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
         mesh.divide_cpu(places.devices or cpu_devices(experiment, mesh.num_cores()))
     platform.setup_compilation_cache(places.cache_dir / "compiled")
     devices = mesh.make_mesh(places.devices, fsdp=places.fsdp, model=places.model_parallel)
-    run = Run(experiment, work_dir, places.runs_dir / "stages", devices, places.wandb)
+    stages_dir = places.runs_dir / "stages"
+    with leftovers.removed_on_failure(work_dir, stages_dir):
+        run = Run(experiment, work_dir, stages_dir, devices, places.wandb)
+        if isinstance(options, SweepOptions):
+            sweep.run_point(run, sweep_dir, points)
+        else:
+            _do(job, run, options)
+        hosts.wait("the job is done")
+    return 0
+
+
+def _do(job: str, run: "Run", options: Options) -> None:
+    from ctrl_jax.jobs import (
+        align,
+        calibrate,
+        evaluate,
+        export,
+        profile,
+        replay,
+        report,
+        reward_model,
+        sample,
+        sample_page,
+        sft,
+        summary,
+        train,
+    )
+    from ctrl_jax.runtime import hosts
+
     match job:
         case "train":
             align.run(run)
@@ -292,7 +374,7 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
             export.run(run, aligned, output, options.format)
         case "profile":
             assert isinstance(options, ProfileOptions)
-            profile.run(options.experiment, devices, run.work_dir, steps=options.steps)
+            profile.run(options.experiment, run.mesh, run.work_dir, steps=options.steps)
         case "replay":
             with run.claimed():
                 replay.run(run)
@@ -309,16 +391,41 @@ def _run_job(job: str, module: ModuleType, arguments: list[str]) -> int:
             else:
                 with run.claimed():
                     session = sample.trained(run, options.decoding, options.prompt)
+                summary.print_address(run)
             if options.terminal:
                 sample.print_responses(session, sample.conversation(run, options.prompt), asked)
             else:
                 sample_page.serve(
                     session, run.experiment, options.prompt or "", asked, port=options.port, browser=options.browser
                 )
-        case "sweep":
-            sweep.run_point(run, sweep_dir, points)
-    hosts.wait("the job is done")
-    return 0
+
+
+def _places_of(work_dir: Path | None) -> Places:
+    if work_dir is None:
+        return Places()
+    from ctrl_jax.jobs import address
+
+    return Places(runs_dir=address.runs_dir(work_dir), work_dir=work_dir)
+
+
+def _check_run(job: str, named: Named, options: Options) -> None:
+    """Refuses what a run named by its folder cannot do, before any device is touched."""
+    from ctrl_jax.jobs import address
+
+    assert named.work_dir is not None
+    address.check_unchanged(named.work_dir, named.experiment, options.experiment)
+    places = options.places
+    if places.work_dir != named.work_dir:
+        raise InputError(f"--work-dir is {places.work_dir}, but {named.work_dir} names the run; leave --work-dir out.")
+    untrained = isinstance(options, SampleOptions) and options.untrained
+    if job in ("report", "profile") or untrained:
+        return  # these need no stages
+    address.check_versions(named.work_dir)
+    if not (places.runs_dir / "stages").is_dir():
+        raise InputError(
+            f"{named.work_dir} stands on stages, its reference policy and its reward model, and {places.runs_dir} has "
+            "no stages/. Give --runs-dir the folder that has them."
+        )
 
 
 def _join_hosts(job: str, places: Places, experiment: Experiment, work_dir: Path) -> None:
@@ -393,7 +500,8 @@ def _usage() -> str:
     return (
         f"python -m ctrl_jax JOB EXPERIMENT [options]\n\n{jobs}\n\n"
         "EXPERIMENT names a file of experiments/. Options are the fields of its configuration, such as\n"
-        "--policy.kl-budget 0.5; `python -m ctrl_jax train bon_helpful --help` lists them."
+        "--policy.kl-budget 0.5; `python -m ctrl_jax train bon_helpful --help` lists them. The folder of a run, such\n"
+        "as runs/bon_helpful, serves in its place: it has its options, and takes no others."
     )
 
 

@@ -4,6 +4,7 @@ Every field is an option of the command line: `policy.kl_budget` is `--policy.kl
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -26,6 +27,26 @@ SOURCES = (
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)
+
+
+def _set(config: Any, **values: Any) -> None:
+    """Replaces fields while the dataclass checks itself: a name by its canonical form, a path by its whole."""
+    for name, value in values.items():
+        object.__setattr__(config, name, value)
+
+
+def expand_user(config: Any, *names: str) -> None:
+    """Replaces `~` at the start of paths, which a shell does not do in `--data.path=~/x`, nor in a Python file."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            _set(config, **{name: type(value)(os.path.expanduser(value))})
+
+
+def _transform_name(text: str) -> str:
+    """The canonical name, so that two spellings are one experiment."""
+    special = text.strip().lower()
+    return special if special in ("raw", "optimal") else str(transforms.parse(text))
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -77,6 +98,7 @@ class Data:
     """T: the longest response, in tokens with its EOS; longer ones are cut there, in training and in sampling."""
 
     def __post_init__(self) -> None:
+        expand_user(self, "path")
         _positive(self, "dialogues", "vocabulary_size", "prompt_length", "response_length")
         _require(
             self.source in SOURCES,
@@ -152,6 +174,7 @@ class Model:
     norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
+        expand_user(self, "path", "adapter")
         _positive(self, "width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "norm_epsilon")
         _require(
             self.lora.rank == 0 or self.path is not None,
@@ -206,6 +229,7 @@ class RewardModel(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        expand_user(self, "path")
         _require(
             self.path is None or self.function is None,
             f"RewardModel.path is {self.path!r} and RewardModel.function {self.function!r}; give one of them.",
@@ -310,9 +334,7 @@ class Policy:
             self.samples_per_prompt >= 2,
             f"Policy.samples_per_prompt is {self.samples_per_prompt}; the leave-one-out baseline needs at least 2.",
         )
-        procedures.parse(self.procedure)
-        if self.transform not in ("raw", "optimal"):
-            transforms.parse(self.transform)
+        _set(self, procedure=procedures.parse(self.procedure).name, transform=_transform_name(self.transform))
 
 
 @dataclass(frozen=True)
@@ -359,8 +381,10 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         _positive(self, "prompts", "responses_per_prompt", "bootstrap_resamples")
-        for name in self.procedures:
-            needed = procedures.parse(name).num_samples
+        found = [procedures.parse(name) for name in self.procedures]
+        _set(self, procedures=tuple(procedure.name for procedure in found))
+        for name, procedure in zip(self.procedures, found, strict=True):
+            needed = procedure.num_samples
             _require(
                 needed <= self.responses_per_prompt,
                 f"Evaluation.procedures has {name!r}, which needs {needed} responses a prompt, but "
@@ -418,12 +442,9 @@ class Experiment:
 
 def grid(base: Experiment, *, transforms: Sequence[str], kl_budgets: Sequence[float]) -> list[Experiment]:
     """A sweep: `base` with every transform at every KL budget (nats per response), one budget after the other."""
-    return [
-        replace(
-            base,
-            name=f"{transform}_kl{kl_budget:g}",
-            policy=replace(base.policy, transform=transform, kl_budget=kl_budget, beta=None),
-        )
+    policies = [
+        replace(base.policy, transform=transform, kl_budget=kl_budget, beta=None)
         for kl_budget in kl_budgets
         for transform in transforms
     ]
+    return [replace(base, name=f"{policy.transform}_kl{policy.kl_budget:g}", policy=policy) for policy in policies]

@@ -1,9 +1,11 @@
 """Bad input on the command line: exit code 2 and one paragraph with the value and the fix, before any work is done."""
 
+import dataclasses
 import errno
 import os
 import shlex
 import socket
+import stat
 import sys
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import jax
 import pytest
 
 from ctrl_jax import __main__ as command_line
+from ctrl_jax import config
 from ctrl_jax.errors import InputError
+from ctrl_jax.jobs import ideal, runs
 from ctrl_jax.runtime import hosts, platform, stages
 from ctrl_jax.runtime.preemption import Preempted
 
@@ -23,7 +27,11 @@ def refused(tmp_path, monkeypatch, capsys):
     # It would serve the tests that come after, too.
     monkeypatch.setattr(platform, "setup_compilation_cache", lambda directory: directory)
 
+    def folders() -> set[Path]:
+        return {path for path in (tmp_path / "runs").rglob("*") if path.is_dir() and not path.name.startswith(".")}
+
     def call(*arguments: str, places: bool = True) -> str:
+        before = folders()
         if places:
             arguments = (*arguments, "--runs-dir", str(tmp_path / "runs"))
         try:
@@ -33,8 +41,11 @@ def refused(tmp_path, monkeypatch, capsys):
         printed = capsys.readouterr()
         assert code == 2
         assert printed.out == ""
-        trained = [path.name for path in tmp_path.glob("runs/stages/*") if not path.name.startswith("data-")]
-        assert trained == []
+        # Generated data may be left, and serves the next command; a work directory or another stage may not.
+        left = [path for path in folders() - before if path.relative_to(tmp_path / "runs").parts[0] != "stages"]
+        assert left == []
+        assert [path.name for path in tmp_path.glob("runs/stages/*") if not path.name.startswith("data-")] == []
+        assert before or not (tmp_path / "runs").exists() or list(tmp_path.glob("runs/stages/data-*/tfds"))
         if "--debug" not in arguments:
             assert "Traceback" not in printed.err
             assert len(printed.err.strip().split("\n\n")) == 1
@@ -59,6 +70,12 @@ def test_an_unknown_experiment_is_told_the_nearest(refused):
     told = refused("train", "bon_helpfull", places=False)
     assert "'bon_helpfull'" in told
     assert "did you mean bon_helpful" in told
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "x" * 5000, "a\0b", "*", "experiments", "no/such/run"])
+def test_what_names_neither_an_experiment_nor_a_run(refused, name):
+    told = refused("train", name, places=False)
+    assert "There is no experiment" in told or "is a folder without config.json" in told
 
 
 def test_a_folder_without_experiments(refused, tmp_path, monkeypatch):
@@ -95,6 +112,7 @@ def test_a_file_that_is_no_experiment(refused, tmp_path):
         (["--policy.prompts-per-step", "12"], ["--policy.prompts-per-step is 12", "8 devices", "8 or 16"]),
         (["--sft.batch-size", "4"], ["--sft.batch-size is 4", "8 devices", "Make it 8"]),
         (["--reward-model.batch-size", "31"], ["--reward-model.batch-size is 31", "24 or 32"]),
+        (["--data.source", "jsonl", "--data.path", "no[x]where.jsonl"], ["no[x]where.jsonl"]),
         (["--calibration.prompts", "9999"], ["9999 train prompts are asked for", "at most"]),
         (["--evaluation.prompts", "9999"], ["9999 test prompts are asked for", "at most"]),
         (["--data.prompt-length", "3"], ["more than 3 tokens", "--data.prompt-length to at least"]),
@@ -121,6 +139,9 @@ def test_batch_jobs_of_a_sweep_run_its_points_on_the_same_options(tmp_path, monk
     options = ["--seed", "3", "--runs-dir", str(runs)]
     written = ["--jobs", "2", f"--write-jobs={jobs}"]
     assert command_line.main(["sweep", "bon_helpful", *options[:2], *written, *options[2:]]) == 0
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {stat.S_IMODE(script.stat().st_mode) for script in jobs.iterdir()} == {0o777 & ~umask}
     scripts = {script.stem: script.read_text().splitlines()[-1] for script in jobs.iterdir()}
     points = command_line.load_experiment("bon_helpful").sweep()
     assert scripts.keys() == {point.name for point in points}
@@ -197,6 +218,30 @@ def test_debug_adds_the_traceback(refused):
     told = refused("train", "smoke", "--devices", "9", "--debug")
     assert "Traceback" in told
     assert "9 devices asked for" in told
+
+
+@pytest.mark.parametrize("argument", ["--prompt=\udcff", "runs/\udce9t\udce9", "\ud800"])
+def test_an_argument_that_is_no_text_is_refused(refused, argument):
+    told = refused("sample", "smoke", argument)
+    assert f"The argument {argument!r} has at character" in told and "no text in UTF-8" in told
+
+
+def test_a_home_folder_is_expanded_in_every_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    kinds = [command_line.Places, command_line.ExportOptions, command_line.SweepOptions, ideal.Options, runs.Options]
+    kinds += [config.Data, config.Model, config.RewardModel]
+    experiment = config.Experiment("any")
+    found = 0
+    for kind in kinds:
+        needed = {"experiment": experiment} if issubclass(kind, command_line.Options) else {}
+        needed |= {"source": "jsonl"} if kind is config.Data else {"path": "x"} if kind is config.Model else {}
+        for field in dataclasses.fields(kind):
+            if "Path" in str(field.type) or field.name in ("path", "adapter"):
+                made = kind(**{**needed, field.name: "~/x" if "str" in str(field.type) else Path("~/x")})
+                assert str(getattr(made, field.name)) == f"{tmp_path}/x"
+                found += 1
+    assert found == 11
+    assert config.Data(source="jsonl", path="a/~/b").path == "a/~/b"
 
 
 def test_help_lists_every_job(capsys):

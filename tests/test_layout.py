@@ -171,3 +171,53 @@ for module in {modules}:
 )
 def test_this_test_can_fail(room_name, source, expected):
     assert breaches(room_name, source) == expected
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_nothing_is_printed_as_markup(path):
+    # `say` and `table` print text as it is, in a style where one is given: "[yellow]" would be shown.
+    source = path.read_text(encoding="utf-8")
+    assert "rich.markup" not in source and not re.search(r"""["']\[/?(bold|red|green|yellow|dim|cyan)""", source)
+
+
+def without_encoding(source: str) -> Iterator[int]:
+    """Lines that read or write text in whatever encoding the terminal has: files are UTF-8 in any locale."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        given = {keyword.arg for keyword in node.keywords}
+        constants = [value.value for value in node.args if isinstance(value, ast.Constant)]
+        mode = next((value for value in constants if re.fullmatch("[rwax][bt+]*", str(value))), None)
+        text = {
+            "read_text": not node.args,
+            "write_text": len(node.args) == 1,
+            "open": "b" not in mode if mode else not node.args and not node.keywords,
+        }
+        if (text.get(called) or given & {"text", "universal_newlines"}) and "encoding" not in given:
+            yield node.lineno
+
+
+@pytest.mark.parametrize("path", SOURCES + sorted((ROOT / "benchmarks").rglob("*.py")), ids=name)
+def test_text_has_an_encoding_of_its_own(path):
+    assert list(without_encoding(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("path.read_text()", True),
+        ("path.write_text('x')", True),
+        ("path.open()", True),
+        ("path.open('a')", True),
+        ("open(path, 'w')", True),
+        ("gzip.open(path, 'rt')", True),
+        ("run(command, text=True)", True),
+        ("path.open('rb')", False),
+        ("path.open('w', encoding='utf-8')", False),
+        ("gzip.open(path)", False),
+        ("os.open(path, os.O_RDONLY)", False),
+    ],
+)
+def test_the_test_of_encodings_can_fail(source, found):
+    assert bool(list(without_encoding(source))) == found

@@ -38,7 +38,7 @@ def fetch(url: str, target: Path, *, size: int | None = None, sha256: str | None
     record = target.with_name(f"{target.name}.sha256")
     known = sha256
     if known is None and record.is_file():
-        known = next(iter(record.read_text(errors="replace").split()), None)
+        known = next(iter(record.read_text(encoding="utf-8", errors="replace").split()), None)
     if target.is_file():
         with target.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -53,12 +53,12 @@ def fetch(url: str, target: Path, *, size: int | None = None, sha256: str | None
         try:
             found = _download(url, partial, size, known)
             if known is None:
-                record.write_text(f"{found}  {target.name}\n")  # as `sha256sum --check` reads it
+                record.write_text(f"{found}  {target.name}\n", encoding="utf-8")  # as `sha256sum --check` reads it
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
     if known is None and not record.is_file():  # an older version has downloaded it
-        record.write_text(f"{found}  {target.name}\n")
+        record.write_text(f"{found}  {target.name}\n", encoding="utf-8")
     return target
 
 

@@ -53,7 +53,8 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
             "tells responses apart; and check that the reference policy's responses differ (--policy.temperature)."
         )
     if ties > 0.05:
-        say(f"[yellow]{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties.")
+        told = f"{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties."
+        say(told, style="yellow")
     table = CalibrationTable(read_arrays(stage.directory / "ids.npz")["ids"], read_rows(path))  # type: ignore[arg-type]
     return Calibrated(table, stage.summary["seconds"])
 

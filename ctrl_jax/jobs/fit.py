@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax.sharding import Mesh
-from rich.markup import escape
 
 from ctrl_jax import build
 from ctrl_jax.build import TrainState
@@ -213,9 +212,10 @@ def _write_batch(path: Path, batch: Any) -> None:
 def _tell_recompiled(label: str, step: int, compiled: Mapping[str, float]) -> None:
     for name, seconds in compiled.items():
         say(
-            f"[yellow]{escape(label)}: step {step} compiled `{escape(name)}` again ({seconds:.1f} s): a shape, a type "
+            f"{label}: step {step} compiled `{name}` again ({seconds:.1f} s): a shape, a type "
             "or a placement is not what it was in the step before. The results are right, but if it goes on so, the "
-            "training is slow; JAX_EXPLAIN_CACHE_MISSES=1 tells what changed. This is said once a program."
+            "training is slow; JAX_EXPLAIN_CACHE_MISSES=1 tells what changed. This is said once a program.",
+            style="yellow",
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import tyro
 from matplotlib.axes import Axes
 
+from ctrl_jax.config import expand_user
 from ctrl_jax.errors import InputError
 from ctrl_jax.report import figures
 from ctrl_jax.runtime import console
@@ -41,6 +42,9 @@ class Options:
     """Where the figure of win rate over KL goes; by default `runs/ideal_<procedure>.png`, and nowhere with --json."""
     json: bool = False
     """Print JSON for programs, and nothing else."""
+
+    def __post_init__(self) -> None:
+        expand_user(self, "figure")
 
 
 @dataclass(frozen=True)

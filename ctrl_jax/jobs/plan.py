@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, NamedTuple
 
 import tyro
@@ -478,10 +477,9 @@ def _divides(experiment: Experiment, devices: int) -> bool:
     return True
 
 
-def main(module: ModuleType, arguments: list[str]) -> int:
-    program = f"python -m ctrl_jax plan {module.__name__.removeprefix('experiments.')}"
-    default = Options(module.experiment())
-    return run(tyro.cli(Options, default=default, args=arguments, prog=program, description=__doc__))
+def main(name: str, experiment: Experiment, arguments: list[str]) -> int:
+    program = f"python -m ctrl_jax plan {name}"
+    return run(tyro.cli(Options, default=Options(experiment), args=arguments, prog=program, description=__doc__))
 
 
 def run(options: Options) -> int:
@@ -638,7 +636,7 @@ def _print_fit(
         fullest = max(made, key=peak)
         say(f"It fits: {quantity(peak(fullest), 'B')} of {quantity(capacity, 'B')} at most, in {fullest.name}.")
     for stage in too_large:
-        say(f"[red]{stage.name} does not fit[/]: {quantity(peak(stage), 'B')} of {quantity(capacity, 'B')}.")
+        say(f"{stage.name} does not fit: {quantity(peak(stage), 'B')} of {quantity(capacity, 'B')}.", style="red")
         found = remedies(experiment, devices, capacity, stage.name, device_memory=device_memory)
         for remedy in found:
             say(f"    {remedy.options} brings it to {quantity(remedy.held, 'B')}")

@@ -80,7 +80,7 @@ def fit(
     try:
         _, metrics = step(state, batch)
     except InputError as error:
-        say(f"[bold]First to go wrong: reward.[/bold] {error}")
+        say(f"First to go wrong: reward. {error}", style="bold")
         raise Replayed from error
     _tell(jax.device_get(metrics), names)
     raise Replayed
@@ -93,7 +93,7 @@ def _tell(metrics: dict[str, Any], parameters: Sequence[str]) -> None:
     table("by order of computation", ["quantity", "mean or norm"], [[name, value] for name, value in values.items()])
     wrong = [name for name, value in values.items() if not math.isfinite(value)]
     if wrong:
-        say(f"[bold]First to go wrong: {wrong[0]}.[/bold]")
+        say(f"First to go wrong: {wrong[0]}.", style="bold")
     else:
         say(
             "Every quantity is finite this time: what was wrong came from outside, such as a reward function, or from "

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,7 +78,8 @@ class Run:
         """Makes the work directory this experiment's, or refuses one that is another's."""
         claim(self.work_dir, _claimed(self.experiment, self.contents))
         if not (self.work_dir / "environment.json").exists():
-            write_json(self.work_dir / "environment.json", environment())
+            stages = os.path.relpath(self.stages_dir, self.work_dir)  # where address.py looks for them
+            write_json(self.work_dir / "environment.json", {**environment(), "stages": stages})
 
     @cached_property
     def contents(self) -> dict[str, str | None]:

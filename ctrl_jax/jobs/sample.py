@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.markup import escape
 
 from ctrl_jax import build, config
 from ctrl_jax.data import pretrained_tokenizers
@@ -262,6 +261,8 @@ def read_prompt(conversation: Conversation, tokenizer: Tokenizer, data: config.D
     text = conversation[-1].content
     if not text.strip():
         raise InputError(f"The prompt is empty ({text!r}); write what shall be answered.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError("The prompt names half of a character (\\ud800 to \\udfff, alone); mend its text.")
     length = len(tokenizer.encode_prompt(conversation))
     if length > data.prompt_length and data.long_prompts == "drop":
         raise InputError(
@@ -317,7 +318,7 @@ def untrained(run: Run, decoding: config.Decoding) -> Session:
 
 def print_responses(session: Session, conversation: Conversation, asked: Asked) -> None:
     """Prints a table of responses and rewards for each side; ▸ marks the procedure's pick."""
-    say(f"[bold]{escape(conversation[-1].content)}")
+    say(conversation[-1].content, style="bold")
     rewards: Mapping[str, Rewards] = {}
     picks: Mapping[str, int] = {}
     events = session.answer(conversation, asked)
@@ -335,7 +336,7 @@ def print_responses(session: Session, conversation: Conversation, asked: Asked) 
                     picks = event.picks
     for side in session.sides:
         marks = ["▸ " if index == picks.get(side) else "  " for index in range(asked.num_samples)]
-        texts = [mark + escape(shown(response)) for mark, response in zip(marks, responses[side], strict=True)]
+        texts = [mark + shown(response) for mark, response in zip(marks, responses[side], strict=True)]
         if side in rewards:
             of_side = rewards[side]
             columns = [f"response (▸ {asked.procedure})", "raw", "calibrated", "transformed"]

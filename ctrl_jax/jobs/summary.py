@@ -1,5 +1,6 @@
 """What a run prints when it ends: where its report is, and its main numbers with intervals."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def print_run(run: Run, evaluation: dict[str, Any], report: Path | None) -> None
     say(f"Ties in reward between policy and reference: {evaluation['ties']:.2%}.")
     if report is not None:
         print_report(report)
+    print_address(run)
+
+
+def print_address(run: Run) -> None:
+    """How to ask the policy something, without its options."""
+    say(f"Ask it something: make sample EXP={shlex.quote(str(run.work_dir))}")
 
 
 def print_report(report: Path) -> None:

@@ -16,8 +16,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.markup import escape
-
 from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import align, report, summary
@@ -124,21 +122,21 @@ def run(
                 for child in ended:
                     running.remove(child)
                     free.append(child.share)
-                    name, reason = escape(child.point.name), _close(child)
+                    name, reason = child.point.name, _close(child)
                     if reason is None:
-                        say(f"[green]{name}: done")
+                        say(f"{name}: done", style="green")
                     else:
                         again = started[child.point.name] < ATTEMPTS
                         if again:
                             waiting.append(child.point)
-                        say(f"[red]{name} failed{' and will be tried again' if again else ''}: {escape(reason)}")
+                        say(f"{name} failed{' and will be tried again' if again else ''}: {reason}", style="red")
                 begun = bool(waiting and free)
                 while waiting and free:
                     child = _start(waiting.popleft(), command, free.pop(0))
                     running.append(child)
                     started[child.point.name] += 1
                     attempt = f", attempt {child.attempt}" if child.attempt > 1 else ""
-                    say(f"{escape(child.point.name)}: running{attempt}, log in {escape(str(_log(child.point)))}")
+                    say(f"{child.point.name}: running{attempt}, log in {_log(child.point)}")
                 if ended or begun:
                     publish_all()
                 show({child.point.name: _last_line(_log(child.point)) for child in running})
@@ -217,12 +215,11 @@ def write_jobs(
             f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command(point))}",
         ]
         write_bytes(script, ("\n".join(lines) + "\n").encode())
-        script.chmod(0o755)
+        readable = script.stat().st_mode
+        script.chmod(readable | (readable & 0o444) >> 2)  # whoever may read it, by the umask, may run it
     page = publish(sweep_dir, points)
-    say(
-        f"{len(missing)} scripts in {escape(str(directory))}, each a batch job. On Slurm:",
-    )
-    say(escape(f'  for job in {directory}/*.sh; do sbatch experiments/launch/slurm.sh "$job"; done'))
+    say(f"{len(missing)} scripts in {directory}, each a batch job. On Slurm:")
+    say(f'  for job in {shlex.quote(str(directory))}/*.sh; do sbatch experiments/launch/slurm.sh "$job"; done')
     say(f"As they end, they write {page} and sweep.json beside it.")
 
 
@@ -235,7 +232,7 @@ def _start(point: Point, command: Callable[[Point], list[str]], share: Share) ->
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **share.environment},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", **share.environment},
             # Ctrl-C reaches this process alone, which then asks the points to stop.
             start_new_session=True,
         )
@@ -299,7 +296,7 @@ def _signals() -> Iterator[list[int]]:
 def _is_locked(path: Path) -> bool:
     if not path.exists():
         return False
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

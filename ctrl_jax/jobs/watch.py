@@ -34,9 +34,11 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
         if not told and all(row["constant_rewards"] == 1 for row in recent):
             told = True
             say(
-                f"[yellow]{label}: in each of the last {RECENT} steps, up to {recent[-1]['step']}, all rewards of "
+                f"{label}: in each of the last {RECENT} steps, up to {recent[-1]['step']}, all rewards of "
                 "every prompt were equal: there is nothing to learn from them. Either the policy writes one response "
-                "alone (lower --policy.kl-budget or --policy.learning-rate), or the reward cannot tell responses apart."
+                "alone (lower --policy.kl-budget or --policy.learning-rate), or the reward cannot tell responses "
+                "apart.",
+                style="yellow",
             )
         kl = _mean(recent, "kl")
         if limit is not None and kl > limit * policy.kl_budget:

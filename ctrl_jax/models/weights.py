@@ -6,6 +6,7 @@ the model itself, and on a mesh each device's part alone.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -214,22 +215,39 @@ def save(
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes its place when it is whole, and vanishes if it is not.
 
-    Errors: as `check_new`.
+    Its files may be read by whom the umask says. What a killed process left of it is removed by the next one.
+
+    Errors: as `check_new`; InputError if another process is filling it.
     """
     check_new(folder)
     folder = Path(folder).resolve()
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for file in partial.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with (partial / ".lock").open("a", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"Another process is writing {folder}. Wait for it, or save to another place.") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            _remove_contents(partial)
+            yield partial
+            for file in partial.iterdir():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+                file.chmod(os.fstat(lock.fileno()).st_mode)  # safetensors writes 0600
+            (partial / ".lock").unlink()
+            partial.replace(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _remove_contents(partial: Path) -> None:
+    for path in partial.iterdir():
+        if path.name != ".lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check_new(folder: Path) -> None:

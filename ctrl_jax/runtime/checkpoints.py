@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
-from rich.markup import escape
 
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime import hosts, preemption
@@ -151,8 +150,9 @@ class Checkpoints:
                 place, number = folder.with_name(f"damaged-{step}-{number}"), number + 1
             os.rename(folder, place)
             say(
-                f"[yellow]The checkpoint {escape(str(folder))} is damaged: {escape(reason)}. It is set aside as "
-                f"{place.name}, and the one before it is used, or the start where there is none."
+                f"The checkpoint {folder} is damaged: {reason}. It is set aside as "
+                f"{place.name}, and the one before it is used, or the start where there is none.",
+                style="yellow",
             )
 
     def _check_fits(self, step: int, description: dict[str, Any], targets: dict[str, Any]) -> None:

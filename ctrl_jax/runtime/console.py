@@ -1,8 +1,14 @@
-"""What a person sees of a run. On a terminal a live bar, in a log plain lines; nothing after `be_quiet`."""
+"""What a person sees of a run. On a terminal a live bar, in a log plain lines; nothing after `be_quiet`.
 
+All text is literal: a path or a name with brackets is shown as it is, never read as rich's markup.
+"""
+
+import codecs
 import contextlib
 import datetime
+import io
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -37,19 +43,50 @@ def printable(text: str) -> str:
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def say(text: str) -> None:
-    """Prints a line; `[bold]` and other marks of rich are obeyed. Lines of a log are not wrapped."""
-    get_console().print(printable(text), soft_wrap=True)
+SPELLED = {
+    "Φ": "Phi", "β": "beta", "−": "-", "–": "-", "→": "->", "×": "x", "·": "*", "…": "...", "▸": ">", "≤": "<=",
+    "≥": ">=", "±": "+-", "½": "1/2", "•": "-", "“": '"', "”": '"', "‘": "'", "’": "'",
+}  # fmt: skip
+"""Letters of ours that a terminal may lack, in ASCII."""
+
+
+def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter = error.object[error.start]
+    if letter in SPELLED:
+        return SPELLED[letter], error.start + 1
+    return codecs.backslashreplace_errors(
+        UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
+    )
+
+
+def print_anything() -> None:
+    """From here on every letter prints: one that the terminal's encoding lacks is spelled, or shown by its code."""
+    codecs.register_error("spelled", _spell)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="spelled")
+
+
+def say(text: str, *, style: str | None = None) -> None:
+    """Prints a line, in a style of rich such as "bold" or "yellow". Lines of a log are not wrapped."""
+    get_console().print(
+        printable(text), style=style, markup=False, emoji=False, highlight=style is None, soft_wrap=True
+    )
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints a table: the first column to the left, the others, numbers, to the right; floats with four digits."""
-    drawn = Table(title=printable(title), title_justify="left")
+    drawn = Table(title=Text(printable(title), style="table.title"), title_justify="left")
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right")
+        drawn.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*(_shown(cell) for cell in row))
-    get_console().print(drawn)
+        drawn.add_row(*(Text(_shown(cell)) for cell in row))
+    console = get_console()
+    if not console.is_terminal:  # a log is as wide as its lines
+        drawn.width = console.measure(drawn, options=console.options.update(max_width=10_000)).maximum
+    console.print(drawn, crop=False)
 
 
 @contextlib.contextmanager
@@ -67,12 +104,12 @@ def progress(name: str, total: int, *, start: int = 0, every: float = 10.0) -> I
         yield _Lines(name, total, clock, every)
         return
     columns = (
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[remaining]}"),
-        TextColumn("{task.fields[metrics]}", style="cyan"),
+        TextColumn("{task.fields[metrics]}", style="cyan", markup=False),
     )
     with Progress(*columns, console=get_console()) as bar:
         task = bar.add_task(name, total=total, completed=start, remaining="", metrics="")
@@ -142,7 +179,8 @@ class _Lines:
             return
         self._next = time.monotonic() + self._every
         parts = [f"{self._name} {step}/{self._total}", remaining, _metrics(values or {})]
-        get_console().print("  ".join(part for part in parts if part), soft_wrap=True, markup=False, highlight=False)
+        line = "  ".join(part for part in parts if part)
+        get_console().print(line, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 def _metrics(values: dict[str, float]) -> str:

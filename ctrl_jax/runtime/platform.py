@@ -20,6 +20,14 @@ BROKEN_JAXLIBS = {
     "0.11.0": "crashes on CPU (jax-ml/jax#40412, #39257)",
 }
 
+PINNED = {
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+}
+
 _RECORDED = (
     "jax",
     "jaxlib",
@@ -49,6 +57,16 @@ def check_jaxlib(version: str | None = None) -> None:
             f"jaxlib {version} is installed, which {BROKEN_JAXLIBS[version]}. Install another one: "
             f"{sys.executable} -m pip install 'jax>=0.10.1{excluded}' 'jaxlib>=0.10.1{excluded}'"
         )
+
+
+def pin_jax() -> None:
+    """Sets what the environment may set otherwise, of jax's settings that change draws or types of every program.
+
+    Under JAX_ENABLE_X64=1 steps would not compile, and under another generator no draw would be what its seed says:
+    an experiment alone decides its results.
+    """
+    for name, value in PINNED.items():
+        jax.config.update(name, value)
 
 
 def setup_compilation_cache(directory: Path) -> Path:
@@ -115,7 +133,7 @@ def peak_memory() -> int:
 def _cpu() -> list[str]:
     """The processor's model and instruction set, as far as the system tells."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return [platform.processor(), ""]
     fields = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
@@ -130,7 +148,7 @@ def _git(checkout: Path) -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], cwd=checkout, check=True, capture_output=True, text=True
+            ["git", *arguments], cwd=checkout, check=True, capture_output=True, encoding="utf-8", errors="replace"
         ).stdout.strip()
 
     try:

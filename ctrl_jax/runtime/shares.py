@@ -56,7 +56,7 @@ def _devices() -> tuple[str, int]:
     """The platform that jax chooses, and how many devices this machine has of it."""
     program = "import jax; print(jax.default_backend(), jax.local_device_count())"
     try:
-        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        found = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", timeout=120)
     except subprocess.TimeoutExpired:
         raise InputError(
             "jax did not find its devices within two minutes. A host of a TPU pod waits for the others: there, run one "

@@ -137,7 +137,7 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
       InputError: if the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         try:
             _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -156,7 +156,7 @@ def exclusive(work_dir: Path) -> Iterator[None]:
     """
     path = Path(work_dir) / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with path.open("a+", encoding="utf-8") as file:
         try:
             _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -235,7 +235,9 @@ def _move(temporary: Path, path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `plain(value)`."""
-    write_bytes(path, (json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n").encode())
+    # Half a character, as in the name of a file that is no UTF-8, becomes its escape, which JSON reads back.
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
@@ -329,7 +331,7 @@ def read_json(path: Path) -> Any:
       InputError: if the file is missing or damaged.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
 

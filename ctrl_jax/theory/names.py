@@ -1,10 +1,16 @@
-"""How transforms and procedures are written as text: `name` or `name(number)`."""
+"""How transforms and procedures are written as text: `name` or `name(number)`.
+
+A parser reads more spellings than one, and the object that it returns has one canonical name, which is what is stored.
+"""
 
 import difflib
 import re
 from collections.abc import Iterable
 
 from ctrl_jax.errors import InputError
+
+MAX_LENGTH = 1000
+"""Characters of a name: a mixture of some fifty procedures."""
 
 
 def number(value: float) -> str:
@@ -14,17 +20,33 @@ def number(value: float) -> str:
 
 
 def split_call(text: str) -> tuple[str, float | None]:
-    """Name and number: ("exponential", 10.0) of "exponential(10)", ("identity", None) of "identity"."""
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", text)
+    """Name and number: ("exponential", 10.0) of "exponential(10)", ("identity", None) of "identity".
+
+    A name is read as pages print it, too: case does not count, "-" and spaces are "_", and "exponential:10" is
+    "exponential(10)".
+
+    Raises:
+      InputError: if it is longer than MAX_LENGTH, or is neither form.
+    """
+    check_length(text)
+    match = re.fullmatch(r"\s*(\w+(?:[- ]\w+)*)\s*(?:\(([^()]*)\)|:([^():]*))?\s*", text)
     if not match:
         raise InputError(f"{text!r} is not a name or a name with a number in brackets, such as exponential(10).")
-    name, argument = match.groups()
+    name, in_brackets, after_colon = match.groups()
+    name = re.sub("[- ]", "_", name.lower())
+    argument = after_colon if in_brackets is None else in_brackets
     if argument is None:
         return name, None
     try:
         return name, float(argument)
     except ValueError:
         raise InputError(f"{argument!r} in {text!r} is not a number; write one, such as {name}(10).") from None
+
+
+def check_length(text: str) -> None:
+    """Raises InputError for what is too long to be a name, before anything looks at all of it."""
+    if len(text) > MAX_LENGTH:
+        raise InputError(f"{text[:40]!r}... has {len(text)} characters; a name has at most {MAX_LENGTH}.")
 
 
 def unknown(kind: str, text: str, known: Iterable[str]) -> InputError:

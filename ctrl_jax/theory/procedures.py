@@ -7,7 +7,6 @@ samples than n. `parse` reads a procedure's `name` back.
 
 import abc
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.theory.names import number, split_call, unknown
+from ctrl_jax.theory.names import check_length, number, split_call, unknown
 
 
 class Procedure(abc.ABC):
@@ -304,16 +303,17 @@ def parse(text: str) -> Procedure:
     """A procedure from its name. Raises InputError with the nearest names.
 
     "sampling", "best_of_4", "worst_of_4", "soft_best_of_4(0.1)", "best_of_poisson(4)", and mixtures of these such as
-    "0.5*best_of_2+0.5*best_of_8".
+    "0.5*best_of_2+0.5*best_of_8"; also as pages print them, "Best-of-4". `name` is canonical.
     """
-    parts = re.split(r"\+(?![^(]*\))", text)  # A plus within brackets belongs to a number, as in 1e+20.
-    if len(parts) == 1 and "*" not in text:
+    check_length(text)
+    terms = _terms(text)
+    if len(terms) == 1 and "*" not in text:
         return _parse_one(text)
     components = []
-    for part in parts:
+    for part in terms:
         weight, star, name = part.partition("*")
         try:
-            components.append((float(weight), _parse_one(name)))
+            components.append((_probability(weight), _parse_one(name)))
         except ValueError as error:
             if isinstance(error, InputError) and star:
                 raise
@@ -322,6 +322,24 @@ def parse(text: str) -> Procedure:
                 "0.5*best_of_2+0.5*best_of_8."
             ) from None
     return Mixture(tuple(components))
+
+
+def _terms(text: str) -> list[str]:
+    """What stands between the pluses, in one pass; a plus within brackets belongs to a number, as in 1e+20."""
+    terms, start, depth = [], 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if letter == "+" and depth == 0:
+            terms.append(text[start:place])
+            start = place + 1
+    return [*terms, text[start:]]
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise InputError(f"{text.strip()!r} is not a probability; write a number above 0, up to 1.")
+    return value
 
 
 def _parse_one(text: str) -> Procedure:

@@ -9,6 +9,7 @@ compare transforms by KL, never by β, or after `normalized`.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.theory.names import number, split_call, unknown
+from ctrl_jax.theory.names import check_length, number, split_call, unknown
 from ctrl_jax.theory.precision import evaluate
 
 Transform = Callable[[jax.Array], jax.Array]
@@ -187,9 +188,16 @@ def normalized(phi: Transform, edge: float = 1e-4) -> Transform:
 
 
 def parse(text: str) -> Transform:
-    """Φ from its name: "identity", "logarithm", "logit", or "exponential(-5)" with any rate. Raises InputError."""
+    """Φ from its name: "identity", "logarithm", "logit", or "exponential(-5)" with any rate. Raises InputError.
+
+    "exp(5)", "exp5", "exponential:5" and "log" are read too; `str(phi)` is the canonical name.
+    """
     constants = {"identity": identity, "logarithm": logarithm, "logit": logit}
-    name, argument = split_call(text)
+    check_length(text)
+    # Without brackets only a rate above 0: in exp-5 the sign could be a dash, as in best-of-4.
+    short = re.fullmatch(r"\s*exp(?:onential)?(\d[^\s():]*)\s*", text, re.IGNORECASE)
+    name, argument = split_call(f"exponential({short[1]})" if short else text)
+    name = {"log": "logarithm", "exp": "exponential"}.get(name, name)
     if name in constants:
         if argument is not None:
             raise InputError(f"{text!r} has a number, but {name} takes none; write {name}.")
@@ -198,4 +206,4 @@ def parse(text: str) -> Transform:
         if argument is None:
             raise InputError("exponential needs its rate: write exponential(10), or exponential(-10).")
         return exponential(argument)
-    raise unknown("transform", name, [*constants, "exponential(t)"])
+    raise unknown("transform", text, [*constants, "exponential(t)"])

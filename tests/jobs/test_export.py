@@ -33,7 +33,9 @@ def trained_factors(pretrained: Pretrained) -> dict[str, np.ndarray]:
 
 def export(pretrained: Pretrained, folder, *options):
     before = contents(pretrained.work_dir)
-    code, printed, errors = pretrained.command_line.run("export", "--output", str(folder), *options)
+    # By the run's folder: config.json has the options of the experiment.
+    by_address = replace(pretrained.command_line, experiment=str(pretrained.work_dir))
+    code, printed, errors = by_address.run("export", "--output", str(folder), *options)
     assert code == 0, errors
     assert contents(pretrained.work_dir) == before
     assert str(folder) in printed

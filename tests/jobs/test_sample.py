@@ -228,6 +228,7 @@ def test_a_model_without_rewards(params, mesh):
     [
         ("", 4, "best_of_4", "The prompt is empty"),
         (" \n", 4, "best_of_4", "The prompt is empty"),
+        ("ab\ud800", 4, "best_of_4", "half of a character"),
         ("abcabcabc", 4, "best_of_4", "The prompt has 9 tokens, but the context holds 8; shorten it"),
         ("abc", 0, "best_of_4", "0 responses are asked for; ask for 1 to 256"),
         ("abc", 257, "best_of_4", "257 responses are asked for"),
@@ -277,11 +278,11 @@ def test_half_a_character_is_not_shown(params, mesh):
 def test_the_terminal_shows_a_table_a_side(session, monkeypatch):
     tables = []
     monkeypatch.setattr(sample, "table", lambda *given: tables.append(given))
-    monkeypatch.setattr(sample, "say", lambda text: tables.append(text))
+    monkeypatch.setattr(sample, "say", lambda text, style: tables.append(text))
     conversation = (Turn("user", "abc"), Turn("assistant", "d"), Turn("user", "e"))
     sample.print_responses(session, conversation, Asked(5, "best_of_4"))
     said, (policy, columns, rows), (reference, _, _) = tables
-    assert (said, policy, reference) == ("[bold]e", "policy", "reference")
+    assert (said, policy, reference) == ("e", "policy", "reference")
     assert columns == ["response (▸ best_of_4)", "raw", "calibrated", "transformed"]
     marked = [row[0].startswith("▸") for row in rows]
     assert marked.index(True) == np.argmax([row[1] for row in rows[:4]])

@@ -1,7 +1,10 @@
 import io
+import os
+import re
+import subprocess
+import sys
 
 import pytest
-import rich.markup
 from rich.console import Console
 
 from ctrl_jax.runtime import console
@@ -100,8 +103,8 @@ HARMLESS = ["tab\tand\nline", "é ü 中文 עברית 👩‍👩‍👧 \u200c
 def test_what_a_terminal_would_obey_is_spelled_out(screen, text, shown):
     assert console.printable(text) == shown
     text_of = screen(terminal=True)
-    console.say(rich.markup.escape(text))
-    console.table("", ["response"], [[rich.markup.escape(text)]])
+    console.say(text)
+    console.table("", ["response"], [[text]])
     printed = text_of.getvalue()
     assert printed.count(shown) == 2
     assert not any(mark in printed for mark in text if not mark.isprintable())
@@ -111,3 +114,64 @@ def test_what_a_terminal_would_obey_is_spelled_out(screen, text, shown):
 def test_text_in_any_script_stays_as_it_is(text):
     assert console.printable(text) == text
     assert console.printable(text.replace("\n", "\r\n")) == text
+
+
+NAMES = ["runs/a[x]b", "a[/red]b", "[bold]", "a\\[b]", "x:warning:y", "[link=https://example.org]z[/link]"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_text_is_literal(screen, terminal, name):
+    text = screen(terminal=terminal)
+    console.say(name)
+    console.say(name, style="yellow")
+    console.table(name, [name], [[name]])
+    with console.progress(name, 1) as bar:
+        bar.update(1, {name: 1.0})
+    # Without the codes that move a terminal's cursor.
+    assert re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()).count(name) >= 7
+
+
+def test_a_style_colours_the_whole_line(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr(
+        console, "get_console", lambda: Console(file=text, force_terminal=True, color_system="standard")
+    )
+    console.say("7 points at [x]", style="yellow")
+    assert text.getvalue() == "\x1b[33m7 points at [x]\x1b[0m\n"
+
+
+PRINTED = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from ctrl_jax.config import Experiment
+from ctrl_jax.jobs import summary
+from ctrl_jax.runtime import console
+
+interval = {"mean": 0.7, "low": 0.6, "high": 0.8}
+names = ("sampling", "best_of_4")
+evaluation = {
+    "kl": interval, "kl_budget": 0.75, "ties": 0.0, "reward_model": {"accuracy": 0.9, "ece": 0.1},
+    "win_rates": dict.fromkeys(names, interval), "gold_win_rates": dict.fromkeys(names, interval),
+    "ideal": dict.fromkeys(names, {"transform": 0.75}),
+}
+console.print_anything()
+run = SimpleNamespace(experiment=Experiment("Ελπίς"), work_dir=Path("runs/Ελπίς"))
+summary.print_run(run, evaluation, Path("runs/Ελπίς/report/index.html"))
+console.say("Φ β → × ▸ … − ≥ 漢")
+print("Φ is refused", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252"])
+def test_a_summary_prints_on_any_terminal(encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "120", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", PRINTED], env=environment, capture_output=True)
+    printed, errors = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert done.returncode == 0, errors
+    if encoding == "utf-8":
+        assert "Φ = exponential(10)" in printed and "Φ β → × ▸ … − ≥ 漢" in printed and "Φ is refused" in errors
+    else:
+        assert "Phi = exponential(10)" in printed and "Phi beta -> " in printed and "Phi is refused" in errors
+        assert "\\u6f22" in printed and "Report: runs/\\u0395" in printed

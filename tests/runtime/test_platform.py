@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -64,3 +65,32 @@ def test_peak_memory_grows_with_what_is_held():
     held = jnp.ones((64, 1024, 1024), jnp.float32).block_until_ready()
     # Never shrinks, so an earlier, larger peak of the test process is as good.
     assert platform.peak_memory() >= max(before, held.nbytes)
+
+
+def test_the_environment_sets_neither_types_nor_draws():
+    program = """
+import jax
+from ctrl_jax.runtime import platform
+changed = [name for name, value in platform.PINNED.items() if getattr(jax.config, name) != value]
+platform.pin_jax()
+key = jax.random.key(7)
+print(len(changed), jax.numpy.ones(1, "float").dtype, jax.random.key_data(key), jax.random.bits(key))
+"""
+    plain = {
+        "JAX_PLATFORMS": "cpu",
+        **{name: value for name, value in os.environ.items() if not name.startswith("JAX_")},
+    }
+    others = {
+        "JAX_ENABLE_X64": "1",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "JAX_DEFAULT_PRNG_IMPL": "rbg",
+        "JAX_THREEFRY_PARTITIONABLE": "0",
+        "JAX_RANDOM_SEED_OFFSET": "1",
+    }
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for environment in (plain, {**plain, **others})
+    ]
+    assert printed[0].startswith("0 float32 [0 7] ") and printed[1] == printed[0].replace("0", str(len(others)), 1)

@@ -167,6 +167,12 @@ def test_files_round_trip_and_nothing_is_left_beside_them(tmp_path):
     assert sorted(os.listdir(tmp_path / "deep")) == ["a.json", "table.npz"]
 
 
+def test_half_a_character_is_written_and_read_back(tmp_path):
+    value = {"command": ["caf\udce9", "\\udce9", "é"]}
+    stages.write_json(tmp_path / "x.json", value)
+    assert stages.read_json(tmp_path / "x.json") == value
+
+
 def test_no_two_writers_share_a_temporary_file(tmp_path, monkeypatch):
     """Processes of several hosts or containers may have one number."""
     moved, replace = [], os.replace
