@@ -106,9 +106,12 @@ def test_the_samples_are_the_picks_of_the_procedure(smoke):
         assert all(0 <= row[side]["calibrated"] <= 1 for row in samples)
 
 
-def test_it_ends_in_its_main_numbers_and_the_path_of_the_report(smoke):
+def test_it_ends_in_its_main_numbers_the_path_of_the_report_and_its_address(smoke):
     evaluation = parsed(smoke.work_dir / "evaluation.json")
-    assert smoke.printed.splitlines()[-1] == f"Report: {smoke.work_dir / 'report' / 'index.html'}"
+    assert smoke.printed.splitlines()[-2:] == [
+        f"Report: {smoke.work_dir / 'report' / 'index.html'}",
+        f"Ask it something: make sample EXP={smoke.work_dir}",
+    ]
     for interval in (evaluation["kl"], evaluation["win_rates"]["best_of_4"], evaluation["gold_win_rates"]["sampling"]):
         assert "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**interval) in smoke.printed
 
