@@ -131,7 +131,6 @@ def test_a_classifier_with_one_label_is_a_trunk_without_a_projection(read, tmp_p
     ("labels", "count"),
     [
         ({"id2label": {"0": "bad", "1": "good"}}, 2),
-        ({"id2label": None}, 2),  # what transformers has where nothing is said
         ({"id2label": None, "num_labels": 3}, 3),
     ],
 )

@@ -476,7 +476,7 @@ def has_a_map_of_numbers(folder):
 
 def has_half_an_index(folder):
     (folder / weights.INDEX).write_text('{"weight_map": {')
-    return r"model\.safetensors\.index\.json is no index"
+    return r"model\.safetensors\.index\.json cannot be read as JSON"
 
 
 @pytest.mark.parametrize(
