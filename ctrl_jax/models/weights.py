@@ -205,6 +205,9 @@ def save(
     config = dict(config)
     # transformers 5 writes the shorter name, and reads both.
     config["dtype" if "dtype" in config else "torch_dtype"] = dtype
+    if not architecture.tied_embeddings:
+        # An adapter may have untied them.
+        config["tie_word_embeddings"] = False
 
     with new_folder(folder) as partial:
         (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -393,17 +396,22 @@ def _known(name: str) -> bool:
     return name in ("lm_head.weight", SCORE) or name.endswith(".rotary_emb.inv_freq")
 
 
+def check_type(tensor: Tensor) -> None:
+    """Errors: InputError unless the tensor's values are of a type that is read."""
+    if tensor.dtype not in DTYPES:
+        raise InputError(
+            f"{tensor.file}: the tensor {tensor.name} is of type {tensor.dtype}, and only {', '.join(DTYPES)} are "
+            "read. Use the unquantized model."
+        )
+
+
 def _check(tensor: Tensor, target: Target) -> None:
     if tensor.shape != target.stored:
         raise InputError(
             f"{tensor.file}: the tensor {tensor.name} has the shape {list(tensor.shape)}, but config.json asks for "
             f"{list(target.stored)}. Fetch the model again, weights and config.json."
         )
-    if tensor.dtype not in DTYPES:
-        raise InputError(
-            f"{tensor.file}: the tensor {tensor.name} is of type {tensor.dtype}, and only {', '.join(DTYPES)} are "
-            "read. Use the unquantized model."
-        )
+    check_type(tensor)
 
 
 def _check_tied(config: Path, head: Tensor, embedding: Tensor) -> None:
@@ -445,6 +453,12 @@ def read(tensor: Tensor, target: Target, dtype: np.dtype, place: Place | None) -
     return jax.block_until_ready(array)
 
 
+def read_here(tensor: Tensor) -> np.ndarray:
+    """All of a small tensor in this host's memory, as it is stored, in float32. Errors: as `load`."""
+    with files.reading(f"{tensor.file}: the tensor {tensor.name}"):
+        return _read(tensor, Target((), tensor.shape), _whole(tensor), np.dtype("float32"))
+
+
 def _read(tensor: Tensor, target: Target, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
     """A part of the parameter, from the same part of the tensor alone."""
     starts_ends = [cut.indices(size) for cut, size in zip(index, target.shape, strict=True)]
@@ -479,8 +493,8 @@ def _finite(values: np.ndarray) -> bool:
 
     A third of the time of np.isfinite for bfloat16, which numpy does not know.
     """
-    bits, exponent = (np.uint32, 0x7F800000) if values.dtype == np.float32 else (np.uint16, 0x7F80)
-    return not ((values.view(bits) & bits(exponent)) == exponent).any()
+    bits, exponent = ("uint32", 0x7F800000) if values.dtype == np.float32 else ("uint16", 0x7F80)
+    return not np.any(np.bitwise_and(values.view(bits), exponent) == exponent)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
