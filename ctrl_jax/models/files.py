@@ -173,7 +173,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
 
 
 def _tensor(file: Path, total: int, name: str, entry: Any, start: int) -> Tensor:
-    if not name.isprintable():
+    if not name.isprintable() or len(name) > 300:
         raise _damaged(file, total, f"it has a tensor named {shown(name)}")
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -69,6 +69,7 @@ KINDS = {
 class Adapter(NamedTuple):
     """What `merge` does to a base."""
 
+    folder: Path
     factors: Params
     """{"layers_i": {target: {"a": [in, rank], "b": [rank, out]}}}, also of `embedding` and `head`; float32."""
     lora: Lora
@@ -185,17 +186,22 @@ def load(folder: Path, architecture: Architecture, *, base: Path, place: Place |
         if "rows" in tensors:
             name = wanted[f"{module}.weight"].path[0]
             rows[name] = np.array(tokens[module], np.int32), weights.read_here(tensors["rows"])
-    return Adapter(factors, settings, own, replaced, rows, _unties(held, architecture))
+    return Adapter(Path(folder), factors, settings, own, replaced, rows, _unties(held, architecture))
 
 
 def merge(params: Params, adapter: Adapter, *, place: Place | None = None) -> Params:
-    """A base's `params` with the adapter in them; `place` is as in `load`."""
+    """A base's `params` with the adapter in them; `place` is as in `load`.
+
+    Raises:
+      InputError: if a product of factors is too large for the weights' type.
+    """
     params = lora.overlay(params, adapter.base)
     if adapter.unties:
         kernel = params["embedding"]["embedding"].T
         kernel = kernel if place is None else jax.device_put(kernel, place(("head", "kernel"), kernel.shape))
         params = {**params, "head": {"kernel": kernel}}
     params = lora.merge(lora.overlay(params, adapter.replaced), adapter.factors, adapter.lora)
+    _check_finite(adapter.folder, params, adapter.factors)
     for name, (tokens, rows) in adapter.rows.items():
         if name == "embedding":
             changed = {"embedding": params[name]["embedding"].at[tokens].set(rows)}
@@ -203,6 +209,19 @@ def merge(params: Params, adapter: Adapter, *, place: Place | None = None) -> Pa
             changed = {"kernel": params[name]["kernel"].at[:, tokens].set(rows.T)}
         params = {**params, name: changed}
     return params
+
+
+def _check_finite(folder: Path, merged: Params, factors: Params, names: tuple[str, ...] = ()) -> None:
+    for name, part in factors.items():
+        if name in ("a", "b"):
+            weight = merged.get("kernel", merged.get("embedding"))
+            if not jnp.isfinite(weight).all():
+                raise InputError(
+                    f"{folder / WEIGHTS}: the factors of {'.'.join(names)} have a product that {weight.dtype} does not "
+                    f"hold. {EXPORT_AGAIN}"
+                )
+            return
+        _check_finite(folder, merged[name], part, (*names, name))
 
 
 def _modules(architecture: Architecture) -> dict[str, tuple[str, str]]:

@@ -325,7 +325,9 @@ def _weight_map(index: Path) -> dict[str, set[str]]:
     promised: dict[str, set[str]] = {}
     for tensor, file_name in weight_map.items():
         promised.setdefault(file_name, set()).add(tensor)
-    outside = [name for name in sorted(promised) if not name.isprintable() or Path(name).name != name or name == ".."]
+    outside = [
+        name for name in sorted(promised) if name in ("", "..") or Path(name).name != name or not name.isprintable()
+    ]
     if outside:
         raise InputError(f"{index} names files outside of its folder: {files.shown(outside)}. Fetch the model again.")
     return dict(sorted(promised.items()))

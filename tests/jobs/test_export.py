@@ -84,7 +84,7 @@ def test_merged_is_a_whole_directory(pretrained, merged):
 
 def test_the_adapter_is_that_of_the_checkpoint(pretrained, adapter):
     architecture = huggingface.architecture(pretrained.base, dtype="float32")
-    found, settings, *_ = peft.load(adapter, architecture, base=pretrained.base)
+    _, found, settings, *_ = peft.load(adapter, architecture, base=pretrained.base)
     assert (settings.rank, settings.alpha, settings.targets) == (RANK, ALPHA, ("q_proj", "down_proj"))
     factors = trained_factors(pretrained)
     assert len(factors) == 4

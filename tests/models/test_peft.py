@@ -95,7 +95,7 @@ def test_save_and_load_keep_every_bit(tmp_path, base, targets):
     settings = Lora(rank=2, alpha=7.0, targets=targets)
     adapters = adapter(base, settings)
     peft.save(tmp_path / "saved", adapters, architecture_of(base), settings, base=str(base))
-    again, found, *_ = peft.load(tmp_path / "saved", architecture_of(base), base=base)
+    _, again, found, *_ = peft.load(tmp_path / "saved", architecture_of(base), base=base)
     assert (found.rank, found.alpha, set(found.targets)) == (2, 7.0, set(targets))
     assert jax.tree.structure(again) == jax.tree.structure(adapters)
     for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(adapters), strict=True):
@@ -125,7 +125,7 @@ def test_names_and_shapes_are_those_of_peft(base, saved):
 def test_merging_adds_the_product_to_every_stored_projection(base, saved):
     """W + (alpha / r) B A, in the checkpoint's own [out, in]."""
     architecture = architecture_of(base)
-    adapters, settings, *_ = peft.load(saved, architecture, base=base)
+    _, adapters, settings, *_ = peft.load(saved, architecture, base=base)
     params = lora.merge(weights.load(base, architecture), adapters, settings)
     _, factors = read_all(saved)
     for name, stored in load_file(base / "model.safetensors").items():
@@ -141,7 +141,7 @@ def test_merging_adds_the_product_to_every_stored_projection(base, saved):
 
 def test_the_merged_model_is_the_adapted_one(base, saved):
     architecture = architecture_of(base)
-    adapters, settings, *_ = peft.load(saved, architecture, base=base)
+    _, adapters, settings, *_ = peft.load(saved, architecture, base=base)
     params = weights.load(base, architecture)
     adapted = logits(base, {"params": params, "lora": adapters}, settings)
     merged = logits(base, {"params": lora.merge(params, adapters, settings)})
@@ -153,7 +153,7 @@ def test_an_adapter_of_some_layers_leaves_the_others(base, saved):
     _, tensors = read_all(saved)
     rewrite(saved, tensors={name: tensor for name, tensor in tensors.items() if ".layers.1." in name})
     architecture = architecture_of(base)
-    adapters, settings, *_ = peft.load(saved, architecture, base=base)
+    _, adapters, settings, *_ = peft.load(saved, architecture, base=base)
     params = weights.load(base, architecture)
     merged = lora.merge(params, adapters, settings)
     assert merged["layers_0"] is params["layers_0"]
@@ -164,7 +164,7 @@ def test_bfloat16_is_read_as_the_values_it_holds(base, saved):
     _, tensors = read_all(saved)
     rounded = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
     rewrite(saved, tensors=rounded)
-    adapters, _, *_ = peft.load(saved, architecture_of(base), base=base)
+    _, adapters, *_ = peft.load(saved, architecture_of(base), base=base)
     found = adapters["layers_1"]["o_proj"]["a"]
     expected = rounded["base_model.model.model.layers.1.self_attn.o_proj.lora_A.weight"].T.astype(np.float32)
     assert found.dtype == jnp.float32
@@ -175,14 +175,14 @@ def test_bfloat16_is_read_as_the_values_it_holds(base, saved):
 def test_a_base_goes_by_its_name_wherever_it_lies(tmp_path, base, saved, named):
     (tmp_path / "link").symlink_to(base)
     rewrite(saved, base_model_name_or_path=named)
-    adapters, _, *_ = peft.load(saved, architecture_of(base), base=tmp_path / "link")
+    _, adapters, *_ = peft.load(saved, architecture_of(base), base=tmp_path / "link")
     assert set(adapters) == {"layers_0", "layers_1"}
 
 
 def test_a_base_may_be_the_current_folder(tmp_path, base, monkeypatch):
     monkeypatch.chdir(base)
     peft.save(tmp_path / "adapter", adapter(base, SETTINGS), architecture_of(base), SETTINGS, base=".")
-    adapters, _, *_ = peft.load(tmp_path / "adapter", architecture_of(base), base=Path())
+    _, adapters, *_ = peft.load(tmp_path / "adapter", architecture_of(base), base=Path())
     assert set(adapters) == {"layers_0", "layers_1"}
 
 
@@ -236,7 +236,7 @@ def test_what_peft_writes_for_the_plain_choice_is_read(base, saved):
         "base_model_name_or_path": None, "loftq_config": {}, "layers_to_transform": None, "peft_version": "0.21.2",
     }  # fmt: skip
     rewrite(saved, **plain)
-    assert peft.load(saved, architecture_of(base), base=base)[1].rank == 3
+    assert peft.load(saved, architecture_of(base), base=base).lora.rank == 3
 
 
 # What may be wrong with the tensors. Each changes them, and says what the error has to name.
@@ -516,7 +516,7 @@ def test_an_adapter_saved_by_peft_is_the_same_model_here(tmp_path, base, targets
     torch.manual_seed(0)
     model = library.get_peft_model(original, settings).eval()
     model.save_pretrained(tmp_path / "theirs")
-    adapters, found, *_ = peft.load(tmp_path / "theirs", architecture_of(base), base=base)
+    _, adapters, found, *_ = peft.load(tmp_path / "theirs", architecture_of(base), base=base)
     assert (found.rank, found.alpha) == (4, 6.0)
     assert found.targets == (PROJECTIONS if targets == "all-linear" else tuple(targets))
     params = weights.load(base, architecture_of(base))
