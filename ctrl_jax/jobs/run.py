@@ -184,7 +184,7 @@ def check_models(experiment: Experiment) -> None:
         weights.check(folder, base)
         if model.adapter is not None:
             peft.check(Path(model.adapter), base, base=folder)
-    if reward.path is not None and huggingface.is_classifier(Path(reward.path)):
+    if reward.path is not None:
         folder = Path(reward.path)
         weights.check(folder, huggingface.architecture(folder, dtype=model.dtype), reward=True)
 

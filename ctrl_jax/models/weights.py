@@ -6,6 +6,7 @@ the model itself, and on a mesh each device's part alone.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -268,19 +269,32 @@ def fingerprint(folder: Path) -> str:
     It covers the values in config.json, and the name, type, shape and every byte of each tensor in model.safetensors,
     or in the files that model.safetensors.index.json names. It does not cover how a model is split into files, nor
     their metadata. The tokenizer's files, the template among them, have a fingerprint of their own
-    (`pretrained_tokenizers`), and so has an adapter. It takes as long as reading the files once.
+    (`pretrained_tokenizers`), and so has an adapter. It takes as long as reading the files once, by several threads,
+    and is computed once in a process as long as the files have their sizes and times.
 
     Raises:
       InputError: as `load`, on files that are missing or no safetensors.
     """
     folder = Path(folder)
     with files.reading(folder):
-        digest = hashlib.sha256(json.dumps(huggingface.read_config(folder), sort_keys=True).encode())
-        tensors = [tensor for _, tensor in sorted(_inventory(folder).items())]
-        # The hash and the reading let other threads run.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for tensor, hashed in zip(tensors, pool.map(_hash, tensors), strict=True):
-                digest.update(f"\n{tensor.name} {tensor.dtype} {list(tensor.shape)} ".encode() + hashed)
+        found = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors")]
+        state = tuple((path.name, *_state(path)) for path in found if path.is_file())
+        return _fingerprint(folder.absolute(), state)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(8)
+def _fingerprint(folder: Path, state: tuple[tuple[str | int, ...], ...]) -> str:
+    digest = hashlib.sha256(json.dumps(huggingface.read_config(folder), sort_keys=True).encode())
+    tensors = [tensor for _, tensor in sorted(_inventory(folder).items())]
+    # The hash and the reading let other threads run.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for tensor, hashed in zip(tensors, pool.map(_hash, tensors), strict=True):
+            digest.update(f"\n{tensor.name} {tensor.dtype} {list(tensor.shape)} ".encode() + hashed)
     return digest.hexdigest()[:12]
 
 

@@ -84,12 +84,11 @@ def read_everything(folder, base):
         architecture = huggingface.architecture(folder, dtype="float32")
         huggingface.context(folder)
         classifier = huggingface.is_classifier(folder)
-        print_ = weights.fingerprint(folder)
+        weights.fingerprint(folder)
         weights.check(folder, architecture, reward=classifier)
         params = weights.load(folder, architecture)
         if classifier:
             params = {"trunk": params, "head": weights.load_reward_head(folder, architecture)}
-        assert weights.fingerprint(folder) == print_
     for leaf in jax.tree.leaves(params):
         assert np.isfinite(np.asarray(leaf)).all()
 
