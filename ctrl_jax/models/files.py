@@ -103,16 +103,16 @@ def size(file: Path) -> int:
     return found.st_size
 
 
-def read_json(file: Path, *, limit: int = JSON_BYTES) -> Any:
+def read_json(file: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-      InputError: if it is no regular file, larger than `limit` bytes, no JSON in UTF-8, or if an object in it gives one
+      InputError: if it is no regular file, larger than JSON_BYTES, no JSON in UTF-8, or if an object in it gives one
         name two values, of which any reader would pass over one.
     """
     found = size(file)
-    if found > limit:
-        raise InputError(f"{file} has {found:,} bytes; at most {limit:,} are read as JSON. {REFETCH}")
+    if found > JSON_BYTES:
+        raise InputError(f"{file} has {found:,} bytes; at most {JSON_BYTES:,} are read as JSON. {REFETCH}")
     with reading(file):
         content = file.read_bytes()
     return parse_json(content, file)

@@ -43,7 +43,7 @@ RANGES = {
     "attn_logit_softcapping": (0.1, 1e6),
     "final_logit_softcapping": (0.1, 1e6),
 }
-RESTORE = "Restore the model's own config.json."
+RESTORE = "Restore the model's own config.json"
 # Two spellings of x·σ(x), and two of the tanh approximation of GELU.
 ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {
     "silu": "silu",
@@ -84,7 +84,7 @@ def architecture(folder: Path, *, dtype: Literal["float32", "bfloat16"]) -> Arch
         their type, out of range, or do not fit each other; it names the file and the value.
     """
     config = _Config(Path(folder) / "config.json", read_config(folder))
-    with files.reading(config.file, RESTORE):
+    with files.reading(config.file, f"{RESTORE}."):
         return _architecture(config, dtype)
 
 
@@ -154,7 +154,7 @@ def _labels(config: "_Config") -> int | None:
     if names is None:
         return None if config.values.get("num_labels") is None else config.whole("num_labels")
     if not isinstance(names, dict):
-        raise config.error(f"id2label is {files.shown(names)}, not an object of named labels", RESTORE[:-1])
+        raise config.error(f"id2label is {files.shown(names)}, not an object of named labels", RESTORE)
     return len(names)
 
 
@@ -305,12 +305,12 @@ def _assemble(
     if heads % kv_heads:
         raise config.error(
             f"num_attention_heads is {heads} and num_key_value_heads {kv_heads}, which does not divide it",
-            RESTORE[:-1],
+            RESTORE,
         )
     if head_dim % 2:
         raise config.error(
             f"head_dim is {head_dim}, but rotary positions turn pairs of dimensions",
-            RESTORE[:-1],
+            RESTORE,
         )
     ropes = _ropes(config, 10_000.0) if ropes is None else ropes
     # Of those that some layer uses: a model without windows may leave the other out.
@@ -346,7 +346,7 @@ def _head_dim(config: "_Config", heads: int) -> int:
     if width % heads:
         raise config.error(
             f"hidden_size is {width}, which does not divide by num_attention_heads = {heads}, and head_dim is missing",
-            RESTORE[:-1],
+            RESTORE,
         )
     return width // heads
 
@@ -406,7 +406,7 @@ def _gemma3_ropes(config: "_Config") -> dict[str, Rope]:
     if parameters and not any(kind in parameters for kind in LAYER_TYPES):
         raise config.error(
             f"rope_parameters is {files.shown(parameters)}, but Gemma 3 has one for each of {', '.join(LAYER_TYPES)}",
-            RESTORE[:-1],
+            RESTORE,
         )
     globally, locally = ({} if parameters.get(kind) is None else parameters[kind] for kind in LAYER_TYPES)
     return {
@@ -447,7 +447,7 @@ def _frequencies(config: "_Config", parameters: Rope | None, head_dim: int) -> t
     if low >= high:
         raise config.error(
             f"low_freq_factor is {low:g} and high_freq_factor {high:g}, but it must be the larger",
-            RESTORE[:-1],
+            RESTORE,
         )
     context = own.number("original_max_position_embeddings", config.number("max_position_embeddings", 2048))
     context = config.number("original_max_position_embeddings", context)
@@ -516,8 +516,8 @@ class _Config:
         value = self.values.get(key)
         value = default if value is None else value
         if value is None:
-            raise self.error(f"{self.prefix}{key} is missing", RESTORE[:-1])
+            raise self.error(f"{self.prefix}{key} is missing", RESTORE)
         return value
 
     def _wrong(self, key: str, wanted: str) -> InputError:
-        return self.error(f"{self.prefix}{key} is {files.shown(self.values.get(key))}, not {wanted}", RESTORE[:-1])
+        return self.error(f"{self.prefix}{key} is {files.shown(self.values.get(key))}, not {wanted}", RESTORE)

@@ -50,7 +50,7 @@ UNIMPORTANT = (
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 MERGE = "Merge the adapter into its base with peft (merge_and_unload), and give the result as --model.path."
 EXPORT_AGAIN = "Download or export the adapter again."
-MOST = 1_000_000
+MOST = 1_000_000  # of a rank, and of an alpha
 PREFIX = "base_model.model."
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 # The end of a tensor's name after that of its module, and what it holds.

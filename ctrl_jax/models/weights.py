@@ -114,9 +114,10 @@ def load(
         infinite; it names the file, the tensor, and both shapes. Values are checked where they are read.
     """
     folder = Path(folder)
-    stored = _inventory(folder)
     wanted = targets(architecture)
-    _compare(folder, wanted, stored, architecture)
+    with files.reading(folder):
+        stored = _inventory(folder)
+        _compare(folder, wanted, stored, architecture)
     params: Params = {}
     # The largest first: what converts it on the way is then beside an empty tree.
     for name in sorted(wanted, key=lambda name: -int(np.prod(wanted[name].stored))):
@@ -151,10 +152,11 @@ def check(folder: Path, architecture: Architecture, *, reward: bool = False) -> 
       InputError: as `load`, but for values that are not finite.
     """
     folder = Path(folder)
-    stored = _inventory(folder)
-    _compare(folder, targets(architecture), stored, architecture)
-    if reward:
-        _check_head(folder, stored, architecture)
+    with files.reading(folder):
+        stored = _inventory(folder)
+        _compare(folder, targets(architecture), stored, architecture)
+        if reward:
+            _check_head(folder, stored, architecture)
 
 
 def _check_head(folder: Path, stored: dict[str, Tensor], architecture: Architecture) -> Target:
@@ -505,12 +507,11 @@ def _blocks(tensor: Tensor, index: tuple[slice, ...]) -> Iterator[tuple[slice, n
 
 
 def _finite(values: np.ndarray) -> bool:
-    """Whether no value is NaN or infinite, of float32 or bfloat16: all bits of the exponent are set in those alone.
-
-    A third of the time of np.isfinite for bfloat16, which numpy does not know.
-    """
-    bits, exponent = ("uint32", 0x7F800000) if values.dtype == np.float32 else ("uint16", 0x7F80)
-    return not np.any(np.bitwise_and(values.view(bits), exponent) == exponent)
+    """Whether no value of float32 or bfloat16 is NaN or infinite."""
+    if values.dtype == np.float32:
+        return bool(np.isfinite(values).all())
+    # All bits of the exponent are set in those alone. np.isfinite takes five times as long for bfloat16.
+    return not np.any(np.bitwise_and(values.view(np.uint16), 0x7F80) == 0x7F80)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
