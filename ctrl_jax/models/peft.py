@@ -92,7 +92,7 @@ def files(folder: Path) -> dict[str, Path]:
     if missing == [str(found[WEIGHTS])] and exists(pickled):
         program = (
             "import torch; from safetensors.torch import save_file; "
-            f"save_file(torch.load({str(pickled)!r}, weights_only=True), {str(found[WEIGHTS])!r})"
+            f"save_file(torch.load({json.dumps(str(pickled))}, weights_only=True), {json.dumps(str(found[WEIGHTS]))})"
         )
         raise InputError(
             f"{folder} has its weights in {pickled.name}, a pickle, which is never opened here. Convert it to "

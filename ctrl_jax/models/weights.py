@@ -368,14 +368,13 @@ def _no_weights(folder: Path) -> InputError:
     if huggingface.is_classifier(folder):
         auto, options = "AutoModelForSequenceClassification", ", num_labels=1"
     program = (
-        f"from transformers import AutoTokenizer, {auto} as M; folder = {str(folder)!r}; "
-        f"M.from_pretrained(folder{options}).save_pretrained('converted'); "
-        "AutoTokenizer.from_pretrained(folder).save_pretrained('converted')"
+        f"from transformers import {auto} as M; "
+        f'M.from_pretrained({json.dumps(str(folder))}{options}).save_pretrained("converted")'
     )
     return InputError(
         f"{folder} has its weights in {pickled[0]}, a pickle, which could run any code and is never opened here. If "
         "you trust it, convert it to safetensors, where torch and transformers are installed, with python -c "
-        f"{shlex.quote(program)} and give the folder converted."
+        f"{shlex.quote(program)} and give the folder converted, with the tokenizer's files copied into it."
     )
 
 
@@ -419,7 +418,7 @@ def check_type(tensor: Tensor) -> None:
     if tensor.dtype not in DTYPES:
         raise InputError(
             f"{tensor.file}: the tensor {tensor.name} is of type {tensor.dtype}, and only {', '.join(DTYPES)} are "
-            "read. Use the unquantized model."
+            "read. Use the unquantized one."
         )
 
 
