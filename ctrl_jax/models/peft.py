@@ -212,6 +212,7 @@ def merge(params: Params, adapter: Adapter, *, place: Place | None = None) -> Pa
 
 
 def _check_finite(folder: Path, merged: Params, factors: Params, names: tuple[str, ...] = ()) -> None:
+    """Raises InputError where W + (alpha / rank) A B is not finite."""
     for name, part in factors.items():
         if name in ("a", "b"):
             weight = merged.get("kernel", merged.get("embedding"))
@@ -280,8 +281,8 @@ def _held(folder: Path, config: dict[str, Any], base: Architecture) -> Held:
         held[module][kind] = tensor
     if not held:
         raise InputError(f"{file} holds no adapter; export it again.")
-    changed = held.get(EMBEDDING, {}).keys() | held.get(HEAD, {}).keys()
-    if base.tied_embeddings and "rows" in held.get(EMBEDDING, {}) and changed != {"rows"}:
+    embedding, head = _changes(held)
+    if base.tied_embeddings and "rows" in embedding and embedding | head != {"rows"}:
         raise InputError(f"{file} has rows of {EMBEDDING} and more of it or of {HEAD}, one table in the base. {MERGE}")
     return held
 
@@ -317,8 +318,14 @@ def _unties(held: Held, base: Architecture) -> bool:
     PEFT changes the one and leaves the other, although they are one in the base. Only what it changes row by row in
     the embedding, it changes in both, unless the head has rows of its own.
     """
-    embedding, head = (set(held.get(module, {})) for module in (EMBEDDING, HEAD))
+    embedding, head = _changes(held)
     return base.tied_embeddings and bool(head or embedding - {"rows"})
+
+
+def _changes(held: Held) -> tuple[set[str], set[str]]:
+    """What an adapter holds of the embedding and of the head, beside tables that are the base's own."""
+    embedding, head = (held.get(module, {}).keys() - {"base"} for module in (EMBEDDING, HEAD))
+    return embedding, head
 
 
 def _check_factors(module: str, tensors: dict[str, Tensor], target: Target, rank: int) -> None:

@@ -393,6 +393,18 @@ def test_what_an_adapter_holds_beside_projections_gives_the_logits_of_peft(recor
     assert np.abs(expected - before).max() > 0.1
 
 
+def test_tables_that_are_the_base_s_own_leave_it_tied(base, saved):
+    """As `save_pretrained(save_embedding_layers=True)` adds them, without modules_to_save."""
+    table = 2 * load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    names = [f"base_model.model.{module}.weight" for module in ("model.embed_tokens", "lm_head")]
+    rewrite(saved, tensors=read_all(saved)[1] | {name: table.copy() for name in names})
+    architecture = architecture_of(base)
+    assert peft.architecture(saved, architecture) == architecture
+    merged = peft.merge(weights.load(base, architecture), peft.load(saved, architecture, base=base))
+    assert "head" not in merged
+    np.testing.assert_array_equal(merged["embedding"]["embedding"], table)
+
+
 def test_a_model_that_an_adapter_untied_is_saved_as_one(recorded, tmp_path):
     base, folder, _ = recorded
     architecture = peft.architecture(folder, architecture_of(base))
