@@ -50,6 +50,7 @@ class Run:
 
     def __post_init__(self) -> None:
         check_batches_divide(self.experiment, batch_parts(self.mesh))
+        check_models(self.experiment)
         if self.wandb and importlib.util.find_spec("wandb") is None:
             raise InputError("--wandb is given, and wandb is not installed. Install it: make setup EXTRA=wandb")
 
@@ -150,7 +151,7 @@ def _contents(experiment: Experiment) -> dict[str, str | None]:
 
 
 def pretrained_architecture(experiment: Experiment) -> architecture.Architecture:
-    """What the model at --model.path computes, told by its config.json alone.
+    """What the model at --model.path computes with its adapter, by its config.json and the adapter's names alone.
 
     Raises:
       InputError: if it is no language model, or was made for fewer tokens than a prompt and a response.
@@ -158,7 +159,8 @@ def pretrained_architecture(experiment: Experiment) -> architecture.Architecture
     model, data = experiment.model, experiment.data
     assert model.path is not None, "a model from scratch is as large as its tokenizer makes it"
     folder = Path(model.path)
-    found = huggingface.architecture(folder, dtype=model.dtype)
+    base = huggingface.architecture(folder, dtype=model.dtype)
+    found = base if model.adapter is None else peft.architecture(Path(model.adapter), base)
     if huggingface.is_classifier(folder):
         raise InputError(
             f"--model.path is {folder}, a sequence classifier, which writes no text. Give it as "
@@ -172,6 +174,25 @@ def pretrained_architecture(experiment: Experiment) -> architecture.Architecture
             f"{context} (max_position_embeddings); lower one of them."
         )
     return found
+
+
+def check_models(experiment: Experiment) -> None:
+    """Refuses, before anything is trained, directories whose files do not fit; of weights only headers are read.
+
+    Raises:
+      InputError: naming the file, the tensor or the value.
+    """
+    model, reward = experiment.model, experiment.reward_model
+    if model.path is not None:
+        pretrained_architecture(experiment)
+        folder = Path(model.path)
+        base = huggingface.architecture(folder, dtype=model.dtype)
+        weights.check(folder, base)
+        if model.adapter is not None:
+            peft.check(Path(model.adapter), base, base=folder)
+    if reward.path is not None:
+        folder = Path(reward.path)
+        weights.check(folder, huggingface.architecture(folder, dtype=model.dtype), reward=True)
 
 
 PROMPTS_A_CORE = 8

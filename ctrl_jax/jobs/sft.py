@@ -9,7 +9,7 @@ import jax
 from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.jobs.run import Run
-from ctrl_jax.models import lora, partitioning, peft, weights
+from ctrl_jax.models import huggingface, lora, partitioning, peft, weights
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.types import Params
 
@@ -56,12 +56,12 @@ def run(run: Run) -> Trained:
 
 def pretrained(run: Run) -> Params:
     """The variables of the model at `--model.path`, of which each device reads its part alone."""
-    path = run.experiment.model.path
-    assert path is not None, "Experiment.__post_init__ lets no model without a path go untrained"
-    place = partial(partitioning.sharding, run.mesh)
-    params = {"params": weights.load(Path(path), run.architecture, place=place)}
-    adapter = run.experiment.model.adapter
-    if adapter is None:
-        return params
-    adapters, settings = peft.load(Path(adapter), run.architecture, base=Path(path))
-    return build.merged(build.models(run.architecture, settings), {**params, "lora": adapters})
+    model = run.experiment.model
+    assert model.path is not None, "Experiment.__post_init__ lets no model without a path go untrained"
+    folder, place = Path(model.path), partial(partitioning.sharding, run.mesh)
+    base = huggingface.architecture(folder, dtype=model.dtype)
+    params = weights.load(folder, base, place=place)
+    if model.adapter is not None:
+        adapter = peft.load(Path(model.adapter), base, base=folder, place=place)
+        params = peft.merge(params, adapter, place=place)
+    return {"params": params}

@@ -4,7 +4,6 @@ Keys that a file leaves out have the values that transformers gives them, family
 positions are read: `rope_theta` with `rope_scaling`, and the `rope_parameters` of transformers 5.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +11,39 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.models import files
 from ctrl_jax.models.architecture import Architecture, Layer, rotary_frequencies
 
 Rope = dict[str, Any]
 LAYER_TYPES = ("full_attention", "sliding_attention")
+# The largest that are computed with, well above every published model: nothing is made as large as a file asks for.
+AT_MOST = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 22,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 1 << 14,
+    "num_key_value_heads": 1 << 14,
+    "head_dim": 1 << 13,
+    "sliding_window_pattern": 1000,
+    "max_window_layers": 1000,
+}
+OTHERWISE_AT_MOST = 1 << 31
+# Where a number still does what it is for: beyond, all positions, all scores or all logits would be alike.
+RANGES = {
+    "rms_norm_eps": (1e-12, 1.0),
+    "rope_theta": (1.0, 1e15),
+    "rope_local_base_freq": (1.0, 1e15),
+    "factor": (1.0, 1e6),
+    "low_freq_factor": (1e-3, 1e6),
+    "high_freq_factor": (1e-3, 1e6),
+    "original_max_position_embeddings": (1.0, 1e9),
+    "max_position_embeddings": (1.0, 1e9),
+    "query_pre_attn_scalar": (1.0, 1e6),
+    "attn_logit_softcapping": (0.1, 1e6),
+    "final_logit_softcapping": (0.1, 1e6),
+}
+RESTORE = "Restore the model's own config.json"
 # Two spellings of x·σ(x), and two of the tanh approximation of GELU.
 ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {
     "silu": "silu",
@@ -32,15 +60,12 @@ def read_config(folder: Path) -> dict[str, Any]:
       InputError: if there is none, or if it is not a JSON object.
     """
     file = Path(folder) / "config.json"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{file} is missing. Give the path of a Hugging Face directory, which holds config.json, *.safetensors and "
-            "a tokenizer."
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{file} cannot be read as JSON: {error}. Fetch the file again.") from error
+    if not files.exists(file):
+        fix = "Give the path of a Hugging Face directory, which holds config.json, *.safetensors and a tokenizer."
+        if files.exists(Path(folder) / "adapter_config.json"):
+            fix = f"{folder} holds a PEFT adapter: give it as --model.adapter, and its base as --model.path."
+        raise InputError(f"{file} is missing. {fix}")
+    values = files.read_json(file)
     if not isinstance(values, dict):
         raise InputError(
             f"{file} holds a {type(values).__name__}, not an object of named values. Fetch the file again."
@@ -51,17 +76,24 @@ def read_config(folder: Path) -> dict[str, Any]:
 def architecture(folder: Path, *, dtype: Literal["float32", "bfloat16"]) -> Architecture:
     """What the model of a Hugging Face directory computes.
 
-    A sequence classifier's is that of its trunk, without an output projection: `tied_embeddings` is true.
+    A sequence classifier's is that of its trunk, without an output projection: `tied_embeddings` is true. Where
+    config.json does not say how many labels it has, the weights do (`weights.check`).
 
     Raises:
       InputError: on a model, rope type or activation that is not supported, and on values that are missing, not of
-        their type, or do not fit each other; it names the file and the value.
+        their type, out of range, or do not fit each other; it names the file and the value.
     """
     config = _Config(Path(folder) / "config.json", read_config(folder))
+    with files.reading(config.file, f"{RESTORE}."):
+        return _architecture(config, dtype)
+
+
+def _architecture(config: "_Config", dtype: Literal["float32", "bfloat16"]) -> Architecture:
     family, classifier = _family(config)
-    if config.values.get("quantization_config") is not None:
+    quantized = config.values.get("quantization_config")
+    if quantized is not None:
         raise config.error(
-            f"quantization_config is {config.values['quantization_config']!r}, but quantized weights cannot be read",
+            f"quantization_config is {files.shown(quantized)}, but quantized weights cannot be read",
             "Use the unquantized model, in float32, bfloat16 or float16",
         )
     if config.flag("use_bidirectional_attention", False):
@@ -72,7 +104,7 @@ def architecture(folder: Path, *, dtype: Literal["float32", "bfloat16"]) -> Arch
     if not classifier:
         return found
     labels = _labels(config)
-    if labels != 1:
+    if labels not in (1, None):
         raise config.error(
             f"it is a classifier with {labels} labels, but a reward is one number",
             "Use a model that was trained with num_labels=1",
@@ -82,8 +114,8 @@ def architecture(folder: Path, *, dtype: Literal["float32", "bfloat16"]) -> Arch
 
 def context(folder: Path) -> int | None:
     """The most tokens that the model was made for, prompt and response together; None where config.json is silent."""
-    found = read_config(folder).get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    config = _Config(Path(folder) / "config.json", read_config(folder))
+    return None if config.values.get("max_position_embeddings") is None else config.whole("max_position_embeddings")
 
 
 def is_classifier(folder: Path) -> bool:
@@ -96,9 +128,9 @@ def _family(config: "_Config") -> tuple[str, bool]:
     names = config.values.get("architectures")
     if names is None:
         model_type = config.values.get("model_type")
-        if model_type not in MODEL_TYPES:
+        if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
             raise config.error(
-                f"model_type is {model_type!r} and architectures is missing",
+                f"model_type is {files.shown(model_type)} and architectures is missing",
                 f"Supported types are {', '.join(MODEL_TYPES)}",
             )
         return MODEL_TYPES[model_type], False
@@ -110,17 +142,20 @@ def _family(config: "_Config") -> tuple[str, bool]:
         if names == [f"{family}ForSequenceClassification"] and family != "Gemma3":  # which would read images too
             return family, True
     raise config.error(
-        f"architectures is {names!r}, which is not supported",
+        f"architectures is {files.shown(names)}, which is not supported",
         f"Supported are {', '.join(f'{family}ForCausalLM' for family in FAMILIES)} (SmolLM2 is a Llama), and their "
         "ForSequenceClassification with one label (Gemma3TextForSequenceClassification)",
     )
 
 
-def _labels(config: "_Config") -> int:
+def _labels(config: "_Config") -> int | None:
+    """How many labels config.json gives a classifier; None where it is silent, as transformers leaves it for two."""
     names = config.values.get("id2label")
-    if isinstance(names, dict):
-        return len(names)
-    return config.whole("num_labels", 2)
+    if names is None:
+        return None if config.values.get("num_labels") is None else config.whole("num_labels")
+    if not isinstance(names, dict):
+        raise config.error(f"id2label is {files.shown(names)}, not an object of named labels", RESTORE)
+    return len(names)
 
 
 def _llama(config: "_Config") -> Architecture:
@@ -270,21 +305,22 @@ def _assemble(
     if heads % kv_heads:
         raise config.error(
             f"num_attention_heads is {heads} and num_key_value_heads {kv_heads}, which does not divide it",
-            "Restore the model's own config.json",
+            RESTORE,
         )
     if head_dim % 2:
         raise config.error(
             f"head_dim is {head_dim}, but rotary positions turn pairs of dimensions",
-            "Restore the model's own config.json",
+            RESTORE,
         )
     ropes = _ropes(config, 10_000.0) if ropes is None else ropes
     # Of those that some layer uses: a model without windows may leave the other out.
     rotary = {kind: _frequencies(config, ropes.get(kind), head_dim) for kind in dict(windows)}
     key, name = activation
-    name = config.values.get(key) or name
-    if name not in ACTIVATIONS:
+    name = name if config.values.get(key) is None else config.values[key]
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise config.error(
-            f"{key} is {name!r}, which is not supported", f"Supported activations are {', '.join(ACTIVATIONS)}"
+            f"{key} is {files.shown(name)}, which is not supported",
+            f"Supported activations are {', '.join(ACTIVATIONS)}",
         )
     return Architecture(
         vocabulary_size=config.whole("vocab_size", defaults.get("vocab_size")),
@@ -310,7 +346,7 @@ def _head_dim(config: "_Config", heads: int) -> int:
     if width % heads:
         raise config.error(
             f"hidden_size is {width}, which does not divide by num_attention_heads = {heads}, and head_dim is missing",
-            "Restore the model's own config.json",
+            RESTORE,
         )
     return width // heads
 
@@ -321,9 +357,7 @@ def _same_window(config: "_Config", window: int | None) -> list[tuple[str, int |
 
 def _qwen_windows(config: "_Config") -> list[tuple[str, int | None]]:
     window = config.window(4096) if config.flag("use_sliding_window", False) else None
-    first = config.values.get("max_window_layers", 28)
-    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
-        raise config.error(f"max_window_layers is {first!r}, not a whole number", "Restore the model's own config.json")
+    first = config.whole("max_window_layers", 28, least=0)
     count = config.whole("num_hidden_layers")
     default = [LAYER_TYPES[window is not None and index >= first] for index in range(count)]
     return _windows(config, _layer_types(config, default), window)
@@ -335,12 +369,14 @@ def _layer_types(config: "_Config", default: list[str]) -> list[str]:
         return default
     if not isinstance(types, list) or len(types) != len(default):
         raise config.error(
-            f"layer_types is {types!r}, but num_hidden_layers is {len(default)}", "Give each layer a type, or none"
+            f"layer_types is {files.shown(types)}, but num_hidden_layers is {len(default)}",
+            "Give each layer a type, or none",
         )
     for index, kind in enumerate(types):
         if kind not in LAYER_TYPES:
             raise config.error(
-                f"layer_types[{index}] is {kind!r}, which is not supported", f"Supported are {', '.join(LAYER_TYPES)}"
+                f"layer_types[{index}] is {files.shown(kind)}, which is not supported",
+                f"Supported are {', '.join(LAYER_TYPES)}",
             )
     return types
 
@@ -369,8 +405,8 @@ def _gemma3_ropes(config: "_Config") -> dict[str, Rope]:
     parameters = config.group("rope_parameters")
     if parameters and not any(kind in parameters for kind in LAYER_TYPES):
         raise config.error(
-            f"rope_parameters is {parameters!r}, but Gemma 3 has one for each of {', '.join(LAYER_TYPES)}",
-            "Restore the model's own config.json",
+            f"rope_parameters is {files.shown(parameters)}, but Gemma 3 has one for each of {', '.join(LAYER_TYPES)}",
+            RESTORE,
         )
     globally, locally = ({} if parameters.get(kind) is None else parameters[kind] for kind in LAYER_TYPES)
     return {
@@ -391,9 +427,12 @@ def _frequencies(config: "_Config", parameters: Rope | None, head_dim: int) -> t
         raise config.error("a layer type is left out of rope_parameters", "Layers without positions are not supported")
     own = _Config(config.file, parameters, "rope_parameters.")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    partial = parameters.get("partial_rotary_factor") or config.values.get("partial_rotary_factor") or 1
-    if partial != 1:
-        raise config.error(f"partial_rotary_factor is {partial!r}", "Only heads that are rotated whole are supported")
+    for values in (parameters, config.values):
+        partial = values.get("partial_rotary_factor")
+        if partial is not None and partial != 1:
+            raise config.error(
+                f"partial_rotary_factor is {files.shown(partial)}", "Only heads that are rotated whole are supported"
+            )
     base = rotary_frequencies(head_dim, own.number("rope_theta"))
     if kind == "default":
         return base
@@ -402,13 +441,13 @@ def _frequencies(config: "_Config", parameters: Rope | None, head_dim: int) -> t
         return tuple(frequency / factor for frequency in base)
     if kind != "llama3":
         raise config.error(
-            f"the rope type is {kind!r}, which is not supported", "Supported are default, linear and llama3"
+            f"the rope type is {files.shown(kind)}, which is not supported", "Supported are default, linear and llama3"
         )
     factor, low, high = (own.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     if low >= high:
         raise config.error(
             f"low_freq_factor is {low:g} and high_freq_factor {high:g}, but it must be the larger",
-            "Restore the model's own config.json",
+            RESTORE,
         )
     context = own.number("original_max_position_embeddings", config.number("max_position_embeddings", 2048))
     context = config.number("original_max_position_embeddings", context)
@@ -430,20 +469,22 @@ class _Config:
     def error(self, problem: str, fix: str) -> InputError:
         return InputError(f"{self.file}: {problem}. {fix}.")
 
-    def whole(self, key: str, default: int | None = None, *, null: int | None = None) -> int:
-        """A whole number above 0; `default` where the key is missing, `null` (else the default) where it is null."""
+    def whole(self, key: str, default: int | None = None, *, null: int | None = None, least: int = 1) -> int:
+        """A whole number of at least `least`; `default` where the key is missing, `null` (else it) where it is null."""
         if null is not None and key in self.values and self.values[key] is None:
             return null
-        value = self._get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self._wrong(key, "a whole number above 0")
+        value, most = self._get(key, default), AT_MOST.get(key, OTHERWISE_AT_MOST)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self._wrong(key, f"a whole number above {least - 1}")
+        if value > most:
+            raise self._wrong(key, f"a whole number of at most {most:,}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number above 0."""
-        value = self._get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise self._wrong(key, "a number above 0")
+        """A number in its range of RANGES."""
+        value, (low, high) = self._get(key, default), RANGES[key]
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            raise self._wrong(key, f"a number from {low:g} to {high:g}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -475,10 +516,8 @@ class _Config:
         value = self.values.get(key)
         value = default if value is None else value
         if value is None:
-            raise self.error(f"{self.prefix}{key} is missing", "Restore the model's own config.json")
+            raise self.error(f"{self.prefix}{key} is missing", RESTORE)
         return value
 
     def _wrong(self, key: str, wanted: str) -> InputError:
-        return self.error(
-            f"{self.prefix}{key} is {self.values.get(key)!r}, not {wanted}", "Restore the model's own config.json"
-        )
+        return self.error(f"{self.prefix}{key} is {files.shown(self.values.get(key))}, not {wanted}", RESTORE)

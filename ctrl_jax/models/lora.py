@@ -33,21 +33,18 @@ def init(params: Params, lora: Lora, key: jax.Array) -> Params:
 
 
 def merge(params: Params, adapters: Params, lora: Lora) -> Params:
-    """A decoder's `params` with W + (alpha / rank) A B in place of every adapted W, in W's own dtype."""
+    """`params` with W + (alpha / rank) A B in place of every adapted W, in W's own dtype.
 
-    def merged(layer: Params, name: str) -> Params:
-        kernels = {
-            target: {
-                **layer[target],
-                "kernel": (
-                    layer[target]["kernel"].astype(jnp.float32) + lora.alpha / lora.rank * (adapter["a"] @ adapter["b"])
-                ).astype(layer[target]["kernel"].dtype),
-            }
-            for target, adapter in adapters[name].items()
-        }
-        return {**layer, **kernels}
-
-    return {name: merged(part, name) if name in adapters else part for name, part in params.items()}
+    Args:
+      params: of a decoder; those without an adapter are returned as they are.
+      adapters: as `init` makes them; also of the `embedding` [V, D] and the `head` [D, V].
+    """
+    if "a" not in adapters:
+        return {**params, **{name: merge(params[name], part, lora) for name, part in adapters.items()}}
+    (name,) = params.keys() & {"kernel", "embedding"}
+    weight = params[name]
+    changed = weight.astype(jnp.float32) + lora.alpha / lora.rank * (adapters["a"] @ adapters["b"])
+    return {**params, name: changed.astype(weight.dtype)}
 
 
 def overlay(frozen: Params, trained: Params) -> Params:

@@ -1,23 +1,31 @@
-"""Adapters as the PEFT library keeps them: adapter_config.json and adapter_model.safetensors."""
+"""Adapters as the PEFT library keeps them: adapter_config.json and adapter_model.safetensors.
+
+Beside the factors of LoRA, an adapter may hold parameters that take the place of the base's (`modules_to_save`: often
+the embedding and the output projection), and rows of them (`trainable_token_indices`).
+"""
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ctrl_jax.config import PROJECTIONS, Lora
 from ctrl_jax.errors import InputError
+from ctrl_jax.models import lora, weights
 from ctrl_jax.models.architecture import Architecture
-from ctrl_jax.models.weights import new_folder, targets
+from ctrl_jax.models.files import Tensor, exists, read_header, read_json, reading, shown, size
+from ctrl_jax.models.weights import Place, Target, new_folder, targets
 from ctrl_jax.types import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# What would change the sum W + (alpha / r) A B, or the modules it is for.
-UNSUPPORTED = {
+# What an adapter saved here has not, as PEFT writes it.
+PLAIN = {
     "use_dora": False,
     "use_rslora": False,
     "bias": "none",
@@ -27,27 +35,75 @@ UNSUPPORTED = {
     "fan_in_fan_out": False,
     "lora_bias": False,
 }
-# The same, of newer versions: read, but not written, since older versions refuse what they do not know.
-UNSUPPORTED_NEWER = (
-    "layer_replication",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "kasa_config",
-)
+# Keys that are read below, and those that change nothing in a trained adapter. Any other is refused if it is set.
+READ = (
+    "peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "init_lora_weights", "modules_to_save",
+    "trainable_token_indices",
+)  # fmt: skip
+UNIMPORTANT = (
+    "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
+    "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core",
+    "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type", "unsloth_fixed",
+    "velora_config",
+)  # fmt: skip
 # Other ways to start (pissa, olora, loftq, ...) change the base as well, whenever the adapter is loaded.
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+MERGE = "Merge the adapter into its base with peft (merge_and_unload), and give the result as --model.path."
+EXPORT_AGAIN = "Download or export the adapter again."
+MOST = 1_000_000  # of a rank, and of an alpha
+PREFIX = "base_model.model."
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+# The end of a tensor's name after that of its module, and what it holds.
+KINDS = {
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_embedding_A": "a",
+    ".lora_embedding_B": "b",
+    ".base_layer.weight": "base",
+    ".token_adapter.trainable_tokens_delta": "rows",
+    ".weight": "weight",
+    ".bias": "bias",
+}
+
+
+class Adapter(NamedTuple):
+    """What `merge` does to a base."""
+
+    folder: Path
+    factors: Params
+    """{"layers_i": {target: {"a": [in, rank], "b": [rank, out]}}}, also of `embedding` and `head`; float32."""
+    lora: Lora
+    """The factors' rank, and the alpha by which they are scaled."""
+    base: Params
+    """Parameters that the base had when the adapter was saved, in a tree like its."""
+    replaced: Params
+    """Parameters in place of the base's."""
+    rows: dict[str, tuple[np.ndarray, np.ndarray]]
+    """Tokens, and a row [D] of each, in place of the `embedding`'s or the `head`'s."""
+    unties: bool
+    """Whether the base's one embedding and output projection are two in the result."""
 
 
 def files(folder: Path) -> dict[str, Path]:
     """The files that make an adapter, by name. Errors: InputError where one is missing."""
     found = {name: Path(folder) / name for name in (CONFIG, WEIGHTS)}
-    missing = [str(path) for path in found.values() if not path.is_file()]
+    missing = [str(path) for path in found.values() if not exists(path)]
+    pickled = Path(folder) / "adapter_model.bin"
+    if missing == [str(found[WEIGHTS])] and exists(pickled):
+        program = (
+            "import torch; from safetensors.torch import save_file; "
+            f"save_file(torch.load({json.dumps(str(pickled))}, weights_only=True), {json.dumps(str(found[WEIGHTS]))})"
+        )
+        raise InputError(
+            f"{folder} has its weights in {pickled.name}, a pickle, which is never opened here. Convert it to "
+            f"safetensors, where torch is installed, with python -c {shlex.quote(program)}."
+        )
     if missing:
         raise InputError(
             f"There is no {' and no '.join(missing)}; --model.adapter is a folder with {CONFIG} and {WEIGHTS}."
         )
+    for path in found.values():
+        size(path)
     return found
 
 
@@ -76,97 +132,318 @@ def save(folder: Path, adapters: Params, architecture: Architecture, lora: Lora,
         "target_modules": list(lora.targets),
         "lora_dropout": 0.0,
         "inference_mode": True,
-        **UNSUPPORTED,
+        **PLAIN,
     }
     with new_folder(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
 
 
-def load(folder: Path, architecture: Architecture, *, base: Path) -> tuple[Params, Lora]:
-    """The adapters of a directory, for `lora.merge`, with their rank and alpha.
+def architecture(folder: Path, base: Architecture) -> Architecture:
+    """The architecture of a base with the adapter merged into it. Errors: as `load`, of the names of its tensors."""
+    with reading(folder, EXPORT_AGAIN):
+        unties = _unties(_held(Path(folder), _read_config(Path(folder)), base), base)
+    return replace(base, tied_embeddings=base.tied_embeddings and not unties)
+
+
+def check(folder: Path, architecture: Architecture, *, base: Path) -> None:
+    """Compares an adapter with its base; only headers are read. Errors: as `load`, but for values."""
+    _checked(Path(folder), architecture, base)
+
+
+def load(folder: Path, architecture: Architecture, *, base: Path, place: Place | None = None) -> Adapter:
+    """The adapter in a directory.
+
+    Args:
+      architecture: of the base.
+      base: its directory.
+      place: the sharding of a parameter that is replaced whole, as in `weights.load`.
 
     Raises:
-      InputError: if a file is missing or damaged, the adapter is of a kind that is not a plain LoRA, or it is one for
+      InputError: if a file is missing or damaged, the adapter holds something that is not read, or it is one for
         another base: another name, other modules or other shapes.
     """
-    folder = Path(folder)
-    config = _read_config(folder)
-    named = config.get("base_model_name_or_path")
-    # A name on the hub or a path; the directory here may be a link, which has two names.
-    if named and Path(str(named)).absolute().name not in (base.absolute().name, base.resolve().name):
-        raise InputError(
-            f"{folder / CONFIG} says that the adapter is for {named!r}, and --model.path is {base}. Give that model; "
-            "or, if it is the same one under another name, change base_model_name_or_path there."
-        )
-    for key in (*UNSUPPORTED, *UNSUPPORTED_NEWER, "init_lora_weights"):
-        value = config.get(key)
-        plain = value in STARTS if key == "init_lora_weights" else not value or value == UNSUPPORTED.get(key)
-        if not plain:
-            raise InputError(
-                f"{folder / CONFIG} has {key} = {value!r}, which is not read; merge the adapter into its base "
-                "with peft (merge_and_unload) and give the result as --model.path."
-            )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
-        raise InputError(f"{folder / CONFIG} has r = {rank!r} and lora_alpha = {alpha!r}; both must be above 0.")
-    modules = _modules(architecture)
-    adapters: Params = {}
-    try:
-        with safe_open(folder / WEIGHTS, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                prefix, _, kind = name.removesuffix(".weight").rpartition(".")
-                if prefix not in modules or kind not in ("lora_A", "lora_B"):
-                    raise _other_base(folder, name, "a tensor that the base has no projection for", base)
-                layer, target = modules[prefix]
-                adapters.setdefault(layer, {}).setdefault(target, {})[kind] = file.get_tensor(name)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{folder / WEIGHTS} cannot be read ({error}); download or export the adapter again."
-        ) from error
-    wanted = targets(architecture)
-    shapes = {target.path[:2]: target.shape for target in wanted.values() if target.path[-1] == "kernel"}
-    for layer, by_target in adapters.items():
-        for target, parts in by_target.items():
-            rows, columns = shapes[layer, target]
-            found = {kind: part.shape for kind, part in parts.items()}
-            if found != {"lora_A": (rank, rows), "lora_B": (columns, rank)}:
-                text = f"{found}, where A {(rank, rows)} and B {(columns, rank)} belong"
-                raise _other_base(folder, f"{layer}.{target}", text, base)
-            by_target[target] = {
-                "a": jnp.asarray(parts["lora_A"].T, jnp.float32),
-                "b": jnp.asarray(parts["lora_B"].T, jnp.float32),
-            }
-    if not adapters:
-        raise InputError(f"{folder / WEIGHTS} holds no adapter; export it again.")
-    used = tuple(target for target in PROJECTIONS if any(target in layer for layer in adapters.values()))
-    return adapters, Lora(rank=rank, alpha=float(alpha), targets=used)
+    settings, held, tokens = _checked(Path(folder), architecture, base)
+    wanted = _targets(architecture)
+    factors: Params = {}
+    own: Params = {}
+    replaced: Params = {}
+    rows = {}
+    # The head last, as PEFT does: of a tied base, both may bring the one table.
+    for module, tensors in sorted(held.items(), key=lambda item: item[0] == HEAD):
+        if "a" in tensors:
+            pair = {kind: jnp.asarray(weights.read_here(tensors[kind]).T) for kind in ("a", "b")}
+            factors = lora.overlay(factors, _nested(wanted[f"{module}.weight"].path[:-1], pair))
+        for kind in tensors.keys() & {"base", "weight", "bias"}:
+            target = wanted[_parameter(module, kind)]
+            if kind == "base" and module == HEAD and architecture.tied_embeddings:
+                target = wanted[f"{EMBEDDING}.weight"]
+            array = weights.read(tensors[kind], target, np.dtype(architecture.dtype), place)
+            if kind == "base":
+                own = lora.overlay(own, _nested(target.path, array))
+            else:
+                replaced = lora.overlay(replaced, _nested(target.path, array))
+        if "rows" in tensors:
+            name = wanted[f"{module}.weight"].path[0]
+            rows[name] = np.array(tokens[module], np.int32), weights.read_here(tensors["rows"])
+    return Adapter(Path(folder), factors, settings, own, replaced, rows, _unties(held, architecture))
+
+
+def merge(params: Params, adapter: Adapter, *, place: Place | None = None) -> Params:
+    """A base's `params` with the adapter in them; `place` is as in `load`.
+
+    Raises:
+      InputError: if a product of factors is too large for the weights' type.
+    """
+    params = lora.overlay(params, adapter.base)
+    if adapter.unties:
+        kernel = params["embedding"]["embedding"].T
+        kernel = kernel if place is None else jax.device_put(kernel, place(("head", "kernel"), kernel.shape))
+        params = {**params, "head": {"kernel": kernel}}
+    params = lora.merge(lora.overlay(params, adapter.replaced), adapter.factors, adapter.lora)
+    _check_finite(adapter.folder, params, adapter.factors)
+    for name, (tokens, rows) in adapter.rows.items():
+        if name == "embedding":
+            changed = {"embedding": params[name]["embedding"].at[tokens].set(rows)}
+        else:
+            changed = {"kernel": params[name]["kernel"].at[:, tokens].set(rows.T)}
+        params = {**params, name: changed}
+    return params
+
+
+def _check_finite(folder: Path, merged: Params, factors: Params, names: tuple[str, ...] = ()) -> None:
+    """Raises InputError where W + (alpha / rank) A B is not finite."""
+    for name, part in factors.items():
+        if name in ("a", "b"):
+            weight = merged.get("kernel", merged.get("embedding"))
+            if not jnp.isfinite(weight).all():
+                raise InputError(
+                    f"{folder / WEIGHTS}: the factors of {'.'.join(names)} have a product that {weight.dtype} does not "
+                    f"hold. {EXPORT_AGAIN}"
+                )
+            return
+        _check_finite(folder, merged[name], part, (*names, name))
 
 
 def _modules(architecture: Architecture) -> dict[str, tuple[str, str]]:
     """PEFT's name of every projection, with its layer and target here."""
     return {
-        f"base_model.model.{name.removesuffix('.weight')}": (target.path[0], target.path[1])
+        f"{PREFIX}{name.removesuffix('.weight')}": (target.path[0], target.path[1])
         for name, target in targets(architecture).items()
         if target.path[0].startswith("layers_") and target.path[-1] == "kernel"
     }
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+Held = dict[str, dict[str, Tensor]]
+"""The tensors of an adapter by the module that they change, and by what they hold (KINDS)."""
+
+
+def _targets(base: Architecture) -> dict[str, Target]:
+    """What an adapter may change, also where it unties the output projection from the embedding."""
+    return targets(replace(base, tied_embeddings=False))
+
+
+def _checked(folder: Path, architecture: Architecture, base: Path) -> tuple[Lora, Held, dict[str, list[int]]]:
+    """The settings of an adapter, its tensors, and the tokens whose rows it has, of each module."""
+    with reading(folder, EXPORT_AGAIN):
+        config = _read_config(folder)
+        _check_config(folder / CONFIG, config, base)
+        settings = _settings(folder / CONFIG, config)
+        held = _held(folder, config, architecture)
+        _check_saved(folder / CONFIG, config, held)
+        wanted = _targets(architecture)
+        for module, tensors in held.items():
+            for kind in tensors.keys() & {"base", "weight", "bias"}:
+                _check_shape(tensors[kind], wanted[_parameter(module, kind)].stored)
+            if tensors.keys() & {"a", "b"}:
+                _check_factors(module, tensors, wanted[f"{module}.weight"], settings.rank)
+        tokens = _tokens(folder / CONFIG, config, held, architecture)
+    paths = [wanted[f"{module}.weight"].path for module, tensors in held.items() if "a" in tensors]
+    used = tuple(target for target in PROJECTIONS if any(target in path for path in paths))
+    return replace(settings, targets=used or PROJECTIONS), held, tokens
+
+
+def _held(folder: Path, config: dict[str, Any], base: Architecture) -> Held:
+    saved = config.get("modules_to_save") or []
+    file = files(folder)[WEIGHTS]
+    wanted = _targets(base)
+    held: Held = {}
+    for name, tensor in read_header(file).items():
+        module, kind = _module_and_kind(name, wanted, file)
+        if kind == "weight" and not any(_names(key, module) for key in saved):
+            # PEFT saves the base's own table as well where it was resized or has factors.
+            kind = "base"
+        weights.check_type(tensor)
+        if kind in held.setdefault(module, {}):
+            raise InputError(
+                f"{file} has {held[module][kind].name} and {name}, of which one would be passed over. {MERGE}"
+            )
+        held[module][kind] = tensor
+    if not held:
+        raise InputError(f"{file} holds no adapter; export it again.")
+    embedding, head = _changes(held)
+    if base.tied_embeddings and "rows" in embedding and embedding | head != {"rows"}:
+        raise InputError(f"{file} has rows of {EMBEDDING} and more of it or of {HEAD}, one table in the base. {MERGE}")
+    return held
+
+
+def _module_and_kind(name: str, wanted: dict[str, Target], file: Path) -> tuple[str, str]:
+    end = next((end for end in KINDS if name.endswith(end)), None)
+    if end is None or not name.startswith(PREFIX):
         raise InputError(
-            f"{folder / CONFIG} cannot be read ({error}); an adapter is a folder with {CONFIG} and {WEIGHTS}."
-        ) from error
+            f"{file} has {name}. What is read are factors of LoRA, whole parameters (modules_to_save), and rows of "
+            f"tokens (trainable_token_indices). {MERGE}"
+        )
+    kind, module = KINDS[end], name.removeprefix(PREFIX).removesuffix(end)
+    if module.startswith("score"):
+        raise InputError(
+            f"{file} has {name}, the head of a classifier: it adapts a reward model, and --model.path is a language "
+            "model. Merge it into its base with peft (merge_and_unload), and give the result as --reward-model.path."
+        )
+    target = wanted.get(_parameter(module, kind))
+    matrix = target is not None and len(target.stored) == 2
+    if target is None or (kind in "ab" and not matrix) or (kind == "rows" and module not in (EMBEDDING, HEAD)):
+        raise _other_base(file, name, "a tensor that the base has no parameter for")
+    return module, kind
+
+
+def _parameter(module: str, kind: str) -> str:
+    """The tensor of a checkpoint that is changed."""
+    return f"{module}.{'bias' if kind == 'bias' else 'weight'}"
+
+
+def _unties(held: Held, base: Architecture) -> bool:
+    """Whether a base's embedding is no longer its output projection once the adapter is merged.
+
+    PEFT changes the one and leaves the other, although they are one in the base. Only what it changes row by row in
+    the embedding, it changes in both, unless the head has rows of its own.
+    """
+    embedding, head = _changes(held)
+    return base.tied_embeddings and bool(head or embedding - {"rows"})
+
+
+def _changes(held: Held) -> tuple[set[str], set[str]]:
+    """What an adapter holds of the embedding and of the head, beside tables that are the base's own."""
+    embedding, head = (held.get(module, {}).keys() - {"base"} for module in (EMBEDDING, HEAD))
+    return embedding, head
+
+
+def _check_factors(module: str, tensors: dict[str, Tensor], target: Target, rank: int) -> None:
+    rows, columns = target.shape
+    found = {kind: tensors[kind].shape for kind in ("a", "b") if kind in tensors}
+    if len(found) == 1:
+        (tensor,) = (tensors[kind] for kind in found)
+        raise InputError(f"{tensor.file} has {tensor.name}, and not the other factor of it. {EXPORT_AGAIN}")
+    if found != {"a": (rank, rows), "b": (columns, rank)}:
+        shapes = " and ".join(f"{kind.upper()} {shape}" for kind, shape in found.items())
+        text = f"factors {shapes}, where A {(rank, rows)} and B {(columns, rank)} belong"
+        raise _other_base(next(iter(tensors.values())).file, module, text)
+
+
+def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape == shape:
+        return
+    if len(shape) == 2 and tensor.shape[1:] == shape[1:] and any(module in tensor.name for module in (EMBEDDING, HEAD)):
+        raise InputError(
+            f"{tensor.file} has {tensor.name} for {tensor.shape[0]} tokens, and the base has {shape[0]}: it was "
+            f"resized before the training. {MERGE}"
+        )
+    raise _other_base(tensor.file, tensor.name, f"a tensor of shape {tensor.shape}, where {shape} belongs")
+
+
+def _tokens(file: Path, config: dict[str, Any], held: Held, base: Architecture) -> dict[str, list[int]]:
+    """The tokens of `trainable_token_indices`, of each module that has rows."""
+    given = config.get("trainable_token_indices") or {}
+    by_key = given if isinstance(given, dict) else {"embed_tokens": given}
+    found = {}
+    for module in (EMBEDDING, HEAD):
+        tensor = held.get(module, {}).get("rows")
+        tokens = next((value for key, value in by_key.items() if _names(key, module)), None)
+        if tensor is None:
+            # The same rows of both are in the file once.
+            tied = module == HEAD and base.tied_embeddings and "rows" in held.get(EMBEDDING, {})
+            if tokens and not tied:
+                raise InputError(
+                    f"{file} has trainable_token_indices of {module}, and {WEIGHTS} no rows of it. {EXPORT_AGAIN}"
+                )
+            continue
+        tokens = tokens if isinstance(tokens, list) else []
+        valid = all(type(token) is int and 0 <= token < base.vocabulary_size for token in tokens)
+        if not valid or len(set(tokens)) != len(tokens) or tensor.shape != (len(tokens), base.width):
+            raise InputError(
+                f"{file} has trainable_token_indices = {shown(given)}, and {WEIGHTS} rows of {module} of shape "
+                f"{tensor.shape}: it must name as many tokens, from 0 to {base.vocabulary_size - 1}, and a row has "
+                f"{base.width} numbers. {EXPORT_AGAIN}"
+            )
+        found[module] = tokens
+    return found
+
+
+def _names(key: Any, module: str) -> bool:
+    """Whether a name in adapter_config.json is that of the module, or its end, as PEFT finds it."""
+    return isinstance(key, str) and bool(key) and module.endswith(key)
+
+
+def _check_saved(file: Path, config: dict[str, Any], held: Held) -> None:
+    """Raises InputError if a module of `modules_to_save` has no tensor."""
+    given = config.get("modules_to_save") or []
+    whole = [module for module, tensors in held.items() if tensors.keys() & {"weight", "bias"}]
+    for key in given:
+        if not any(_names(key, module) for module in whole):
+            raise InputError(
+                f"{file} has modules_to_save = {shown(given)}, and {WEIGHTS} holds no {shown(key)}. {EXPORT_AGAIN}"
+            )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = read_json(files(folder)[CONFIG])
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise InputError(f"{folder / CONFIG} has peft_type {kind!r}; only LORA is read.")
+        raise InputError(f"{folder / CONFIG} has peft_type {shown(kind)}; only LORA is read.")
+    saved = config.get("modules_to_save")
+    if saved is not None and not isinstance(saved, list):
+        raise InputError(f"{folder / CONFIG} has modules_to_save = {shown(saved)}, not a list. {EXPORT_AGAIN}")
     return config
 
 
-def _other_base(folder: Path, name: str, text: str, base: Path) -> InputError:
+def _check_config(file: Path, config: dict[str, Any], base: Path) -> None:
+    """Raises InputError if an adapter is for another base by its name, or has an option that is not followed here."""
+    named = config.get("base_model_name_or_path")
+    # A name on the hub or a path; the directory here may be a link, which has two names.
+    if named and Path(str(named)).absolute().name not in (base.absolute().name, base.resolve().name):
+        raise InputError(
+            f"{file} says that the adapter is for {shown(named)}, and --model.path is {base}. Give that model; or, if "
+            "it is the same one under another name, change base_model_name_or_path there."
+        )
+    for key, value in config.items():
+        if key == "init_lora_weights":
+            plain = value in STARTS if isinstance(value, bool | str) else value is None
+        else:
+            plain = key in READ or key in UNIMPORTANT or not value or value == PLAIN.get(key)
+        if not plain:
+            known = "" if key in PLAIN or key == "init_lora_weights" else " If it changes nothing, remove it there."
+            raise InputError(f"{file} has {key} = {shown(value)}, which is not read. {MERGE}{known}")
+
+
+def _settings(file: Path, config: dict[str, Any]) -> Lora:
+    rank, alpha, stabilised = config.get("r"), config.get("lora_alpha"), config.get("use_rslora") or False
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MOST:
+        raise InputError(f"{file} has r = {shown(rank)}, not a whole number from 1 to {MOST:,}. {EXPORT_AGAIN}")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= MOST:
+        raise InputError(
+            f"{file} has lora_alpha = {shown(alpha)}, not a number above 0, up to {MOST:,}. {EXPORT_AGAIN}"
+        )
+    if not isinstance(stabilised, bool):
+        raise InputError(f"{file} has use_rslora = {shown(stabilised)}, not true or false. {EXPORT_AGAIN}")
+    # Kalajdzievski 2023, arXiv 2312.03732: the scale is alpha / sqrt(r) instead of alpha / r.
+    return Lora(rank=rank, alpha=alpha * rank**0.5 if stabilised else float(alpha))
+
+
+def _nested(path: tuple[str, ...], value: Any) -> Params:
+    return {path[0]: _nested(path[1:], value)} if path else value
+
+
+def _other_base(file: Path, name: str, text: str) -> InputError:
     return InputError(
-        f"{folder / WEIGHTS} has {name}: {text}. It is an adapter for another model than {base}; give that one as "
-        "--model.path."
+        f"{file} has {name}: {text}. It is an adapter for another model than the one at --model.path; give that one."
     )

@@ -7,12 +7,14 @@ the model itself, and on a mesh each device's part alone.
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
+import shlex
 import shutil
-import struct
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import huggingface
+from ctrl_jax.models import files, huggingface
 from ctrl_jax.models.architecture import Architecture
+from ctrl_jax.models.files import Tensor
 from ctrl_jax.types import Params
 
 Place = Callable[[tuple[str, ...], tuple[int, ...]], Sharding]
@@ -51,15 +53,6 @@ class Target(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.stored[::-1] if self.transposed else self.stored
-
-
-class Tensor(NamedTuple):
-    """A tensor as a file's header tells of it."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def targets(architecture: Architecture) -> dict[str, Target]:
@@ -118,18 +111,19 @@ def load(
         of other processes nothing is read here.
 
     Raises:
-      InputError: where weights are missing, left over, misshapen, truncated, corrupt, quantized, or pickled; it names
-        the file, the tensor, and both shapes.
+      InputError: where weights are missing, left over, misshapen, truncated, corrupt, quantized, pickled, NaN or
+        infinite; it names the file, the tensor, and both shapes. Values are checked where they are read.
     """
     folder = Path(folder)
-    stored = _inventory(folder)
     wanted = targets(architecture)
-    _compare(folder, wanted, stored, architecture)
+    with files.reading(folder):
+        stored = _inventory(folder)
+        _compare(folder, wanted, stored, architecture)
     params: Params = {}
     # The largest first: what converts it on the way is then beside an empty tree.
     for name in sorted(wanted, key=lambda name: -int(np.prod(wanted[name].stored))):
         target = wanted[name]
-        array = _array(stored[name], target, np.dtype(dtype or architecture.dtype), place)
+        array = read(stored[name], target, np.dtype(dtype or architecture.dtype), place)
         node = params
         for key in target.path[:-1]:
             node = node.setdefault(key, {})
@@ -144,16 +138,45 @@ def load_reward_head(folder: Path, architecture: Architecture, *, place: Place |
       InputError: as `load`.
     """
     stored = _inventory(Path(folder))
+    target = _check_head(Path(folder), stored, architecture)
+    sharding = _sharding(place, ("head", "bias"), (1,))
+    bias = jax.make_array_from_callback((1,), sharding, lambda index: np.zeros(1, np.float32)[index])
+    return {"kernel": read(stored[SCORE], target, np.dtype("float32"), place), "bias": bias}
+
+
+def check(folder: Path, architecture: Architecture, *, reward: bool = False) -> None:
+    """Compares what the directory holds with what `load` (and, of a `reward`, `load_reward_head`) will read.
+
+    Only headers are read, so that a directory which does not fit is refused before any work.
+
+    Raises:
+      InputError: as `load`, but for values that are not finite.
+    """
+    folder = Path(folder)
+    with files.reading(folder):
+        stored = _inventory(folder)
+        _compare(folder, targets(architecture), stored, architecture)
+        if reward:
+            _check_head(folder, stored, architecture)
+
+
+def _check_head(folder: Path, stored: dict[str, Tensor], architecture: Architecture) -> Target:
+    """The head of a sequence classifier, whose shape says how many labels it has: config.json may be silent."""
     target = Target(("head", "kernel"), (1, architecture.width), transposed=True)
     if SCORE not in stored:
         raise InputError(
             f"{folder} has no tensor {SCORE}, the head of a reward model. Give the directory of a sequence classifier "
             "with one label."
         )
-    _check(stored[SCORE], target)
-    sharding = _sharding(place, ("head", "bias"), (1,))
-    bias = jax.make_array_from_callback((1,), sharding, lambda index: np.zeros(1, np.float32)[index])
-    return {"kernel": _array(stored[SCORE], target, np.dtype("float32"), place), "bias": bias}
+    found = stored[SCORE]
+    if found.shape[1:] == (architecture.width,) and found.shape[0] != 1:
+        raise InputError(
+            f"{found.file}: the tensor {SCORE} has the shape {list(found.shape)}, which makes it a classifier with "
+            f"{found.shape[0]} labels, but a reward is one number, of shape {list(target.stored)}. Use a model that "
+            "was trained with num_labels=1."
+        )
+    _check(found, target)
+    return target
 
 
 def save(
@@ -186,6 +209,9 @@ def save(
     config = dict(config)
     # transformers 5 writes the shorter name, and reads both.
     config["dtype" if "dtype" in config else "torch_dtype"] = dtype
+    if not architecture.tied_embeddings:
+        # An adapter may have untied them.
+        config["tie_word_embeddings"] = False
 
     with new_folder(folder) as partial:
         (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -258,87 +284,116 @@ def check_new(folder: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """12 hex digits of the config and the weights: all of config.json and of the headers, and samples of each tensor.
+    """12 hex digits of the config and the weights, which follow from all that `load` and `load_reward_head` read.
 
-    The samples are the first, the middle and the last 4 KiB, so that a model of many gigabytes takes well below a
-    second. Two models that differ elsewhere alone have one fingerprint: no training leaves so much unchanged.
+    It covers the values in config.json, and the name, type, shape and every byte of each tensor in model.safetensors,
+    or in the files that model.safetensors.index.json names. It does not cover how a model is split into files, nor
+    their metadata. The tokenizer's files, the template among them, have a fingerprint of their own
+    (`pretrained_tokenizers`), and so has an adapter. It takes as long as reading the files once, by several threads,
+    and is computed once in a process as long as the files have their sizes and times.
 
     Raises:
       InputError: as `load`, on files that are missing or no safetensors.
     """
     folder = Path(folder)
+    with files.reading(folder):
+        found = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors")]
+        state = tuple((path.name, *_state(path)) for path in found if path.is_file())
+        return _fingerprint(folder.absolute(), state)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(8)
+def _fingerprint(folder: Path, state: tuple[tuple[str | int, ...], ...]) -> str:
     digest = hashlib.sha256(json.dumps(huggingface.read_config(folder), sort_keys=True).encode())
-    # By name, so that one model split in other ways, or with other metadata, stays the same.
-    for name, tensor in sorted(_inventory(folder).items()):
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        start, end = _bytes_of(tensor)
-        size = min(4096, end - start)
-        with tensor.file.open("rb") as file:
-            for offset in (start, (start + end - size) // 2, end - size):
-                file.seek(offset)
-                digest.update(file.read(size))
+    tensors = [tensor for _, tensor in sorted(_inventory(folder).items())]
+    # The hash and the reading let other threads run.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for tensor, hashed in zip(tensors, pool.map(_hash, tensors), strict=True):
+            digest.update(f"\n{tensor.name} {tensor.dtype} {list(tensor.shape)} ".encode() + hashed)
     return digest.hexdigest()[:12]
+
+
+def _hash(tensor: Tensor) -> bytes:
+    digest = hashlib.sha256()
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.start)
+        for first in range(tensor.start, tensor.end, BLOCK_BYTES):
+            digest.update(file.read(min(BLOCK_BYTES, tensor.end - first)))
+    return digest.digest()
 
 
 def _inventory(folder: Path) -> dict[str, Tensor]:
     """All tensors of a directory by name, from the headers of its files."""
     single, index = folder / "model.safetensors", folder / INDEX
-    if single.exists():
-        return {tensor.name: tensor for tensor in _header(single)}
-    if not index.exists():
+    if files.exists(single):
+        return files.read_header(single)
+    if not files.exists(index):
         raise _no_weights(folder)
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(weight_map.values()))
-        plain = all(Path(name).name == name for name in files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{index} is no index of safetensors files, which has a weight_map of names: {error!r}. Fetch it again."
-        ) from error
-    if not plain:
-        raise InputError(f"{index} names files outside of its folder: {files}. Fetch the model again.")
     found: dict[str, Tensor] = {}
-    for file_name in files:
+    for file_name, promised in _weight_map(index).items():
         file = folder / file_name
-        if not file.exists():
+        if not files.exists(file):
             raise InputError(f"{file} is missing, though {INDEX} names it. Fetch the model again.")
-        present = {tensor.name: tensor for tensor in _header(file)}
-        promised = {name for name, place in weight_map.items() if place == file_name}
+        present = files.read_header(file)
         for name in sorted(promised ^ present.keys()):
             one, other = (INDEX, file) if name in promised else (file, INDEX)
-            raise InputError(f"The tensor {name} is in {one}, but not in {other}. Fetch the model again.")
+            raise InputError(f"The tensor {files.shown(name)} is in {one}, but not in {other}. Fetch the model again.")
         found |= present
     return found
 
 
+def _weight_map(index: Path) -> dict[str, set[str]]:
+    """The names of the tensors that each file holds, as an index promises them."""
+    values = files.read_json(index)
+    weight_map = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise InputError(
+            f"{index} is no index of safetensors files, which has a weight_map of tensors' names to files' names: it "
+            f"holds {files.shown(values)}. Fetch it again."
+        )
+    promised: dict[str, set[str]] = {}
+    for tensor, file_name in weight_map.items():
+        promised.setdefault(file_name, set()).add(tensor)
+    outside = [
+        name for name in sorted(promised) if name in ("", "..") or Path(name).name != name or not name.isprintable()
+    ]
+    if outside:
+        raise InputError(f"{index} names files outside of its folder: {files.shown(outside)}. Fetch the model again.")
+    return dict(sorted(promised.items()))
+
+
+# Pickles beside a model that hold no weights: of the trainer of transformers.
+NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state")
+
+
 def _no_weights(folder: Path) -> InputError:
-    pickled = sorted(file.name for suffix in ("*.bin", "*.pt", "*.pth") for file in folder.glob(suffix))
+    with files.reading(folder):
+        pickled = sorted(
+            file.name
+            for suffix in ("*.bin", "*.pt", "*.pth")
+            for file in folder.glob(suffix)
+            if not file.name.startswith(NO_WEIGHTS)
+        )
     if not pickled:
         return InputError(f"{folder} has neither model.safetensors nor {INDEX}. Fetch the weights of the model.")
+    # The class makes the head: a causal language model would leave a classifier's unread.
+    auto, options = "AutoModelForCausalLM", ""
+    if huggingface.is_classifier(folder):
+        auto, options = "AutoModelForSequenceClassification", ", num_labels=1"
+    program = (
+        f"from transformers import {auto} as M; "
+        f'M.from_pretrained({json.dumps(str(folder))}{options}).save_pretrained("converted")'
+    )
     return InputError(
         f"{folder} has its weights in {pickled[0]}, a pickle, which could run any code and is never opened here. If "
         "you trust it, convert it to safetensors, where torch and transformers are installed, with python -c "
-        '"from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained('{folder}').save_pretrained('converted')\"."
+        f"{shlex.quote(program)} and give the folder converted, with the tokenizer's files copied into it."
     )
-
-
-def _header(file: Path) -> Iterator[Tensor]:
-    try:
-        with safe_open(file, framework="np") as opened:
-            for name in opened.keys():  # noqa: SIM118, it is no dict
-                part = opened.get_slice(name)
-                yield Tensor(file, name, tuple(part.get_shape()), part.get_dtype())
-    except (SafetensorError, OSError) as error:
-        with file.open("rb") as opened:
-            pointer = opened.read(64).startswith(b"version https://git-lfs")
-        if pointer:
-            raise InputError(
-                f"{file} is a pointer of Git LFS, not the weights. Run git lfs pull in its folder."
-            ) from None
-        raise InputError(
-            f"{file} ({file.stat().st_size} bytes) is truncated or no safetensors file: {error}. Fetch it again."
-        ) from error
 
 
 def _compare(folder: Path, wanted: dict[str, Target], stored: dict[str, Tensor], architecture: Architecture) -> None:
@@ -376,17 +431,22 @@ def _known(name: str) -> bool:
     return name in ("lm_head.weight", SCORE) or name.endswith(".rotary_emb.inv_freq")
 
 
+def check_type(tensor: Tensor) -> None:
+    """Errors: InputError unless the tensor's values are of a type that is read."""
+    if tensor.dtype not in DTYPES:
+        raise InputError(
+            f"{tensor.file}: the tensor {tensor.name} is of type {tensor.dtype}, and only {', '.join(DTYPES)} are "
+            "read. Use the unquantized one."
+        )
+
+
 def _check(tensor: Tensor, target: Target) -> None:
     if tensor.shape != target.stored:
         raise InputError(
             f"{tensor.file}: the tensor {tensor.name} has the shape {list(tensor.shape)}, but config.json asks for "
             f"{list(target.stored)}. Fetch the model again, weights and config.json."
         )
-    if tensor.dtype not in DTYPES:
-        raise InputError(
-            f"{tensor.file}: the tensor {tensor.name} is of type {tensor.dtype}, and only {', '.join(DTYPES)} are "
-            "read. Use the unquantized model."
-        )
+    check_type(tensor)
 
 
 def _check_tied(config: Path, head: Tensor, embedding: Tensor) -> None:
@@ -409,7 +469,9 @@ def _sharding(place: Place | None, path: tuple[str, ...], shape: tuple[int, ...]
     return SingleDeviceSharding(jax.devices()[0]) if place is None else place(path, shape)
 
 
-def _array(tensor: Tensor, target: Target, dtype: np.dtype, place: Place | None) -> jax.Array:
+def read(tensor: Tensor, target: Target, dtype: np.dtype, place: Place | None) -> jax.Array:
+    """The parameter that a stored tensor becomes; each device's part is read and checked alone. Errors: as `load`."""
+
     parts: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -417,12 +479,19 @@ def _array(tensor: Tensor, target: Target, dtype: np.dtype, place: Place | None)
         # Devices that hold the same part share one read of it.
         key = tuple(cut.indices(size) for cut, size in zip(index, target.shape, strict=True))
         if key not in parts:
-            parts[key] = _read(tensor, target, index, dtype)
+            with files.reading(f"{tensor.file}: the tensor {tensor.name}"):
+                parts[key] = _read(tensor, target, index, dtype)
         return parts[key]
 
     array = jax.make_array_from_callback(target.shape, _sharding(place, target.path, target.shape), part)
     # The copy to an accelerator goes on in the background: without this, all tensors could be in this memory at once.
     return jax.block_until_ready(array)
+
+
+def read_here(tensor: Tensor) -> np.ndarray:
+    """All of a small tensor in this host's memory, as it is stored, in float32. Errors: as `load`."""
+    with files.reading(f"{tensor.file}: the tensor {tensor.name}"):
+        return _read(tensor, Target((), tensor.shape), _whole(tensor), np.dtype("float32"))
 
 
 def _read(tensor: Tensor, target: Target, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
@@ -431,20 +500,35 @@ def _read(tensor: Tensor, target: Target, index: tuple[slice, ...], dtype: np.dt
     out = _aligned(tuple(end - start for start, end, _ in starts_ends), dtype)
     rows = out.T if target.transposed else out
     for at, block in _blocks(tensor, index[::-1] if target.transposed else index):
-        rows[at] = block.astype(dtype, copy=False)
+        converted = block.astype(dtype, copy=False)
+        if not _finite(converted):
+            raise InputError(
+                f"{tensor.file}: the tensor {tensor.name} has values that are NaN or infinite in {dtype}. Fetch the "
+                "file again; if it was published so, use another model."
+            )
+        rows[at] = converted
     return out
 
 
 def _blocks(tensor: Tensor, index: tuple[slice, ...]) -> Iterator[tuple[slice, np.ndarray]]:
     """The rows of tensor[index], some at a time, each with its place in it."""
     start, end, _ = index[0].indices(tensor.shape[0])
-    row_bytes = int(np.prod(tensor.shape[1:])) * jnp.dtype(DTYPES[tensor.dtype]).itemsize
+    dtype = jnp.dtype(DTYPES[tensor.dtype])
+    row_bytes = int(np.prod(tensor.shape[1:])) * dtype.itemsize
     step = max(1, BLOCK_BYTES // row_bytes)
     for first in range(start, end, step):
         last = min(first + step, end)
-        # Opened for each block: the pages of the file that were read count as this process's memory until it is closed.
-        with safe_open(tensor.file, framework="np") as opened:
-            yield slice(first - start, last - start), opened.get_slice(tensor.name)[(slice(first, last), *index[1:])]
+        # Mapped for each block: the pages of the file that were read count as this process's memory until then.
+        block = np.memmap(tensor.file, dtype, "r", tensor.start + first * row_bytes, (last - first, *tensor.shape[1:]))
+        yield slice(first - start, last - start), np.asarray(block)[(slice(None), *index[1:])]
+
+
+def _finite(values: np.ndarray) -> bool:
+    """Whether no value of float32 or bfloat16 is NaN or infinite."""
+    if values.dtype == np.float32:
+        return bool(np.isfinite(values).all())
+    # All bits of the exponent are set in those alone. np.isfinite takes five times as long for bfloat16.
+    return not np.any(np.bitwise_and(values.view(np.uint16), 0x7F80) == 0x7F80)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -452,14 +536,6 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def _bytes_of(tensor: Tensor) -> tuple[int, int]:
-    """Where the tensor's bytes are in its file: a length, the header as JSON of that length, and then the data."""
-    with tensor.file.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        start, end = json.loads(file.read(length))[tensor.name]["data_offsets"]
-    return 8 + length + start, 8 + length + end
 
 
 def _leaf(params: Params, target: Target) -> jax.Array:

@@ -1,14 +1,16 @@
 """The trained policy in other tools' files: what is in them, and what is refused before anything is trained."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from ctrl_jax import __main__ as command_line
+from ctrl_jax import build
 from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.jobs import sft
 from ctrl_jax.jobs.run import Run
@@ -86,7 +88,7 @@ def test_merged_is_a_whole_directory(pretrained, merged):
 
 def test_the_adapter_is_that_of_the_checkpoint(pretrained, adapter):
     architecture = huggingface.architecture(pretrained.base, dtype="float32")
-    found, settings = peft.load(adapter, architecture, base=pretrained.base)
+    _, found, settings, *_ = peft.load(adapter, architecture, base=pretrained.base)
     assert (settings.rank, settings.alpha, settings.targets) == (RANK, ALPHA, ("q_proj", "down_proj"))
     factors = trained_factors(pretrained)
     assert len(factors) == 4
@@ -109,6 +111,28 @@ def test_an_exported_adapter_is_where_the_next_run_starts(pretrained, merged, ad
         assert found.sharding.is_fully_replicated and len(found.sharding.device_set) == mesh.size
     assert jax.tree.structure(adapted.params["params"]) == jax.tree.structure(expected)
     assert adapted.stage != plain.stage
+
+
+def test_an_adapter_with_a_head_of_its_own_starts_an_untied_model(pretrained, adapter, tmp_path, mesh):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    head = np.random.RandomState(0).standard_normal((CONFIG["vocab_size"], 32)).astype(np.float32)
+    tensors = load_file(folder / peft.WEIGHTS) | {"base_model.model.lm_head.weight": head}
+    save_file(tensors, folder / peft.WEIGHTS, {"format": "pt"})
+    config = json.loads((folder / peft.CONFIG).read_text())
+    (folder / peft.CONFIG).write_text(json.dumps(config | {"modules_to_save": ["lm_head"]}))
+    experiment = command_line.load_experiment(pretrained.command_line.experiment).experiment()
+    run = Run(
+        replace(experiment, model=replace(experiment.model, adapter=str(folder))),
+        tmp_path / "run",
+        tmp_path / "stages",
+        mesh,
+    )
+    params = sft.run(run).params
+    wanted = jax.eval_shape(lambda: build.init_decoder(run.models, mesh, jax.random.key(0)))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, wanted)
+    np.testing.assert_array_equal(params["params"]["head"]["kernel"], head.T)
+    embedding = load_file(pretrained.base / "model.safetensors")["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(params["params"]["embedding"]["embedding"], embedding)
 
 
 def test_peft_and_transformers_serve_one_policy(pretrained, merged, adapter):

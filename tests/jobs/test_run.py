@@ -2,13 +2,17 @@ import dataclasses
 import json
 import os
 
+import jax
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, RewardModel, Supervised
+from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Lora, Model, Policy, RewardModel, Supervised
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import run as run_module
 from ctrl_jax.jobs.run import Run, cpu_devices
-from tests.jobs.pretrained import write_model
+from ctrl_jax.models import huggingface, lora, peft, weights
+from tests.jobs.pretrained import CLASSIFIER, write_model
 
 
 def test_what_older_code_left_is_not_taken_for_its_own(tmp_path, mesh, monkeypatch):
@@ -120,3 +124,39 @@ def test_a_context_that_the_model_does_not_have_is_told(tmp_path, mesh):
 def test_a_small_model_has_a_device_a_core_as_far_as_batches_divide(cores, fields, devices):
     experiment = Experiment("example", reward_model=RewardModel(batch_size=64), **fields)
     assert cpu_devices(experiment, cores) == devices
+
+
+def spoil(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_directories_that_do_not_fit_are_refused_before_anything_is_made(tmp_path, mesh):
+    model, classifier = write_model(tmp_path / "model"), write_model(tmp_path / "classifier", **CLASSIFIER)
+    architecture = huggingface.architecture(model, dtype="float32")
+    adapters = lora.init(weights.load(model, architecture), Lora(rank=2), jax.random.key(0))
+    peft.save(tmp_path / "adapter", adapters, architecture, Lora(rank=2), base=str(model))
+    experiment = Experiment(
+        "example",
+        model=Model(path=str(model), adapter=str(tmp_path / "adapter")),
+        reward_model=RewardModel(path=str(classifier)),
+        data=Data(source="jsonl", path="rows.jsonl"),
+        sft=Supervised(steps=0),
+    )
+
+    def refusal(pattern):
+        with pytest.raises(InputError, match=pattern):
+            Run(experiment, tmp_path / "work", tmp_path / "stages", mesh)
+
+    Run(experiment, tmp_path / "work", tmp_path / "stages", mesh)
+    spoil(classifier, lambda tensors: tensors.update({"score.weight": np.zeros((2, 32), np.float32)}))
+    refusal(r"classifier/model\.safetensors: the tensor score\.weight .* classifier with 2 labels")
+    spoil(classifier, lambda tensors: tensors.pop("score.weight"))
+    refusal(r"classifier has no tensor score\.weight.*Give the directory of a sequence classifier")
+    config = tmp_path / "adapter" / peft.CONFIG
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    refusal(r"adapter_config\.json has use_dora = True")
+    spoil(model, lambda tensors: tensors.pop("model.norm.weight"))
+    refusal(r"model has no tensor model\.norm\.weight")
+    assert not (tmp_path / "work").exists() and not (tmp_path / "stages").exists()

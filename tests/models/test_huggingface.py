@@ -8,6 +8,7 @@ from ctrl_jax.models import huggingface
 from tests.models.oracles import cases
 
 FOUND = cases.read("configs")
+LLAMA3 = cases.read("llama")["config"]["rope_parameters"]
 WIDTH = 32  # of the recorded cases; they have 4 heads unless they say so
 NAMES = {
     "llama": "LlamaForCausalLM",
@@ -131,7 +132,6 @@ def test_a_classifier_with_one_label_is_a_trunk_without_a_projection(read, tmp_p
     ("labels", "count"),
     [
         ({"id2label": {"0": "bad", "1": "good"}}, 2),
-        ({"id2label": None}, 2),  # what transformers has where nothing is said
         ({"id2label": None, "num_labels": 3}, 3),
     ],
 )
@@ -186,6 +186,45 @@ def test_num_labels_alone_is_enough(read):
         ("qwen2", {"max_window_layers": -1}, "max_window_layers is -1"),
         ("gemma2", {"sliding_window": None}, r"layer_types\[0\] is 'sliding_attention', but there is no"),
         ("gemma2", {"final_logit_softcapping": 0}, "final_logit_softcapping is 0"),
+        ("llama", {"partial_rotary_factor": 0}, "partial_rotary_factor is 0"),
+        ("llama", {"hidden_act": ["silu"]}, r"hidden_act is \['silu'\]"),
+        ("llama", {"hidden_act": ""}, "hidden_act is ''"),
+        ("llama", {"architectures": None, "model_type": ["llama"]}, r"model_type is \['llama'\]"),
+        ("llama_classifier", {"id2label": ["good"]}, r"id2label is \['good'\], not an object"),
+        ("llama_classifier", {"id2label": None, "num_labels": "1"}, "num_labels is '1', not a whole number"),
+        # Out of range: nothing is made of that size, and no number makes all scores or positions alike.
+        ("llama", {"vocab_size": 2**31}, "vocab_size is 2147483648, not a whole number of at most 16,777,216"),
+        ("llama", {"hidden_size": 2**31}, "hidden_size is 2147483648, not a whole number of at most"),
+        ("llama", {"intermediate_size": 2**31}, "intermediate_size is 2147483648"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, not a whole number of at most 1,000"),
+        ("llama", {"num_attention_heads": 10**9}, "num_attention_heads is 1000000000"),
+        ("llama", {"num_key_value_heads": 10**9}, "num_key_value_heads is 1000000000"),
+        ("llama", {"head_dim": 2**40}, "head_dim is 1099511627776"),
+        ("llama", {"hidden_size": 10**400}, r"hidden_size is 10*\.\.\.0*, not a whole number of at most"),
+        ("gemma3", {"sliding_window_pattern": 10**9}, "sliding_window_pattern is 1000000000"),
+        ("mistral", {"sliding_window": 2**40}, "sliding_window is 1099511627776"),
+        ("qwen2", {"max_window_layers": 2**40}, "max_window_layers is 1099511627776"),
+        ("llama", {"rms_norm_eps": 1e-300}, r"rms_norm_eps is 1e-300, not a number from 1e-12 to 1"),
+        ("llama", {"rms_norm_eps": 1e300}, r"rms_norm_eps is 1e\+300"),
+        (
+            "mistral",
+            {"rope_theta": 1e300, "rope_parameters": None},
+            r"rope_theta is 1e\+300, not a number from 1 to 1e\+15",
+        ),
+        ("mistral", {"rope_theta": 10**400, "rope_parameters": None}, r"rope_theta is 10*\.\.\.0*, not a number"),
+        ("mistral", {"rope_theta": math.nan, "rope_parameters": None}, "rope_theta is nan"),
+        ("llama", {"rope_parameters": {"rope_theta": 1e300}}, r"rope_parameters\.rope_theta is 1e\+300"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 1e-300}}, "rope_parameters.factor is 1e-300"),
+        ("llama", {"rope_parameters": LLAMA3 | {"high_freq_factor": 1e300}}, r"high_freq_factor is 1e\+300"),
+        ("llama", {"rope_parameters": LLAMA3 | {"low_freq_factor": 1e-300}}, "low_freq_factor is 1e-300"),
+        (
+            "llama",
+            {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 1e300}},
+            r"original_max_position_embeddings is 1e\+300",
+        ),
+        ("gemma2", {"query_pre_attn_scalar": 1e300}, r"query_pre_attn_scalar is 1e\+300"),
+        ("gemma2", {"attn_logit_softcapping": 1e-300}, "attn_logit_softcapping is 1e-300, not a number from 0.1"),
+        ("gemma2", {"final_logit_softcapping": 1e300}, r"final_logit_softcapping is 1e\+300"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_by_file_and_value(read, tmp_path, name, changes, message):
@@ -201,6 +240,9 @@ def test_what_cannot_be_computed_is_refused_by_file_and_value(read, tmp_path, na
         (b'{"hidden_size": ', r"config\.json cannot be read as JSON: .*line 1"),
         (b"\xff\xfe", r"config\.json cannot be read as JSON: .*utf-8"),
         (b"[1, 2]", r"config\.json holds a list"),
+        (b"9" * 5000, r"config\.json cannot be read as JSON: .*4300 digits"),
+        (b"[" * 100_000 + b"]" * 100_000, r"config\.json cannot be read: RecursionError"),
+        (b'{"rope_theta": 1e4, "rope_theta": 1e6}', "'rope_theta' is 10000.0 and 1000000.0 in one object"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(tmp_path, content, message):
@@ -216,3 +258,21 @@ def test_a_path_that_is_no_directory_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/config\.json is missing"):
         huggingface.read_config(tmp_path / "file")
+
+
+def test_a_name_twice_with_one_value_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"rope_theta": 1e4, "rope_theta": 1e4}')
+    assert huggingface.read_config(tmp_path) == {"rope_theta": 1e4}
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**40, "128", 4096.5, True])
+def test_a_context_that_is_no_number_of_tokens_is_refused(tmp_path, value):
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": value}))
+    with pytest.raises(InputError, match="max_position_embeddings is"):
+        huggingface.context(tmp_path)
+
+
+def test_an_adapter_in_the_place_of_a_model_is_named(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"config\.json is missing.*PEFT adapter: give it as --model\.adapter"):
+        huggingface.read_config(tmp_path)

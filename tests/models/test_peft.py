@@ -1,6 +1,9 @@
 """Adapters in PEFT's files: the same adapter after a round trip, the same model in peft, and what is refused."""
 
+import functools
 import json
+import re
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -9,11 +12,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from safetensors.numpy import load_file, save_file
 
 from ctrl_jax.config import PROJECTIONS, Lora
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import huggingface, lora, peft, weights
+from ctrl_jax.models import huggingface, lora, partitioning, peft, weights
 from ctrl_jax.models.decoder import Decoder
 from ctrl_jax.types import Prompts, Responses
 from tests.models.oracles import cases
@@ -53,12 +57,17 @@ def adapter(base, settings):
     return adapters
 
 
-def logits(base, params, settings=Lora()):  # noqa: B008, a frozen value
+@functools.cache
+def forward(architecture, settings):
+    return jit(Decoder(architecture, settings).apply)
+
+
+def logits(base, params, settings=Lora(), architecture=None):  # noqa: B008, a frozen value
     """[t, V] of SEQUENCE, each from all tokens before it, for t = 1 on."""
     split = len(cases.PROMPTS[0])
     prompts = Prompts(jnp.array(SEQUENCE[None, :split]), jnp.array([split]), jnp.zeros(1, jnp.uint32))
     responses = Responses(jnp.array(SEQUENCE[None, None, split:]), jnp.array([[len(SEQUENCE) - split]]))
-    return jit(Decoder(architecture_of(base), settings).apply)(params, prompts, responses)[0, 0]
+    return forward(architecture or architecture_of(base), settings)(params, prompts, responses)[0, 0]
 
 
 def read_all(folder):
@@ -86,7 +95,7 @@ def test_save_and_load_keep_every_bit(tmp_path, base, targets):
     settings = Lora(rank=2, alpha=7.0, targets=targets)
     adapters = adapter(base, settings)
     peft.save(tmp_path / "saved", adapters, architecture_of(base), settings, base=str(base))
-    again, found = peft.load(tmp_path / "saved", architecture_of(base), base=base)
+    _, again, found, *_ = peft.load(tmp_path / "saved", architecture_of(base), base=base)
     assert (found.rank, found.alpha, set(found.targets)) == (2, 7.0, set(targets))
     assert jax.tree.structure(again) == jax.tree.structure(adapters)
     for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(adapters), strict=True):
@@ -116,7 +125,7 @@ def test_names_and_shapes_are_those_of_peft(base, saved):
 def test_merging_adds_the_product_to_every_stored_projection(base, saved):
     """W + (alpha / r) B A, in the checkpoint's own [out, in]."""
     architecture = architecture_of(base)
-    adapters, settings = peft.load(saved, architecture, base=base)
+    _, adapters, settings, *_ = peft.load(saved, architecture, base=base)
     params = lora.merge(weights.load(base, architecture), adapters, settings)
     _, factors = read_all(saved)
     for name, stored in load_file(base / "model.safetensors").items():
@@ -132,7 +141,7 @@ def test_merging_adds_the_product_to_every_stored_projection(base, saved):
 
 def test_the_merged_model_is_the_adapted_one(base, saved):
     architecture = architecture_of(base)
-    adapters, settings = peft.load(saved, architecture, base=base)
+    _, adapters, settings, *_ = peft.load(saved, architecture, base=base)
     params = weights.load(base, architecture)
     adapted = logits(base, {"params": params, "lora": adapters}, settings)
     merged = logits(base, {"params": lora.merge(params, adapters, settings)})
@@ -144,7 +153,7 @@ def test_an_adapter_of_some_layers_leaves_the_others(base, saved):
     _, tensors = read_all(saved)
     rewrite(saved, tensors={name: tensor for name, tensor in tensors.items() if ".layers.1." in name})
     architecture = architecture_of(base)
-    adapters, settings = peft.load(saved, architecture, base=base)
+    _, adapters, settings, *_ = peft.load(saved, architecture, base=base)
     params = weights.load(base, architecture)
     merged = lora.merge(params, adapters, settings)
     assert merged["layers_0"] is params["layers_0"]
@@ -155,7 +164,7 @@ def test_bfloat16_is_read_as_the_values_it_holds(base, saved):
     _, tensors = read_all(saved)
     rounded = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
     rewrite(saved, tensors=rounded)
-    adapters, _ = peft.load(saved, architecture_of(base), base=base)
+    _, adapters, *_ = peft.load(saved, architecture_of(base), base=base)
     found = adapters["layers_1"]["o_proj"]["a"]
     expected = rounded["base_model.model.model.layers.1.self_attn.o_proj.lora_A.weight"].T.astype(np.float32)
     assert found.dtype == jnp.float32
@@ -166,14 +175,14 @@ def test_bfloat16_is_read_as_the_values_it_holds(base, saved):
 def test_a_base_goes_by_its_name_wherever_it_lies(tmp_path, base, saved, named):
     (tmp_path / "link").symlink_to(base)
     rewrite(saved, base_model_name_or_path=named)
-    adapters, _ = peft.load(saved, architecture_of(base), base=tmp_path / "link")
+    _, adapters, *_ = peft.load(saved, architecture_of(base), base=tmp_path / "link")
     assert set(adapters) == {"layers_0", "layers_1"}
 
 
 def test_a_base_may_be_the_current_folder(tmp_path, base, monkeypatch):
     monkeypatch.chdir(base)
     peft.save(tmp_path / "adapter", adapter(base, SETTINGS), architecture_of(base), SETTINGS, base=".")
-    adapters, _ = peft.load(tmp_path / "adapter", architecture_of(base), base=Path())
+    _, adapters, *_ = peft.load(tmp_path / "adapter", architecture_of(base), base=Path())
     assert set(adapters) == {"layers_0", "layers_1"}
 
 
@@ -184,12 +193,18 @@ def test_a_base_may_be_the_current_folder(tmp_path, base, monkeypatch):
             {"base_model_name_or_path": "someone/other"},
             r"'someone/other', and --model.path is .*base\. Give that model",
         ),
-        ({"use_dora": True}, r"use_dora = True, which is not read; merge the adapter into its base with peft"),
-        ({"use_rslora": True}, "use_rslora = True"),
+        ({"use_dora": True}, r"use_dora = True, which is not read. Merge the adapter into its base with peft"),
+        ({"use_rslora": "yes"}, "use_rslora = 'yes', not true or false"),
         ({"bias": "lora_only"}, "bias = 'lora_only'"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern = {'q_proj': 8}"),
         ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save = \['lm_head'\], and .* holds no 'lm_head'"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save = 'lm_head', not a list"),
+        ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices of model\.embed_tokens, and .* no rows of it"),
+        (
+            {"target_parameters": ["up_proj"]},
+            "target_parameters = .*which is not read.*If it changes nothing, remove it",
+        ),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"lora_bias": True}, "lora_bias"),
         ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication"),
@@ -198,10 +213,13 @@ def test_a_base_may_be_the_current_folder(tmp_path, base, monkeypatch):
         ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora'"),
         ({"peft_type": "IA3"}, "peft_type 'IA3'; only LORA is read"),
         ({"peft_type": None}, "peft_type None"),
-        ({"r": 0}, "r = 0 and lora_alpha = 4.5; both must be above 0"),
+        ({"r": 0}, "r = 0, not a whole number from 1"),
         ({"r": None}, "r = None"),
+        ({"r": True}, "r = True"),
         ({"lora_alpha": "16"}, "lora_alpha = '16'"),
-        ({"r": 4}, r"layers_0\.\w+: .*\(3, .*where A \(4, .* belong\. It is an adapter for another model"),
+        ({"lora_alpha": float("nan")}, "lora_alpha = nan, not a number above 0"),
+        ({"lora_alpha": 1e300}, r"lora_alpha = 1e\+300"),
+        ({"r": 4}, r"layers\.0\.[\w.]+: .*\(3, .*where A \(4, .* belong\. It is an adapter for another model"),
     ],
 )
 def test_a_config_that_cannot_be_followed_is_refused(base, saved, config, message):
@@ -218,7 +236,7 @@ def test_what_peft_writes_for_the_plain_choice_is_read(base, saved):
         "base_model_name_or_path": None, "loftq_config": {}, "layers_to_transform": None, "peft_version": "0.21.2",
     }  # fmt: skip
     rewrite(saved, **plain)
-    assert peft.load(saved, architecture_of(base), base=base)[1].rank == 3
+    assert peft.load(saved, architecture_of(base), base=base).lora.rank == 3
 
 
 # What may be wrong with the tensors. Each changes them, and says what the error has to name.
@@ -226,23 +244,62 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 def unknown_module(tensors):
-    tensors["base_model.model.lm_head.lora_A.weight"] = np.zeros((3, 4), np.float32)
-    return r"base_model\.model\.lm_head\.lora_A\.weight: a tensor that the base has no projection for"
+    tensors["base_model.model.v_head.summary.weight"] = np.zeros((1, 32), np.float32)
+    return r"base_model\.model\.v_head\.summary\.weight: a tensor that the base has no parameter for"
 
 
 def a_layer_too_many(tensors):
     tensors[f"{Q.replace('.0.', '.2.')}.lora_A.weight"] = np.zeros((3, 32), np.float32)
-    return r"layers\.2\.self_attn\.q_proj\.lora_A\.weight: a tensor that the base has no projection for"
+    return r"layers\.2\.self_attn\.q_proj\.lora_A\.weight: a tensor that the base has no parameter for"
 
 
-def embedding_factor(tensors):
-    tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = np.zeros((3, 40), np.float32)
-    return "lora_embedding_A"
+def head_of_a_classifier(tensors):
+    tensors["base_model.model.score.weight"] = np.zeros((1, 32), np.float32)
+    return r"score\.weight, the head of a classifier.*give the result as --reward-model\.path"
+
+
+def magnitudes(tensors):
+    tensors[f"{Q}.lora_magnitude_vector"] = np.zeros(24, np.float32)
+    return r"q_proj\.lora_magnitude_vector\. What is read are factors of LoRA, whole parameters .*, and rows"
+
+
+def names_of_another_tool(tensors):
+    tensors["model.layers.0.self_attn.q_proj.lora_A.weight"] = np.zeros((3, 32), np.float32)
+    return r"has model\.layers\.0\.self_attn\.q_proj\.lora_A\.weight\. What is read are"
+
+
+def more_tokens(tensors):
+    tensors["base_model.model.model.embed_tokens.weight"] = np.zeros((41, 32), np.float32)
+    return r"embed_tokens\.weight for 41 tokens, and the base has 40: it was resized before the training\. Merge"
+
+
+def another_width(tensors):
+    tensors["base_model.model.lm_head.weight"] = np.zeros((40, 33), np.float32)
+    return r"lm_head\.weight: a tensor of shape \(40, 33\), where \(40, 32\) belongs"
+
+
+def rows_of_no_token(tensors):
+    name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    tensors[name] = np.zeros((2, 32), np.float32)
+    return (
+        r"trainable_token_indices = .*, and .* rows of model\.embed_tokens .*it must name as many tokens, from 0 to 39"
+    )
+
+
+def two_tables(tensors):
+    for end in ("weight", "base_layer.weight"):
+        tensors[f"base_model.model.model.embed_tokens.{end}"] = np.zeros((40, 32), np.float32)
+    return "of which one would be passed over"
+
+
+def eight_bits(tensors):
+    tensors[f"{Q}.lora_A.weight"] = np.zeros((3, 32), ml_dtypes.float8_e4m3fn)
+    return r"q_proj\.lora_A\.weight is of type F8_E4M3, and only F32, BF16, F16 are read"
 
 
 def wrong_width(tensors):
     tensors[f"{Q}.lora_A.weight"] = np.zeros((3, 31), np.float32)
-    return r"layers_0\.q_proj: .*\(3, 31\).*where A \(3, 32\) and B \(24, 3\) belong"
+    return r"layers\.0\.self_attn\.q_proj: .*\(3, 31\).*where A \(3, 32\) and B \(24, 3\) belong"
 
 
 def wrong_rank(tensors):
@@ -252,7 +309,7 @@ def wrong_rank(tensors):
 
 def half_an_adapter(tensors):
     del tensors[f"{Q}.lora_B.weight"]
-    return r"layers_0\.q_proj: \{'lora_A': \(3, 32\)\}"
+    return r"q_proj\.lora_A\.weight, and not the other factor of it"
 
 
 def nothing(tensors):
@@ -261,15 +318,129 @@ def nothing(tensors):
 
 
 @pytest.mark.parametrize(
-    "spoil", [unknown_module, a_layer_too_many, embedding_factor, wrong_width, wrong_rank, half_an_adapter, nothing]
+    "spoil",
+    [
+        unknown_module,
+        a_layer_too_many,
+        head_of_a_classifier,
+        magnitudes,
+        names_of_another_tool,
+        more_tokens,
+        another_width,
+        rows_of_no_token,
+        two_tables,
+        eight_bits,
+        wrong_width,
+        wrong_rank,
+        half_an_adapter,
+        nothing,
+    ],
 )
-def test_tensors_for_another_base_are_refused(base, saved, spoil):
+def test_tensors_that_do_not_fit_are_refused_before_any_is_read(base, saved, spoil):
     _, tensors = read_all(saved)
     message = spoil(tensors)
     rewrite(saved, tensors=tensors)
-    with pytest.raises(InputError, match=message) as caught:
+    for read in (peft.check, peft.load):
+        with pytest.raises(InputError, match=message) as caught:
+            read(saved, architecture_of(base), base=base)
+        assert str(saved) in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused_by_name(base, saved, bad):
+    _, tensors = read_all(saved)
+    tensors[f"{Q}.lora_B.weight"][5, 1] = bad
+    rewrite(saved, tensors=tensors)
+    with pytest.raises(InputError, match=r"q_proj\.lora_B\.weight has values that are NaN or infinite"):
         peft.load(saved, architecture_of(base), base=base)
-    assert str(saved / peft.WEIGHTS) in str(caught.value)
+
+
+@pytest.mark.parametrize("tokens", [[3, 3], [3, 40], [3, -1], [3], [3, "5"], {"embed_tokens": None}, "3 5"])
+def test_tokens_that_are_not_the_rows_are_refused(base, saved, tokens):
+    name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+    _, tensors = read_all(saved)
+    rewrite(saved, tensors=tensors | {name: np.zeros((2, 32), np.float32)}, trainable_token_indices=tokens)
+    with pytest.raises(InputError, match=r"trainable_token_indices = .* must name as many tokens, from 0 to 39"):
+        peft.check(saved, architecture_of(base), base=base)
+
+
+ADAPTERS = cases.read("adapters")
+
+
+@pytest.fixture(scope="module", params=ADAPTERS)
+def recorded(request, tmp_path_factory):
+    """A recorded base and an adapter of it, as directories, and the logits that peft gives."""
+    given, folder = ADAPTERS[request.param], tmp_path_factory.mktemp("recorded")
+    case = cases.read(given["base"])
+    for name in ("base", "adapter"):
+        (folder / name).mkdir()
+    (folder / "base" / "config.json").write_text(json.dumps(case["config"]))
+    save_file(cases.tensors(case), folder / "base" / "model.safetensors", {"format": "pt"})
+    (folder / "adapter" / peft.CONFIG).write_text(json.dumps(given["config"]))
+    tensors = cases.adapter_tensors(given["tensors"], given["config"], case["config"])
+    save_file(tensors, folder / "adapter" / peft.WEIGHTS, {"format": "pt"})
+    return folder / "base", folder / "adapter", np.array(given["logits"])
+
+
+def test_what_an_adapter_holds_beside_projections_gives_the_logits_of_peft(recorded):
+    base, folder, expected = recorded
+    architecture = architecture_of(base)
+    params = weights.load(base, architecture)
+    before = logits(base, {"params": params})
+    merged = peft.merge(params, peft.load(folder, architecture, base=base))
+    found = logits(base, {"params": merged}, architecture=peft.architecture(folder, architecture))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
+    assert np.abs(expected - before).max() > 0.1
+
+
+def test_tables_that_are_the_base_s_own_leave_it_tied(base, saved):
+    """As `save_pretrained(save_embedding_layers=True)` adds them, without modules_to_save."""
+    table = 2 * load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    names = [f"base_model.model.{module}.weight" for module in ("model.embed_tokens", "lm_head")]
+    rewrite(saved, tensors=read_all(saved)[1] | {name: table.copy() for name in names})
+    architecture = architecture_of(base)
+    assert peft.architecture(saved, architecture) == architecture
+    merged = peft.merge(weights.load(base, architecture), peft.load(saved, architecture, base=base))
+    assert "head" not in merged
+    np.testing.assert_array_equal(merged["embedding"]["embedding"], table)
+
+
+def test_a_model_that_an_adapter_untied_is_saved_as_one(recorded, tmp_path):
+    base, folder, _ = recorded
+    architecture = peft.architecture(folder, architecture_of(base))
+    params = peft.merge(weights.load(base, architecture_of(base)), peft.load(folder, architecture_of(base), base=base))
+    weights.save(tmp_path / "saved", params, architecture, huggingface.read_config(base))
+    assert architecture_of(tmp_path / "saved") == architecture
+    again = weights.load(tmp_path / "saved", architecture)
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_on_a_mesh_an_adapter_lies_as_its_base(recorded):
+    base, folder, _ = recorded
+    architecture = architecture_of(base)
+    axes = ("data", "fsdp", "model")
+    mesh = jax.make_mesh((2, 2, 2), axes, axis_types=(AxisType.Auto,) * 3, devices=jax.devices("cpu")[:8])
+    place = partial(partitioning.sharding, mesh)
+
+    def merged(place):
+        params = weights.load(base, architecture, place=place)
+        return peft.merge(params, peft.load(folder, architecture, base=base, place=place), place=place)
+
+    plain, placed = merged(None), merged(place)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(placed):
+        names = tuple(key.key for key in path)
+        assert leaf.sharding.is_equivalent_to(place(names, leaf.shape), leaf.ndim), names
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=0, atol=1e-6), placed, plain)
+
+
+def test_a_pickled_adapter_is_told_how_to_be_converted(saved):
+    (saved / peft.WEIGHTS).rename(saved / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"adapter_model\.bin, a pickle.*weights_only=True") as caught:
+        peft.files(saved)
+    (program,) = re.findall(r"python -c ('.*')\.$", str(caught.value))
+    compile(shlex.split(program)[0], "advice", "exec")
 
 
 @pytest.mark.parametrize("missing", [peft.CONFIG, peft.WEIGHTS])
@@ -285,11 +456,11 @@ def test_a_missing_file_is_named(base, saved, missing):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (peft.WEIGHTS, lambda data: data[: len(data) // 2], "cannot be read .*download or export the adapter again"),
-        (peft.WEIGHTS, lambda data: b"", "cannot be read"),
-        (peft.WEIGHTS, lambda data: b"\x80\x04}q\x00." + data, "cannot be read"),
-        (peft.CONFIG, lambda data: data[:-5], "cannot be read .*an adapter is a folder with"),
-        (peft.CONFIG, lambda data: b"\xff" + data, "cannot be read"),
+        (peft.WEIGHTS, lambda data: data[: len(data) // 2], "is truncated or no safetensors file: .*Fetch it again"),
+        (peft.WEIGHTS, lambda data: b"", "is truncated"),
+        (peft.WEIGHTS, lambda data: b"\x80\x04}q\x00." + data, "is truncated or no safetensors file"),
+        (peft.CONFIG, lambda data: data[:-5], "cannot be read as JSON"),
+        (peft.CONFIG, lambda data: b"\xff" + data, "cannot be read as JSON"),
         (peft.CONFIG, lambda data: b"[1]", "only LORA is read"),
     ],
 )
@@ -357,7 +528,7 @@ def test_an_adapter_saved_by_peft_is_the_same_model_here(tmp_path, base, targets
     torch.manual_seed(0)
     model = library.get_peft_model(original, settings).eval()
     model.save_pretrained(tmp_path / "theirs")
-    adapters, found = peft.load(tmp_path / "theirs", architecture_of(base), base=base)
+    _, adapters, found, *_ = peft.load(tmp_path / "theirs", architecture_of(base), base=base)
     assert (found.rank, found.alpha) == (4, 6.0)
     assert found.targets == (PROJECTIONS if targets == "all-linear" else tuple(targets))
     params = weights.load(base, architecture_of(base))

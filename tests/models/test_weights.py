@@ -1,8 +1,11 @@
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -403,7 +406,84 @@ def is_a_pointer(folder):
 
 def is_pickled(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    return r"pytorch_model\.bin, a pickle.*never opened.*save_pretrained"
+    (folder / "training_args.bin").write_bytes(b"")
+    return r"pytorch_model\.bin, a pickle.*never opened.*AutoModelForCausalLM as M.*save_pretrained"
+
+
+def has_pickles_of_a_trainer_alone(folder):
+    (folder / "model.safetensors").rename(folder / "training_args.bin")
+    return r"neither model\.safetensors nor model\.safetensors\.index\.json"
+
+
+def is_a_folder(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    return r"model\.safetensors is a directory, where a file belongs"
+
+
+def is_a_pipe(folder):
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    return r"model\.safetensors is a pipe, a socket or a device, where a file belongs"
+
+
+def is_a_link_to_nothing(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("blobs/0123")
+    return r"model\.safetensors is a link to blobs/0123, which does not exist"
+
+
+def is_not_finite(folder):
+    retensor(folder, lambda tensors: np.put(tensors["model.layers.1.mlp.up_proj.weight"], 77, np.nan))
+    return r"model\.safetensors: the tensor model\.layers\.1\.mlp\.up_proj\.weight has values that are NaN or infinite"
+
+
+def has_ten_thousand_tensors_too_many(folder):
+    more = {f"model.layers.{i}.mlp.up_proj.weight": np.zeros(1, np.float32) for i in range(2, 10_002)}
+    retensor(folder, lambda tensors: tensors.update(more))
+    return r"has a tensor model\.layers\.\d+\.mlp\.up_proj\.weight.* 9999 others"
+
+
+def reheader(folder, change):
+    """Changes the header of its weights, and not their data."""
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    text = json.dumps(change(header) or header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+NORM = "model.norm.weight"
+
+
+def has_tensors_that_overlap(folder):
+    def change(header):
+        header[NORM]["data_offsets"] = header["model.layers.0.input_layernorm.weight"]["data_offsets"]
+
+    reheader(folder, change)
+    return r"truncated or no safetensors file: the tensor \S+ begins at byte \d+, where \S+ ends at \d+"
+
+
+def has_a_tensor_beyond_its_end(folder):
+    reheader(folder, lambda header: header[NORM].update(data_offsets=[2**40, 2**40 + 128]))
+    return "truncated or no safetensors file"
+
+
+def has_a_shape_that_is_not_its_data(folder):
+    reheader(folder, lambda header: header[NORM].update(shape=[2**31]))
+    return r"the tensor model\.norm\.weight of type F32 and shape \[2147483648\] has 128 bytes"
+
+
+def has_a_header_of_another_kind(folder):
+    reheader(folder, lambda header: [header])
+    return r"no safetensors file: its header is \["
+
+
+def has_a_huge_header(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes((2**62).to_bytes(8, "little") + file.read_bytes()[8:])
+    return "its header would have 4611686018427387904 bytes"
 
 
 def has_no_weights(folder):
@@ -427,6 +507,17 @@ def has_no_weights(folder):
         is_a_pointer,
         is_pickled,
         has_no_weights,
+        has_pickles_of_a_trainer_alone,
+        is_a_folder,
+        is_a_pipe,
+        is_a_link_to_nothing,
+        is_not_finite,
+        has_ten_thousand_tensors_too_many,
+        has_tensors_that_overlap,
+        has_a_tensor_beyond_its_end,
+        has_a_shape_that_is_not_its_data,
+        has_a_header_of_another_kind,
+        has_a_huge_header,
     ],
 )
 def test_a_directory_that_is_broken_is_refused(qwen3, broken):
@@ -434,6 +525,66 @@ def test_a_directory_that_is_broken_is_refused(qwen3, broken):
     with pytest.raises(InputError, match=message) as caught:
         load(qwen3)
     assert str(qwen3) in str(caught.value)
+
+
+def test_links_to_regular_files_are_read_as_in_the_caches_of_hugging_face(tmp_path, qwen3):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(qwen3 / name)
+    assert_same_bits(load(tmp_path)[1], load(qwen3)[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "auto", "options"),
+    [
+        ("qwen3", "AutoModelForCausalLM", ""),
+        ("llama_classifier", "AutoModelForSequenceClassification", ", num_labels=1"),
+        ("gemma3_classifier", "AutoModelForSequenceClassification", ", num_labels=1"),
+    ],
+)
+def test_the_advice_for_pickled_weights_keeps_what_the_model_has(tmp_path, name, auto, options):
+    folder = write(tmp_path / "it's a $HOME", cases.read(name))
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="python -c") as caught:
+        load(folder)
+    (command,) = re.findall(r"python -c ('.*') and give", str(caught.value))
+    (program,) = shlex.split(command)
+    assert f"import {auto} as M; M.from_pretrained({json.dumps(str(folder))}{options})" in program
+    compile(program, "advice", "exec")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
+def test_a_value_that_is_not_finite_is_found_wherever_it_is(tmp_path, dtype, bad, wanted, monkeypatch):
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 200)
+    case = cases.read("qwen3")
+    source = {name: tensor.astype(dtype) for name, tensor in cases.tensors(case).items()}
+    for name in ("model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.weight", NORM):
+        for place in (0, source[name].size // 2, -1):
+            spoilt = source[name].copy()
+            spoilt.flat[place] = bad
+            folder = write(tmp_path / f"{name}-{place}", case, source | {name: spoilt})
+            with pytest.raises(InputError, match=rf"the tensor {re.escape(name)} has values that are NaN or infinite"):
+                load(folder, dtype=wanted)
+
+
+def test_a_value_that_bfloat16_does_not_hold_is_refused_in_bfloat16(qwen3):
+    retensor(qwen3, lambda tensors: np.put(tensors[NORM], 3, 3.4e38))  # bfloat16 ends at 3.39e38
+    load(qwen3)
+    with pytest.raises(InputError, match=r"model\.norm\.weight has values that are NaN or infinite in bfloat16"):
+        load(qwen3, dtype="bfloat16")
+
+
+def test_on_a_mesh_a_part_that_is_not_finite_is_found(qwen3):
+    retensor(qwen3, lambda tensors: np.put(tensors["lm_head.weight"], -1, np.inf))
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu")[:8])
+    architecture = huggingface.architecture(qwen3, dtype="float32")
+
+    def place(path, shape):
+        return NamedSharding(mesh, P(None, "model") if path[0] == "head" else P())
+
+    with pytest.raises(InputError, match=r"lm_head\.weight has values that are NaN or infinite"):
+        weights.load(qwen3, architecture, place=place)
 
 
 @pytest.fixture
@@ -464,6 +615,27 @@ def leads_out_of_its_folder(folder):
     return r"index\.json names files outside of its folder.*\.\./secret"
 
 
+def names_its_own_folder(folder):
+    edit_index(folder, lambda index: index["weight_map"].update({"model.norm.weight": ""}))
+    return r"index\.json names files outside of its folder.*\[''\]"
+
+
+def names_the_folder_above(folder):
+    edit_index(folder, lambda index: index["weight_map"].update({"model.norm.weight": ".."}))
+    return r"index\.json names files outside of its folder.*'\.\.'"
+
+
+def names_a_file_by_its_whole_path(folder):
+    file = str(folder / "model-00001-of-00005.safetensors")
+    edit_index(folder, lambda index: index["weight_map"].update({"model.norm.weight": file}))
+    return r"index\.json names files outside of its folder"
+
+
+def names_ten_thousand_files(folder):
+    edit_index(folder, lambda index: index["weight_map"].update({f"x.{i}": f"{i}.safetensors" for i in range(10_000)}))
+    return r"0\.safetensors is missing, though"
+
+
 def has_no_map(folder):
     edit_index(folder, lambda index: index.pop("weight_map"))
     return r"model\.safetensors\.index\.json is no index"
@@ -476,7 +648,7 @@ def has_a_map_of_numbers(folder):
 
 def has_half_an_index(folder):
     (folder / weights.INDEX).write_text('{"weight_map": {')
-    return r"model\.safetensors\.index\.json is no index"
+    return r"model\.safetensors\.index\.json cannot be read as JSON"
 
 
 @pytest.mark.parametrize(
@@ -485,6 +657,10 @@ def has_half_an_index(folder):
         lacks_a_file,
         has_a_part_of_another_save,
         leads_out_of_its_folder,
+        names_its_own_folder,
+        names_the_folder_above,
+        names_a_file_by_its_whole_path,
+        names_ten_thousand_files,
         has_no_map,
         has_a_map_of_numbers,
         has_half_an_index,
@@ -527,11 +703,40 @@ def test_a_language_model_has_no_reward_head(qwen3):
         weights.load_reward_head(qwen3, architecture)
 
 
-def test_a_reward_head_of_another_shape_is_refused(tmp_path):
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("labels", [{"id2label": None}, {"id2label": None, "num_labels": None}, {}])
+def test_the_head_says_how_many_labels_a_classifier_has(tmp_path, rows, labels):
     case = cases.read("llama_classifier")
-    folder = write(tmp_path, case, cases.tensors(case) | {"score.weight": np.zeros((2, 32), np.float32)})
-    with pytest.raises(InputError, match=r"score\.weight has the shape \[2, 32\].*\[1, 32\]"):
+    head = np.ones((rows, 32), np.float32)
+    folder = write(tmp_path, case, cases.tensors(case) | {"score.weight": head}, **labels)
+    architecture = huggingface.architecture(folder, dtype="float32")
+    if rows == 1:
+        weights.check(folder, architecture, reward=True)
+        np.testing.assert_array_equal(weights.load_reward_head(folder, architecture)["kernel"], head.T)
+        return
+    for read in (weights.load_reward_head, partial(weights.check, reward=True)):
+        with pytest.raises(
+            InputError, match=rf"score\.weight has the shape \[{rows}, 32\].* with {rows} labels.*\[1, 32\]"
+        ):
+            read(folder, architecture)
+
+
+def test_a_reward_head_of_another_width_is_refused(tmp_path):
+    case = cases.read("llama_classifier")
+    folder = write(tmp_path, case, cases.tensors(case) | {"score.weight": np.zeros((1, 31), np.float32)})
+    with pytest.raises(InputError, match=r"score\.weight has the shape \[1, 31\].*\[1, 32\]"):
         weights.load_reward_head(folder, huggingface.architecture(folder, dtype="float32"))
+
+
+def test_only_headers_are_read_to_check_a_directory(qwen3, monkeypatch):
+    monkeypatch.setattr(weights, "_blocks", None)
+    architecture = huggingface.architecture(qwen3, dtype="float32")
+    weights.check(qwen3, architecture)
+    with pytest.raises(InputError, match=r"no tensor score\.weight"):
+        weights.check(qwen3, architecture, reward=True)
+    lacks_a_tensor(qwen3)
+    with pytest.raises(InputError, match=r"no tensor model\.layers\.1\.mlp\.up_proj\.weight"):
+        weights.check(qwen3, architecture)
 
 
 def test_a_fingerprint_follows_the_content_alone(tmp_path, qwen3):
@@ -544,17 +749,27 @@ def test_a_fingerprint_follows_the_content_alone(tmp_path, qwen3):
     assert weights.fingerprint(tmp_path / "parts") == print_
 
 
-@pytest.mark.parametrize("place", ["first", "middle", "last"])
-def test_a_fingerprint_sees_each_tensor_in_three_places(tmp_path, place):
+def test_a_fingerprint_sees_every_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 1000)
     case = cases.read("qwen3")
-    # The embedding larger than the three samples together.
-    source = cases.tensors(case) | {"model.embed_tokens.weight": np.ones((300, 32), np.float32)}
-    prints = {weights.fingerprint(write(tmp_path, case, source))}
-    for name, tensor in source.items():
-        changed = tensor.copy()
-        changed.flat[{"first": 0, "middle": tensor.size // 2, "last": -1}[place]] += 1
-        prints.add(weights.fingerprint(write(tmp_path, case, source | {name: changed})))
-    assert len(prints) == 1 + len(source)
+    file = write(tmp_path, case) / "model.safetensors"
+    content, prints = file.read_bytes(), {weights.fingerprint(tmp_path)}
+    start = 8 + int.from_bytes(content[:8], "little")
+    places = {*range(start, len(content), 997), start, len(content) - 1}
+    for time_ns, place in enumerate(places):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        os.utime(file, ns=(time_ns, time_ns))  # as if written at other times, however fast this test is
+        prints.add(weights.fingerprint(tmp_path))
+    assert len(prints) == 1 + len(places)
+
+
+def test_a_fingerprint_of_many_tensors_takes_a_time_in_proportion(tmp_path):
+    """Read once for each of its tensors, the header of this file would take minutes."""
+    (tmp_path / "config.json").write_text("{}")
+    save_file({f"tensor.{i}": np.zeros(1, np.float32) for i in range(20_000)}, tmp_path / "model.safetensors")
+    started = time.perf_counter()
+    weights.fingerprint(tmp_path)
+    assert time.perf_counter() - started < 30
 
 
 def test_a_fingerprint_sees_config_and_type(tmp_path, qwen3):

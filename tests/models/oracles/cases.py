@@ -42,3 +42,13 @@ def tensor(name: str, shape: tuple[int, ...], config: dict) -> np.ndarray:
 
 def tensors(case: dict) -> dict[str, np.ndarray]:
     return {name: tensor(name, tuple(shape), case["config"]) for name, shape in case["tensors"].items()}
+
+
+def adapter_tensors(shapes: dict, adapter_config: dict, base_config: dict) -> dict[str, np.ndarray]:
+    """Of an adapter. Where it ensures that embedding and head are one, they have one value, as peft saves them."""
+    one = adapter_config.get("ensure_weight_tying", False)
+    tables = ("base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight")
+    return {
+        name: tensor(tables[0] if one and name in tables else name, tuple(shape), base_config)
+        for name, shape in shapes.items()
+    }

@@ -1,15 +1,18 @@
 """Records what transformers computes: `python -m tests.models.oracles.record`, where the extra `oracle` is installed.
 
 Small models of each family, float32, eager attention, on the CPU. Every sequence is read alone, without padding or
-cache. `configs.json` is how transformers reads config files that leave out keys or use older ones.
+cache. `configs.json` is how transformers reads config files that leave out keys or use older ones. `adapters.json` is
+what peft makes of a base and an adapter that holds more than factors of projections.
 """
 
 import json
 import tempfile
 from pathlib import Path
 
+import peft
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tests.models.oracles import cases
@@ -138,6 +141,25 @@ FOUND = {
     },
 }
 
+# Options of peft.LoraConfig beside r, alpha and the projection. Llama here ties its embeddings, Qwen 3 does not.
+BASES = {"tied": "llama_biases", "untied": "qwen3"}
+ADAPTERS = {
+    "embedding": {"modules_to_save": ["embed_tokens"]},
+    "head": {"modules_to_save": ["lm_head"]},
+    "embedding and head": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "embedding and head, tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "norms": {"modules_to_save": ["norm"]},
+    "a projection": {"modules_to_save": ["up_proj"]},
+    "tokens": {"trainable_token_indices": [3, 17, 1]},
+    "tokens of each": {"trainable_token_indices": {"embed_tokens": [3, 17, 1], "lm_head": [5]}},
+    "tokens of both": {"trainable_token_indices": {"embed_tokens": [3, 17], "lm_head": [3, 17]}},
+    "tokens of the head": {"trainable_token_indices": {"lm_head": [3, 17]}},
+    "factors of the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "factors of the head": {"target_modules": ["q_proj", "lm_head"]},
+    "factors of both": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    "factors scaled by the root of the rank": {"use_rslora": True},
+}
+
 
 def saved(config: transformers.PreTrainedConfig) -> dict:
     with tempfile.TemporaryDirectory() as folder:
@@ -186,6 +208,31 @@ def record(name: str, values: dict) -> dict:
     }
 
 
+def record_adapter(base: str, options: dict) -> dict:
+    """Names and shapes as peft saves them; then its logits with `cases.tensor` as their values."""
+    case = cases.read(base)
+    with tempfile.TemporaryDirectory() as folder:
+        model, adapter = Path(folder) / "base", Path(folder) / "adapter"
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps(case["config"]))
+        save_file(cases.tensors(case), model / "model.safetensors", {"format": "pt"})
+
+        def fresh() -> torch.nn.Module:
+            return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+
+        settings = peft.LoraConfig(**({"r": 2, "lora_alpha": 3, "target_modules": ["q_proj"]} | options))
+        peft.get_peft_model(fresh(), settings).save_pretrained(adapter)
+        config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": "base"}
+        shapes = {name: list(tensor.shape) for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
+        tensors = cases.adapter_tensors(shapes, config, case["config"])
+        save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
+        adapted = peft.PeftModel.from_pretrained(fresh(), adapter).eval()
+    tokens = [*cases.PROMPTS[0], *cases.RESPONSES[0, 0]]
+    with torch.no_grad():
+        logits = adapted(torch.tensor([tokens])).logits[0, cases.P - 1 : -1].tolist()
+    return {"peft": peft.__version__, "base": base, "config": config, "tensors": shapes, "logits": logits}
+
+
 def rounded(value: object) -> object:
     if isinstance(value, float):
         return float(f"{value:.7g}")
@@ -200,6 +247,21 @@ def main() -> None:
     found = {name: {"given": values, "read": saved(config_of(values))} for name, values in FOUND.items()}
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in found.items()]
     (HERE / "configs.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+    record_adapters()
+
+
+def record_adapters() -> None:
+    adapters = {
+        f"{name} ({kind})": record_adapter(base, options)
+        for kind, base in BASES.items()
+        for name, options in ADAPTERS.items()
+    }
+    lines = [
+        f"{json.dumps(name)}: {json.dumps({key: rounded(part) for key, part in value.items()}, sort_keys=True)}"
+        for name, value in adapters.items()
+    ]
+    (HERE / "adapters.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":
