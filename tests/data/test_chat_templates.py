@@ -132,14 +132,13 @@ def test_a_conversation_is_written_as_the_model_reads_it(name, conversation, exp
         ("chatml", "<|im_end|>\n<|im_start|>assistant\n", "", "<|im_end|>"),
         ("llama3", "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "", "<|eot_id|>"),
         ("gemma", "<end_of_turn>\n<start_of_turn>model\n", "", "<end_of_turn>"),
-        # The model is left to write its thought.
-        ("qwen", "<|im_end|>\n<|im_start|>assistant\n", "", "<|im_end|>"),
+        ("qwen", "<|im_end|>\n<|im_start|>assistant\n", "<think>\n\n</think>\n\n", "<|im_end|>"),
         ("mistral", " [/INST]", " ", "</s>"),
     ],
 )
 def test_what_stands_around_a_reply_is_found_by_rendering(name, before, lead, end):
     found = named(name)
-    assert ("".join(found.before_reply), found.lead, found.end_of_turn) == (before, lead, end)
+    assert ("".join(found.before_reply), "".join(found.lead), found.end_of_turn) == (before, lead, end)
 
 
 def test_a_template_may_end_replies_without_a_control_token():

@@ -201,7 +201,7 @@ def test_ordinary_text_gets_the_ids_of_the_ordinary_encoding(name, prompt, tmp_p
         ours = load(tmp_path, tokenizer, tokenizer_config={**BASE, "add_bos_token": True})
     assert ours.encode_prompt(ONE) == tokenizer.encode(prompt, add_special_tokens=False).ids
     lead = "" if "im_start" in prompt else " "
-    end = "<|im_end|>" if "im_start" in prompt else "</s>"
+    end = "<|im_end|>" if "im_start" in prompt else " </s>" if "INST" in prompt else "</s>"
     whole = tokenizer.encode(f"{prompt}{lead}Hello\n\nthere{end}", add_special_tokens=False).ids
     assert ours.encode_prompt(ONE) + ours.encode_response("Hello\n\nthere") == whole
 
@@ -217,7 +217,7 @@ def test_sentencepiece_reads_llama_2_as_its_reference_does(tmp_path):
     assert ours.encode_prompt(LONG) + ours.encode_response("Hello there") == [
         *first,
         bos,
-        *pieces.encode("[INST] A user asks [/INST] Hello there"),
+        *pieces.encode("[INST] A user asks [/INST] Hello there "),
         eos,
     ]
 
