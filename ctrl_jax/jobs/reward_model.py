@@ -134,7 +134,7 @@ def _without_padding(tokens: list[int], pad: int | None) -> list[int]:
 
 
 def _divided(rows: Sequence[Sequence[list[int]]], ids: Any) -> tuple[Prompts, Responses]:
-    """[B][N] sequences: as prompts the beginning that a row's sequences share, which is then read once, and the rest."""
+    """[B][N] sequences: as prompts the beginning that a row's sequences share, which is read once, and the rest."""
     shared = [_shared(row) for row in rows]
     prompts, prompt_lengths = _bucketed([row[0][:length] for row, length in zip(rows, shared, strict=True)])
     tokens, lengths = _bucketed([tokens[length:] for row, length in zip(rows, shared, strict=True) for tokens in row])

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import Turn, transcript
 from ctrl_jax.errors import InputError
+from tests.models.oracles import chats
 
 SMOLLM2 = Path(os.environ.get("CTRL_JAX_SMOLLM2", Path(__file__).parents[3] / "shared" / "smollm2"))
 
@@ -182,6 +183,58 @@ def test_any_reply_round_trips(name, tmp_path_factory):
         assert tokenizer.decode(tokenizer.encode_response(text)) == text.strip()
 
     check()
+
+
+def recorded(name):
+    """(conversation, what transformers makes of it, replies) of each prompt that the family's template takes."""
+    found = chats.read()[name]["chats"]
+    for prompt, replies, ids in zip(chats.PROMPTS, chats.REPLIES, found, strict=True):
+        if ids:
+            yield tuple(Turn(*turn) for turn in prompt), ids, replies
+
+
+@pytest.mark.parametrize("name", chats.FAMILIES)
+def test_conversations_have_the_ids_that_transformers_gives_them(name, tmp_path):
+    ours = pretrained_tokenizers.load(chats.write(tmp_path / "model", name, {}), embedding_rows=1000)
+    for conversation, ids, replies in recorded(name):
+        assert ours.encode_prompt(conversation) == ids["prompt"]
+        assert [ours.encode_conversation(conversation, reply) for reply in replies] == ids["finished"]
+
+
+@pytest.mark.parametrize("name", chats.FAMILIES)
+def test_a_prompt_and_its_response_are_the_finished_conversation(name, tmp_path):
+    """What is trained on is what the template writes, as far as the end of the turn."""
+    ours = pretrained_tokenizers.load(chats.write(tmp_path / "model", name, {}), embedding_rows=1000)
+    compared = 0
+    for _, ids, replies in recorded(name):
+        for reply, finished in zip(replies, ids["finished"], strict=True):
+            # Whoever trains has the replies without white space around them; Mistral's third template leaves out the
+            # system turn of a finished conversation; and a reply may join the last token of Mistral's prompts.
+            if reply != reply.strip() or finished[: len(ids["prompt"])] != ids["prompt"]:
+                continue
+            response = ours.encode_response(reply)
+            after = finished[len(ids["prompt"]) + len(response) :]
+            assert ids["prompt"] + response + after == finished
+            assert not ours.decode(after).strip(), "and white space may follow"
+            assert ours.decode(response) == reply or "</think>" in reply
+            compared += 1
+    assert compared >= 4
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama2", "llama2_pad_is_eos", "mistral_spaced", "mistral3"])
+def test_a_prompt_then_the_reply_is_not_what_these_templates_write(name, tmp_path):
+    """So it was done before: the text up to the reply, the reply, and the token that ends a turn."""
+    made = chats.tokenizer(chats.FAMILIES[name])
+    ours = pretrained_tokenizers.load(chats.write(tmp_path / "model", name, {}), embedding_rows=1000)
+    (template, end) = (ours._template, ours._template.end_of_turn)
+    differing = 0
+    for conversation, ids, replies in recorded(name):
+        before = "".join(template.pieces(conversation))
+        lead = " " if name != "qwen3" else ""
+        for reply, finished in zip(replies, ids["finished"], strict=True):
+            former = made.encode(f"{before}{lead}{reply.strip()}{end}", add_special_tokens=False).ids
+            differing += former != finished[: len(former)]
+    assert differing
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from ctrl_jax.models.reward import RewardModel
 from ctrl_jax.runtime.mesh import make_mesh
 from ctrl_jax.types import Prompts, Responses
 from tests.jobs.pretrained import BYTES, CLASSIFIER, SPECIAL, write_model
+from tests.models.oracles import chats
 
 # Compiling is what takes long here, and half of it optimises what runs once.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -195,6 +196,22 @@ def test_a_classifier_reads_the_conversation_in_its_own_tokens(run, tmp_path):
     )
     np.testing.assert_allclose(found, expected.reshape(2, 3), rtol=0, atol=1e-4)
     assert np.unique(found.round(3)).size == 6
+
+
+@pytest.mark.parametrize("name", chats.FAMILIES)
+def test_a_classifier_scores_as_transformers_does(name, run, tmp_path):
+    recorded = chats.read()[name]
+    folder = chats.write(tmp_path / "classifier", name, recorded["tensors"])
+    cases = [
+        (tuple(Turn(*turn) for turn in prompt), replies, found["scores"])
+        for prompt, replies, found in zip(chats.PROMPTS, chats.REPLIES, recorded["chats"], strict=True)
+        if found
+    ]
+    conversations, texts, expected = zip(*cases, strict=True)
+    corpus = SimpleNamespace(conversations=lambda prompts: conversations, texts=lambda responses: texts)
+    reward = reward_model._classifier(SimpleNamespace(**{**vars(run), "corpus": corpus}), folder)
+    np.testing.assert_allclose(reward.score(PROMPTS, RESPONSES), expected, rtol=0, atol=2e-5)
+    assert np.ptp(expected, axis=1).min() > 0.01, "the replies are told apart"
 
 
 def test_a_classifier_is_keyed_by_its_content(run, tmp_path):
