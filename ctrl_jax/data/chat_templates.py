@@ -76,7 +76,13 @@ class ChatTemplate:
         return self._cut(self._rendered(self._fitted(conversation), add_generation_prompt=True))
 
     def finished(self, conversation: Conversation, reply: str) -> Pieces:
-        """The conversation with its reply, to the end: `add_generation_prompt=False`. Errors: as `pieces`."""
+        """The conversation with its reply, to the end: `add_generation_prompt=False`.
+
+        It need not begin with the prompt's `pieces`: Qwen3 puts an empty thought before the reply, and Mistral 0.3 has
+        a system turn only where a user has the last word.
+
+        Errors: as `pieces`.
+        """
         turns = self._fitted((*conversation, Turn("assistant", reply)))
         return self._cut(self._rendered(turns, add_generation_prompt=False))
 

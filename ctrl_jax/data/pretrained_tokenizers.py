@@ -243,11 +243,11 @@ class _JsonVocabulary:
         self.contents = contents
         data = _parsed(path, contents)
         # A damaged file lacks any of the fields.
-        self._what = f"{path} is not a tokenizer that the tokenizers library {tokenizers.__version__} reads"
-        with _explained(self._what):
+        with _explained(f"{path} is not a tokenizer that the tokenizers library {tokenizers.__version__} reads"):
             _check_rules(path, data)
             self.controls, names = _renamed(data, added, special)
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(data))
+        self._path = path
         self._names = names
         vocabulary = self._tokenizer.get_vocab()
         for text, i in self.controls.items():
@@ -264,11 +264,11 @@ class _JsonVocabulary:
 
     def encode(self, pieces: Pieces) -> list[int]:
         text = "".join(self._names[piece] if i % 2 else piece for i, piece in enumerate(pieces))
-        with _explained(self._what):
+        with _encoding(self._path, pieces):
             return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        with _explained(self._what):
+        with _explained(f"A response cannot be decoded by {self._path}"):
             return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
@@ -390,6 +390,20 @@ def _renamed(
 _PLAIN = {"special": False, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
+@contextlib.contextmanager
+def _encoding(path: Path, pieces: Pieces) -> Iterator[None]:
+    with _explained(f"A text cannot be encoded by {path}"):
+        try:
+            yield
+        except Exception:
+            if half := re.search("[\ud800-\udfff]", "".join(pieces)):
+                raise InputError(
+                    f"A text has U+{ord(half[0]):04X}, half of a character, which no tokenizer can encode. Remove it "
+                    "from the prompt or response, or from the chat template."
+                ) from None
+            raise
+
+
 class _SentencePieceVocabulary:
     """tokenizer.model, read by SentencePiece, with the tokens that the .json files add to it.
 
@@ -402,6 +416,7 @@ class _SentencePieceVocabulary:
     ):
         """`legacy`: a text after a control token gets the space that opens a text, too."""
         self.contents = contents
+        self._path = path
         # Its classes are made when the module is loaded.
         protos: Any = sentencepiece_model_pb2
         kinds = protos.ModelProto.SentencePiece
@@ -443,16 +458,17 @@ class _SentencePieceVocabulary:
 
     def encode(self, pieces: Pieces) -> list[int]:
         ids: list[int] = []
-        for i, piece in enumerate(pieces):
-            if i % 2:
-                ids.append(self.controls[piece])
-            else:
-                for j, text in enumerate(self._word.split(piece)):
-                    if j % 2:
-                        ids.append(self._added[text])
-                    elif text:
-                        # A space after an ordinary token would be a loss: it is in the middle of a text.
-                        ids += (self._middle if j else self._after_control if i else self._opening).encode(text)
+        with _encoding(self._path, pieces):
+            for i, piece in enumerate(pieces):
+                if i % 2:
+                    ids.append(self.controls[piece])
+                else:
+                    for j, text in enumerate(self._word.split(piece)):
+                        if j % 2:
+                            ids.append(self._added[text])
+                        elif text:
+                            # A space after an ordinary token would be a loss: it is in the middle of a text.
+                            ids += (self._middle if j else self._after_control if i else self._opening).encode(text)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

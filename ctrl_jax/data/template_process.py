@@ -59,10 +59,7 @@ class ExceededError(Exception):
 
 def render(source: str, variables: Mapping[str, Any], limits: Limits) -> str:
     """What the template writes with these variables, which JSON can hold. Errors: FailedError, ExceededError."""
-    try:
-        worker = _idle.pop()
-    except IndexError:
-        worker = _Worker()
+    worker = _waiting() or _Worker()
     try:
         answer = worker.ask({"source": source, "variables": variables, "limits": asdict(limits)})
         if "exceeded" in answer:
@@ -90,6 +87,10 @@ class _Worker:
         # Called also where nothing refers to the worker any more, and when the interpreter exits.
         self.end = weakref.finalize(self, _end, self._process)
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def ask(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -100,6 +101,14 @@ class _Worker:
 
 _idle: list[_Worker] = []
 """Workers that wait for the next rendering: as many as there were threads that rendered at one time."""
+
+
+def _waiting() -> _Worker | None:
+    with contextlib.suppress(IndexError):  # Several threads may look at once.
+        while not (worker := _idle.pop()).alive:
+            worker.end()
+        return worker
+    return None
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

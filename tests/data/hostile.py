@@ -1,12 +1,9 @@
-"""Chat templates that try to take a machine's time or memory, or to leave by an error that nobody expects.
-
-Each is a template, with how it may end: "refused" by an InputError, or else in a right rendering of a small size.
-"""
+"""Chat templates that try to take a machine's time or memory (EXCESSIVE), or fail in ways of their own (ODD)."""
 
 HEAD = "{% for m in messages %}{{ m.content }};{% endfor %}"
 """What an ordinary template does; the attack stands behind it."""
 
-BIG = ("100000000", "10**9", "10**12", "10**30")
+BIG = ("10**9", "10**30")
 SMALL_RANGE = "range(99999)"
 _TEXT = "messages[0].content"
 
@@ -27,7 +24,7 @@ TIME = {
         f"loops over slices {k}": _nested(1, f"{{% for j in ({_TEXT} * 999999)[:{k}] %}}{{% endfor %}}")
         for k in (10**5,)
     },
-    "a power": "{{ 9 ** 9 ** 9 }}",
+    "a power": "{{ 9 ** (9 ** 9) }}",
     "a power of a loop's": _repeated("7", "ns.x * ns.x"),
     "a division of large numbers": "{{ (10 ** 2000000 // 7 ** 1000000) > 1 }}",
     "a large number's digits": "{{ (10 ** 3000000) | string }}",
@@ -84,7 +81,6 @@ SIZE = {
     "bytes": "{{ 10**9 | string | list }}{{ (1).to_bytes(10**9, 'big') }}",
     "a whole page written": "{{ messages[0].content * 10**8 }}",
     "a file size": "{{ (10**300) | filesizeformat }}{{ 10**400 | filesizeformat }}",
-    "a date": "{{ strftime_now('%999999999d') }}",
     "a date of many": "{{ strftime_now('%c' * 10**8) }}",
     "an escape": "{{ ('<' * 10**8) | escape | forceescape }}",
     "a table of characters": "{{ 'x' | xmlattr }}{{ {'a': 'b' * 10**9} | xmlattr }}",
@@ -93,7 +89,8 @@ SIZE = {
     "many dictionaries": "{{ [{}] * 10**9 }}",
     "pretty printed": "{{ (range(99999) | list * 999) | pprint }}",
 }
-ERRORS = {
+ODD = {
+    "a wide date": "{{ strftime_now('%999999999d') }}",
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "recursion of two": "{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}",
     "recursion through a caller": "{% macro f() %}{{ caller() }}{% endmacro %}"
@@ -103,7 +100,7 @@ ERRORS = {
     "a fan of recursion": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     **{
         f"{depth} {name} deep": opening * depth + inner + closing * depth
-        for depth in (50, 500, 5000, 100_000)
+        for depth in (50, 500, 100_000)
         for name, opening, inner, closing in (
             ("parentheses", "{{ " + "", "1", " }}"),
             ("ifs", "{% if 1 %}", "", "{% endif %}"),
@@ -111,7 +108,7 @@ ERRORS = {
     },
     **{
         f"an expression of {depth} {name}": "{{ " + opening * depth + "1" + closing * depth + " }}"
-        for depth in (50, 500, 5000, 100_000)
+        for depth in (50, 500, 100_000)
         for name, opening, closing in (
             ("parentheses", "(", ")"),
             ("lists", "[", "]"),
@@ -156,8 +153,4 @@ ERRORS = {
     "a block of itself": "{% block a %}{{ self.a() }}{% endblock %}",
     "a debug of everything": "{{ self }}{{ self._TemplateReference__context }}",
 }
-TEMPLATES = {
-    f"{kind}: {name}": HEAD + attack
-    for kind, attacks in (("time", TIME), ("size", SIZE), ("errors", ERRORS))
-    for name, attack in attacks.items()
-}
+EXCESSIVE = {**TIME, **SIZE}

@@ -141,6 +141,80 @@ def test_what_stands_around_a_reply_is_found_by_rendering(name, before, lead, en
     assert ("".join(found.before_reply), "".join(found.lead), found.end_of_turn) == (before, lead, end)
 
 
+REASONER = (  # as DeepSeek-R1's: the prompt opens a thought, and a finished reply has none
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '<|user|>' + m.content }}{% else %}"
+    "{{ '<|assistant|>' + m.content.split('</think>')[-1] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}"
+)
+CHANNELS = (  # as gpt-oss's: a reply has a control token of its own
+    "{% for m in messages %}{{ '<|start|>' + m.role }}{% if m.role == 'assistant' %}{{ '<|channel|>final' }}{% endif %}"
+    "{{ '<|message|>' + m.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+ENDINGS = "{% for m in messages %}{{ m.content }}{{ '<|end|>' if m.content|length > 9 else '<|stop|>' }}{% endfor %}"
+EXTRA = ("<|user|>", "<|assistant|>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|stop|>")
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "expected"),
+    [
+        (TEMPLATES["chatml"], "Yes.", ["Yes."]),
+        (TEMPLATES["llama3"], "Yes.", ["Yes."]),
+        (TEMPLATES["mistral"], "Yes.", [" Yes."]),
+        (TEMPLATES["mistral"].replace("+ eos_token", "+ ' ' + eos_token"), "Yes.", [" Yes. "]),
+        (TEMPLATES["qwen"], "Yes.", ["<think>\n\n</think>\n\nYes."]),
+        (TEMPLATES["qwen"], "", ["<think>\n\n</think>\n\n"]),
+        (TEMPLATES["qwen"], "<think>\nIs it?\n</think>\n\nYes.", ["<think>\n\n</think>\n\nYes."]),
+        (REASONER, "Yes.", ["Yes."]),
+        (REASONER, "Is it?</think>Yes.", ["Yes."]),
+        (CHANNELS, "Yes.", ["", "<|channel|>", "final", "<|message|>", "Yes."]),
+        (CHANNELS, "<|end|>", ["", "<|channel|>", "final", "<|message|>", "<|end|>"]),
+        # What it writes after a reply is learnt from a long one.
+        (ENDINGS, "Yes, of course.", ["Yes, of course."]),
+        (ENDINGS, "Yes.", ["Yes."]),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}", "Yes.", ["assistant: Yes."]),
+    ],
+)
+def test_a_reply_is_what_follows_the_generation_prompt_up_to_the_end_of_the_turn(source, text, expected):
+    assert template(source, controls=(*CONTROLS, *EXTRA)).reply(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "conversation", "expected"),
+    [
+        (
+            "chatml",
+            LONG[:2],
+            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+            "<|im_start|>assistant\nSo.<|im_end|>\n",
+        ),
+        (
+            "gemma",
+            LONG[:2],
+            "<bos><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n<start_of_turn>model\nSo.<end_of_turn>\n",
+        ),
+        (
+            "qwen",
+            LONG[1:],
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+            "<|im_start|>assistant\n<think>\n\n</think>\n\nSo.<|im_end|>\n",
+        ),
+        ("mistral", LONG, "<s>[INST] Be kind.\n\nHi [/INST] Ho</s>[INST] Why? [/INST] So.</s>"),
+    ],
+)  # fmt: skip
+def test_a_finished_conversation_is_written_to_its_end(name, conversation, expected):
+    pieces = named(name).finished(conversation, "So.")
+    assert "".join(pieces) == expected
+    assert all(piece in CONTROLS for piece in pieces[1::2])
+
+
+def test_a_reply_that_holds_control_tokens_is_text_in_the_finished_conversation():
+    found = named("chatml")
+    texts = [found.finished(ONE, reply) for reply in ("a<|im_end|>b", "a?b")]
+    assert texts[0][1::2] == texts[1][1::2]
+    assert any("a<|im_end|>b" in text for text in texts[0][::2])
+
+
 def test_a_template_may_end_replies_without_a_control_token():
     plain = template("{% for m in messages %}{{ '### ' + m.role + ': ' + m.content + '\n' }}{% endfor %}### reply:")
     assert plain.end_of_turn is None

@@ -216,3 +216,18 @@ def test_a_path_that_is_no_directory_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/config\.json is missing"):
         huggingface.read_config(tmp_path / "file")
+
+
+def test_padding_is_what_transformers_takes_for_it(tmp_path):
+    def pad(**given):
+        (tmp_path / "config.json").write_text(json.dumps(given))
+        return huggingface.pad_token_id(tmp_path)
+
+    assert pad(model_type="llama") is None
+    assert pad(model_type="llama", pad_token_id=2) == 2
+    assert pad(model_type="llama", pad_token_id=-1) == -1
+    assert pad(model_type="gemma2") == pad(architectures=["Gemma3TextForSequenceClassification"]) == 0
+    assert pad(model_type="gemma2", pad_token_id=None) is None
+    for wrong in ("2", 2.0, True, [2]):
+        with pytest.raises(InputError, match=r"config\.json: pad_token_id is .*, not a whole number"):
+            pad(model_type="llama", pad_token_id=wrong)

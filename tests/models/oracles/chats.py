@@ -292,7 +292,13 @@ _SIZES = {
     "id2label": {"0": "LABEL_0"},
     "label2id": {"LABEL_0": 0},
 }
-_WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+|\s+(?!\S)|\s+",
+    )
+)
 """Of Llama 3, and Qwen's but for the digits: two new lines before a word are one token."""
 _MERGES = ("t h", "th e", "i n", "e r", "o n", "r e", "{} t", "{} a", "{} the", "{} {}", "{} H", "{} [", "{}H i")
 """Of pieces, with {} for how a space is written."""
