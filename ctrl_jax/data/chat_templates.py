@@ -14,7 +14,7 @@ takes a user's `<|im_end|>` for the token itself.)
 
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class ChatTemplate:
     """The control token that follows a reply, if one does."""
 
     def __init__(
-        self, source: str, *, file: Path, controls: Collection[str], variables: Mapping[str, str],
+        self, source: str, *, file: Path, controls: Iterable[str], variables: Mapping[str, str],
         limits: Limits = DEFAULT,
     ):  # fmt: skip
         """From a template's source.
@@ -60,10 +60,7 @@ class ChatTemplate:
         self._variables = dict(variables)
         self._limits = limits
         self._secret = secrets.token_hex(16)
-        # The longest first, as tokenizers match them; the look at the first character is for speed.
-        tokens = sorted(filter(None, controls), key=len, reverse=True)
-        first = "".join(sorted({re.escape(token[0]) for token in tokens}))
-        any_token = f"(?=[{first}])(?:{'|'.join(map(re.escape, tokens))})" if tokens else "(?!)"
+        any_token = any_of(controls)
         self._control = re.compile(f"({any_token})")
         self._likeness = re.compile(f"(?={any_token}).", re.DOTALL)
         self._probe()
@@ -204,3 +201,23 @@ class ChatTemplate:
 
 def _roles(turns: Conversation) -> str:
     return ", ".join(turn.role for turn in turns) or "no turns"
+
+
+def any_of(texts: Iterable[str]) -> str:
+    """A regular expression of any of these texts, but the empty one; the longest that there is, as tokenizers match.
+
+    What texts share at their beginning is written once: some vocabularies have ten thousand that begin alike, and a
+    search for one after the other would take a millisecond at each `<`.
+    """
+    return _any_of([text for text in texts if text]) or "(?!)"
+
+
+def _any_of(texts: Sequence[str]) -> str:
+    rest: dict[str, list[str]] = {}
+    for text in texts:
+        if text:
+            rest.setdefault(text[0], []).append(text[1:])
+    branches = "|".join(re.escape(first) + _any_of(ends) for first, ends in rest.items())
+    if "" in texts and branches:
+        return f"(?:{branches})?"
+    return f"(?:{branches})" if len(rest) > 1 else branches

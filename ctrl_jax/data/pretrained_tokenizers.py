@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from ctrl_jax.data.chat_templates import ChatTemplate, Pieces
+from ctrl_jax.data.chat_templates import ChatTemplate, Pieces, any_of
 from ctrl_jax.data.conversations import Conversation, transcript
 from ctrl_jax.errors import InputError
 
@@ -449,8 +449,7 @@ class _SentencePieceVocabulary:
         }
         self._added = {entry["content"]: i for i, entry in beyond.items() if entry["content"] not in self.controls}
         self._texts = {i: text for text, i in self._added.items()}
-        words = "|".join(re.escape(text) for text in sorted(self._added, key=len, reverse=True))
-        self._word = re.compile(f"({words or '(?!)'})")
+        self._word = re.compile(f"({any_of(self._added)})")
         self._pieces = pieces
         self.size = max(pieces, *(i + 1 for i in beyond), 0)
         bos = self._middle.bos_id()

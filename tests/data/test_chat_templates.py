@@ -1,8 +1,12 @@
+import re
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ctrl_jax.data.chat_templates import ChatTemplate
+from ctrl_jax.data.chat_templates import ChatTemplate, any_of
 from ctrl_jax.data.conversations import Turn
 from ctrl_jax.errors import InputError
 
@@ -309,3 +313,17 @@ def test_a_conversation_that_fails_is_described_in_its_own_words():
     with pytest.raises(InputError, match=r"conversation of user, assistant, user: cannot say bad</s>\. Mend the conv"):
         found.pieces((*ONE, Turn("assistant", "Ho"), Turn("user", "bad</s>")))
     assert found.pieces((Turn("user", "a</s>"),)) == ["a</s>"], "the template does not see a control token"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text("ab<|.", max_size=4), max_size=8), st.text("ab<|.", max_size=30))
+def test_any_of_finds_what_a_search_for_one_after_the_other_finds(texts, text):
+    longest_first = "|".join(map(re.escape, sorted(filter(None, texts), key=len, reverse=True)))
+    assert re.split(f"({any_of(texts)})", text) == re.split(f"({longest_first or '(?!)'})", text)
+
+
+def test_a_text_full_of_likenesses_of_many_tokens_is_searched_in_a_second():
+    pattern = re.compile(any_of(["<s>", "[x]", *(f"<unused{i}>" for i in range(20_000))]))
+    started = time.monotonic()
+    assert not pattern.search("<unused1<" * 100_000)
+    assert time.monotonic() - started < 5
