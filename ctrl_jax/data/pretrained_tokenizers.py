@@ -74,7 +74,7 @@ def _load(folder: Path, embedding_rows: int) -> "PretrainedTokenizer":
     eos_ids = [*(vocabulary.controls[text] for text in ends if text in vocabulary.controls), *special.ids["eos_token"]]
     if not eos_ids:
         raise InputError(
-            f"Nothing in {folder} names a token that ends a reply: eos_token is {special.roles.get('eos_token')!r}, "
+            f"Nothing in {folder} names a token that ends a reply: eos_token is {special.roles.get('eos_token')!r:.80}, "
             "which the tokenizer does not have. Give eos_token in tokenizer_config.json, or eos_token_id in "
             "generation_config.json."
         )
@@ -104,7 +104,8 @@ class PretrainedTokenizer:
         self, vocabulary: "_Vocabulary", template: ChatTemplate | None, *, bos_ids: Sequence[int],
         eos_ids: tuple[int, ...], pad_id: int, fingerprint: str,
     ):  # fmt: skip
-        self.vocabulary_size = vocabulary.size
+        # Some models end replies with an id that only their embedding knows.
+        self.vocabulary_size = max(vocabulary.size, *(i + 1 for i in (pad_id, *eos_ids)))
         self.pad_id = pad_id
         self.eos_ids = eos_ids
         self.fingerprint = fingerprint
@@ -253,7 +254,7 @@ class _JsonVocabulary:
         for text, i in self.controls.items():
             if (found := vocabulary.get(names[text])) != i:
                 raise InputError(
-                    f"The special token {text!r} has the id {i} by {path} or the tokenizer_config.json beside it, but "
+                    f"The special token {text!r:.80} has the id {i} by {path} or the tokenizer_config.json beside it, but "
                     f"would get {found}; the files do not belong together. Copy both from one place."
                 )
         self.size = 1 + max(vocabulary.values())
@@ -544,7 +545,7 @@ def _added(folder: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any
             raise ValueError("an id is no whole number from 0")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"The added tokens of {path} are malformed ({type(error).__name__}: {error}); an entry is "
+            f"The added tokens of {path} are malformed ({type(error).__name__}: {str(error)[:200]}); an entry is "
             '"id": {"content": text, "special": true or false}. Copy the file again.'
         ) from error
     return added
@@ -556,7 +557,7 @@ def _ids(folder: Path, role: str, value: Any, embedding_rows: int) -> list[int]:
     for i in ids:
         if isinstance(i, bool) or not isinstance(i, int) or i >= embedding_rows:
             raise InputError(
-                f"{role}_id is {value!r} in {folder}/generation_config.json or config.json; the model's embedding has "
+                f"{role}_id is {value!r:.80} in {folder}/generation_config.json or config.json; the model's embedding has "
                 f"{embedding_rows} rows, so ids are whole numbers from 0 to {embedding_rows - 1}."
             )
     return [i for i in ids if i >= 0]

@@ -1,3 +1,5 @@
+import collections
+import copy
 import io
 import json
 import os
@@ -720,6 +722,83 @@ def test_twenty_thousand_added_tokens_load_in_seconds(tokenizer, tmp_path):
     ids = found.encode_response("Hello <unused1> <unused2>")
     assert size + 1 in ids and size + 2 not in ids
     assert time.monotonic() - started < 20
+
+
+ODD = (
+    None, True, -1, 0, 2**31, 2**40, 2**70, 1.5, 1e308, "", "x", "</s>", "\ud800", "\0", "x" * 20_000, [], {}, [[]],
+    [None], [{}], {"": None}, {"type": "Sequence"}, {"type": "Metaspace", "replacement": "__"}, {"Regex": "("},
+    list(range(999)),
+)  # fmt: skip
+
+
+def places(value, path=()):
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    # Of many alike, a few.
+    for key, part in list(inner)[:40]:
+        yield from places(part, (*path, key))
+
+
+def damage(folder, draw):
+    """Changes one file: values of its JSON, or bytes."""
+    file = draw.choice(sorted(folder.iterdir()))
+    contents = file.read_bytes()
+    if file.suffix == ".json" and draw.random() < 0.7:
+        data = json.loads(contents)
+        for _ in range(draw.choice((1, 1, 2, 5))):
+            if path := draw.choice([path for path in places(data) if path] or [()]):
+                *above, last = path
+                node = data
+                for key in above:
+                    node = node[key]
+                if draw.random() < 0.2:
+                    del node[last]
+                else:
+                    node[last] = copy.deepcopy(draw.choice(ODD))
+        file.write_text(json.dumps(data))
+        return
+    at, end = sorted(draw.randrange(len(contents) + 1) for _ in range(2))
+    changed_bytes = {
+        "cut": contents[:at],
+        "flip": contents[:at] + bytes([draw.randrange(256)]) + contents[at + 1 :],
+        "out": contents[:at] + contents[end:],
+        "twice": contents[:end] + contents[at:],
+        "empty": b"",
+        "noise": draw.randbytes(200),
+    }
+    file.write_bytes(changed_bytes[draw.choice(sorted(changed_bytes))])
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
+def test_a_damaged_directory_is_read_or_refused(count, tmp_path, capfd):
+    draw = random.Random(count)
+    kinds = [name for name in KINDS if name != "smollm2"]
+    outcomes = collections.Counter()
+    for i in range(count):
+        tokenizer, files = KINDS[draw.choice(kinds)]
+        given = {"generation_config": {"eos_token_id": 1}, "config": {"bos_token_id": 0, "pad_token_id": 2}, **files}
+        folder = directory(tmp_path / str(i), tokenizer, **given)
+        damage(folder, draw)
+        try:
+            found = pretrained_tokenizers.load(folder, embedding_rows=1000)
+            ids = [
+                *found.encode_prompt(LONG),
+                *found.encode_response("Hello </s> 🙂"),
+                *found.encode_conversation(ONE, "x"),
+            ]
+            assert max(*ids, found.pad_id, *found.eos_ids) < found.vocabulary_size <= 1000, (
+                found.pad_id,
+                found.eos_ids,
+                ids,
+            )
+            assert isinstance(found.decode(range(-1, 1000)), str)
+            outcomes["read"] += 1
+        except InputError as error:
+            assert len(str(error)) < 3000 and str(folder) in str(error)
+            outcomes["refused"] += 1
+        shutil.rmtree(folder)
+    capfd.readouterr()  # the library prints where it panics
+    assert min(outcomes["read"], outcomes["refused"]) > count / 10
 
 
 def test_any_other_error_names_the_folder(tmp_path, monkeypatch):
