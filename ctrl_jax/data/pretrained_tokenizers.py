@@ -74,9 +74,9 @@ def _load(folder: Path, embedding_rows: int) -> "PretrainedTokenizer":
     eos_ids = [*(vocabulary.controls[text] for text in ends if text in vocabulary.controls), *special.ids["eos_token"]]
     if not eos_ids:
         raise InputError(
-            f"Nothing in {folder} names a token that ends a reply: eos_token is {special.roles.get('eos_token')!r:.80}, "
-            "which the tokenizer does not have. Give eos_token in tokenizer_config.json, or eos_token_id in "
-            "generation_config.json."
+            f"Nothing in {folder} names a token that ends a reply: eos_token is "
+            f"{special.roles.get('eos_token')!r:.80}, which the tokenizer does not have. Give eos_token in "
+            "tokenizer_config.json, or eos_token_id in generation_config.json."
         )
     named_pad = vocabulary.controls.get(special.roles.get("pad_token", ""))
     return PretrainedTokenizer(
@@ -254,8 +254,8 @@ class _JsonVocabulary:
         for text, i in self.controls.items():
             if (found := vocabulary.get(names[text])) != i:
                 raise InputError(
-                    f"The special token {text!r:.80} has the id {i} by {path} or the tokenizer_config.json beside it, but "
-                    f"would get {found}; the files do not belong together. Copy both from one place."
+                    f"The special token {text!r:.80} has the id {i} by {path} or the tokenizer_config.json beside it, "
+                    f"but would get {found}; the files do not belong together. Copy both from one place."
                 )
         self.size = 1 + max(vocabulary.values())
         plain = self._tokenizer.encode("x", add_special_tokens=False).ids
@@ -557,8 +557,8 @@ def _ids(folder: Path, role: str, value: Any, embedding_rows: int) -> list[int]:
     for i in ids:
         if isinstance(i, bool) or not isinstance(i, int) or i >= embedding_rows:
             raise InputError(
-                f"{role}_id is {value!r:.80} in {folder}/generation_config.json or config.json; the model's embedding has "
-                f"{embedding_rows} rows, so ids are whole numbers from 0 to {embedding_rows - 1}."
+                f"{role}_id is {value!r:.80} in {folder}/generation_config.json or config.json; the model's "
+                f"embedding has {embedding_rows} rows, so ids are whole numbers from 0 to {embedding_rows - 1}."
             )
     return [i for i in ids if i >= 0]
 
