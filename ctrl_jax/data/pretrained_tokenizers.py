@@ -150,8 +150,8 @@ class PretrainedTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         text = self._vocabulary.decode([int(i) for i in ids if i not in self.eos_ids])
-        text = text.removeprefix(self._lead if text.startswith(self._lead) else " ")
-        return text.removesuffix(self._trail)
+        lead = self._lead if self._lead and text.startswith(self._lead) else " "
+        return text.removeprefix(lead).removesuffix(self._trail)
 
     def _continuation(self, pieces: Pieces) -> list[int]:
         """The tokens of pieces as they are in the middle of a text: alone, they might get a space that opens one."""
@@ -293,16 +293,13 @@ def _check_rules(path: Path, data: Mapping[str, Any]) -> None:
     rules = [(place, value) for place, value in values if isinstance(value, dict) and _rewrites(place, value)]
     if len(rules) > _RULES:
         raise _excess(path, f"has {len(rules)} rules that rewrite a text", f"{_RULES} are the most")
-    written = (
-        "x"
-        + "".join(text for place, text in texts if place.startswith(("normalizer.", "decoder.")))[: _REWRITTEN // 10]
-    )
+    found = (text for place, text in texts if place.startswith(("normalizer.", "decoder.")) and len(text) <= _RULE)
+    written = f"x{''.join(found)}"[: _REWRITTEN // 10]
     for place, rule in rules:
         written = _normalizer(rule).normalize_str(written)
         if len(written) > _REWRITTEN:
-            raise _excess(
-                path, f"makes a short text {len(written)} characters long by its rule {place}", "that is no use"
-            )
+            made = f"makes a short text {len(written)} characters long by its rule {place}"
+            raise _excess(path, made, f"{_REWRITTEN} are the most")
 
 
 def _rewrites(place: str, rule: Mapping[str, Any]) -> bool:

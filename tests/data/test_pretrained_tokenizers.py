@@ -460,6 +460,21 @@ def test_truncation_and_padding_of_the_file_are_left_out(tmp_path):
     assert ours.encode_prompt(LONG) == BYTES.encode(transcript(LONG)).ids
 
 
+@pytest.mark.parametrize("name", ["bytes-chat", "bytes-base", "llama2-json-chat"])
+def test_a_reply_is_decoded_without_the_space_before_it(name, tmp_path):
+    tokenizer, files = KINDS[name]
+    ids = tokenizer.encode("x Hello").ids
+    start = next(i for i in range(len(ids)) if tokenizer.decode(ids[i:]).strip() == "Hello")
+    assert load(tmp_path, tokenizer, **files).decode(ids[start:]) == "Hello"
+
+
+def test_an_empty_thought_that_the_template_writes_is_no_part_of_the_reply(tmp_path):
+    ours = pretrained_tokenizers.load(chats.write(tmp_path / "model", "qwen3", {}), embedding_rows=1000)
+    assert ours.decode(ours.encode_response("Yes.")) == "Yes."
+    thought = "<think>\nIs it?\n</think>\n\nYes."
+    assert ours.decode(ours.encode_response(thought)) == thought
+
+
 def test_ids_that_are_no_token_have_no_text(tmp_path):
     for name in ("bytes-chat", "llama2-base"):
         tokenizer = kind(name, tmp_path / name)
