@@ -12,28 +12,19 @@ without such likenesses are not touched, so their rendering, and their token ids
 takes a user's `<|im_end|>` for the token itself.)
 """
 
-import json
 import re
 import secrets
-from collections.abc import Collection, Mapping
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from ctrl_jax.data import template_process
 from ctrl_jax.data.conversations import Conversation, Turn
+from ctrl_jax.data.template_process import DEFAULT, Limits
 from ctrl_jax.errors import InputError
 
 Pieces = list[str]
 """Plain text, control token, plain text, ..., plain text: an odd number of them; texts may be empty."""
-
-_TODAY = datetime(2024, 7, 26)
-"""What a template is told of the date: the day that Llama 3's templates fall back to. The real one would change the
-prompts, and with them every stage, at midnight."""
 
 
 class ChatTemplate:
@@ -45,44 +36,70 @@ class ChatTemplate:
     """
 
     before_reply: Pieces
-    """What stands between the user's last text and the reply."""
-    lead: str
-    """The white space that the template writes before a reply."""
+    """What stands between the user's last text and where the model goes on: the generation prompt at its end."""
+    lead: Pieces
+    """What the template writes after that before a reply, such as a space, or Qwen3's empty thought."""
+    trail: str
+    """The text that the template writes after a reply, before the control token; Llama 2 has a space there."""
     end_of_turn: str | None
-    after_turn: str
-    """The white space that the template writes after it."""
     """The control token that follows a reply, if one does."""
 
-    def __init__(self, source: str, *, file: Path, controls: Collection[str], variables: Mapping[str, str]):
+    def __init__(
+        self, source: str, *, file: Path, controls: Iterable[str], variables: Mapping[str, str],
+        limits: Limits = DEFAULT,
+    ):  # fmt: skip
         """From a template's source.
 
         `file` names it in errors; `controls` are the control tokens, as the template writes them; `variables` are what
-        it may ask for, such as bos_token.
+        it may ask for, such as bos_token; `limits` hold for each rendering.
 
-        Errors: InputError where it does not parse, or fails on a conversation of one turn.
+        Errors: InputError where it does not parse, exceeds a limit, or fails on a conversation of one turn.
         """
         self.source = source
         self._file = file
         self._variables = dict(variables)
+        self._limits = limits
         self._secret = secrets.token_hex(16)
-        # The longest first, as tokenizers match them; the look at the first character is for speed.
-        tokens = sorted(filter(None, controls), key=len, reverse=True)
-        first = "".join(sorted({re.escape(token[0]) for token in tokens}))
-        any_token = f"(?=[{first}])(?:{'|'.join(map(re.escape, tokens))})" if tokens else "(?!)"
+        any_token = any_of(controls)
         self._control = re.compile(f"({any_token})")
         self._likeness = re.compile(f"(?={any_token}).", re.DOTALL)
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise InputError(
-                f"The chat template of {file} does not parse, at its line {error.lineno}: {error.message}. Mend it, or "
-                "take the model's own file."
-            ) from error
         self._probe()
 
     def pieces(self, conversation: Conversation) -> Pieces:
-        """The conversation up to where the reply begins. Errors: InputError where the template fails."""
+        """The conversation up to where the reply begins: `add_generation_prompt=True`.
+
+        Errors: InputError where the template fails or exceeds a limit.
+        """
         return self._cut(self._rendered(self._fitted(conversation), add_generation_prompt=True))
+
+    def finished(self, conversation: Conversation, reply: str) -> Pieces:
+        """The conversation with its reply, to the end: `add_generation_prompt=False`.
+
+        It need not begin with the prompt's `pieces`: Qwen3 puts an empty thought before the reply, and Mistral 0.3 has
+        a system turn only where a user has the last word.
+
+        Errors: as `pieces`.
+        """
+        turns = self._fitted((*conversation, Turn("assistant", reply)))
+        return self._cut(self._rendered(turns, add_generation_prompt=False))
+
+    def reply(self, text: str) -> Pieces:
+        """What follows `pieces` in the finished conversation, up to the control token that ends the turn.
+
+        A reply is learnt as the continuation of what the model reads when it is sampled, the generation prompt.
+        Whatever the template writes there belongs to it: Qwen3's empty thought, Llama 2's space before the end.
+        Where a finished conversation has another text in the generation prompt's place (DeepSeek-R1's opens a thought
+        there, which is left out later), the reply begins with its own text.
+
+        It is rendered after a turn of one word: what stands before a reply changes none of these templates' replies.
+
+        Errors: as `pieces`.
+        """
+        _, _, written = self._dialogue(text).rpartition(self._user)
+        start = self._before if written.startswith(self._before) else self._between
+        if not written.startswith(start) or not written.endswith(self._closing):
+            return [*self.lead[:-1], f"{self.lead[-1]}{text}{self.trail}"]
+        return self._cut(written[len(start) : len(written) - len(self._closing)])
 
     @cached_property
     def _takes_system(self) -> bool:
@@ -95,8 +112,8 @@ class ChatTemplate:
     def _writes(self, turns: Conversation) -> bool:
         """Whether the template writes every turn's text."""
         try:
-            text = self._rendered(turns, add_generation_prompt=True)
-        except InputError:
+            text = self._written(turns, add_generation_prompt=True)
+        except template_process.FailedError:
             return False
         return all(turn.content in text for turn in turns)
 
@@ -116,42 +133,60 @@ class ChatTemplate:
 
     def _probe(self) -> None:
         """Learns from two renderings what stands around a reply."""
-        user, reply = f"{self._secret}u", f"{self._secret}r"
-        prompt = self._rendered((Turn("user", user),), add_generation_prompt=True)
-        dialogue = self._rendered((Turn("user", user), Turn("assistant", reply)), add_generation_prompt=False)
-        for text, role in ((user, "user"), (reply, "assistant")):
+        self._user, reply = f"{self._secret}u", f"{self._secret}r"
+        prompt = self._rendered((Turn("user", self._user),), add_generation_prompt=True)
+        dialogue = self._dialogue(reply)
+        for text, role in ((self._user, "user"), (reply, "assistant")):
             if text not in dialogue:
                 raise InputError(
                     f"The chat template of {self._file} does not write the text of the {role}'s turn; it may be meant "
                     "for messages of several parts (images, tools). Give the directory a template for plain text."
                 )
-        before = prompt.rpartition(user)[2]
-        between, _, after = dialogue.rpartition(user)[2].partition(reply)
-        lead = between.removeprefix(before)
-        # A template may write more than white space there (an empty thought); the model is left to write that.
-        self.lead = lead if between.startswith(before) and not lead.strip() else ""
-        self.before_reply = self._cut(before)
+        self._before = prompt.rpartition(self._user)[2]
+        self._between, _, after = dialogue.rpartition(self._user)[2].partition(reply)
+        self.before_reply = self._cut(self._before)
+        self.lead = self._cut(self._between[len(self._before) :] if self._between.startswith(self._before) else "")
         match = self._control.search(after)
         self.end_of_turn = match[0] if match else None
-        tail = after[match.end() :] if match else ""
-        self.after_turn = tail if not tail.strip() else ""
+        self.trail = after[: match.start()] if match else ""
+        self._closing = after[match.start() :] if match else after
+        """What follows a reply's last text."""
+
+    def _dialogue(self, reply: str) -> str:
+        return self._rendered((Turn("user", self._user), Turn("assistant", reply)), add_generation_prompt=False)
 
     def _rendered(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
-        messages = [{"role": turn.role, "content": self._likeness.sub(self._spelled, turn.content)} for turn in turns]
         try:
-            return self._template.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._variables,
-            )
-        except Exception as error:  # A template is a program: it may fail in any way.
-            roles = ", ".join(turn.role for turn in turns) or "no turns"
+            return self._written(turns, add_generation_prompt=add_generation_prompt)
+        except template_process.FailedError as error:
+            if error.line is not None:
+                raise InputError(
+                    f"The chat template of {self._file} does not parse, at its line {error.line}: "
+                    f"{str(error)[:1000].rstrip('.')}. Mend it, or "
+                    "take the model's own file."
+                ) from error
             raise InputError(
-                f"The chat template of {self._file} fails on a conversation of {roles}: "
-                f"{self._restored(str(error)) or type(error).__name__}. Mend the conversation or the template, or take "
-                "the template away: prompts are then written as \\n\\nHuman: and \\n\\nAssistant: transcripts."
+                f"The chat template of {self._file} fails on a conversation of {_roles(turns)}: "
+                f"{self._restored(str(error))[:1000].rstrip('.')}. Mend the conversation or the template, or take the "
+                "template away: prompts are then written as \\n\\nHuman: and \\n\\nAssistant: transcripts."
+            ) from error
+
+    def _written(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
+        messages = [{"role": turn.role, "content": self._likeness.sub(self._spelled, turn.content)} for turn in turns]
+        variables = {
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            **self._variables,
+        }
+        try:
+            return template_process.render(self.source, variables, self._limits)
+        except template_process.ExceededError as error:
+            raise InputError(
+                f"The chat template of {self._file} {error} on a conversation of {_roles(turns)}, "
+                f"{sum(len(turn.content) for turn in turns)} characters; ordinary templates are far from these limits. "
+                "Take the template of the model's own publisher, or shorten the conversation if it is so long."
             ) from error
 
     def _cut(self, rendered: str) -> Pieces:
@@ -164,34 +199,25 @@ class ChatTemplate:
         return re.sub(f"{self._secret}([0-9a-f]+);", lambda code: chr(int(code[1], 16)), text)
 
 
-class _Generation(Extension):
-    """`{% generation %}` marks a reply for trainers that mask; here it is its content."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+def _roles(turns: Conversation) -> str:
+    return ", ".join(turn.role for turn in turns) or "no turns"
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The settings, filters and functions that templates are written for.
+def any_of(texts: Iterable[str]) -> str:
+    """A regular expression of any of these texts, but the empty one; the longest that there is, as tokenizers match.
 
-    https://huggingface.co/docs/transformers/chat_templating_writing
+    What texts share at their beginning is written once: some vocabularies have ten thousand that begin alike, and a
+    search for one after the other would take a millisecond at each `<`.
     """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
-    )
-    # Jinja's own escapes for HTML.
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _TODAY.strftime
-    return environment
+    return _any_of([text for text in texts if text]) or "(?!)"
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _any_of(texts: Sequence[str]) -> str:
+    rest: dict[str, list[str]] = {}
+    for text in texts:
+        if text:
+            rest.setdefault(text[0], []).append(text[1:])
+    branches = "|".join(re.escape(first) + _any_of(ends) for first, ends in rest.items())
+    if "" in texts and branches:
+        return f"(?:{branches})?"
+    return f"(?:{branches})" if len(rest) > 1 else branches

@@ -8,12 +8,15 @@ Plain text never becomes a control token, whoever wrote it: both kinds of `_Voca
 control tokens stand apart.
 """
 
+import contextlib
 import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,9 +24,18 @@ from typing import Any, Protocol
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from ctrl_jax.data.chat_templates import ChatTemplate, Pieces
+from ctrl_jax.data.chat_templates import ChatTemplate, Pieces, any_of
 from ctrl_jax.data.conversations import Conversation, transcript
 from ctrl_jax.errors import InputError
+
+# Far above what models are published with: 35 MB (Gemma 3), 1.2 MB (its tokenizer_config.json) and 30 kB.
+_TOKENIZER_BYTES, _SETTINGS_BYTES, _TEMPLATE_BYTES = 2**28, 2**25, 2**20
+_RULE, _RULES, _REWRITTEN = 10_000, 200, 1_000_000
+"""The most characters of one text in a tokenizer's rules (GPT-4o's pattern of a word has 400), the most rules, and the
+most characters that they make of a text that is a few times as long as themselves."""
+_FORM = 2
+"""Part of the fingerprint: raised where conversations become other tokens, so that what was made of the former is not
+taken for what would be made now."""
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -35,8 +47,14 @@ def load(folder: Path, *, embedding_rows: int) -> "PretrainedTokenizer":
     tokenizer's configuration or the chat template ends a reply with ends a response; a chat model's `encode_response`
     writes the template's, a base model's the tokenizer's `eos_token`. Without a pad token, rows are filled with that.
 
-    Errors: InputError naming the file, where one is missing, corrupt, or at odds with the others or the embedding.
+    Errors: InputError naming the file, where one is missing, no regular file, too large, corrupt, or at odds with the
+    others or the embedding; and where anything else fails on the way.
     """
+    with _explained(f"The tokenizer of {folder} cannot be used"):
+        return _load(folder, embedding_rows)
+
+
+def _load(folder: Path, embedding_rows: int) -> "PretrainedTokenizer":
     settings = _json(folder / "tokenizer_config.json")
     special = _special(folder, settings, embedding_rows)
     vocabulary = _vocabulary(folder, settings, special)
@@ -56,9 +74,9 @@ def load(folder: Path, *, embedding_rows: int) -> "PretrainedTokenizer":
     eos_ids = [*(vocabulary.controls[text] for text in ends if text in vocabulary.controls), *special.ids["eos_token"]]
     if not eos_ids:
         raise InputError(
-            f"Nothing in {folder} names a token that ends a reply: eos_token is {special.roles.get('eos_token')!r}, "
-            "which the tokenizer does not have. Give eos_token in tokenizer_config.json, or eos_token_id in "
-            "generation_config.json."
+            f"Nothing in {folder} names a token that ends a reply: eos_token is "
+            f"{special.roles.get('eos_token')!r:.80}, which the tokenizer does not have. Give eos_token in "
+            "tokenizer_config.json, or eos_token_id in generation_config.json."
         )
     named_pad = vocabulary.controls.get(special.roles.get("pad_token", ""))
     return PretrainedTokenizer(
@@ -69,6 +87,7 @@ def load(folder: Path, *, embedding_rows: int) -> "PretrainedTokenizer":
         pad_id=named_pad if named_pad is not None else [*special.ids["pad_token"], *eos_ids][0],
         fingerprint=_fingerprint(
             vocabulary.contents,
+            _FORM,
             template.source if template else None,
             settings,
             vocabulary.controls,
@@ -85,20 +104,21 @@ class PretrainedTokenizer:
         self, vocabulary: "_Vocabulary", template: ChatTemplate | None, *, bos_ids: Sequence[int],
         eos_ids: tuple[int, ...], pad_id: int, fingerprint: str,
     ):  # fmt: skip
-        self.vocabulary_size = vocabulary.size
+        # Some models end replies with an id that only their embedding knows.
+        self.vocabulary_size = max(vocabulary.size, *(i + 1 for i in (pad_id, *eos_ids)))
         self.pad_id = pad_id
         self.eos_ids = eos_ids
         self.fingerprint = fingerprint
         self._vocabulary = vocabulary
         self._template = template
         self._bos_ids = bos_ids
-        self._lead = template.lead if template else " "
+        # The text of what the template writes around a reply, which is no part of the reply's.
+        self._lead = "".join(template.lead[::2]) if template else " "
+        self._trail = template.trail if template else ""
         # What a reply may follow, the likelier first, with its ids. Where a token would span the border, as after a
         # prompt that ends in a space, the second serves: a new line joins no word.
         befores = (template.before_reply if template else ["Assistant:"], ["\n"])
         self._befores = [(before, vocabulary.encode(before)) for before in befores]
-        self.after_response = vocabulary.encode([template.after_turn]) if template and template.after_turn else []
-        """What a template writes after a reply has ended: a classifier's score is read there."""
 
     def encode_prompt(self, conversation: Conversation) -> list[int]:
         """A chat model's prompt is what its template writes, BOS included or not; a base model's is BOS, if its
@@ -108,18 +128,38 @@ class PretrainedTokenizer:
         return [*self._bos_ids, *self._vocabulary.encode([transcript(conversation)])]
 
     def encode_response(self, text: str) -> list[int]:
-        return [*self._continuation(f"{self._lead}{text.strip()}".rstrip()), self.eos_ids[0]]
+        """The tokens that follow a prompt's in the finished conversation, up to the one that ends the turn.
+
+        Of a chat model these are all that its template writes there (`ChatTemplate.reply`), so that training, which
+        sees them after `encode_prompt`, and sampling, which continues it, agree.
+        """
+        text = text.strip()
+        pieces = self._template.reply(text) if self._template else [f" {text}".rstrip()]
+        return [*self._continuation(pieces), self.eos_ids[0]]
+
+    def encode_conversation(self, conversation: Conversation, reply: str) -> list[int]:
+        """The finished conversation, for a model that judges it and has seen nothing else in its training.
+
+        A chat model's is what its template writes without a generation prompt, token by token what transformers'
+        `apply_chat_template` gives, so that BOS stands there once or not at all, as in the template. A base model's is
+        the prompt and the response. Errors: as `encode_prompt`.
+        """
+        if self._template:
+            return self._vocabulary.encode(self._template.finished(conversation, reply))
+        return [*self.encode_prompt(conversation), *self.encode_response(reply)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._vocabulary.decode([int(i) for i in ids if i not in self.eos_ids]).removeprefix(" ")
+        text = self._vocabulary.decode([int(i) for i in ids if i not in self.eos_ids])
+        lead = self._lead if self._lead and text.startswith(self._lead) else " "
+        return text.removeprefix(lead).removesuffix(self._trail)
 
-    def _continuation(self, text: str) -> list[int]:
-        """A text's tokens as they are in the middle of one: alone, it might get a space that opens a text."""
+    def _continuation(self, pieces: Pieces) -> list[int]:
+        """The tokens of pieces as they are in the middle of a text: alone, they might get a space that opens one."""
         for before, ids in self._befores:
-            together = self._vocabulary.encode([*before[:-1], before[-1] + text])
+            together = self._vocabulary.encode([*before[:-1], before[-1] + pieces[0], *pieces[1:]])
             if together[: len(ids)] == ids:
                 return together[len(ids) :]
-        return self._vocabulary.encode([text])
+        return self._vocabulary.encode(pieces)
 
 
 @dataclass(frozen=True)
@@ -133,7 +173,15 @@ class _Special:
     others: Sequence[str]
 
     def has(self, text: str, i: int) -> bool:
-        return text in self.roles.values() or text in self.others or any(i in ids for ids in self.ids.values())
+        return text in self._texts or i in self._all_ids
+
+    @cached_property
+    def _texts(self) -> set[str]:
+        return {*self.roles.values(), *self.others}
+
+    @cached_property
+    def _all_ids(self) -> set[int]:
+        return {i for ids in self.ids.values() for i in ids}
 
 
 def _special(folder: Path, settings: Mapping[str, Any], embedding_rows: int) -> _Special:
@@ -168,10 +216,11 @@ class _Vocabulary(Protocol):
 
 def _vocabulary(folder: Path, settings: Mapping[str, Any], special: _Special) -> _Vocabulary:
     added = _added(folder, settings)
-    if (path := folder / "tokenizer.json").is_file():
-        return _JsonVocabulary(path, added, special)
-    if (path := folder / "tokenizer.model").is_file():
-        return _SentencePieceVocabulary(path, added, special, legacy=settings.get("legacy") is not False)
+    if (contents := _contents(path := folder / "tokenizer.json", _TOKENIZER_BYTES)) is not None:
+        return _JsonVocabulary(path, contents, added, special)
+    if (contents := _contents(path := folder / "tokenizer.model", _TOKENIZER_BYTES)) is not None:
+        legacy = settings.get("legacy") is not False
+        return _SentencePieceVocabulary(path, contents, added, special, legacy=legacy)
     raise InputError(
         f"{folder} has neither tokenizer.json nor tokenizer.model; copy one from where the model was published. Other "
         "forms (vocab.json with merges.txt) become a tokenizer.json by transformers' save_pretrained."
@@ -185,30 +234,28 @@ class _JsonVocabulary:
     `Pieces` have control tokens. All else is the library's ordinary encoding of one text.
     """
 
-    def __init__(self, path: Path, added: Mapping[int, Mapping[str, Any]], special: _Special):
+    def __init__(self, path: Path, contents: bytes, added: Mapping[int, Mapping[str, Any]], special: _Special):
         try:
             import tokenizers
         except ImportError as error:
             raise InputError(
                 f"{path} is read by the tokenizers library, which is not installed; run `make setup EXTRA=hf`."
             ) from error
-        self.contents = path.read_bytes()
-        data = _parsed(path, self.contents)
-        try:
+        self.contents = contents
+        data = _parsed(path, contents)
+        # A damaged file lacks any of the fields.
+        with _explained(f"{path} is not a tokenizer that the tokenizers library {tokenizers.__version__} reads"):
+            _check_rules(path, data)
             self.controls, names = _renamed(data, added, special)
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(data))
-        except Exception as error:  # The library raises plain Exception, and a damaged file lacks any of the fields.
-            raise InputError(
-                f"{path} is not a tokenizer that the tokenizers library {tokenizers.__version__} reads "
-                f"({type(error).__name__}: {error}). Copy it again from where the model was published."
-            ) from error
+        self._path = path
         self._names = names
         vocabulary = self._tokenizer.get_vocab()
         for text, i in self.controls.items():
             if (found := vocabulary.get(names[text])) != i:
                 raise InputError(
-                    f"The special token {text!r} has the id {i} by {path} or the tokenizer_config.json beside it, but "
-                    f"would get {found}; the files do not belong together. Copy both from one place."
+                    f"The special token {text!r:.80} has the id {i} by {path} or the tokenizer_config.json beside it, "
+                    f"but would get {found}; the files do not belong together. Copy both from one place."
                 )
         self.size = 1 + max(vocabulary.values())
         plain = self._tokenizer.encode("x", add_special_tokens=False).ids
@@ -218,10 +265,83 @@ class _JsonVocabulary:
 
     def encode(self, pieces: Pieces) -> list[int]:
         text = "".join(self._names[piece] if i % 2 else piece for i, piece in enumerate(pieces))
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with _encoding(self._path, pieces):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        with _explained(f"A response cannot be decoded by {self._path}"):
+            return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _check_rules(path: Path, data: Mapping[str, Any]) -> None:
+    """Refuses rules by which a short text would take all memory: the library has no limits of its own.
+
+    The rules that rewrite a text are applied one by one to a text that has all that they look for.
+
+    Errors: InputError naming the rule that is long, or makes a long text.
+    """
+    parts = {part: data.get(part) for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder")}
+    model = data.get("model")
+    if isinstance(model, dict):
+        parts["model"] = {key: value for key, value in model.items() if isinstance(value, str)}
+    values = [found for part, value in parts.items() for found in _values(value, part)]
+    texts = [(place, value) for place, value in values if isinstance(value, str)]
+    for place, text in texts:
+        # A table of characters, in base64.
+        if len(text) > _RULE and not place.endswith(".precompiled_charsmap"):
+            raise _excess(path, f"has a text of {len(text)} characters at {place}", f"rules have at most {_RULE}")
+    rules = [(place, value) for place, value in values if isinstance(value, dict) and _rewrites(place, value)]
+    if len(rules) > _RULES:
+        raise _excess(path, f"has {len(rules)} rules that rewrite a text", f"{_RULES} are the most")
+    found = (text for place, text in texts if place.startswith(("normalizer.", "decoder.")) and len(text) <= _RULE)
+    written = f"x{''.join(found)}"[: _REWRITTEN // 10]
+    for place, rule in rules:
+        written = _normalizer(rule).normalize_str(written)
+        if len(written) > _REWRITTEN:
+            made = f"makes a short text {len(written)} characters long by its rule {place}"
+            raise _excess(path, made, f"{_REWRITTEN} are the most")
+
+
+def _rewrites(place: str, rule: Mapping[str, Any]) -> bool:
+    kind = rule.get("type")
+    return kind == "Replace" or (place.startswith("normalizer") and isinstance(kind, str) and kind != "Sequence")
+
+
+def _normalizer(rule: Mapping[str, Any]) -> Any:
+    import tokenizers
+
+    model = {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "x"}
+    return tokenizers.Tokenizer.from_str(
+        json.dumps({"model": model, "added_tokens": [], "normalizer": rule})
+    ).normalizer
+
+
+def _excess(path: Path, what: str, most: str) -> InputError:
+    return InputError(f"{path} {what}; {most}. Copy it again from where the model was published.")
+
+
+def _values(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """All values within a JSON value, and itself, with their places."""
+    yield place, value
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield from _values(part, f"{place}.{key}")
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns any error into an InputError that says `what` and why. Signals and interrupts pass."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        # A panic of the tokenizers library is no Exception, and its class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(
+            f"{what} ({type(error).__name__}: {str(error)[:500]}). Copy it again from where the model was published."
+        ) from error
 
 
 def _renamed(
@@ -250,6 +370,9 @@ def _renamed(
             entry |= {"content": names[text], "special": True, "normalized": False, "single_word": False}
     data["added_tokens"] = [entries[i] for i in sorted(entries)]
     data["truncation"] = data["padding"] = None
+    if model.get("dropout"):
+        # It would give a text other tokens each time.
+        model["dropout"] = None
     if isinstance(pieces, dict):
         model["vocab"] = {names.get(piece, piece): i for piece, i in pieces.items()}
     else:
@@ -265,6 +388,20 @@ def _renamed(
 _PLAIN = {"special": False, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
+@contextlib.contextmanager
+def _encoding(path: Path, pieces: Pieces) -> Iterator[None]:
+    with _explained(f"A text cannot be encoded by {path}"):
+        try:
+            yield
+        except Exception:
+            if half := re.search("[\ud800-\udfff]", "".join(pieces)):
+                raise InputError(
+                    f"A text has U+{ord(half[0]):04X}, half of a character, which no tokenizer can encode. Remove it "
+                    "from the prompt or response, or from the chat template."
+                ) from None
+            raise
+
+
 class _SentencePieceVocabulary:
     """tokenizer.model, read by SentencePiece, with the tokens that the .json files add to it.
 
@@ -272,9 +409,12 @@ class _SentencePieceVocabulary:
     it finds in no text and writes in none.
     """
 
-    def __init__(self, path: Path, added: Mapping[int, Mapping[str, Any]], special: _Special, *, legacy: bool):
+    def __init__(
+        self, path: Path, contents: bytes, added: Mapping[int, Mapping[str, Any]], special: _Special, *, legacy: bool
+    ):
         """`legacy`: a text after a control token gets the space that opens a text, too."""
-        self.contents = path.read_bytes()
+        self.contents = contents
+        self._path = path
         # Its classes are made when the module is loaded.
         protos: Any = sentencepiece_model_pb2
         kinds = protos.ModelProto.SentencePiece
@@ -307,8 +447,7 @@ class _SentencePieceVocabulary:
         }
         self._added = {entry["content"]: i for i, entry in beyond.items() if entry["content"] not in self.controls}
         self._texts = {i: text for text, i in self._added.items()}
-        words = "|".join(re.escape(text) for text in sorted(self._added, key=len, reverse=True))
-        self._word = re.compile(f"({words or '(?!)'})")
+        self._word = re.compile(f"({any_of(self._added)})")
         self._pieces = pieces
         self.size = max(pieces, *(i + 1 for i in beyond), 0)
         bos = self._middle.bos_id()
@@ -316,16 +455,17 @@ class _SentencePieceVocabulary:
 
     def encode(self, pieces: Pieces) -> list[int]:
         ids: list[int] = []
-        for i, piece in enumerate(pieces):
-            if i % 2:
-                ids.append(self.controls[piece])
-            else:
-                for j, text in enumerate(self._word.split(piece)):
-                    if j % 2:
-                        ids.append(self._added[text])
-                    elif text:
-                        # A space after an ordinary token would be a loss: it is in the middle of a text.
-                        ids += (self._middle if j else self._after_control if i else self._opening).encode(text)
+        with _encoding(self._path, pieces):
+            for i, piece in enumerate(pieces):
+                if i % 2:
+                    ids.append(self.controls[piece])
+                else:
+                    for j, text in enumerate(self._word.split(piece)):
+                        if j % 2:
+                            ids.append(self._added[text])
+                        elif text:
+                            # A space after an ordinary token would be a loss: it is in the middle of a text.
+                            ids += (self._middle if j else self._after_control if i else self._opening).encode(text)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -357,16 +497,19 @@ def _bos_ids(settings: Mapping[str, Any], vocabulary: _Vocabulary, bos: str | No
 
 
 def _template(folder: Path, settings: Mapping[str, Any]) -> tuple[str, Path] | None:
-    """(source, file) of the chat template; a file of its own goes before tokenizer_config.json."""
-    if (path := folder / "chat_template.jinja").is_file():
-        return _utf8(path, path.read_bytes()), path
+    """(source, file) of the chat template; a file of its own goes before tokenizer_config.json, as in transformers."""
+    path = folder / "chat_template.jinja"
+    if (contents := _contents(path, _TEMPLATE_BYTES)) is not None:
+        return _utf8(path, contents), path
     path = folder / "chat_template.json"
     found = _json(path).get("chat_template")
     if found is None:
         path = folder / "tokenizer_config.json"
         found = settings.get("chat_template")
-    if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+    if isinstance(found, list) and all(isinstance(entry, dict) for entry in found):
+        found = {entry.get("name"): entry.get("template") for entry in found}
+    if isinstance(found, dict):
+        named = found
         found = named.get("default") if len(named) != 1 else next(iter(named.values()))
         if found is None:
             raise InputError(
@@ -377,6 +520,11 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> tuple[str, Path] | N
         return None
     if not isinstance(found, str):
         raise InputError(f"chat_template in {path} is {found!r:.80}; it must be a text, or a list of named templates.")
+    if len(found) > _TEMPLATE_BYTES:
+        raise InputError(
+            f"chat_template in {path} has {len(found)} characters, and {_TEMPLATE_BYTES} are the most. Take the "
+            "template of the model's own publisher."
+        )
     return found, path
 
 
@@ -394,7 +542,7 @@ def _added(folder: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any
             raise ValueError("an id is no whole number from 0")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"The added tokens of {path} are malformed ({type(error).__name__}: {error}); an entry is "
+            f"The added tokens of {path} are malformed ({type(error).__name__}: {str(error)[:200]}); an entry is "
             '"id": {"content": text, "special": true or false}. Copy the file again.'
         ) from error
     return added
@@ -406,8 +554,8 @@ def _ids(folder: Path, role: str, value: Any, embedding_rows: int) -> list[int]:
     for i in ids:
         if isinstance(i, bool) or not isinstance(i, int) or i >= embedding_rows:
             raise InputError(
-                f"{role}_id is {value!r} in {folder}/generation_config.json or config.json; the model's embedding has "
-                f"{embedding_rows} rows, so ids are whole numbers from 0 to {embedding_rows - 1}."
+                f"{role}_id is {value!r:.80} in {folder}/generation_config.json or config.json; the model's "
+                f"embedding has {embedding_rows} rows, so ids are whole numbers from 0 to {embedding_rows - 1}."
             )
     return [i for i in ids if i >= 0]
 
@@ -428,7 +576,43 @@ def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, or an empty one where there is no file."""
-    return _parsed(path, path.read_bytes()) if path.is_file() else {}
+    contents = _contents(path, _SETTINGS_BYTES)
+    return {} if contents is None else _parsed(path, contents)
+
+
+def _contents(path: Path, most: int) -> bytes | None:
+    """The bytes of a regular file, or None where there is nothing of its name.
+
+    A link to nowhere is no absence: without its template, a chat model would be read as a base model. And whoever opens
+    a pipe waits for ever.
+
+    Errors: InputError where it is no regular file, has more bytes than `most`, or cannot be read.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return None
+        raise InputError(
+            f"{path} is a link to {path.readlink()}, which does not exist. Copy the file that it stands for, or remove "
+            "the link if the model has none."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error}). Copy it again from where the model was published."
+        ) from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
+        raise InputError(f"{path} is {kind}; it must be a regular file. Copy it from where the model was published.")
+    if found.st_size > most:
+        raise InputError(
+            f"{path} has {found.st_size} bytes, and {most} are the most that are read. Copy it again from where the "
+            "model was published."
+        )
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}). Give this user access to it, or copy it again.") from error
 
 
 def _parsed(path: Path, contents: bytes) -> dict[str, Any]:

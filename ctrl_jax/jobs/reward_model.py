@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 
 from ctrl_jax import build
 from ctrl_jax.data import pretrained_tokenizers
-from ctrl_jax.data.conversations import transcript
+from ctrl_jax.data.conversations import Conversation, transcript
 from ctrl_jax.data.pipelines import batches, padded
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs.run import Run
@@ -84,7 +85,13 @@ def _trained(run: Run, reference: Trained) -> Reward:
 
 
 def _classifier(run: Run, folder: Path) -> Reward:
-    """A sequence classifier with one label, which reads the conversation in its own tokens and template."""
+    """A sequence classifier with one label, which reads the conversation in its own tokens and template.
+
+    It scores what transformers' classifier of that directory scores: the finished conversation as its template writes
+    it, which is what it was trained on, at the last token that is not `pad_token_id`. Where a model pads with the token
+    that ends a turn, that is the token before. A policy's own reward model, which is trained here, reads the policy's
+    tokens instead, prompt and response as they are sampled.
+    """
     architecture = huggingface.architecture(folder, dtype=run.experiment.model.dtype)
     tokenizer = pretrained_tokenizers.load(folder, embedding_rows=architecture.vocabulary_size)
     if not huggingface.is_classifier(folder):
@@ -97,23 +104,48 @@ def _classifier(run: Run, folder: Path) -> Reward:
     head = weights.load_reward_head(folder, architecture, place=place)
     params = {"params": {"trunk": trunk, "head": head}}
     scorer = build.scorer(build.models(architecture, run.experiment.model.lora), run.mesh)
+    pad, context = huggingface.pad_token_id(folder), huggingface.context(folder)
+
+    def tokens_of(conversation: Conversation, text: str) -> list[int]:
+        tokens = _without_padding(tokenizer.encode_conversation(conversation, text), pad)
+        if context is not None and len(tokens) > context:
+            raise InputError(
+                f"A prompt with its response has {len(tokens)} tokens of the classifier at --reward-model.path "
+                f"{folder}, which was made for {context} (max_position_embeddings in its config.json). Lower "
+                "--data.prompt-length or --data.response-length, or give a classifier with a longer context. The "
+                f"response begins with {text[:60]!r}."
+            )
+        return tokens
 
     def score(prompts: Prompts, responses: Responses) -> Any:
         prompts, responses = hosts.addressable((prompts, responses))
-        conversations = run.corpus.conversations(prompts)
-        texts = run.corpus.texts(responses)
-        asked = [tokenizer.encode_prompt(conversation) for conversation in conversations]
-        said = [[[*tokenizer.encode_response(text), *tokenizer.after_response] for text in row] for row in texts]
-        prompt_tokens, prompt_lengths = _bucketed(asked)
-        tokens, lengths = _bucketed([tokens for row in said for tokens in row])
-        shape = (len(said), len(said[0]))
+        pairs = zip(run.corpus.conversations(prompts), run.corpus.texts(responses), strict=True)
         return scorer(
-            params,
-            Prompts(prompt_tokens, prompt_lengths, prompts.ids),
-            Responses(tokens.reshape(*shape, -1), lengths.reshape(shape)),
+            params, *_divided([[tokens_of(said, text) for text in texts] for said, texts in pairs], prompts.ids)
         )
 
     return Reward(score, f"classifier-{weights.fingerprint(folder)}-{tokenizer.fingerprint}")
+
+
+def _without_padding(tokens: list[int], pad: int | None) -> list[int]:
+    """Up to the last token that is no padding; of padding alone transformers reads the first."""
+    last = next((i for i in reversed(range(len(tokens))) if tokens[i] != pad), 0)
+    return tokens[: last + 1]
+
+
+def _divided(rows: Sequence[Sequence[list[int]]], ids: Any) -> tuple[Prompts, Responses]:
+    """[B][N] sequences: as prompts the beginning that a row's sequences share, which is read once, and the rest."""
+    shared = [_shared(row) for row in rows]
+    prompts, prompt_lengths = _bucketed([row[0][:length] for row, length in zip(rows, shared, strict=True)])
+    tokens, lengths = _bucketed([tokens[length:] for row, length in zip(rows, shared, strict=True) for tokens in row])
+    shape = (len(rows), len(rows[0]))
+    return Prompts(prompts, prompt_lengths, ids), Responses(tokens.reshape(*shape, -1), lengths.reshape(shape))
+
+
+def _shared(sequences: Sequence[list[int]]) -> int:
+    """How many tokens all sequences begin with, but at most all but the last of one: there its score is read."""
+    columns = zip(*(tokens[:-1] for tokens in sequences), strict=False)
+    return len([*itertools.takewhile(lambda column: len(set(column)) == 1, columns)])
 
 
 def _bucketed(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:

@@ -118,6 +118,21 @@ def context(folder: Path) -> int | None:
     return None if config.values.get("max_position_embeddings") is None else config.whole("max_position_embeddings")
 
 
+def pad_token_id(folder: Path) -> int | None:
+    """The token that transformers' sequence classifiers take for padding, wherever it stands; None if there is none.
+
+    Raises:
+      InputError: if it is not a whole number.
+    """
+    config = _Config(Path(folder) / "config.json", read_config(folder))
+    default = 0 if _family(config)[0].startswith("Gemma") else None
+    # A null is no padding, unlike a missing key.
+    found = config.values.get("pad_token_id", default)
+    if found is not None and (isinstance(found, bool) or not isinstance(found, int)):
+        raise config.error(f"pad_token_id is {found!r}, not a whole number", "Restore the model's own config.json")
+    return found
+
+
 def is_classifier(folder: Path) -> bool:
     """Whether the directory holds a sequence classifier, and not a language model."""
     return _family(_Config(Path(folder) / "config.json", read_config(folder)))[1]

@@ -1,8 +1,12 @@
+import re
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ctrl_jax.data.chat_templates import ChatTemplate
+from ctrl_jax.data.chat_templates import ChatTemplate, any_of
 from ctrl_jax.data.conversations import Turn
 from ctrl_jax.errors import InputError
 
@@ -132,14 +136,87 @@ def test_a_conversation_is_written_as_the_model_reads_it(name, conversation, exp
         ("chatml", "<|im_end|>\n<|im_start|>assistant\n", "", "<|im_end|>"),
         ("llama3", "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "", "<|eot_id|>"),
         ("gemma", "<end_of_turn>\n<start_of_turn>model\n", "", "<end_of_turn>"),
-        # The model is left to write its thought.
-        ("qwen", "<|im_end|>\n<|im_start|>assistant\n", "", "<|im_end|>"),
+        ("qwen", "<|im_end|>\n<|im_start|>assistant\n", "<think>\n\n</think>\n\n", "<|im_end|>"),
         ("mistral", " [/INST]", " ", "</s>"),
     ],
 )
 def test_what_stands_around_a_reply_is_found_by_rendering(name, before, lead, end):
     found = named(name)
-    assert ("".join(found.before_reply), found.lead, found.end_of_turn) == (before, lead, end)
+    assert ("".join(found.before_reply), "".join(found.lead), found.end_of_turn) == (before, lead, end)
+
+
+REASONER = (  # as DeepSeek-R1's: the prompt opens a thought, and a finished reply has none
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '<|user|>' + m.content }}{% else %}"
+    "{{ '<|assistant|>' + m.content.split('</think>')[-1] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}"
+)
+CHANNELS = (  # as gpt-oss's: a reply has a control token of its own
+    "{% for m in messages %}{{ '<|start|>' + m.role }}{% if m.role == 'assistant' %}{{ '<|channel|>final' }}{% endif %}"
+    "{{ '<|message|>' + m.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+ENDINGS = "{% for m in messages %}{{ m.content }}{{ '<|end|>' if m.content|length > 9 else '<|stop|>' }}{% endfor %}"
+EXTRA = ("<|user|>", "<|assistant|>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|stop|>")
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "expected"),
+    [
+        (TEMPLATES["chatml"], "Yes.", ["Yes."]),
+        (TEMPLATES["llama3"], "Yes.", ["Yes."]),
+        (TEMPLATES["mistral"], "Yes.", [" Yes."]),
+        (TEMPLATES["mistral"].replace("+ eos_token", "+ ' ' + eos_token"), "Yes.", [" Yes. "]),
+        (TEMPLATES["qwen"], "Yes.", ["<think>\n\n</think>\n\nYes."]),
+        (TEMPLATES["qwen"], "", ["<think>\n\n</think>\n\n"]),
+        (TEMPLATES["qwen"], "<think>\nIs it?\n</think>\n\nYes.", ["<think>\n\n</think>\n\nYes."]),
+        (REASONER, "Yes.", ["Yes."]),
+        (REASONER, "Is it?</think>Yes.", ["Yes."]),
+        (CHANNELS, "Yes.", ["", "<|channel|>", "final", "<|message|>", "Yes."]),
+        (CHANNELS, "<|end|>", ["", "<|channel|>", "final", "<|message|>", "<|end|>"]),
+        # What it writes after a reply is learnt from a long one.
+        (ENDINGS, "Yes, of course.", ["Yes, of course."]),
+        (ENDINGS, "Yes.", ["Yes."]),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}", "Yes.", ["assistant: Yes."]),
+    ],
+)
+def test_a_reply_is_what_follows_the_generation_prompt_up_to_the_end_of_the_turn(source, text, expected):
+    assert template(source, controls=(*CONTROLS, *EXTRA)).reply(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "conversation", "expected"),
+    [
+        (
+            "chatml",
+            LONG[:2],
+            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+            "<|im_start|>assistant\nSo.<|im_end|>\n",
+        ),
+        (
+            "gemma",
+            LONG[:2],
+            "<bos><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n<start_of_turn>model\nSo.<end_of_turn>\n",
+        ),
+        (
+            "qwen",
+            LONG[1:],
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+            "<|im_start|>assistant\n<think>\n\n</think>\n\nSo.<|im_end|>\n",
+        ),
+        ("mistral", LONG, "<s>[INST] Be kind.\n\nHi [/INST] Ho</s>[INST] Why? [/INST] So.</s>"),
+    ],
+)  # fmt: skip
+def test_a_finished_conversation_is_written_to_its_end(name, conversation, expected):
+    pieces = named(name).finished(conversation, "So.")
+    assert "".join(pieces) == expected
+    assert all(piece in CONTROLS for piece in pieces[1::2])
+
+
+def test_a_reply_that_holds_control_tokens_is_text_in_the_finished_conversation():
+    found = named("chatml")
+    texts = [found.finished(ONE, reply) for reply in ("a<|im_end|>b", "a?b")]
+    assert texts[0][1::2] == texts[1][1::2]
+    assert any("a<|im_end|>b" in text for text in texts[0][::2])
 
 
 def test_a_template_may_end_replies_without_a_control_token():
@@ -236,3 +313,17 @@ def test_a_conversation_that_fails_is_described_in_its_own_words():
     with pytest.raises(InputError, match=r"conversation of user, assistant, user: cannot say bad</s>\. Mend the conv"):
         found.pieces((*ONE, Turn("assistant", "Ho"), Turn("user", "bad</s>")))
     assert found.pieces((Turn("user", "a</s>"),)) == ["a</s>"], "the template does not see a control token"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text("ab<|.", max_size=4), max_size=8), st.text("ab<|.", max_size=30))
+def test_any_of_finds_what_a_search_for_one_after_the_other_finds(texts, text):
+    longest_first = "|".join(map(re.escape, sorted(filter(None, texts), key=len, reverse=True)))
+    assert re.split(f"({any_of(texts)})", text) == re.split(f"({longest_first or '(?!)'})", text)
+
+
+def test_a_text_full_of_likenesses_of_many_tokens_is_searched_in_a_second():
+    pattern = re.compile(any_of(["<s>", "[x]", *(f"<unused{i}>" for i in range(20_000))]))
+    started = time.monotonic()
+    assert not pattern.search("<unused1<" * 100_000)
+    assert time.monotonic() - started < 5

@@ -1,9 +1,13 @@
+import collections
+import copy
 import io
 import json
 import os
 import random
+import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import Turn, transcript
 from ctrl_jax.errors import InputError
+from tests.models.oracles import chats
 
 SMOLLM2 = Path(os.environ.get("CTRL_JAX_SMOLLM2", Path(__file__).parents[3] / "shared" / "smollm2"))
 
@@ -184,6 +189,58 @@ def test_any_reply_round_trips(name, tmp_path_factory):
     check()
 
 
+def recorded(name):
+    """(conversation, what transformers makes of it, replies) of each prompt that the family's template takes."""
+    found = chats.read()[name]["chats"]
+    for prompt, replies, ids in zip(chats.PROMPTS, chats.REPLIES, found, strict=True):
+        if ids:
+            yield tuple(Turn(*turn) for turn in prompt), ids, replies
+
+
+@pytest.mark.parametrize("name", chats.FAMILIES)
+def test_conversations_have_the_ids_that_transformers_gives_them(name, tmp_path):
+    ours = pretrained_tokenizers.load(chats.write(tmp_path / "model", name, {}), embedding_rows=1000)
+    for conversation, ids, replies in recorded(name):
+        assert ours.encode_prompt(conversation) == ids["prompt"]
+        assert [ours.encode_conversation(conversation, reply) for reply in replies] == ids["finished"]
+
+
+@pytest.mark.parametrize("name", chats.FAMILIES)
+def test_a_prompt_and_its_response_are_the_finished_conversation(name, tmp_path):
+    """What is trained on is what the template writes, as far as the end of the turn."""
+    ours = pretrained_tokenizers.load(chats.write(tmp_path / "model", name, {}), embedding_rows=1000)
+    compared = 0
+    for _, ids, replies in recorded(name):
+        for reply, finished in zip(replies, ids["finished"], strict=True):
+            # Whoever trains has the replies without white space around them; Mistral's third template leaves out the
+            # system turn of a finished conversation; and a reply may join the last token of Mistral's prompts.
+            if reply != reply.strip() or finished[: len(ids["prompt"])] != ids["prompt"]:
+                continue
+            response = ours.encode_response(reply)
+            after = finished[len(ids["prompt"]) + len(response) :]
+            assert ids["prompt"] + response + after == finished
+            assert not ours.decode(after).strip(), "and white space may follow"
+            assert ours.decode(response) == reply or "</think>" in reply
+            compared += 1
+    assert compared >= 4
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama2", "llama2_pad_is_eos", "mistral_spaced", "mistral3"])
+def test_a_prompt_then_the_reply_is_not_what_these_templates_write(name, tmp_path):
+    """So it was done before: the text up to the reply, the reply, and the token that ends a turn."""
+    made = chats.tokenizer(chats.FAMILIES[name])
+    ours = pretrained_tokenizers.load(chats.write(tmp_path / "model", name, {}), embedding_rows=1000)
+    (template, end) = (ours._template, ours._template.end_of_turn)
+    differing = 0
+    for conversation, ids, replies in recorded(name):
+        before = "".join(template.pieces(conversation))
+        lead = " " if name != "qwen3" else ""
+        for reply, finished in zip(replies, ids["finished"], strict=True):
+            former = made.encode(f"{before}{lead}{reply.strip()}{end}", add_special_tokens=False).ids
+            differing += former != finished[: len(former)]
+    assert differing
+
+
 @pytest.mark.parametrize(
     ("name", "prompt"),
     [
@@ -201,7 +258,7 @@ def test_ordinary_text_gets_the_ids_of_the_ordinary_encoding(name, prompt, tmp_p
         ours = load(tmp_path, tokenizer, tokenizer_config={**BASE, "add_bos_token": True})
     assert ours.encode_prompt(ONE) == tokenizer.encode(prompt, add_special_tokens=False).ids
     lead = "" if "im_start" in prompt else " "
-    end = "<|im_end|>" if "im_start" in prompt else "</s>"
+    end = "<|im_end|>" if "im_start" in prompt else " </s>" if "INST" in prompt else "</s>"
     whole = tokenizer.encode(f"{prompt}{lead}Hello\n\nthere{end}", add_special_tokens=False).ids
     assert ours.encode_prompt(ONE) + ours.encode_response("Hello\n\nthere") == whole
 
@@ -217,7 +274,7 @@ def test_sentencepiece_reads_llama_2_as_its_reference_does(tmp_path):
     assert ours.encode_prompt(LONG) + ours.encode_response("Hello there") == [
         *first,
         bos,
-        *pieces.encode("[INST] A user asks [/INST] Hello there"),
+        *pieces.encode("[INST] A user asks [/INST] Hello there "),
         eos,
     ]
 
@@ -403,6 +460,21 @@ def test_truncation_and_padding_of_the_file_are_left_out(tmp_path):
     assert ours.encode_prompt(LONG) == BYTES.encode(transcript(LONG)).ids
 
 
+@pytest.mark.parametrize("name", ["bytes-chat", "bytes-base", "llama2-json-chat"])
+def test_a_reply_is_decoded_without_the_space_before_it(name, tmp_path):
+    tokenizer, files = KINDS[name]
+    ids = tokenizer.encode("x Hello").ids
+    start = next(i for i in range(len(ids)) if tokenizer.decode(ids[i:]).strip() == "Hello")
+    assert load(tmp_path, tokenizer, **files).decode(ids[start:]) == "Hello"
+
+
+def test_an_empty_thought_that_the_template_writes_is_no_part_of_the_reply(tmp_path):
+    ours = pretrained_tokenizers.load(chats.write(tmp_path / "model", "qwen3", {}), embedding_rows=1000)
+    assert ours.decode(ours.encode_response("Yes.")) == "Yes."
+    thought = "<think>\nIs it?\n</think>\n\nYes."
+    assert ours.decode(ours.encode_response(thought)) == thought
+
+
 def test_ids_that_are_no_token_have_no_text(tmp_path):
     for name in ("bytes-chat", "llama2-base"):
         tokenizer = kind(name, tmp_path / name)
@@ -490,6 +562,286 @@ def test_files_that_are_wrong_are_named(tmp_path):
     fails(r"added tokens of .*are malformed", added_tokens={"<x>": "y"})
     with pytest.raises(InputError, match=r"neither tokenizer\.json nor tokenizer\.model"):
         pretrained_tokenizers.load(tmp_path, embedding_rows=10)
+
+
+FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json", "config.json",
+    "chat_template.json", "chat_template.jinja", "tokenizer.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("file", [*FILES, "tokenizer.model"])
+def test_what_is_no_regular_file_is_refused(file, tmp_path):
+    """Of a link to nowhere nothing was said before, and a chat model was read as a base model; a pipe hung."""
+    makers = {
+        "link": (lambda path: path.symlink_to("elsewhere"), "is a link to elsewhere, which does not exist"),
+        "folder": (Path.mkdir, "is a directory"),
+        "pipe": (os.mkfifo, "is a pipe"),
+    }
+    for kind, (make, message) in makers.items():
+        folder = directory(tmp_path / kind, BYTES, tokenizer_config=CHAT)
+        if file == "tokenizer.model":
+            (folder / "tokenizer.json").unlink()
+        (folder / file).unlink(missing_ok=True)
+        make(folder / file)
+        with pytest.raises(InputError, match=rf"{kind}/{re.escape(file)} {message}"):
+            pretrained_tokenizers.load(folder, embedding_rows=1000)
+
+
+def test_links_to_files_are_read(tmp_path):
+    """As the cache of the Hugging Face hub has them."""
+    folder = directory(tmp_path / "blobs", BYTES, tokenizer_config=CHAT, template=CHATML)
+    linked = tmp_path / "snapshot"
+    linked.mkdir()
+    for file in folder.iterdir():
+        (linked / file.name).symlink_to(file)
+    found, linked_found = (pretrained_tokenizers.load(place, embedding_rows=1000) for place in (folder, linked))
+    assert linked_found.fingerprint == found.fingerprint
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_far_larger_than_any_is_not_read(file, tmp_path):
+    folder = directory(tmp_path / "model", BYTES, tokenizer_config=CHAT)
+    with (folder / file).open("ab") as opened:
+        opened.truncate(2**30)  # takes no room on the disk
+    with pytest.raises(InputError, match=rf"{re.escape(file)} has 1073741824 bytes, and \d+ are the most"):
+        pretrained_tokenizers.load(folder, embedding_rows=1000)
+
+
+def test_a_long_template_is_refused_wherever_it_is(tmp_path):
+    long = CHATML + "{# x #}" * 200_000
+    with pytest.raises(InputError, match=r"chat_template\.jinja has \d+ bytes, and 1048576 are the most"):
+        load(tmp_path / "a", BYTES, tokenizer_config=CHAT, template=long)
+    with pytest.raises(InputError, match=r"chat_template in .*tokenizer_config\.json has \d+ characters"):
+        load(tmp_path / "b", BYTES, tokenizer_config={**CHAT, "chat_template": long})
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (3, "is 3; it must be a text, or a list of named templates"),
+        (["x"], r"is \['x'\]; it must be"),
+        ([{"name": "default", "template": 3}], "is 3; it must be"),
+        ([{"name": "default"}], "has the chat templates default, and none is"),
+        ([], r"has the chat templates \(none\), and none is named default"),
+        ({}, r"has the chat templates \(none\)"),
+        ([{"name": ["a"], "template": "x"}], "tokenizer of .* cannot be used"),
+        ("", "does not write the text of the user's turn"),
+    ],
+)
+def test_what_is_no_template_is_refused(template, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, BYTES, tokenizer_config={**CHAT, "chat_template": template})
+
+
+def test_named_templates_may_be_an_object(tmp_path):
+    named = {"tool_use": "{{ 1 }}", "default": CHATML}
+    found = load(tmp_path / "a", BYTES, tokenizer_config={**CHAT, "chat_template": named})
+    plain = load(tmp_path / "b", BYTES, tokenizer_config={**CHAT, "chat_template": CHATML})
+    assert found.encode_prompt(LONG) == plain.encode_prompt(LONG)
+
+
+def changed(**parts):
+    """tokenizer.json with other parts, as the text that it is."""
+    return json.dumps({**json.loads(BYTES.to_str()), **parts}).encode()
+
+
+def replaced(pattern, content):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def sequence(kind, *rules):
+    return {"type": "Sequence", kind: rules}
+
+
+PREPEND = {"type": "Prepend", "prepend": "x" * 9999}
+TEN = replaced({"String": "x"}, "x" * 10)
+SINGLE = {"SpecialToken": {"id": "nowhere", "type_id": 0}}
+HOSTILE = {
+    "a huge text to begin with": (
+        {"normalizer": {"type": "Prepend", "prepend": "x" * 10**7}},
+        r"a text of 10000000 characters at normalizer\.prepend; rules have at most 10000",
+    ),
+    "many texts to begin with": ({"normalizer": sequence("normalizers", *[PREPEND] * 150)}, "by its rule normalizer"),
+    "very many rules": ({"normalizer": sequence("normalizers", *[PREPEND] * 999)}, "999 rules .*; 200 are the most"),
+    "texts ten times as long": ({"normalizer": sequence("normalizers", *[TEN] * 30)}, r"by its rule normalizer\.norm"),
+    "texts that grow anywhere": (
+        {"normalizer": sequence("normalizers", *[replaced({"Regex": ""}, "ab")] * 40)},
+        "makes a short text",
+    ),
+    "rules within rules": (
+        {"normalizer": sequence("normalizers", *[sequence("normalizers", TEN, TEN, TEN)] * 9)},
+        r"normalizer\.normalizers\.\d\.normalizers\.\d;",
+    ),
+    "replies ten times as long": ({"decoder": sequence("decoders", *[TEN] * 30)}, r"by its rule decoder\.decoders"),
+    "a huge prefix": (
+        {"model": {**json.loads(BYTES.to_str())["model"], "continuing_subword_prefix": "x" * 10**6}},
+        r"1000000 characters at model\.continuing_subword_prefix",
+    ),
+    # The library panics at these, with an exception that is no Exception.
+    "a table that is none": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}}, "PanicException"),
+    "words of no length": ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "PanicException"),
+    "an unknown token to begin with": (
+        {"post_processor": {"type": "TemplateProcessing", "single": [SINGLE], "pair": [], "special_tokens": {}}},
+        "PanicException",
+    ),
+    "rules within rules without end": ({"normalizer": "NESTED"}, "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_rules_that_would_take_the_memory_or_panic_are_refused(name, tmp_path):
+    parts, message = HOSTILE[name]
+    contents = changed(**parts)
+    opening, closing = b'{"type": "Sequence", "normalizers": [' * 5000, b"]}" * 5000
+    contents = contents.replace(b'"NESTED"', opening + closing)
+    folder = directory(tmp_path / "model", BYTES, tokenizer_config=CHAT)
+    (folder / "tokenizer.json").write_bytes(contents)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=message) as caught:
+        pretrained_tokenizers.load(folder, embedding_rows=1000)
+    assert str(folder) in str(caught.value)
+    assert time.monotonic() - started < 20
+
+
+def test_rules_as_published_tokenizers_have_them_are_taken(tmp_path):
+    """Punctuation of one width, white space of one length, and compositions undone."""
+    rules = [replaced({"String": "…"}, "..."), replaced({"Regex": " {2,}"}, " "), replaced({"String": "，"}, ",")]
+    forms = [{"type": kind} for kind in ("NFKD", "StripAccents", "Lowercase", "NFC")]
+    normalizer = sequence("normalizers", *rules * 20, *forms, {"type": "Prepend", "prepend": "▁"})
+    folder = directory(tmp_path / "model", BYTES, tokenizer_config=BASE)
+    (folder / "tokenizer.json").write_bytes(changed(normalizer=normalizer))
+    found = pretrained_tokenizers.load(folder, embedding_rows=1000)
+    assert found.decode(found.encode_response("É…")).endswith("e...")
+
+
+def test_tokens_do_not_depend_on_a_dropout(tmp_path):
+    folder = directory(tmp_path / "model", BYTES, tokenizer_config=CHAT)
+    (folder / "tokenizer.json").write_bytes(changed(model={**json.loads(BYTES.to_str())["model"], "dropout": 0.9}))
+    found = pretrained_tokenizers.load(folder, embedding_rows=1000)
+    assert found.encode_prompt(LONG) == BYTES.encode(transcript(LONG)).ids
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, LLAMA2_PIECES], ids=["json", "pieces"])
+def test_twenty_thousand_added_tokens_load_in_seconds(tokenizer, tmp_path):
+    size = 1000
+    if tokenizer is BYTES:
+        size = BYTES.get_vocab_size()
+    else:
+        size = sentencepiece.SentencePieceProcessor(model_proto=LLAMA2_PIECES).vocab_size()
+    texts = [f"<unused{i}>" for i in range(20_000)]
+    decoder = {str(size + i): {"content": text, "special": i % 2 == 0} for i, text in enumerate(texts)}
+    config = {**BASE, "added_tokens_decoder": decoder, "additional_special_tokens": texts[::2]}
+    started = time.monotonic()
+    found = load(tmp_path, tokenizer, rows=50_000, template=LLAMA2, tokenizer_config=config)
+    ids = found.encode_response("Hello <unused1> <unused2>")
+    assert size + 1 in ids and size + 2 not in ids
+    assert time.monotonic() - started < 20
+
+
+ODD = (
+    None, True, -1, 0, 2**31, 2**40, 2**70, 1.5, 1e308, "", "x", "</s>", "\ud800", "\0", "x" * 20_000, [], {}, [[]],
+    [None], [{}], {"": None}, {"type": "Sequence"}, {"type": "Metaspace", "replacement": "__"}, {"Regex": "("},
+    list(range(999)),
+)  # fmt: skip
+
+
+def places(value, path=()):
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    # Of many alike, a few.
+    for key, part in list(inner)[:40]:
+        yield from places(part, (*path, key))
+
+
+def damage(folder, draw):
+    """Changes one file: values of its JSON, or bytes."""
+    file = draw.choice(sorted(folder.iterdir()))
+    contents = file.read_bytes()
+    if file.suffix == ".json" and draw.random() < 0.7:
+        data = json.loads(contents)
+        for _ in range(draw.choice((1, 1, 2, 5))):
+            if path := draw.choice([path for path in places(data) if path] or [()]):
+                *above, last = path
+                node = data
+                for key in above:
+                    node = node[key]
+                if draw.random() < 0.2:
+                    del node[last]
+                else:
+                    node[last] = copy.deepcopy(draw.choice(ODD))
+        file.write_text(json.dumps(data))
+        return
+    at, end = sorted(draw.randrange(len(contents) + 1) for _ in range(2))
+    changed_bytes = {
+        "cut": contents[:at],
+        "flip": contents[:at] + bytes([draw.randrange(256)]) + contents[at + 1 :],
+        "out": contents[:at] + contents[end:],
+        "twice": contents[:end] + contents[at:],
+        "empty": b"",
+        "noise": draw.randbytes(200),
+    }
+    file.write_bytes(changed_bytes[draw.choice(sorted(changed_bytes))])
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
+def test_a_damaged_directory_is_read_or_refused(count, tmp_path, capfd):
+    draw = random.Random(count)
+    kinds = [name for name in KINDS if name != "smollm2"]
+    outcomes = collections.Counter()
+    for i in range(count):
+        tokenizer, files = KINDS[draw.choice(kinds)]
+        given = {"generation_config": {"eos_token_id": 1}, "config": {"bos_token_id": 0, "pad_token_id": 2}, **files}
+        folder = directory(tmp_path / str(i), tokenizer, **given)
+        damage(folder, draw)
+        try:
+            found = pretrained_tokenizers.load(folder, embedding_rows=1000)
+            ids = [
+                *found.encode_prompt(LONG),
+                *found.encode_response("Hello </s> 🙂"),
+                *found.encode_conversation(ONE, "x"),
+            ]
+            assert max(*ids, found.pad_id, *found.eos_ids) < found.vocabulary_size <= 1000, (
+                found.pad_id,
+                found.eos_ids,
+                ids,
+            )
+            assert isinstance(found.decode(range(-1, 1000)), str)
+            outcomes["read"] += 1
+        except InputError as error:
+            assert len(str(error)) < 3000 and str(folder) in str(error)
+            outcomes["refused"] += 1
+        shutil.rmtree(folder)
+    capfd.readouterr()  # the library prints where it panics
+    assert min(outcomes["read"], outcomes["refused"]) > count / 10
+
+
+def test_any_other_error_names_the_folder(tmp_path, monkeypatch):
+    def fails(*_):
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(pretrained_tokenizers, "_bos_ids", fails)
+    with pytest.raises(
+        InputError, match=rf"The tokenizer of {tmp_path}.* cannot be used \(ZeroDivisionError: by nothing"
+    ):
+        load(tmp_path / "model", BYTES, tokenizer_config=CHAT)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_interrupts_pass(error, tmp_path, monkeypatch):
+    def stops(*_):
+        raise error
+
+    monkeypatch.setattr(pretrained_tokenizers, "_bos_ids", stops)
+    with pytest.raises(error):
+        load(tmp_path / "model", BYTES, tokenizer_config=CHAT)
+
+
+@pytest.mark.parametrize("name", ["bytes-chat", "llama2-chat"])
+def test_half_a_character_is_refused(name, tmp_path):
+    found = kind(name, tmp_path)
+    with pytest.raises(InputError, match=r"A text has U\+D800, half of a character"):
+        found.encode_prompt((Turn("user", "a lone surrogate: \ud800"),))
 
 
 def test_without_the_library_the_command_that_installs_it_is_named(tmp_path, monkeypatch):

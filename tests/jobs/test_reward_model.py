@@ -22,6 +22,7 @@ from ctrl_jax.models.reward import RewardModel
 from ctrl_jax.runtime.mesh import make_mesh
 from ctrl_jax.types import Prompts, Responses
 from tests.jobs.pretrained import BYTES, CLASSIFIER, SPECIAL, write_model
+from tests.models.oracles import chats
 
 # Compiling is what takes long here, and half of it optimises what runs once.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -195,6 +196,59 @@ def test_a_classifier_reads_the_conversation_in_its_own_tokens(run, tmp_path):
     )
     np.testing.assert_allclose(found, expected.reshape(2, 3), rtol=0, atol=1e-4)
     assert np.unique(found.round(3)).size == 6
+
+
+@pytest.mark.parametrize("name", chats.FAMILIES)
+def test_a_classifier_scores_as_transformers_does(name, run, tmp_path):
+    recorded = chats.read()[name]
+    folder = chats.write(tmp_path / "classifier", name, recorded["tensors"])
+    cases = [
+        (tuple(Turn(*turn) for turn in prompt), replies, found["scores"])
+        for prompt, replies, found in zip(chats.PROMPTS, chats.REPLIES, recorded["chats"], strict=True)
+        if found
+    ]
+    conversations, texts, expected = zip(*cases, strict=True)
+    corpus = SimpleNamespace(conversations=lambda prompts: conversations, texts=lambda responses: texts)
+    reward = reward_model._classifier(SimpleNamespace(**{**vars(run), "corpus": corpus}), folder)
+    np.testing.assert_allclose(reward.score(PROMPTS, RESPONSES), expected, rtol=0, atol=2e-5)
+    assert np.ptp(expected, axis=1).min() > 0.01, "the replies are told apart"
+
+
+def test_the_score_is_read_before_padding_wherever_the_padding_is():
+    """As transformers has it, also where the token that pads is the one that ends a turn, or stands within."""
+    assert reward_model._without_padding([5, 9, 6, 9, 9], 9) == [5, 9, 6]
+    assert reward_model._without_padding([5, 9, 6], 9) == [5, 9, 6]
+    assert reward_model._without_padding([5, 9, 6, 9], None) == [5, 9, 6, 9]
+    assert reward_model._without_padding([9, 9], 9) == [9]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[[1, 2, 3, 4], [1, 2, 5], [1, 2, 3, 4, 6]], [[7, 8], [7, 9], [7, 8, 9]]],
+        [[[1, 2, 3]], [[4, 5]]],
+        [[[1, 2, 3], [1, 2, 3]], [[4, 5], [4, 5]]],
+        [[[1, 2, 3], [1, 2]], [[4] * 40, [4] * 70]],
+    ],
+)
+def test_sequences_are_divided_where_a_rows_part(rows):
+    prompts, responses = reward_model._divided(rows, PROMPTS.ids)
+    for i, row in enumerate(rows):
+        start = prompts.tokens[i][: prompts.lengths[i]].tolist()
+        ends = [
+            tokens[:length].tolist() for tokens, length in zip(responses.tokens[i], responses.lengths[i], strict=True)
+        ]
+        assert [start + end for end in ends] == row
+        assert all(ends), "the last token, at which the score is read, is the response's"
+        assert start and (min(map(len, ends)) == 1 or len({end[0] for end in ends}) > 1), "what is shared is read once"
+
+
+def test_a_conversation_beyond_a_classifiers_context_is_refused(run, tmp_path):
+    folder = write_model(tmp_path / "classifier", **CLASSIFIER, max_position_embeddings=80)
+    with pytest.raises(
+        InputError, match=r"has \d\d tokens of the classifier .*for 80 \(max_position_emb.*--data\.resp"
+    ):
+        reward_model._classifier(run, folder).score(PROMPTS, RESPONSES)
 
 
 def test_a_classifier_is_keyed_by_its_content(run, tmp_path):

@@ -276,3 +276,18 @@ def test_an_adapter_in_the_place_of_a_model_is_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match=r"config\.json is missing.*PEFT adapter: give it as --model\.adapter"):
         huggingface.read_config(tmp_path)
+
+
+def test_padding_is_what_transformers_takes_for_it(tmp_path):
+    def pad(**given):
+        (tmp_path / "config.json").write_text(json.dumps(given))
+        return huggingface.pad_token_id(tmp_path)
+
+    assert pad(model_type="llama") is None
+    assert pad(model_type="llama", pad_token_id=2) == 2
+    assert pad(model_type="llama", pad_token_id=-1) == -1
+    assert pad(model_type="gemma2") == pad(architectures=["Gemma3TextForSequenceClassification"]) == 0
+    assert pad(model_type="gemma2", pad_token_id=None) is None
+    for wrong in ("2", 2.0, True, [2]):
+        with pytest.raises(InputError, match=r"config\.json: pad_token_id is .*, not a whole number"):
+            pad(model_type="llama", pad_token_id=wrong)

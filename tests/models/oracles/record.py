@@ -1,21 +1,25 @@
 """Records what transformers computes: `python -m tests.models.oracles.record`, where the extra `oracle` is installed.
 
+With names as arguments (`chats`, `configs`, `llama`, ...) only these files are made again.
+
 Small models of each family, float32, eager attention, on the CPU. Every sequence is read alone, without padding or
 cache. `configs.json` is how transformers reads config files that leave out keys or use older ones. `adapters.json` is
 what peft makes of a base and an adapter that holds more than factors of projections.
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
+import jinja2
 import peft
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from tests.models.oracles import cases
+from tests.models.oracles import cases, chats
 
 HERE = Path(__file__).parent
 SIZES = {
@@ -233,22 +237,71 @@ def record_adapter(base: str, options: dict) -> dict:
     return {"peft": peft.__version__, "base": base, "config": config, "tensors": shapes, "logits": logits}
 
 
+def record_chats(name: str) -> dict:
+    """Of each prompt, the ids up to its reply, and of each reply the ids and the score of the finished conversation.
+
+    A prompt that the template refuses is null.
+    """
+    with tempfile.TemporaryDirectory() as parent:
+        config = AutoConfig.from_pretrained(chats.write(Path(parent) / "config", name, {}))
+        model = AutoModelForSequenceClassification.from_config(config)
+        shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+        folder = chats.write(Path(parent) / "model", name, shapes)
+        # AutoTokenizer would put the rules of the model's family in the place of the file's.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, attn_implementation="eager", dtype=torch.float32
+        ).eval()
+
+    def ids(turns: tuple, **options: bool) -> list[int]:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        return tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"]
+
+    def score(tokens: list[int]) -> float:
+        with torch.no_grad():
+            return model(torch.tensor([tokens])).logits.item()
+
+    recorded: list[dict | None] = []
+    for prompt, replies in zip(chats.PROMPTS, chats.REPLIES, strict=True):
+        try:
+            before = ids(prompt, add_generation_prompt=True)
+        except jinja2.TemplateError:
+            recorded.append(None)
+            continue
+        finished = [ids((*prompt, ("assistant", reply)), add_generation_prompt=False) for reply in replies]
+        scores = [score(tokens) for tokens in finished]
+        recorded.append({"prompt": before, "finished": finished, "scores": scores})
+    return {"transformers": transformers.__version__, "tensors": shapes, "chats": recorded}
+
+
 def rounded(value: object) -> object:
     if isinstance(value, float):
         return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
     return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
-def main() -> None:
-    for name, values in CASES.items():
-        case = record(name, values)
-        lines = [f'"{key}": {json.dumps(rounded(value), separators=(",", ":"))}' for key, value in case.items()]
-        (HERE / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    found = {name: {"given": values, "read": saved(config_of(values))} for name, values in FOUND.items()}
-    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in found.items()]
-    (HERE / "configs.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+def write(name: str, entries: dict) -> None:
+    lines = [
+        f"{json.dumps(key)}: {json.dumps(rounded(value), separators=(',', ':'))}" for key, value in entries.items()
+    ]
+    (HERE / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
-    record_adapters()
+
+def main(*names: str) -> None:
+    for name, values in CASES.items():
+        if not names or name in names:
+            write(name, record(name, values))
+    if not names or "chats" in names:
+        write("chats", {name: record_chats(name) for name in chats.FAMILIES})
+    if not names or "configs" in names:
+        found = {name: {"given": values, "read": saved(config_of(values))} for name, values in FOUND.items()}
+        lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in found.items()]
+        (HERE / "configs.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+    if not names or "adapters" in names:
+        record_adapters()
 
 
 def record_adapters() -> None:
@@ -265,4 +318,4 @@ def record_adapters() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
