@@ -2,7 +2,7 @@
 
 import itertools
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ctrl_jax.config import FIELDS
@@ -289,8 +289,9 @@ def _message(message: Any, index: int, where: str) -> Turn:
     return Turn(role, text_of(message, "content", where))  # type: ignore[arg-type]
 
 
-def _listed(names: Any) -> str:
-    return ", ".join(map(repr, names)) or "no fields"
+def _listed(names: Iterable[str]) -> str:
+    several = [*names]
+    return ", ".join([*map(shown, several[:20]), *(["..."] if several[20:] else [])]) or "no fields"
 
 
 def kind(value: Any) -> str:

@@ -89,9 +89,9 @@ class TrainedTokenizer:
         self._pieces = sentencepiece.SentencePieceProcessor()
         try:
             self._pieces.LoadFromSerializedProto(model)
-        except RuntimeError as error:
+            pieces = {self._pieces.id_to_piece(i) for i in range(self.vocabulary_size)}
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise InputError("The tokenizer's bytes are not a SentencePiece model; train it again.") from error
-        pieces = {self._pieces.id_to_piece(i) for i in range(self.vocabulary_size)}
         characters = {" "} | {piece for piece in pieces if len(piece) == 1} - {_ESCAPE, _END, _SPACE}
         self._marker_or_unknown = re.compile(f"{HUMAN}|{ASSISTANT}|[^{re.escape(''.join(sorted(characters)))}]")
         if not pieces.issuperset((*_DIGITS, _ESCAPE, _END, HUMAN, ASSISTANT)):
