@@ -21,6 +21,8 @@ READERS: dict[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
 }
 """What reads a file, by the end of its name. JSON lines under another name are read too."""
 SUFFIXES = tuple(READERS)
+LONGEST_NAME = 200
+"""Characters of a file's name; file systems take little more."""
 FORMS = (
     "a .jsonl, .csv (or .gz of them) or .parquet file, a folder with train.jsonl (and validation.jsonl, test.jsonl; or "
     ".csv, .parquet), nor a folder that `datasets` saved"
@@ -96,11 +98,11 @@ def _saved(folder: Path) -> dict[str, list[Path]]:
     entries = _json(folder / "state.json").get("_data_files")
     listed = entries if isinstance(entries, list) else []
     names = [str(entry.get("filename")) for entry in listed if isinstance(entry, dict)]
-    if not names or any(Path(name).name != name or "\0" in name for name in names):
+    if not names or any(Path(name).name != name or "\0" in name or len(name) > LONGEST_NAME for name in names):
         raise InputError(f"{folder / 'state.json'} names no files of the data set; save it again with save_to_disk.")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"{folder} lacks {missing[0]}, which its state.json names; copy it there, or save it again.")
+        raise InputError(f"{folder} lacks {missing[0]!r}, which its state.json names; copy it there, or save it again.")
     return {"train": [folder / name for name in names]}
 
 

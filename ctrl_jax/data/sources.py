@@ -62,4 +62,11 @@ def fingerprint(data: config.Data) -> str | None:
 
 
 def _path(data: config.Data) -> Path | None:
-    return None if data.path is None else Path(data.path).expanduser()
+    if data.path is None:
+        return None
+    try:
+        path = Path(data.path).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a character that none has, an unknown ~user
+        raise InputError(f"--data.path {data.path[:80]!r} cannot be a path: {error}. Give it one.") from error
+    return path

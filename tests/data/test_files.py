@@ -350,7 +350,8 @@ def test_a_table_that_is_none_is_named_with_its_place(name, content, words, tmp_
         ("dataset_dict.json", [], ["is no object"]),
         ("dataset_dict.json", {"splits": ["train"]}, ["train/state.json cannot be read"]),
         ("state.json", {"_data_files": [{"filename": "../a.arrow"}]}, ["names no files"]),
-        ("state.json", {"_data_files": [{"filename": "a.arrow"}]}, ["lacks a.arrow"]),
+        ("state.json", {"_data_files": [{"filename": "a.arrow"}]}, ["lacks 'a.arrow'"]),
+        ("state.json", {"_data_files": [{"filename": "a" * 5000}]}, ["names no files"]),
         ("state.json", {}, ["names no files"]),
     ],
 )

@@ -125,6 +125,14 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         sources.fingerprint(data)
 
 
+@pytest.mark.parametrize("path", ["a" * 5000, "~nobody-of-this-name/rows.jsonl", "a\0b", "caf\udce9/rows.jsonl"])
+def test_what_can_be_no_path_is_refused(path, tmp_path):
+    data = config.Data(source="files", path=path)
+    for function in (sources.fingerprint, lambda data: sources.load(data, tmp_path / "data")):
+        with pytest.raises(InputError, match=r"data\.path"):
+            function(data)
+
+
 def test_the_home_folder_may_be_abbreviated(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     rows("jsonl", tmp_path)
