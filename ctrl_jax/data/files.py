@@ -7,7 +7,7 @@ from typing import Any
 
 from ctrl_jax.data import jsonl, tables
 from ctrl_jax.data.conversations import Record
-from ctrl_jax.data.rows import Row, read_row
+from ctrl_jax.data.rows import Row, listed, read_row, shown
 from ctrl_jax.data.splits import SPLITS, Loaded, collected
 from ctrl_jax.errors import InputError
 
@@ -50,8 +50,7 @@ def load(path: Path, mapping: Mapping[str, tuple[str, ...]] | None = None) -> Lo
     missing = [column for columns in mapping.values() for column in columns if column not in seen]
     if missing and loaded.rows:
         raise InputError(
-            f"--data.columns reads {', '.join(map(repr, missing))}, which no row of {path} has; the columns are "
-            f"{', '.join(map(repr, seen))}."
+            f"--data.columns reads {listed(missing)}, which no row of {path} has; the columns are {listed(seen)}."
         )
     return loaded
 
@@ -88,7 +87,7 @@ def _saved_splits(folder: Path) -> dict[str, list[Path]]:
     names = _json(folder / "dataset_dict.json").get("splits")
     if not isinstance(names, list) or not names or any(name not in SPLITS for name in names):
         raise InputError(
-            f"{folder / 'dataset_dict.json'} has the splits {names!r}; they are read as {', '.join(SPLITS)}. Give "
+            f"{folder / 'dataset_dict.json'} has the splits {shown(names)}; they are read as {', '.join(SPLITS)}. Give "
             "--data.path the folder of one of them, or rename them."
         )
     return {name: _saved(folder / name)["train"] for name in SPLITS if name in names}
@@ -96,8 +95,8 @@ def _saved_splits(folder: Path) -> dict[str, list[Path]]:
 
 def _saved(folder: Path) -> dict[str, list[Path]]:
     entries = _json(folder / "state.json").get("_data_files")
-    listed = entries if isinstance(entries, list) else []
-    names = [str(entry.get("filename")) for entry in listed if isinstance(entry, dict)]
+    entries = entries if isinstance(entries, list) else []
+    names = [str(entry.get("filename")) for entry in entries if isinstance(entry, dict)]
     if not names or any(Path(name).name != name or "\0" in name or len(name) > LONGEST_NAME for name in names):
         raise InputError(f"{folder / 'state.json'} names no files of the data set; save it again with save_to_disk.")
     missing = [name for name in names if not (folder / name).is_file()]

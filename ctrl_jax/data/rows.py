@@ -68,7 +68,7 @@ def read_row(row: Row, place: str, mapping: Mapping[str, tuple[str, ...]] | None
         return "turns of chosen and rejected differ before the last"
     prompt, source = _common(wholes, prompt, prompts, place)
     if prompt is None:
-        raise InputError(f"{place} has no prompt; it has {_listed(row)}.{_hint(fields, columns)}")
+        raise InputError(f"{place} has no prompt; it has {listed(row)}.{_hint(fields, columns)}")
     _check_prompt(prompt, source, place)
     texts = {reply.field: reply.reply for reply in replies}
     record = Record(
@@ -81,7 +81,7 @@ def read_row(row: Row, place: str, mapping: Mapping[str, tuple[str, ...]] | None
 def text_of(row: Mapping[str, Any], name: str, place: str) -> str:
     """A field that has to be a text. Errors: InputError with the place."""
     if name not in row:
-        raise InputError(f"{place} has no {name!r}; it has {_listed(row)}.")
+        raise InputError(f"{place} has no {name!r}; it has {listed(row)}.")
     if not isinstance(row[name], str):
         raise InputError(f"{place}: {name!r} must be a text, and is {kind(row[name])}, {shown(row[name])}.")
     return row[name]
@@ -107,16 +107,18 @@ def _check_names(fields: Mapping[str, Any], columns: Mapping[str, Any], mapping:
         raise InputError(f"{place} has {has!r} but no {lacks!r}; a preference pair needs both.")
     unmapped = {name for name, value in columns.items() if value not in (None, "", []) and name not in mapping}
     if not {"prompt", "messages", "chosen"} & fields.keys():
+        asked = [f"{name}={'+'.join(mapping[name])}" for name in ("prompt", "messages") if name in mapping]
         raise InputError(
-            f"{place} has neither 'prompt' nor 'messages'; it has {_listed({**fields, **columns})}."
+            f"{place} has neither 'prompt' nor 'messages'{f' (by --data.columns {asked[0]})' if asked else ''}; it has "
+            f"{listed({**fields, **columns})}."
             f"{_hint(fields, columns)}"
         )
     foreign = [name for name in FOREIGN["response"] if name in unmapped]
     if foreign and not {"messages", *REPLIES} & fields.keys():
         grades = [name for name in GRADES if name in unmapped]
         raise InputError(
-            f"{place} has {_listed([*foreign, *grades])}, which {'are' if foreign[1:] or grades else 'is'} not read; "
-            f"what is read is {_listed(FIELDS)}.{_hint(fields, columns)}"
+            f"{place} has {listed([*foreign, *grades])}, which {'are' if foreign[1:] or grades else 'is'} not read; "
+            f"what is read is {listed(FIELDS)}.{_hint(fields, columns)}"
             + (f" Each is learned as a good one: leave out those whose {grades[0]} is bad." if grades else "")
         )
     demonstrated = "response" in fields and "chosen" not in fields
@@ -155,7 +157,7 @@ def _hint(fields: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
         return f" If that is what they are, give --data.columns {mapping}."
     if "chosen" in fields:
         return " Rows of hh-rlhf, of whole dialogues, are read by --data.source hh_rlhf/... too."
-    return f" What is read is {_listed(FIELDS)}; say which column is which, as in --data.columns prompt=question."
+    return f" What is read is {listed(FIELDS)}; say which column is which, as in --data.columns prompt=question."
 
 
 def _prompt(value: Any, place: str) -> _Statement:
@@ -280,7 +282,7 @@ def _message(message: Any, index: int, where: str) -> Turn:
         said = text_of(message, "from", where)
         message = {"role": SHARE_GPT.get(said, said), "content": message["value"]}
     if unread := [part for part in MESSAGE_PARTS if message.get(part)]:
-        raise InputError(f"{where} has {_listed(unread)}, which is not read; leave the row out, or write it as text.")
+        raise InputError(f"{where} has {listed(unread)}, which is not read; leave the row out, or write it as text.")
     role = text_of(message, "role", where)
     if role not in ("system", "user", "assistant"):
         raise InputError(f"{where} has the role {role!r}; it is one of system, user, assistant.")
@@ -289,7 +291,8 @@ def _message(message: Any, index: int, where: str) -> Turn:
     return Turn(role, text_of(message, "content", where))  # type: ignore[arg-type]
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Names as a message has them, the first twenty."""
     several = [*names]
     return ", ".join([*map(shown, several[:20]), *(["..."] if several[20:] else [])]) or "no fields"
 

@@ -81,12 +81,15 @@ def _check_names(names: list[str], place: str) -> None:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[None]:
-    """Within, whatever the library raises says that the file is damaged, or of another form."""
+    """Within, whatever the library raises says that the file is damaged, or of another form.
+
+    An import that fails is of a time zone's library, which a column of times may ask for.
+    """
     try:
         yield
     except InputError:
         raise
-    except (pyarrow.ArrowException, OSError, ValueError, MemoryError, OverflowError, KeyError, TypeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, MemoryError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"{path} cannot be read: {shown(reason or type(error).__name__)}. Write or copy it again, in the form that "

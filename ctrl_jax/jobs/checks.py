@@ -1,10 +1,12 @@
 """What can be known of the data before anything is trained: whether it has enough for what an experiment asks of it."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.data.conversations import transcript
+from ctrl_jax.data.rows import listed
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs.corpus import Corpus
 
@@ -16,7 +18,7 @@ FEW = 8
 
 class Problem(NamedTuple):
     text: str
-    options: dict[str, object] = {}  # noqa: RUF012 (nobody writes to it)
+    options: dict[str, Any] = {}  # noqa: RUF012 (nobody writes to it)
     """What would mend it, by option."""
 
 
@@ -26,23 +28,23 @@ def check(experiment: Experiment, corpus: Corpus, *, parts: int) -> None:
     Raises:
       InputError: with every problem, and the options that mend them all.
     """
-    problems = [
-        *_vocabulary(corpus),
-        *_prompts(experiment, corpus, parts),
-        *_demonstrations(experiment, corpus, parts),
-        *_reward(experiment, corpus, parts),
-    ]
+    problems = [*_vocabulary(corpus), *_prompts(experiment, corpus, parts)]
+    if any({"--data.prompt-length", "--data.long-prompts"} & problem.options.keys() for problem in problems):
+        # What else there is to say, is said of the data with its long prompts let in.
+        corpus = replace(corpus, data=replace(corpus.data, long_prompts="truncate"))
+    problems += [*_demonstrations(experiment, corpus, parts), *_reward(experiment, corpus, parts)]
     if not problems:
         return
     where = f" at {experiment.data.path}" if experiment.data.path else ""
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     for problem in problems:
-        options |= problem.options
-    listed = "".join(f"\n  {i}. {problem.text}" for i, problem in enumerate(problems, 1))
+        longest = max(problem.options.get("--data.prompt-length", 0), options.get("--data.prompt-length", 0))
+        options |= problem.options | ({"--data.prompt-length": longest} if longest else {})
+    numbered = "".join(f"\n  {i}. {problem.text}" for i, problem in enumerate(problems, 1))
     mended = " ".join(f"{option} {value}" for option, value in options.items())
     count = "One problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise InputError(
-        f"{count} with the data{where} and what is asked of it; nothing was trained. {corpus.origin}{listed}"
+        f"{count} with the data{where} and what is asked of it; nothing was trained. {corpus.origin}{numbered}"
         + (f"\nAll options together, behind the same command:\n  {mended}" if mended else "")
     )
 
@@ -82,7 +84,7 @@ def _few_prompts(
     fitting = sum(length <= data.prompt_length or data.long_prompts == "truncate" for length in lengths)
     longer = len(lengths) - fitting
     text = f"{wanted} {split} prompts are asked for ({option}), and there are {fitting}"
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     if longer:
         text += (
             f" of at most {data.prompt_length} tokens; {longer} are longer, up to {max(lengths)}: let them in "
@@ -105,7 +107,7 @@ def _demonstrations(experiment: Experiment, corpus: Corpus, parts: int) -> Itera
         return
     field = data.demonstrations
     found, pairs = _usable(corpus, "demonstrations", sft.batch_size), _usable(corpus, "pairs", sft.batch_size)
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     if not found:
         text = (
             f"There is no demonstration to fine-tune the reference policy on: no row has a {field!r}{_columns(corpus)}."
@@ -167,5 +169,5 @@ def _multiple(count: int, parts: int) -> int:
 
 
 def _columns(corpus: Corpus) -> str:
-    columns = ", ".join(map(repr, corpus.columns))
-    return f" (columns that are not read: {columns}; --data.columns maps them)" if columns else ""
+    columns = listed(corpus.columns)
+    return f" (columns that are not read: {columns}; --data.columns maps them)" if corpus.columns else ""

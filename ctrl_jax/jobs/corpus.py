@@ -190,7 +190,8 @@ def prepare(data: config.Data, stage: Stage, tokenizer: tokenizers.Tokenizer | N
         if tokenizer is None:
             tokenizer, vocabulary = _trained(data, loaded, stage)
         if not stage.complete and vocabulary is None:
-            say(origin)
+            if not data.generated:
+                say(origin)
             stage.finish({**sizes, "dropped": loaded.dropped})
     return Corpus(data, loaded.records, tokenizer, stage.directory.name, origin, vocabulary)
 

@@ -105,6 +105,21 @@ def test_every_problem_is_named_and_mended_together(tmp_path):
     assert "All options together" not in str(caught.value)
 
 
+@pytest.mark.parametrize("words", [20, 400])
+def test_prompts_that_are_all_too_long_hide_no_demonstrations(tmp_path, words):
+    rows = [row | {"prompt": row["prompt"] + " Please!" * (words + i)} for i, row in enumerate(PAIRS)]
+    rows = [row | {"response": row["chosen"]} for row in rows]
+    with pytest.raises(InputError) as caught:
+        corpus(tmp_path, rows)
+    message = str(caught.value)
+    assert "and there are 0 of at most 20 tokens; " in message
+    assert "no row has" not in message and "no preference pairs" not in message
+    found = corpus(tmp_path, rows, **mended(message))
+    train, _ = sizes(tmp_path, rows)
+    assert found.demonstrations.prompts.ids.size == found.pairs("train").prompts.ids.size == train
+    assert found.data.long_prompts == ("drop" if words == 20 else "truncate")
+
+
 def test_prompts_alone_want_demonstrations_and_name_what_is_not_read(tmp_path):
     rows = [{"prompt": f"What is {i} plus 1?", "solution": str(i + 1)} for i in range(40)]
     with pytest.raises(
