@@ -193,7 +193,7 @@ def prepare(data: config.Data, stage: Stage, tokenizer: tokenizers.Tokenizer | N
             if not data.generated:
                 say(origin)
             stage.finish({**sizes, "dropped": loaded.dropped})
-    return Corpus(data, loaded.records, tokenizer, stage.directory.name, origin, vocabulary)
+    return Corpus(data, loaded.records, tokenizer, stage.directory.name, origin=origin, vocabulary=vocabulary)
 
 
 def _origin(data: config.Data, loaded: Loaded, sizes: Mapping[str, int]) -> str:

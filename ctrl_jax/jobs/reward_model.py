@@ -138,7 +138,7 @@ def _function(run: Run, name: str) -> Reward:
         of_prompts = [values.get(prompt_id, dict.fromkeys(columns)) for prompt_id in ids]
         return functions.rewards(function, name, run.corpus.asked(prompts), run.corpus.texts(responses), of_prompts)
 
-    return Reward(score, f"function-{fingerprint({'name': name, 'source': source})}", columns)
+    return Reward(score, f"function-{fingerprint({'name': name, 'source': source})}", columns=columns)
 
 
 def check_function(name: str, corpus: Corpus) -> None:
