@@ -20,8 +20,13 @@ SOURCES = (
     "hh_rlhf/helpful-rejection-sampled",
     "hh_rlhf/harmless-base",
     "tldr",
+    "files",
     "jsonl",
 )
+FIELDS = ("prompt", "messages", "response", "chosen", "rejected")
+"""What is read of a row of one's own; its other columns reach a function reward."""
+VOCABULARY = 512
+"""Pieces of the trained tokenizer by default, where the data holds so many."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -80,16 +85,23 @@ class Data:
 
     source: str = "dialogues/helpful"
     """`dialogues/helpful`, `dialogues/harmless` (generated here); `hh_rlhf/` with `helpful-base`, `helpful-online`,
-    `helpful-rejection-sampled` or `harmless-base`; `tldr` (summaries); or `jsonl`, a file of yours."""
+    `helpful-rejection-sampled` or `harmless-base`; `tldr` (summaries); or `files`, rows of yours: JSON lines, CSV,
+    Parquet, or a folder that `datasets` saved (docs/data.md). `jsonl` is another name for `files`."""
     path: str | None = None
-    """A local copy of hh_rlhf or tldr, instead of a download; for `jsonl` the file, or a folder of train.jsonl,
-    validation.jsonl and test.jsonl."""
+    """A local copy of hh_rlhf or tldr, instead of a download; for `files` the file, or a folder of train.jsonl,
+    validation.jsonl and test.jsonl (or .csv, .parquet)."""
+    columns: tuple[str, ...] = ()
+    """Where `files` call a column otherwise: `prompt=instruction+input response=output` reads the prompt from two
+    columns, a blank line between them. `label=label` keeps a column for the reward function alone."""
+    demonstrations: Literal["response", "chosen"] = "response"
+    """What the reference policy is fine-tuned on: the rows' responses, or the chosen replies of their pairs."""
     seed: int = 0
     """Seed of the generated dialogues."""
     dialogues: int = 12_000
     """Dialogues to generate for fine-tuning; as many preference pairs are drawn for the reward model."""
-    vocabulary_size: int = 512
-    """Pieces of the SentencePiece model that is trained where the model brings no tokenizer."""
+    vocabulary_size: int | None = None
+    """Pieces of the SentencePiece model that is trained where the model brings no tokenizer; by default 512, or all
+    that the data holds where that is less."""
     prompt_length: int = 20
     """P: the longest prompt, in tokens."""
     long_prompts: Literal["drop", "truncate"] = "drop"
@@ -99,29 +111,65 @@ class Data:
 
     def __post_init__(self) -> None:
         expand_user(self, "path")
-        _positive(self, "dialogues", "vocabulary_size", "prompt_length", "response_length")
+        _positive(self, "dialogues", "prompt_length", "response_length")
+        if self.vocabulary_size is not None:
+            _positive(self, "vocabulary_size")
         _require(
             self.source in SOURCES,
             f"Data.source is {self.source!r}; it is one of {', '.join(SOURCES)}.",
         )
         _require(
-            self.source != "jsonl" or self.path is not None,
-            "Data.source is 'jsonl' and Data.path is missing; give --data.path the file.",
+            not self.own or self.path is not None,
+            f"Data.source is {self.source!r} and Data.path is missing; give --data.path the file.",
         )
         _require(
             self.path is None or not self.generated,
-            f"Data.path is {self.path!r}, but the source {self.source!r} is generated, not read; leave the path out or "
-            "set --data.source.",
+            f"Data.path is {self.path!r}, but the source {self.source!r} is generated, not read; for rows of your own "
+            "give --data.source files, or leave the path out.",
         )
         _require(
             self.response_length >= 2,
             f"Data.response_length is {self.response_length}; a response has at least 2 tokens, a word and its end.",
         )
         _seed(self)
+        _require(
+            self.own or not self.columns,
+            f"Data.columns is {' '.join(self.columns)!r}, and the source {self.source!r} has columns of its own; leave "
+            "them out, or give --data.source files.",
+        )
+        names = [name for name, _ in map(_mapping, self.columns)]
+        _require(
+            len(set(names)) == len(names),
+            f"Data.columns is {' '.join(self.columns)!r}, which says twice where a name is read from; say it once.",
+        )
 
     @property
     def generated(self) -> bool:
         return self.source.startswith("dialogues/")
+
+    @property
+    def own(self) -> bool:
+        return self.source in ("files", "jsonl")
+
+    @property
+    def mapping(self) -> dict[str, tuple[str, ...]]:
+        """The names that are read here, with the columns of a file that they are read from."""
+        return dict(map(_mapping, self.columns))
+
+
+def _mapping(text: str) -> tuple[str, tuple[str, ...]]:
+    name, _, source = text.partition("=")
+    columns = tuple(source.split("+"))
+    _require(
+        bool(name) and all(columns),
+        f"Data.columns has {text!r}; write NAME=COLUMN, such as prompt=instruction, where NAME is one of "
+        f"{', '.join(FIELDS)}, or what a reward function calls the column.",
+    )
+    _require(
+        len(columns) == 1 or name in ("prompt", "response", "chosen", "rejected"),
+        f"Data.columns has {text!r}; texts alone are joined: prompt, response, chosen and rejected.",
+    )
+    return name, columns
 
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -51,9 +51,11 @@ def loaded(builder: Any, conversation: Callable[[str], Conversation]) -> Loaded:
     records: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for split, rows in read(builder).items():
         for row in rows:
-            records[split].append(Record(conversation(row["prompt"]), row["chosen"], row["chosen"], row["rejected"]))
+            prompt, chosen, rejected = (row[name] for name in ("prompt", "chosen", "rejected"))
+            records[split].append(Record(conversation(prompt), chosen, chosen, rejected, written=prompt))
     metadata = builder.info.metadata
-    return Loaded(records, metadata["rows"], metadata["dropped"])
+    # Data that an older version prepared says nothing of its splits.
+    return Loaded(records, metadata["rows"], metadata["dropped"], metadata.get("origin", ""))
 
 
 @contextlib.contextmanager

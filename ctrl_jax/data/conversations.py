@@ -1,8 +1,9 @@
 """Conversations as turns, and as hh-rlhf writes them in one text; and the record that every source of data gives."""
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
@@ -19,6 +20,9 @@ class Turn:
 Conversation = tuple[Turn, ...]
 """Turns in order. At most the first is a system turn. A prompt's last turn is the user's: the reply comes next."""
 
+Written = str | list[dict[str, str]]
+"""A prompt as a user wrote it: a text, or a list of messages {role, content}."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -29,6 +33,20 @@ class Record:
     """A demonstration."""
     chosen: str | None = None
     rejected: str | None = None
+    written: Written | None = field(default=None, hash=False)
+    """The prompt in the form of its source; None where that is the transcript."""
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What else the row says, by column, for a function reward: a verifiable answer, say."""
+
+    @property
+    def asked(self) -> Written:
+        """The prompt as a function reward reads it."""
+        return transcript(self.prompt) if self.written is None else self.written
+
+
+def messages(conversation: Conversation) -> list[dict[str, str]]:
+    """The conversation as a list of {role, content}."""
+    return [{"role": turn.role, "content": turn.content} for turn in conversation]
 
 
 def transcript(conversation: Conversation) -> str:

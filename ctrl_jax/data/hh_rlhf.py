@@ -10,10 +10,10 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from ctrl_jax.data import builders, jsonl
+from ctrl_jax.data import builders, jsonl, rows
 from ctrl_jax.data.conversations import Record, parse, turns
 from ctrl_jax.data.downloads import fetch, fingerprint
-from ctrl_jax.data.splits import Loaded, defect
+from ctrl_jax.data.splits import Loaded, collected, defect
 from ctrl_jax.errors import InputError
 
 URL = "https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/main/{file}.jsonl.gz"
@@ -30,6 +30,7 @@ PUBLISHED: dict[str, tuple[int | None, str | None]] = {
     "harmless-base/train": (None, None),
     "harmless-base/test": (742_801, None),
 }
+ORIGIN = "hh-rlhf's own files"
 SUBSETS = tuple(dict.fromkeys(file.split("/")[0] for file in PUBLISHED))
 
 
@@ -67,8 +68,8 @@ class HhRlhf(tfds.core.GeneratorBasedBuilder):
             found = {split: _download(config.subset, split, dl_manager.download_dir) for split in ("train", "test")}
         else:
             found = files(config.folder, config.subset)
-        loaded = jsonl.collected(found, read_row)
-        self.info.metadata.update(rows=loaded.rows, dropped=loaded.dropped)
+        loaded = collected({split: jsonl.rows(file) for split, file in found.items()}, read_row, ORIGIN)
+        self.info.metadata.update(rows=loaded.rows, dropped=loaded.dropped, origin=loaded.origin)
         return {split: builders.texts(kept) for split, kept in loaded.records.items() if kept}
 
     def _generate_examples(
@@ -112,9 +113,9 @@ def files(path: Path, subset: str) -> dict[str, Path]:
     return published or {"train": flat[0]}
 
 
-def read_row(row: jsonl.Row, place: str) -> Record | str:
+def read_row(row: rows.Row, place: str) -> Record | str:
     """The pair of a row of two dialogues, or why it is defective. Errors: InputError where it has no two texts."""
-    chosen, rejected = (turns(jsonl.text_of(row, name, place)) for name in ("chosen", "rejected"))
+    chosen, rejected = (turns(rows.text_of(row, name, place)) for name in ("chosen", "rejected"))
     if any(not dialogue or dialogue[-1].role != "assistant" for dialogue in (chosen, rejected)):
         return "no assistant turn last"
     if chosen[:-1] != rejected[:-1]:

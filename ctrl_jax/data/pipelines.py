@@ -18,6 +18,8 @@ Tree = TypeVar("Tree")
 
 
 LongPrompts = Literal["drop", "truncate"]
+Demonstrations = Literal["response", "chosen"]
+"""The field of a record that is learned from."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class ExampleSet:
     examples: Examples
     dropped: int = 0
     """Records that were left out because their prompt is too long."""
+    empty: int = 0
+    """Records that were left out because a reply has no token."""
+    equal: int = 0
+    """Pairs that were left out because their replies have the same tokens, as far as they are kept."""
+    unended: int = 0
+    """Of the examples, those of which no reply ends within the longest response: they are cut."""
 
 
 def prompts(
@@ -73,26 +81,32 @@ def prompt_ids(texts: Sequence[str]) -> Any:
 
 def demonstrations(
     records: Sequence[Record], tokenizer: Tokenizer, *, prompt_length: int, response_length: int,
-    long_prompts: LongPrompts = "drop",
+    long_prompts: LongPrompts = "drop", field: Demonstrations = "response", count: int | None = None,
 ) -> ExampleSet:  # fmt: skip
-    """Examples with N = 1, the records' `response`. Responses are cut at `response_length` tokens, the EOS counted.
+    """Examples with N = 1, the records' `response` or what `field` names; the first `count`, if given.
+
+    Responses are cut at `response_length` tokens, the EOS counted. One without a token is dropped and counted.
 
     Errors: as `prompts`; and where no record has a response.
     """
-    having = [record for record in records if record.response is not None]
+    having = [record for record in records if getattr(record, field) is not None]
     if records and not having:
         raise InputError(
             f"None of the {len(records)} records has a demonstration to fine-tune on{_what_there_is(records)}. Give "
-            "the rows a 'response', or leave the fine-tuning of the model at --model.path out by --sft.steps 0."
+            f"the rows a {field!r}{_or_chosen(records)}, or leave the fine-tuning of the model at --model.path out by "
+            "--sft.steps 0."
         )
-    return _examples(having, ("response",), tokenizer, prompt_length, response_length, long_prompts)
+    return _examples(having, (field,), tokenizer, prompt_length, response_length, long_prompts, count)
 
 
 def preference_pairs(
     records: Sequence[Record], tokenizer: Tokenizer, *, prompt_length: int, response_length: int,
-    long_prompts: LongPrompts = "drop",
+    long_prompts: LongPrompts = "drop", count: int | None = None,
 ) -> ExampleSet:  # fmt: skip
-    """Examples with N = 2, the records' `chosen` before `rejected`; otherwise as `demonstrations`."""
+    """Examples with N = 2, the records' `chosen` before `rejected`; otherwise as `demonstrations`.
+
+    A pair whose replies have the same tokens, as far as they are kept, is dropped and counted.
+    """
     having = [record for record in records if record.chosen is not None and record.rejected is not None]
     if records and not having:
         raise InputError(
@@ -100,7 +114,8 @@ def preference_pairs(
             f"{_what_there_is(records)}. Give the rows 'chosen' and 'rejected', or a reward that needs no pairs: "
             "--reward-model.path or --reward-model.function."
         )
-    return _examples(having, ("chosen", "rejected"), tokenizer, prompt_length, response_length, long_prompts)
+    fields = ("chosen", "rejected")
+    return _examples(having, fields, tokenizer, prompt_length, response_length, long_prompts, count)
 
 
 def _what_there_is(records: Sequence[Record]) -> str:
@@ -109,6 +124,11 @@ def _what_there_is(records: Sequence[Record]) -> str:
     if not demonstrations and not pairs:
         return ": they have prompts alone"
     return f": {demonstrations} have a response, {pairs} a pair"
+
+
+def _or_chosen(records: Sequence[Record]) -> str:
+    pairs = any(record.chosen is not None for record in records)
+    return ", learn from the chosen replies by --data.demonstrations chosen" if pairs else ""
 
 
 def decoded(responses: Responses, tokenizer: Tokenizer) -> list[list[str]]:
@@ -122,16 +142,38 @@ def decoded(responses: Responses, tokenizer: Tokenizer) -> list[list[str]]:
 
 def _examples(
     records: Sequence[Record], fields: Sequence[str], tokenizer: Tokenizer, prompt_length: int, response_length: int,
-    long_prompts: LongPrompts,
+    long_prompts: LongPrompts, count: int | None,
 ) -> ExampleSet:  # fmt: skip
     fitted = _Fitted(tokenizer, prompt_length, long_prompts)
-    kept = [(text, record) for text, record in _with_texts(records) if fitted.fits(text, record.prompt)]
-    prompts = fitted.prompts([text for text, _ in kept])
-    responses = [tokenizer.encode_response(getattr(record, field)) for _, record in kept for field in fields]
-    tokens, lengths = padded([tokens[:response_length] for tokens in responses], response_length, tokenizer.pad_id)
-    shape = (len(kept), len(fields))
+    texts: list[str] = []
+    responses: list[list[int]] = []
+    long = empty = equal = unended = 0
+    for text, record in _with_texts(records):
+        if len(texts) == count:
+            break
+        if not fitted.fits(text, record.prompt):
+            long += 1
+            continue
+        replies = [tokenizer.encode_response(getattr(record, field))[:response_length] for field in fields]
+        if any(reply[0] in tokenizer.eos_ids for reply in replies):
+            empty += 1
+        elif len(replies) == 2 and replies[0] == replies[1]:
+            equal += 1
+        else:
+            texts.append(text)
+            responses += replies
+            unended += all(reply[-1] not in tokenizer.eos_ids for reply in replies)
+    if not texts and not long:
+        raise InputError(
+            f"None of {len(records)} records is left to learn {' and '.join(fields)} from: {equal} have replies that "
+            f"are equal as far as --data.response-length {response_length} keeps them, {empty} a reply without a "
+            "token. Raise --data.response-length, or mend the rows."
+        )
+    prompts = fitted.prompts(texts)
+    tokens, lengths = padded(responses, response_length, tokenizer.pad_id)
+    shape = (len(texts), len(fields))
     examples = Examples(prompts, Responses(tokens.reshape(*shape, response_length), lengths.reshape(shape)))
-    return ExampleSet(examples, len(records) - len(kept))
+    return ExampleSet(examples, long, empty, equal, unended)
 
 
 def _with_texts(records: Sequence[Record]) -> Iterator[tuple[str, Record]]:

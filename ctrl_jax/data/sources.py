@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ctrl_jax import config
-from ctrl_jax.data import dialogues, downloads, hh_rlhf, jsonl, tldr
+from ctrl_jax.data import dialogues, downloads, files, hh_rlhf, tldr
 from ctrl_jax.data.splits import Loaded
 from ctrl_jax.errors import InputError
 
@@ -19,14 +19,14 @@ def load(data: config.Data, data_dir: Path) -> Loaded:
     match kind:
         case "dialogues":
             records = dialogues.load(subset, seed=data.seed, count=data.dialogues, data_dir=data_dir)
-            loaded = Loaded(records, sum(map(len, records.values())), {})
+            loaded = Loaded(records, sum(map(len, records.values())), {}, "generated here")
         case "hh_rlhf":
             loaded = hh_rlhf.load(subset, path=path, data_dir=data_dir)
         case "tldr":
             loaded = tldr.load(path=path, data_dir=data_dir)
         case _:
-            assert path is not None, "config.Data asks for the path of jsonl"
-            loaded = jsonl.load(path)
+            assert path is not None, "config.Data asks for the path of files"
+            loaded = files.load(path, data.mapping)
     if not loaded.records["train"]:
         dropped = ", ".join(f"{count} {reason}" for reason, count in loaded.dropped.items())
         raise InputError(
@@ -47,12 +47,26 @@ def fingerprint(data: config.Data) -> str | None:
     kind, _, subset = data.source.partition("/")
     match kind:
         case "hh_rlhf":
-            return downloads.fingerprint(hh_rlhf.files(path, subset))
+            found = hh_rlhf.files(path, subset)
         case "tldr":
-            return downloads.fingerprint(tldr.files(path))
+            found = tldr.files(path)
         case _:
-            return downloads.fingerprint(jsonl.files(path))
+            parts = files.files(path)
+            found = {f"{split}/{i}": file for split, of_split in parts.items() for i, file in enumerate(of_split)}
+    try:
+        return downloads.fingerprint(found)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or path} cannot be read: {error.strerror}. Give this user access to it."
+        ) from error
 
 
 def _path(data: config.Data) -> Path | None:
-    return None if data.path is None else Path(data.path).expanduser()
+    if data.path is None:
+        return None
+    try:
+        path = Path(data.path).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a character that none has, an unknown ~user
+        raise InputError(f"--data.path {data.path[:80]!r} cannot be a path: {error}. Give it one.") from error
+    return path

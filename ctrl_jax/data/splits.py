@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ctrl_jax.data.conversations import Record, transcript
 
@@ -20,6 +21,8 @@ class Loaded:
     """Rows that were read, the dropped ones among them."""
     dropped: dict[str, int]
     """Rows that were left out, by reason."""
+    origin: str = ""
+    """Where the splits come from, in words."""
 
 
 def defect(record: Record) -> str | None:
@@ -32,8 +35,27 @@ def defect(record: Record) -> str | None:
     return None
 
 
-def arranged(published: Mapping[str, Sequence[Record]], dropped: Mapping[str, int]) -> Loaded:
-    """Train, validation and test from what a source publishes of them; `dropped` is what it left out itself.
+def collected(
+    rows: Mapping[str, Iterable[tuple[str, dict[str, Any]]]], read: Callable[[dict[str, Any], str], Record | str],
+    origin: str = "",
+) -> Loaded:  # fmt: skip
+    """The records of each split's (place, row); `read` makes one of a row and its place, or says why it is dropped."""
+    dropped = Counter[str]()
+    published: dict[str, list[Record]] = {}
+    for split, placed in rows.items():
+        published[split] = []
+        for place, row in placed:
+            record = read(row, place)
+            if isinstance(record, str):
+                dropped[record] += 1
+            else:
+                published[split].append(record)
+    return arranged(published, dropped, origin)
+
+
+def arranged(published: Mapping[str, Sequence[Record]], dropped: Mapping[str, int], origin: str = "") -> Loaded:
+    """Train, validation and test from what a source publishes of them; `dropped` is what it left out itself, `origin`
+    names its files.
 
     One published split alone (or none called train) is cut into 80, 10 and 10 %, by a hash of the conversation's
     opening user turn, so that what begins alike stays together. Beside train and test, validation is such a 5 % of
@@ -41,13 +63,17 @@ def arranged(published: Mapping[str, Sequence[Record]], dropped: Mapping[str, in
     two splits, and one whose prompt is in validation leaves train: they are counted.
     """
     found = {name: list(published.get(name, ())) for name in SPLITS}
+    cut = ""
     if not found["train"] or not (found["validation"] or found["test"]):
+        cut = "cut into 80, 10 and 10 % by a hash of each conversation's opening"
         everything = [record for name in SPLITS for record in found[name]]
         found["train"], held_out = _cut(everything, 0.8)
         found["validation"], found["test"] = _cut(held_out, 0.9)
     elif not found["validation"]:
+        cut = "of train 5 % cut off for validation, by a hash of each conversation's opening"
         found["train"], found["validation"] = _cut(found["train"], 0.95)
     elif not found["test"]:
+        cut = "validation cut in half for test, by a hash of each conversation's opening"
         found["validation"], found["test"] = _cut(found["validation"], 0.5)
 
     counts, seen = Counter(dropped), set[str]()
@@ -58,7 +84,8 @@ def arranged(published: Mapping[str, Sequence[Record]], dropped: Mapping[str, in
         found[name] = kept
         seen.update(texts)
     rows = sum(map(len, found.values())) + counts.total()
-    return Loaded(found, rows, {reason: count for reason, count in counts.items() if count})
+    dropped = {reason: count for reason, count in counts.items() if count}
+    return Loaded(found, rows, dropped, ": ".join(filter(None, (origin, cut))))
 
 
 def _cut(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:

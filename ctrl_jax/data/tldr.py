@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from ctrl_jax.data import builders, jsonl
+from ctrl_jax.data import builders, jsonl, rows
 from ctrl_jax.data.conversations import Conversation, Record, Turn
 from ctrl_jax.data.downloads import fetch, fingerprint
 from ctrl_jax.data.splits import Loaded, arranged, defect
@@ -58,7 +58,7 @@ class Tldr(tfds.core.GeneratorBasedBuilder):
         else:
             found = files(self.builder_config.folder)
         loaded = records(found)
-        self.info.metadata.update(rows=loaded.rows, dropped=loaded.dropped)
+        self.info.metadata.update(rows=loaded.rows, dropped=loaded.dropped, origin=loaded.origin)
         return {split: builders.texts(kept, _request) for split, kept in loaded.records.items() if kept}
 
     def _generate_examples(
@@ -87,7 +87,7 @@ def files(path: Path) -> dict[str, Path]:
     if path.is_file():
         return {"batch": path}
     for folder in (path, path / "comparisons"):
-        found = [file for end in (".json", *jsonl.SUFFIXES) for file in folder.glob(f"batch*{end}")]
+        found = [file for end in (".json", *jsonl.SUFFIXES) for file in folder.glob(f"batch*{end}") if file.is_file()]
         if found:
             return {file.name: file for file in sorted(found)}
     raise InputError(
@@ -114,28 +114,28 @@ def records(files: Mapping[str, Path]) -> Loaded:
     return arranged(published, dropped)
 
 
-def read_row(row: jsonl.Row, place: str) -> tuple[str, Record | str]:
+def read_row(row: rows.Row, place: str) -> tuple[str, Record | str]:
     """The split of a comparison, and its pair or why it is defective.
 
     Errors: InputError with the place where the row is not of the published schema.
     """
     info, summaries, choice = (row.get(name) for name in ("info", "summaries", "choice"))
-    published = jsonl.text_of(row, "split", place)
+    published = rows.text_of(row, "split", place)
     if published not in SPLITS:
-        raise InputError(f"{place}: the split is {published!r}; it is one of {', '.join(SPLITS)}.")
+        raise InputError(f"{place}: the split is {rows.shown(published)}; it is one of {', '.join(SPLITS)}.")
     if not isinstance(info, dict):
-        raise InputError(f"{place}: 'info' must be an object with the post, and is {info!r}.")
+        raise InputError(f"{place}: 'info' must be an object with the post, and is {rows.shown(info)}.")
     if not (isinstance(summaries, list) and len(summaries) == 2 and all(isinstance(it, dict) for it in summaries)):
         raise InputError(f"{place}: 'summaries' must be a list of two objects with a 'text' each.")
-    if isinstance(choice, bool) or choice not in (0, 1):
-        raise InputError(f"{place}: 'choice' is {choice!r}; it is 0 or 1, the index of the better summary.")
+    if type(choice) is not int or choice not in (0, 1):
+        raise InputError(f"{place}: 'choice' is {rows.shown(choice)}; it is 0 or 1, the index of the better summary.")
     split = SPLITS[published]
     if "article" in info and "post" not in info:
         return split, "not a Reddit post"
-    subreddit, title, post = (jsonl.text_of(info, name, f"{place}, 'info'") for name in ("subreddit", "title", "post"))
+    subreddit, title, post = (rows.text_of(info, name, f"{place}, 'info'") for name in ("subreddit", "title", "post"))
     if not post.strip():
         return split, "empty post"
-    texts = [jsonl.text_of(summary, "text", f"{place}, 'summaries'").strip() for summary in summaries]
+    texts = [rows.text_of(summary, "text", f"{place}, 'summaries'").strip() for summary in summaries]
     pair = Record(_conversation(request(subreddit, title, post)), chosen=texts[choice], rejected=texts[1 - choice])
     return split, defect(pair) or pair
 

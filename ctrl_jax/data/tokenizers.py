@@ -24,6 +24,21 @@ _DIGITS = "0123456789abcdef"
 _SPACE = "▁"
 """How SentencePiece writes a space; the character itself is escaped."""
 
+_PART = 2048
+"""Characters of a text that are looked at together."""
+
+
+class VocabularyTooLarge(InputError):
+    """Texts that hold fewer pieces than are asked for."""
+
+    def __init__(self, asked: int, bound: int):
+        super().__init__(
+            f"A vocabulary of {asked} pieces is more than these texts have; set data.vocabulary_size to at most "
+            f"{bound}, or train the tokenizer on more varied text."
+        )
+        self.bound = bound
+        """The most pieces that they hold."""
+
 
 class Tokenizer(Protocol):
     """Conversations and replies to token ids, and a reply's ids to its text."""
@@ -74,9 +89,9 @@ class TrainedTokenizer:
         self._pieces = sentencepiece.SentencePieceProcessor()
         try:
             self._pieces.LoadFromSerializedProto(model)
-        except RuntimeError as error:
+            pieces = {self._pieces.id_to_piece(i) for i in range(self.vocabulary_size)}
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise InputError("The tokenizer's bytes are not a SentencePiece model; train it again.") from error
-        pieces = {self._pieces.id_to_piece(i) for i in range(self.vocabulary_size)}
         characters = {" "} | {piece for piece in pieces if len(piece) == 1} - {_ESCAPE, _END, _SPACE}
         self._marker_or_unknown = re.compile(f"{HUMAN}|{ASSISTANT}|[^{re.escape(''.join(sorted(characters)))}]")
         if not pieces.issuperset((*_DIGITS, _ESCAPE, _END, HUMAN, ASSISTANT)):
@@ -137,13 +152,13 @@ def train(texts: Sequence[str], *, vocabulary_size: int) -> TrainedTokenizer:
 
     Errors: InputError where the texts have no word, or too few or too many pieces for that size; it names the bound.
     """
-    texts = [text.replace(_ESCAPE, "").replace(_END, "") for text in texts]
+    texts = [part for text in texts for part in _parts(text.replace(_ESCAPE, "").replace(_END, ""))]
     words = dict.fromkeys(word for text in texts for word in re.findall(r"[^\W_]+", text))
     if not words:
         raise InputError(f"The {len(texts)} texts to train the tokenizer on have no words; give it dialogues.")
     # Only strings that occur in two different surroundings are candidates for pieces, and each distinct word is looked
     # at once: without these lines the commonest words would be cut in two.
-    surroundings = (f" {word}{mark}" for word in words for mark in ("", ".", ","))
+    surroundings = (f" {word}{mark}" for word in words if len(word) < _PART for mark in ("", ".", ","))
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -170,8 +185,13 @@ def train(texts: Sequence[str], *, vocabulary_size: int) -> TrainedTokenizer:
             minloglevel=3,
         )
     except RuntimeError as error:
-        raise InputError(_vocabulary_message(str(error), vocabulary_size)) from error
+        raise _vocabulary_error(str(error), vocabulary_size) from error
     return TrainedTokenizer(model.getvalue())
+
+
+def _parts(text: str) -> list[str]:
+    """The text in parts: SentencePiece takes time with the square of what repeats itself within one."""
+    return [text[start : start + _PART] for start in range(0, len(text), _PART)]
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -185,15 +205,12 @@ def _unescaped(match: re.Match[str]) -> str:
     return chr(code) if valid else match[0]
 
 
-def _vocabulary_message(error: str, vocabulary_size: int) -> str:
+def _vocabulary_error(error: str, vocabulary_size: int) -> InputError:
     if bound := re.search(r"value <= (\d+)", error):
-        return (
-            f"A vocabulary of {vocabulary_size} pieces is more than these texts have; set data.vocabulary_size to at "
-            f"most {bound[1]}, or train the tokenizer on more varied text."
-        )
+        return VocabularyTooLarge(vocabulary_size, int(bound[1]))
     if bound := re.search(r"required_chars[^\d]*\d+ vs (\d+)", error):
-        return (
+        return InputError(
             f"A vocabulary of {vocabulary_size} pieces is too small to hold the characters of these texts; set "
             f"data.vocabulary_size to more than {bound[1]}."
         )
-    return f"SentencePiece cannot train {vocabulary_size} pieces on these texts: {error}"
+    return InputError(f"SentencePiece cannot train {vocabulary_size} pieces on these texts: {error}")

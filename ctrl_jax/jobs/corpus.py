@@ -1,13 +1,16 @@
 """The data stage: the records, their tokenizer, and both as arrays."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from ctrl_jax import config
 from ctrl_jax.data import pipelines, sources, tokenizers
-from ctrl_jax.data.conversations import Conversation, Record, transcript
+from ctrl_jax.data.conversations import Conversation, Record, Written, messages, transcript
+from ctrl_jax.data.rows import shown
 from ctrl_jax.data.splits import Loaded
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime import hosts
@@ -23,32 +26,38 @@ class Corpus:
     """By split: train, validation, test. Their prompts do not overlap."""
     tokenizer: tokenizers.Tokenizer
     stage: str
+    origin: str = ""
+    """How many rows gave the records, and where the splits come from."""
+    vocabulary: str | None = None
+    """What is wrong with the vocabulary's size, where the tokenizer is a stand-in for one that cannot be trained."""
 
     @property
     def demonstrations(self) -> Examples:
-        found = pipelines.demonstrations(
-            self.records["train"],
-            self.tokenizer,
-            prompt_length=self.data.prompt_length,
-            response_length=self.data.response_length,
-            long_prompts=self.data.long_prompts,
-        )
-        self._tell_dropped("demonstrations", found.dropped)
+        found = self.first_demonstrations(None)
+        self._say_left_out("demonstrations", found)
         return found.examples
+
+    def first_demonstrations(self, count: int | None) -> pipelines.ExampleSet:
+        """The first `count` of the train split that can be learned from, or all."""
+        return pipelines.demonstrations(
+            self.records["train"], self.tokenizer, field=self.data.demonstrations, count=count, **self._lengths
+        )
 
     def pairs(self, split: str) -> PreferencePairs:
-        found = pipelines.preference_pairs(
-            self.records[split],
-            self.tokenizer,
-            prompt_length=self.data.prompt_length,
-            response_length=self.data.response_length,
-            long_prompts=self.data.long_prompts,
-        )
-        self._tell_dropped(f"{split} preference pairs", found.dropped)
+        found = self.first_pairs(split, None)
+        self._say_left_out(f"{split} preference pairs", found)
         return found.examples
 
+    def first_pairs(self, split: str, count: int | None) -> pipelines.ExampleSet:
+        """The first `count` of a split that can be learned from, or all."""
+        return pipelines.preference_pairs(self.records[split], self.tokenizer, count=count, **self._lengths)
+
     def has_pairs(self, split: str) -> bool:
-        return any(record.rejected is not None for record in self.records[split])
+        """Whether the split has a pair that can be learned from."""
+        try:
+            return bool(self.first_pairs(split, 1).examples.prompts.ids.size)
+        except InputError:
+            return False
 
     def prompts(self, split: str, count: int) -> pipelines.PromptSet:
         """The first `count` distinct prompts of a split that fit.
@@ -77,41 +86,144 @@ class Corpus:
         return pipelines.decoded(responses, self.tokenizer)
 
     def conversations(self, prompts: Prompts) -> list[Conversation]:
-        """What the prompts [B] are, told by their ids."""
-        return [self._by_id[prompt_id] for prompt_id in np.asarray(prompts.ids).tolist()]
+        """The conversations of prompts [B], by their ids."""
+        return [record.prompt for record in self.asked(prompts)]
 
-    def remember(self, prompts: pipelines.PromptSet) -> None:
-        """Makes prompts from elsewhere known to `conversations`."""
-        self._by_id.update(zip(prompts.prompts.ids.tolist(), prompts.conversations, strict=True))
+    def asked(self, prompts: Prompts) -> list[Record]:
+        """The first record of each of the prompts [B], by their ids: the prompt as it is written."""
+        ids = np.asarray(prompts.ids).tolist()
+        return [self._by_id.get(prompt_id) or self._elsewhere[prompt_id] for prompt_id in ids]
+
+    def remember(self, prompts: pipelines.PromptSet) -> bool:
+        """Makes prompts from elsewhere known to `conversations`; whether all of them are the data's own."""
+        ids = prompts.prompts.ids.tolist()
+        for prompt_id, conversation in zip(ids, prompts.conversations, strict=True):
+            self._elsewhere[prompt_id] = Record(conversation, written=self._as_written(conversation))
+        return all(prompt_id in self._by_id for prompt_id in ids)
 
     @cached_property
-    def _by_id(self) -> dict[int, Conversation]:
-        # Backwards: of two texts with one id `prompts` keeps the first.
-        prompts = [record.prompt for records in self.records.values() for record in records][::-1]
-        return dict(zip(pipelines.prompt_ids([*map(transcript, prompts)]).tolist(), prompts, strict=True))
+    def columns(self) -> tuple[str, ...]:
+        """What the rows say beside prompts and replies."""
+        return tuple(
+            dict.fromkeys(name for records in self.records.values() for row in records for name in row.columns)
+        )
 
-    def _tell_dropped(self, what: str, dropped: int) -> None:
-        if dropped:
-            say(f"{dropped} {what} left out: their prompt has more than {self.data.prompt_length} tokens.")
+    def values(self, names: Sequence[str]) -> dict[int, dict[str, Any]]:
+        """The columns `names` of every prompt, by its id; None where no row of the prompt has a value.
+
+        Raises:
+          InputError: if rows of one prompt have different values.
+        """
+        by_text: dict[str, dict[str, Any]] = {}
+        for record in (record for of_split in self.records.values() for record in of_split):
+            values = by_text.setdefault(transcript(record.prompt), dict.fromkeys(names))
+            for name in names:
+                value, before = record.columns.get(name), values[name]
+                if None not in (value, before) and repr(before) != repr(value):
+                    raise InputError(
+                        f"The prompt {shown(record.prompt[-1].content)} has two values of {name!r}, {shown(before)} "
+                        f"and {shown(value)}, and the reward function asks for one. Mend the rows, or let the function "
+                        "leave that column out: name the columns it needs instead of **columns."
+                    )
+                values[name] = before if value is None else value
+        # Backwards: of two texts with one id `prompts` keeps the first.
+        ids = pipelines.prompt_ids([*by_text]).tolist()
+        return dict(zip(ids[::-1], [*by_text.values()][::-1], strict=True))
+
+    @staticmethod
+    def id_of(record: Record) -> int:
+        """The id of a record's prompt."""
+        return int(pipelines.prompt_ids([transcript(record.prompt)])[0])
+
+    @cached_property
+    def _lengths(self) -> dict[str, Any]:
+        data = self.data
+        names = ("prompt_length", "response_length", "long_prompts")
+        return {name: getattr(data, name) for name in names}
+
+    @cached_property
+    def _by_id(self) -> dict[int, Record]:
+        # Backwards: of two texts with one id `prompts` keeps the first.
+        records = [record for of_split in self.records.values() for record in of_split][::-1]
+        texts = [transcript(record.prompt) for record in records]
+        return dict(zip(pipelines.prompt_ids(texts).tolist(), records, strict=True))
+
+    @cached_property
+    def _elsewhere(self) -> dict[int, Record]:
+        """Prompts that are not of the data, by id."""
+        return {}
+
+    def _as_written(self, conversation: Conversation) -> Written | None:
+        """A prompt from elsewhere in the form that the data's have."""
+        example = next(record for of_split in self.records.values() for record in of_split)
+        if isinstance(example.written, list):
+            return messages(conversation)
+        transcribed = example.asked == transcript(example.prompt)
+        return conversation[0].content if len(conversation) == 1 and not transcribed else None
+
+    def _say_left_out(self, what: str, found: pipelines.ExampleSet) -> None:
+        data, kept = self.data, len(found.examples.prompts.ids)
+        if found.dropped:
+            say(f"{found.dropped} {what} left out: their prompt has more than {data.prompt_length} tokens.")
+        if found.equal:
+            say(
+                f"{found.equal} {what} left out: their replies are equal in the first {data.response_length} tokens "
+                "(--data.response-length)."
+            )
+        if found.empty:
+            say(f"{found.empty} {what} left out: a reply has no token.")
+        if found.unended:
+            say(
+                f"{found.unended} of {kept} {what} ({found.unended / kept:.1%}) do not end within "
+                f"{data.response_length} tokens, and are cut there: what is learned from them has no end "
+                "(--data.response-length)."
+            )
 
 
 def prepare(data: config.Data, stage: Stage, tokenizer: tokenizers.Tokenizer | None) -> Corpus:
     """Generates, downloads or reads the records, and trains a tokenizer on them where the model brings none."""
+    vocabulary = None
     with stage.exclusive(), hosts.first_then_others():
         loaded = sources.load(data, stage.directory / "tfds")
+        sizes = {split: len(rows) for split, rows in loaded.records.items()}
+        origin = _origin(data, loaded, sizes)
         if tokenizer is None:
-            tokenizer = _trained(data, loaded, stage)
-        if not stage.complete:
-            if loaded.dropped:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in loaded.dropped.items())
-                say(f"{data.source}: {loaded.rows} rows, of which were dropped: {reasons}.")
-            stage.finish({**{split: len(rows) for split, rows in loaded.records.items()}, "dropped": loaded.dropped})
-    return Corpus(data, loaded.records, tokenizer, stage.directory.name)
+            tokenizer, vocabulary = _trained(data, loaded, stage)
+        if not stage.complete and vocabulary is None:
+            if not data.generated:
+                say(origin)
+            stage.finish({**sizes, "dropped": loaded.dropped})
+    return Corpus(data, loaded.records, tokenizer, stage.directory.name, origin=origin, vocabulary=vocabulary)
 
 
-def _trained(data: config.Data, loaded: Loaded, stage: Stage) -> tokenizers.Tokenizer:
+def _origin(data: config.Data, loaded: Loaded, sizes: Mapping[str, int]) -> str:
+    dropped = ", ".join(f"{count} {reason}" for reason, count in loaded.dropped.items())
+    return (
+        f"{data.source}: {loaded.rows} rows gave {sizes['train']} records to train on, {sizes['validation']} for "
+        f"validation and {sizes['test']} to test on"
+        + (f" ({loaded.origin})" if loaded.origin else "")
+        + (f"; dropped: {dropped}." if dropped else ".")
+    )
+
+
+def _trained(data: config.Data, loaded: Loaded, stage: Stage) -> tuple[tokenizers.Tokenizer, str | None]:
+    """The tokenizer; or the largest that the data holds, which is not kept, and what is wrong with the size."""
     path = stage.directory / tokenizers.FILENAME
     if not path.exists():
-        texts = [f"{transcript(record.prompt)} {record.response or ''}" for record in loaded.records["train"]]
-        write_bytes(path, tokenizers.train(texts, vocabulary_size=data.vocabulary_size).model)
-    return tokenizers.load(stage.directory)
+        texts = [" ".join((transcript(record.prompt), *_replies(record))) for record in loaded.records["train"]]
+        try:
+            trained = tokenizers.train(texts, vocabulary_size=data.vocabulary_size or config.VOCABULARY)
+        except tokenizers.VocabularyTooLarge as error:
+            trained = tokenizers.train(texts, vocabulary_size=error.bound)
+            if data.vocabulary_size is not None:
+                return trained, str(error)
+            say(f"The vocabulary has {error.bound} pieces instead of {config.VOCABULARY}: the data holds no more.")
+        write_bytes(path, trained.model)
+    return tokenizers.load(stage.directory), None
+
+
+def _replies(record: Record) -> list[str]:
+    """What the model may have to write: the response, or the replies of the pair where there is none."""
+    if record.response is not None:
+        return [record.response]
+    return [text or "" for text in (record.chosen, record.rejected)]

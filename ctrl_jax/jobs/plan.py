@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from ctrl_jax import build
-from ctrl_jax.config import Experiment, Lora, Supervised
+from ctrl_jax.config import VOCABULARY, Experiment, Lora, Supervised
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs.rollouts import prompts_at_a_time
 from ctrl_jax.jobs.run import check_batches_divide, pretrained_architecture
@@ -140,7 +140,7 @@ def sizes(experiment: Experiment, device_memory: float | None = accelerators.SMA
     """
     model, reward = experiment.model, experiment.reward_model
     if model.path is None:
-        policy = architecture.from_config(model, experiment.data.vocabulary_size)
+        policy = architecture.from_config(model, experiment.data.vocabulary_size or VOCABULARY)
     else:
         policy = pretrained_architecture(experiment)
     if reward.function is not None:

@@ -5,7 +5,7 @@ import importlib
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +15,11 @@ import numpy as np
 
 from ctrl_jax import build
 from ctrl_jax.data import pretrained_tokenizers
-from ctrl_jax.data.conversations import Conversation, transcript
+from ctrl_jax.data.conversations import Conversation
 from ctrl_jax.data.pipelines import batches, padded
 from ctrl_jax.errors import InputError
+from ctrl_jax.jobs import functions
+from ctrl_jax.jobs.corpus import Corpus
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
 from ctrl_jax.models import huggingface, lora, partitioning, weights
@@ -28,14 +30,13 @@ from ctrl_jax.types import Prompts, Responses
 BUCKET = 32
 """A classifier reads its own tokens padded to this or the next power of two, so that few programs are compiled."""
 
-TextReward = Callable[[list[str], list[str]], Sequence[float]]
-"""(prompts as transcripts, a response to each) to a raw reward of each."""
-
 
 class Reward(NamedTuple):
     score: build.Score
     stage: str
     """The stage that holds it, or a name for what it is: the key of whatever depends on it."""
+    columns: tuple[str, ...] = ()
+    """Columns of the data that it reads beside prompts and responses."""
 
 
 def run(run: Run, reference: Trained) -> Reward:
@@ -154,6 +155,8 @@ def _bucketed(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
 
 def _function(run: Run, name: str) -> Reward:
     function, source = _load(name)
+    columns = functions.columns_of(function, name, run.corpus)
+    values = run.corpus.values(columns)
 
     def score(prompts: Prompts, responses: Responses) -> np.ndarray:
         prompts, responses = hosts.addressable((prompts, responses))
@@ -164,33 +167,19 @@ def _function(run: Run, name: str) -> Reward:
         )
 
     def of_rows(prompts: Prompts, responses: Responses) -> np.ndarray:
-        texts = run.corpus.texts(responses)
-        asked = [transcript(conversation) for conversation in run.corpus.conversations(prompts)]
-        rewards = function(
-            [prompt for prompt, row in zip(asked, texts, strict=True) for _ in row],
-            [text for row in texts for text in row],
-        )
-        try:
-            values = np.asarray(rewards, np.float32)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"The reward {name} returned what are not numbers ({error}); return a float each."
-            ) from error
-        responses_count = len(texts) * len(texts[0])
-        if values.shape != (responses_count,):
-            raise InputError(
-                f"The reward {name} returned an array of shape {values.shape} for {responses_count} responses; return "
-                "one float for each."
-            )
-        if not np.isfinite(values).all():
-            bad = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise InputError(f"The reward {name} returned {values[bad]} for response {bad}; return finite numbers.")
-        return values.reshape(len(texts), -1)
+        ids = np.asarray(prompts.ids).tolist()
+        of_prompts = [values.get(prompt_id, dict.fromkeys(columns)) for prompt_id in ids]
+        return functions.rewards(function, name, run.corpus.asked(prompts), run.corpus.texts(responses), of_prompts)
 
-    return Reward(score, f"function-{fingerprint({'name': name, 'source': source})}")
+    return Reward(score, f"function-{fingerprint({'name': name, 'source': source})}", columns=columns)
 
 
-def _load(name: str) -> tuple[TextReward, str]:
+def check_function(name: str, corpus: Corpus) -> None:
+    """Refuses a function that cannot be imported, or fails on one row of the data."""
+    functions.check(_load(name)[0], name, corpus)
+
+
+def _load(name: str) -> tuple[functions.TextReward, str]:
     """The function called module:name, and a hash of its module's source: another source is another reward."""
     module_name, attribute = name.split(":")
     if not all(part.isidentifier() for part in module_name.split(".")):

@@ -15,7 +15,7 @@ from ctrl_jax import build
 from ctrl_jax.config import Experiment
 from ctrl_jax.data import downloads, pretrained_tokenizers, sources
 from ctrl_jax.errors import InputError
-from ctrl_jax.jobs import corpus
+from ctrl_jax.jobs import checks, corpus
 from ctrl_jax.jobs.fit import fit
 from ctrl_jax.models import architecture, huggingface, peft, weights
 from ctrl_jax.runtime import disk, hosts
@@ -24,7 +24,7 @@ from ctrl_jax.runtime.platform import environment
 from ctrl_jax.runtime.stages import Stage, claim, exclusive, plain, write_json
 
 VERSIONS = {
-    "data": 2,
+    "data": 3,
     "sft": 2,
     "reward_model": 2,
     "calibration": 3,
@@ -112,15 +112,7 @@ class Run:
             tokenizer = pretrained_tokenizers.load(Path(model.path), embedding_rows=rows)
         key = {**plain(data), "path": self.contents["data"], "tokenizer": tokenizer and tokenizer.fingerprint}
         found = corpus.prepare(data, self.stage("data", **key), tokenizer)
-        # Asked for here already, so that too few of them are told before anything is trained.
-        found.prompts("train", self.experiment.calibration.prompts)
-        found.prompts("test", self.experiment.evaluation.prompts)
-        if self.experiment.reward_model.trained and not found.has_pairs("train"):
-            raise InputError(
-                f"{data.source}{f' at {data.path}' if data.path else ''} has no preference pairs to train the reward "
-                "model on. Give rows with 'chosen' and 'rejected', or a reward that needs none: --reward-model.path or "
-                "--reward-model.function."
-            )
+        checks.check(self.experiment, found, parts=batch_parts(self.mesh))
         return found
 
     @cached_property

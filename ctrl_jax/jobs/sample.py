@@ -91,8 +91,9 @@ class Judge:
     """K."""
     transform: Transform | None
     """None where the raw reward is what the policy was trained on."""
-    remember: Callable[[PromptSet], None] = lambda prompts: None
-    """Told of each prompt, before `score` is asked about it by its id."""
+    remember: Callable[[PromptSet], bool] = lambda prompts: True
+    """Called with each prompt before `score` is asked about it by its id; False where it cannot be scored, because the
+    reward reads columns that only the data's own prompts have."""
 
 
 class Session:
@@ -134,6 +135,8 @@ class Session:
     def answer(self, conversation: Conversation, asked: Asked) -> Iterator[Event]:
         """N responses of each side to a conversation: `Drawn` many times, then `Scored` and `Picked`.
 
+        A prompt that the judge cannot score gets neither of the last two.
+
         Raises:
           InputError: before anything is drawn, where it is empty or longer than the context, N is out of bounds,
             or the procedure is none, or looks at more responses.
@@ -141,12 +144,17 @@ class Session:
         prompt = read_prompt(conversation, self._tokenizer, self._experiment.data)
         if not 1 <= asked.num_samples <= MAX_SAMPLES:
             raise InputError(f"{asked.num_samples} responses are asked for; ask for 1 to {MAX_SAMPLES}.")
+        judged = False
         if self._judge is not None:
             _looking_at(asked.procedure, asked.num_samples)
-            self._judge.remember(prompt)
+            judged = self._judge.remember(prompt)
+            if not judged:
+                say(
+                    "No rewards: the reward reads columns of the data, which this prompt does not have.", style="yellow"
+                )
         # Every device reads the same prompt.
         everywhere = jax.tree.map(lambda x: np.repeat(x, batch_parts(self._mesh), axis=0), prompt.prompts)
-        return self._events(shard(self._mesh, everywhere), *asked)
+        return self._events(shard(self._mesh, everywhere), *asked, self._judge if judged else None)
 
     def pick(self, rewards: Mapping[str, Any], procedure: str) -> Picked:
         """What the procedure picks by the raw rewards of each side.
@@ -162,7 +170,7 @@ class Session:
         }
         return Picked(rule.name, rule.num_samples, picks)
 
-    def _events(self, prompts: Prompts, num_samples: int, procedure: str) -> Iterator[Event]:
+    def _events(self, prompts: Prompts, num_samples: int, procedure: str, judge: Judge | None) -> Iterator[Event]:
         self._drawn += 1
         latest: dict[str, tuple[Response, ...]] = {}
         responses: dict[str, Responses] = {}
@@ -173,10 +181,9 @@ class Session:
                     responses[side], alive = state
                     latest[side] = self._texts(responses[side], alive)
             yield Drawn(dict(latest))
-        if self._judge is None:
+        if judge is None:
             return
 
-        judge = self._judge
         count = max(judge.references, num_samples)
         for references, _ in self._stream("reference", prompts, count):
             tokens = int(references.lengths[0].max())
@@ -293,7 +300,7 @@ def trained(run: Run, decoding: config.Decoding, prompt: str | None = None) -> S
             aligned.reward.score,
             references,
             build.transform_of(experiment.policy, num_references=experiment.calibration.rewards_per_prompt),
-            run.corpus.remember,
+            lambda prompts: run.corpus.remember(prompts) or not aligned.reward.columns,
         ),
         decoding,
     )

@@ -55,10 +55,60 @@ def test_demonstrations_end_in_eos_and_are_cut():
     assert cut
 
 
-def test_an_empty_response_is_its_eos():
-    examples = pipelines.demonstrations([Record(parse("Why?"), "")], TOKENIZER, **LENGTHS).examples
-    assert examples.responses.lengths.tolist() == [[1]]
-    assert examples.responses.tokens[0, 0, 0] == TOKENIZER.eos_ids[0]
+def test_a_reply_without_a_token_is_dropped_and_counted():
+    mixed = [Record(parse("Why?"), "", "", "No."), RECORDS[0]]
+    for make in (pipelines.demonstrations, pipelines.preference_pairs):
+        found = make(mixed, TOKENIZER, **LENGTHS)
+        assert (found.empty, found.dropped, found.equal, len(found.examples.prompts.ids)) == (1, 0, 0, 1)
+        with pytest.raises(InputError, match=r"None of 1 records is left to learn .* 1 a reply without a token"):
+            make(mixed[:1], TOKENIZER, **LENGTHS)
+
+
+def test_pairs_that_the_cut_makes_equal_are_dropped_and_counted():
+    prompt = parse("Why?")
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+    long, other = " ".join(words), " ".join([*words[:-1], "nine"])
+    first, second = (TOKENIZER.encode_response(text) for text in (long, other))
+    same = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    records = [Record(prompt, None, long, other), Record(prompt, None, long, "No."), Record(prompt, None, "No.", long)]
+    cut = {"prompt_length": 24, "response_length": same}
+    found = pipelines.preference_pairs(records, TOKENIZER, **cut)
+    assert (found.equal, found.empty, found.dropped, found.unended) == (1, 0, 0, 0)
+    assert found.examples.responses.tokens.shape == (2, 2, same)
+    whole = pipelines.preference_pairs(records, TOKENIZER, **(cut | {"response_length": same + 1}))
+    assert (whole.equal, whole.unended) == (0, len(first) > same + 1)
+    with pytest.raises(InputError, match=rf"1 have replies that are equal as far as --data.response-length {same}"):
+        pipelines.preference_pairs(records[:1], TOKENIZER, **cut)
+
+
+def test_examples_that_do_not_end_are_counted():
+    short = {"prompt_length": 24, "response_length": 12}
+    ends = [len(TOKENIZER.encode_response(record.response)) <= 12 for record in RECORDS]
+    assert 0 < sum(ends) < len(ends)
+    assert pipelines.demonstrations(RECORDS, TOKENIZER, **short).unended == len(ends) - sum(ends)
+    both = [
+        all(len(TOKENIZER.encode_response(reply)) > 12 for reply in (record.chosen, record.rejected))
+        for record in RECORDS
+    ]
+    found = pipelines.preference_pairs(RECORDS, TOKENIZER, **short)
+    assert found.unended == sum(both) - found.equal
+
+
+def test_the_first_examples_can_be_asked_for_alone():
+    for make in (pipelines.demonstrations, pipelines.preference_pairs):
+        found = make([LONG, *RECORDS], TOKENIZER, **LENGTHS, count=5)
+        expected = make(RECORDS[:5], TOKENIZER, **LENGTHS)
+        np.testing.assert_array_equal(found.examples.responses.tokens, expected.examples.responses.tokens)
+
+
+def test_chosen_replies_can_be_the_demonstrations():
+    found = pipelines.demonstrations(RECORDS, TOKENIZER, **LENGTHS, field="chosen")
+    as_responses = [Record(record.prompt, record.chosen) for record in RECORDS]
+    expected = pipelines.demonstrations(as_responses, TOKENIZER, **LENGTHS)
+    np.testing.assert_array_equal(found.examples.responses.tokens, expected.examples.responses.tokens)
+    pairs = [Record(record.prompt, None, record.chosen, record.rejected) for record in RECORDS]
+    with pytest.raises(InputError, match=r"--data\.demonstrations chosen"):
+        pipelines.demonstrations(pairs, TOKENIZER, **LENGTHS)
 
 
 def test_pairs_have_the_chosen_response_first_and_decode_back():

@@ -17,6 +17,7 @@ TLDR = {
 SOURCES = {
     "hh_rlhf/harmless-base": ("harmless-base.jsonl", HH),
     "tldr": ("batch3.json", TLDR),
+    "files": ("train.jsonl", {"prompt": "Hi", "chosen": "Ho", "rejected": "Go"}),
     "jsonl": ("train.jsonl", {"prompt": "Hi", "chosen": "Ho", "rejected": "Go"}),
 }
 
@@ -75,6 +76,61 @@ def test_a_missing_path_is_named(source, tmp_path):
 def test_nothing_to_train_on_is_said_with_the_counts(source, tmp_path):
     with pytest.raises(InputError, match=r"1 rows were read, and 1 dropped \(1 chosen equals rejected\)"):
         sources.load(rows(source, tmp_path, count=0), tmp_path / "data")
+
+
+def test_prompts_are_asked_as_their_source_writes_them(tmp_path):
+    found = {}
+    for source in SOURCES:
+        (tmp_path / source).mkdir(parents=True)
+        loaded = sources.load(rows(source, tmp_path / source, count=1), tmp_path / "data")
+        (found[source],) = [record.asked for records in loaded.records.values() for record in records]
+    assert found["hh_rlhf/harmless-base"] == "\n\nHuman: Hi 0\n\nAssistant:"
+    assert found["tldr"] == "SUBREDDIT: r/hi\n\nTITLE: Hi 0\n\nPOST: Hi 0\n\nTL;DR:"
+    assert found["files"] == found["jsonl"] == "Hi 0"
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (("prompt",), "write NAME=COLUMN"),
+        (("=a",), "write NAME=COLUMN"),
+        (("prompt=",), "write NAME=COLUMN"),
+        (("prompt=a+",), "write NAME=COLUMN"),
+        (("messages=a+b",), "texts alone are joined"),
+        (("prompt=a", "prompt=b"), "says twice"),
+    ],
+)
+def test_a_mapping_is_checked_at_once(columns, words):
+    with pytest.raises(InputError, match=words):
+        config.Data(source="files", path="rows.csv", columns=columns)
+    with pytest.raises(InputError, match="has columns of its own"):
+        config.Data(source="tldr", columns=("prompt=a",))
+
+
+def test_a_mapping_reaches_the_rows(tmp_path):
+    (tmp_path / "rows.csv").write_text("question,answer\n" + "".join(f"q{i},{i}\n" for i in range(40)))
+    data = config.Data(source="files", path=str(tmp_path / "rows.csv"), columns=("prompt=question", "response=answer"))
+    (first, *_) = sources.load(data, tmp_path / "data").records["train"]
+    assert (first.asked, first.response) == (f"q{first.response}", first.response)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    data = rows("files", tmp_path)
+
+    def refused(found):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "train.jsonl"))
+
+    monkeypatch.setattr("ctrl_jax.data.downloads.fingerprint", refused)
+    with pytest.raises(InputError, match=r"train.jsonl cannot be read: Permission denied"):
+        sources.fingerprint(data)
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "~nobody-of-this-name/rows.jsonl", "a\0b", "caf\udce9/rows.jsonl"])
+def test_what_can_be_no_path_is_refused(path, tmp_path):
+    data = config.Data(source="files", path=path)
+    for function in (sources.fingerprint, lambda data: sources.load(data, tmp_path / "data")):
+        with pytest.raises(InputError, match=r"data\.path"):
+            function(data)
 
 
 def test_the_home_folder_may_be_abbreviated(tmp_path, monkeypatch):

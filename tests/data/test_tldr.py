@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 
 import pytest
 
@@ -87,6 +88,9 @@ def test_defective_rows_say_why(row, reason):
         (row(1, choice=2), ["'choice' is 2"]),
         (row(1, choice=None), ["'choice' is None"]),
         (row(1, choice=True), ["'choice' is True"]),
+        (row(1, choice=1.0), ["'choice' is 1.0"]),
+        (row(1, choice=-0.0), ["'choice' is -0.0"]),
+        (row(1, choice=[1]), ["'choice' is [1]"]),
         (row(1, texts=("a",)), ["'summaries'", "two"]),
         (row(1, texts=("a", None)), ["'summaries'", "'text' must be a text", "null"]),
         (row(1) | {"info": "a"}, ["'info'", "'a'"]),
@@ -103,6 +107,13 @@ def test_what_is_not_of_the_schema_is_named_with_its_place(row, words, tmp_path)
 
 def test_a_folder_without_comparisons_is_named_with_what_was_looked_for(tmp_path):
     with pytest.raises(InputError, match=rf"{tmp_path}: no batch\*.json .*--data.path"):
+        tldr.load(path=tmp_path, data_dir=tmp_path / "data")
+
+
+def test_what_only_has_the_name_of_a_batch_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "batch3.json")
+    (tmp_path / "batch4.json").mkdir()
+    with pytest.raises(InputError, match=r"no batch\*.json"):
         tldr.load(path=tmp_path, data_dir=tmp_path / "data")
 
 

@@ -1,3 +1,4 @@
+import time
 from itertools import islice
 
 import pytest
@@ -114,6 +115,17 @@ def test_bad_input_is_named(tmp_path):
         tokenizers.load(tmp_path)
     with pytest.raises(InputError, match="not a SentencePiece model"):
         tokenizers.TrainedTokenizer(b"garbage")
+
+
+def test_a_text_that_repeats_itself_takes_no_longer_than_others():
+    # Whole, it takes SentencePiece 240 s.
+    started = time.monotonic()
+    with pytest.raises(tokenizers.VocabularyTooLarge) as caught:
+        tokenizers.train(["word " * 100_000, "a" * 100_000], vocabulary_size=512)
+    assert time.monotonic() - started < 60
+    text = "word " * 1000
+    tokenizer = tokenizers.train([text], vocabulary_size=caught.value.bound - 1)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_the_bounds_in_the_message_are_right():

@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 
 from ctrl_jax.config import Experiment
-from ctrl_jax.data.conversations import Turn
+from ctrl_jax.data.conversations import Record, Turn
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import reward_model
 from ctrl_jax.models import huggingface, weights
@@ -44,11 +44,14 @@ RESPONSES = Responses(jnp.arange(6, dtype=jnp.int32).reshape(2, 3, 1), jnp.ones(
 @pytest.fixture(scope="module")
 def run():
     """What the rewards take of a run: the texts behind prompts and responses, and a device."""
-    by_id = dict(zip((7, 3), CONVERSATIONS, strict=True))
+    by_id = dict(zip((7, 3), map(Record, CONVERSATIONS), strict=True))
     flat = [text for row in TEXTS for text in row]
     return SimpleNamespace(
         corpus=SimpleNamespace(
-            conversations=lambda prompts: [by_id[i] for i in np.asarray(prompts.ids).tolist()],
+            columns=(),
+            values=lambda names: {},
+            asked=lambda prompts: [by_id[i] for i in np.asarray(prompts.ids).tolist()],
+            conversations=lambda prompts: [by_id[i].prompt for i in np.asarray(prompts.ids).tolist()],
             texts=lambda responses: [[flat[i] for i in row] for row in np.asarray(responses.tokens)[..., 0].tolist()],
         ),
         mesh=make_mesh(1),

@@ -190,6 +190,16 @@ def test_the_same_prompt_again_gets_new_responses_and_a_new_session_the_old_ones
     assert last(Drawn, events(other)) == last(Drawn, first)
 
 
+def test_a_prompt_that_the_reward_cannot_score_is_answered_without_rewards(params, mesh, session, capsys):
+    judge = Judge(score, REFERENCES, None, lambda prompts: prompts.texts[0].strip().startswith("Human: abc"))
+    other = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, judge, Decoding())
+    assert {type(event) for event in events(other, "bca")} == {Drawn}
+    assert "No rewards: the reward reads columns of the data" in capsys.readouterr().out.replace("\n", " ")
+    sample.print_responses(other, sample.said("bca"), Asked(3, "best_of_2"))
+    assert "calibrated" not in capsys.readouterr().out
+    assert {Scored, Picked} <= {type(event) for event in events(other, "abc")}
+
+
 def test_longer_responses_than_in_training(params, mesh):
     session = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, None, Decoding(max_length=3 * LENGTH))
     responses = last(Drawn, events(session)).responses["policy"]
