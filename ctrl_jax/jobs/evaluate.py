@@ -287,7 +287,8 @@ def _training_reward(run: Run) -> str:
 def _procedures(run: Run) -> list[str]:
     """Those asked for, and the two of every summary: sampling, and the one that the policy was trained for."""
     experiment = run.experiment
-    return list(dict.fromkeys([*experiment.evaluation.procedures, "sampling", experiment.policy.procedure]))
+    asked = [*experiment.evaluation.procedures, "sampling", experiment.policy.procedure]
+    return list(dict.fromkeys(procedures.parse(name).name for name in asked))
 
 
 def _ideal(policy: Policy, name: str, kl: float) -> dict[str, float]:

@@ -13,14 +13,15 @@ from ctrl_jax.report.measurements import (
     unfinished_warning,
 )
 from ctrl_jax.runtime.console import say, table
+from ctrl_jax.theory import procedures
 
 
 def print_run(run: Run, evaluation: dict[str, Any], report: Path | None) -> None:
     experiment, policy = run.experiment, run.experiment.policy
     measured = parse_evaluation(evaluation, source=run.work_dir / "evaluation.json", remedy="evaluate the run again.")
-    kl = measured.kl
+    kl, procedure = measured.kl, procedures.parse(policy.procedure).name
     rows = [["KL, nats per response", estimate(kl), f"{kl.mean / policy.kl_budget - 1:+.1%} of {policy.kl_budget:g}"]]
-    for name in dict.fromkeys((policy.procedure, "sampling")):
+    for name in dict.fromkeys((procedure, "sampling")):
         if name in measured.win_rates:
             ideal = measured.ideal[name].transform if name in measured.ideal else None
             rows.append([f"{name} win rate", estimate(measured.win_rates[name]), f"{ideal:.3f}" if ideal else ""])
@@ -37,9 +38,9 @@ def print_run(run: Run, evaluation: dict[str, Any], report: Path | None) -> None
     intervals = "95 % intervals" if prompts > 1 else "no interval: 1 prompt"
     title = f"{experiment.name}, Φ = {policy.transform}: {prompts} test prompt{'s' * (prompts > 1)}, {intervals}"
     table(title, ["", "measured", "ideal or budget"], rows)
-    ideals = measured.ideal.get(policy.procedure)
-    if policy.procedure in measured.win_rates and (
-        share := lift_share(measured.win_rates[policy.procedure].mean, ideals.transform if ideals else None)
+    ideals = measured.ideal.get(procedure)
+    if procedure in measured.win_rates and (
+        share := lift_share(measured.win_rates[procedure].mean, ideals.transform if ideals else None)
     ):
         say(f"{share:.0%} of the ideal policy's lift over the reference at this KL.")
     others = ["the gold reward"] * bool(measured.gold_win_rates)

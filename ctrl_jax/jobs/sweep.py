@@ -28,6 +28,7 @@ from ctrl_jax.runtime.console import latest_lines, say, table
 from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.shares import Share
 from ctrl_jax.runtime.stages import locked, plain, read_json, write_bytes, write_json
+from ctrl_jax.theory import procedures
 
 ATTEMPTS = 2
 """Processes that a sweep gives a point before it is reported as failed."""
@@ -338,7 +339,7 @@ def _state(point: Point, sweep_dir: Path, started: bool) -> dict[str, Any]:
     return {
         "name": point.name,
         "transform": policy.transform,
-        "procedure": policy.procedure,
+        "procedure": procedures.parse(policy.procedure).name,
         "kl_budget": policy.kl_budget,
         "state": "done" if done else "running" if running else "failed" if failed else "missing",
         "attempts": record["attempts"],
@@ -376,7 +377,10 @@ def _print(points: Sequence[Point]) -> None:
     rows = []
     for point in points:
         if _done(point):
-            path, procedure = point.work_dir / "evaluation.json", point.experiment.policy.procedure
+            path, procedure = (
+                point.work_dir / "evaluation.json",
+                procedures.parse(point.experiment.policy.procedure).name,
+            )
             evaluation = parse_evaluation(read_json(path), source=path, remedy="evaluate that point again.")
             cells = [evaluation.kl, evaluation.win_rates[procedure], evaluation.win_rates["sampling"]]
             rows.append([point.name, *map(summary.estimate, cells)])
