@@ -4,12 +4,14 @@ import pathlib
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 from PIL import Image
 
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import report
+from tests.browser import Browser
 from tests.report import synthetic
 
 NAMES = ("sampling", "best_of_2", "best_of_4", "worst_of_2", "worst_of_4")
@@ -123,3 +125,52 @@ def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(
 
     paper, ink, drawn = (brightness(seen[name]) for name in ("paper", "ink", "drawn"))
     assert (paper < 60 and ink > 180 and drawn > 120) if dark else (paper > 200 and ink < 80 and drawn < 130)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.quit()
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+def test_a_word_explains_itself_to_the_keyboard_within_the_window(
+    index: pathlib.Path, browser: Browser, width: int
+) -> None:
+    browser.open(index.as_uri(), width=width)
+    browser.press("Tab")
+    style = "getComputedStyle(document.activeElement, '::after')"
+    assert browser.value("document.activeElement.className") == "term"
+    tip = browser.value("document.activeElement.dataset.tip")
+    assert tip in browser.value(f"{style}.content")
+    assert browser.value(f"[{style}.position, {style}.display]") == ["fixed", "block"]
+    described = "document.getElementById(document.activeElement.getAttribute('aria-describedby')).textContent"
+    assert browser.value(described) == tip
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    assert not browser.value("document.querySelector('details.configuration').open")
+    assert browser.problems == []
+
+
+def test_the_table_of_a_sweep_fits_a_window_and_starts_with_the_states(
+    index: pathlib.Path, browser: Browser, tmp_path: pathlib.Path
+) -> None:
+    tree = json.loads((index.parents[1] / "evaluation.json").read_text())
+    point = {"transform": "exponential(10)", "procedure": "best_of_4", "report": None}
+    points = [
+        {**point, "name": "exponential(10)_kl0.75", "kl_budget": 0.75, "state": "done", "evaluation": tree},
+        {**point, "name": "exponential(10)_kl1", "kl_budget": 1.0, "state": "running", "evaluation": None},
+    ]
+    page = report.write_sweep_report(tmp_path, points)
+    for width in (390, 1100):
+        browser.open(page.as_uri(), width=width)
+        assert browser.value("document.documentElement.scrollWidth") <= width
+        firsts = "Array.from(document.querySelectorAll('tbody tr'), row => row.children[0].textContent)"
+        assert browser.value(firsts) == ["done", "running"]
+    assert (
+        browser.value("(() => {const t = document.querySelector('.scroll'); return t.scrollWidth - t.clientWidth})()")
+        == 0
+    )
+    assert browser.problems == []
