@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from ctrl_jax.report import figures, glossary
-from ctrl_jax.report.measurements import Estimate, Run, lift_share, unfinished_warning
+from ctrl_jax.report.measurements import Estimate, Run, finite, lift_share, unfinished_warning
 
 SAMPLES_SHOWN = 20
 SAMPLES_CHARACTERS = 400_000
@@ -142,6 +142,7 @@ def _render(template: str, **values: Any) -> str:
         "whole_percent": lambda share: "–" if share is None else f"{100 * share:.0f} %",
         "brackets": _brackets,
         "kl_brackets": lambda estimate: _brackets(estimate, scale=1, digits=3),
+        "finite": finite,
         "spoken": figures.spoken,
         "explained": lambda text: glossary.explained(finished(text), words=words),
         "clipped": lambda text: text if len(text) <= TEXT_CHARACTERS else f"{text[:TEXT_CHARACTERS]} … (cut)",

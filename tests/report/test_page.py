@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import html.parser
 import json
+import math
 import pathlib
 import re
 from collections.abc import Iterator
@@ -268,6 +269,14 @@ def test_text_of_models_data_and_users_is_escaped(words_only: None, run: Run) ->
     text = page.run_page(dataclasses.replace(run, samples=[sample], config=config))
     assert "<script" not in text and "<img" not in text
     assert text.count("&lt;script&gt;") >= 7
+
+
+def test_rewards_out_of_range_are_left_out(words_only: None, run: Run) -> None:
+    side = {"text": "a", "reward": 10**400, "calibrated": math.inf, "gold": "0.5", "judge": 0.25}
+    text = visible(
+        page.run_page(dataclasses.replace(run, samples=[{"prompt": "p", "policy": side, "reference": side}]))
+    )
+    assert "policy · judge 0.250 a" in text
 
 
 def test_twenty_samples_are_shown_and_the_rest_unfolds(words_only: None, run: Run) -> None:
