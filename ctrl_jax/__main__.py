@@ -363,6 +363,7 @@ def _do(job: str, run: "Run", options: Options) -> None:
             calibrate.run(run, reference, reward_model.run(run, reference))
         case "evaluate":
             with run.claimed():
+                evaluate.independent_judge(run)  # refused before anything is trained
                 summary.print_run(run, evaluate.run(run, train.run(run)), None)
         case "export":
             assert isinstance(options, ExportOptions)
@@ -487,7 +488,8 @@ def _run_name(default: Experiment, chosen: Experiment) -> str:
     """Names a run after its experiment and the options that differ from it, so that no two share a work directory."""
     from ctrl_jax.runtime.stages import differences, fingerprint
 
-    changes = {name: new for name, (_, new) in differences(default, chosen).items() if name != "name"}
+    own = ("name", "evaluation.judge")  # the judge of a run may change
+    changes = {name: new for name, (_, new) in differences(default, chosen).items() if name not in own}
     suffix = "".join(f",{name}={value}" for name, value in changes.items())
     if len(suffix) > 100 or "/" in suffix:
         suffix = f",{fingerprint(changes)}"

@@ -609,14 +609,15 @@ def policy_step(
         parts, mesh,
         num_samples=policy.samples_per_prompt, max_length=max_length, eos_ids=eos_ids, temperature=policy.temperature,
     )  # fmt: skip
-    update = _policy_update(parts, mesh, policy, phi, optimizer)
+    update = _policy_update(parts, mesh, policy, phi, optimizer, eos_ids)
     at_step = jax.jit(functools.partial(jax.random.fold_in, key), out_shardings=jax.NamedSharding(mesh, P()))
     return PolicyStep(sample, score, update, at_step)
 
 
 def _policy_update(
-    parts: Models, mesh: Mesh, policy: config.Policy, phi: Transform | None, optimizer: optax.GradientTransformation
-) -> Step:
+    parts: Models, mesh: Mesh, policy: config.Policy, phi: Transform | None, optimizer: optax.GradientTransformation,
+    eos_ids: tuple[int, ...],
+) -> Step:  # fmt: skip
     """(state, reference, rollouts, raw rewards [B, N], reference rewards [B, K]) to (state, metrics)."""
     procedure = procedures.parse(policy.procedure)
 
@@ -679,6 +680,8 @@ def _policy_update(
             return over_responses(kl.per_sequence(per_token, responses.lengths))
 
         mask = length_mask(responses.lengths, responses.tokens.shape[-1])
+        last = jnp.take_along_axis(responses.tokens, responses.lengths[..., None] - 1, axis=-1)[..., 0]
+        unfinished = ~jnp.isin(last, jnp.asarray(eos_ids))
         exact_kl = kl.per_sequence(comparison.kl, responses.lengths)
         means = {
             "kl": over_responses(exact_kl),
@@ -690,6 +693,7 @@ def _policy_update(
             "calibrated_reward": over_responses(ranked.calibrated),
             "transformed_reward": over_responses(transformed),
             "response_length": over_responses(responses.lengths.astype(jnp.float32)),
+            "unfinished": over_responses(unfinished.astype(jnp.float32)),
             "sampler_scorer_gap": masked_mean(jnp.abs(comparison.log_probs - rollouts.log_probs), mask),
         }
         if ranked.win_rate is not None:

@@ -426,6 +426,10 @@ class Evaluation:
         *(f"{side}_of_{n}" for side in ("best", "worst") for n in (2, 4, 8, 16)),
     )
     bootstrap_resamples: int = 1000
+    judge: str | None = None
+    """An independent judge, reported beside the reward that the policy is trained on: `module:name` of a Python
+    function (prompts, responses) -> floats, or a Hugging Face directory of a sequence classifier with one label. It
+    compares what the procedure picks by the training reward, as deployment does."""
 
     def __post_init__(self) -> None:
         _positive(self, "prompts", "responses_per_prompt", "bootstrap_resamples")
@@ -473,6 +477,12 @@ class Experiment:
             self.sft.steps > 0 or self.model.path is not None,
             "sft.steps is 0 and Model.path is missing: a model from scratch would not be trained at all. Give "
             "--model.path a Hugging Face directory, or --sft.steps some hundreds.",
+        )
+        _require(
+            self.evaluation.judge is None
+            or self.evaluation.judge not in (self.reward_model.function, self.reward_model.path),
+            f"Evaluation.judge is {self.evaluation.judge!r}, which is also the reward that the policy is trained on. "
+            "That one judges every run already; give another one, or leave the option out.",
         )
         needed = procedures.parse(self.policy.procedure).num_samples
         _require(

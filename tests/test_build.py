@@ -152,6 +152,19 @@ def history(make, devices: int):
     return compiled, taken
 
 
+def test_the_share_of_responses_without_an_end_is_that_of_the_rollouts():
+    step, state, batch = policy(mesh_of(1))
+    _, given = batch(0)
+    responses = jax.device_get(step.sample(state.params, given.prompts, step.key(state.step)).responses)
+    ended = [
+        EOS in tokens[:length] for row in zip(responses.tokens, responses.lengths, strict=True)
+        for tokens, length in zip(*row, strict=True)
+    ]  # fmt: skip
+    assert 0 < np.mean(ended) < 1
+    (_, (first, *_)) = history(policy, 1)
+    assert first[1]["unfinished"] == pytest.approx(1 - np.mean(ended))
+
+
 STEPS = [sft, sft_of_adapters, reward_model, reward_model_of_adapters, policy, policy_of_adapters]
 
 

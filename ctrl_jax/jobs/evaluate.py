@@ -1,6 +1,12 @@
-"""Evaluation on held-out prompts: unbiased win rates under each procedure, KL, and what theory allows at that KL."""
+"""Evaluation on held-out prompts: unbiased win rates under each procedure, KL, and what theory allows at that KL.
+
+The reward that the policy was trained on selects, as it does in deployment, and judges what it selected. Where there is
+a gold reward or an independent judge (--evaluation.judge), each judges the same selections beside it: a policy that
+exploits its reward wins less by them.
+"""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +21,15 @@ from ctrl_jax.config import Policy
 from ctrl_jax.data.language import gold_reward
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.errors import InputError
+from ctrl_jax.jobs import reward_model
 from ctrl_jax.jobs.reward_model import Reward
 from ctrl_jax.jobs.rollouts import in_batches, respond, score
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.train import Aligned
+from ctrl_jax.report.measurements import RELIABILITY_ARRAYS, parse_evaluation, wilson
+from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.metrics import read_metrics
-from ctrl_jax.runtime.stages import read_arrays, read_json, write_arrays, write_bytes, write_json
+from ctrl_jax.runtime.stages import Stage, read_arrays, read_json, write_arrays, write_bytes, write_json
 from ctrl_jax.steps import calibration, preference, win_rate
 from ctrl_jax.theory import ideal, optimal, procedures, transforms
 from ctrl_jax.types import Responses, Rollouts, Transform
@@ -33,60 +42,81 @@ class Judged(NamedTuple):
 
     responses: Responses
     rewards: np.ndarray
-    """[B, M] raw, by the reward model."""
+    """[B, M] raw, by the reward that the policy was trained on."""
     gold: np.ndarray | None
     """[B, M] by the gold reward, which only generated data has."""
+    judge: np.ndarray | None = None
+    """[B, M] by the independent judge, where one is given."""
 
 
 def read(run: Run) -> dict[str, Any] | None:
-    """What an earlier run wrote, or None. It is still right: a claimed work directory is one experiment's alone."""
+    """What an earlier run wrote, or None where it must be made: no file, a damaged one, or one by another judge.
+
+    Raises:
+      InputError: if the judge cannot be used.
+    """
+    judge = independent_judge(run)
     path = run.work_dir / "evaluation.json"
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        evaluation = read_json(path)
+        parse_evaluation(evaluation, source=path, remedy="it is made anew.")
+    except (InputError, RecursionError):
+        say(f"{path} is damaged, and is made anew from the trained policy.")
+        return None
+    if judge is not None and (evaluation.get("judge") or {}).get("fingerprint") != judge.stage:
+        say(f"{path} has no win rates by this --evaluation.judge, and is made anew from the trained policy.")
+        return None
+    return evaluation
+
+
+def independent_judge(run: Run) -> Reward | None:
+    """--evaluation.judge, or None where none is given.
+
+    Raises:
+      InputError: if it cannot be used.
+    """
+    name = run.experiment.evaluation.judge
+    return None if name is None else reward_model.named(run, name, "--evaluation.judge")
 
 
 def run(run: Run, aligned: Aligned) -> dict[str, Any]:
     """Writes `evaluation.npz`, `samples.jsonl` and, last, `evaluation.json`; returns what is in that."""
     config = run.experiment.evaluation
+    judge = independent_judge(run)
     prompts = run.corpus.prompts("test", config.prompts)
-    reference, reference_seconds = _reference(run, aligned, prompts)
+    reference, stage = _reference(run, aligned, prompts)
+    timings = {"reference_evaluation": stage.summary["seconds"]}
+    if judge is not None:
+        values, timings["reference_judge"] = _reference_judge(run, judge, stage, prompts, reference.responses)
+        reference = reference._replace(judge=values)
     started = time.monotonic()
-    rollouts, policy_rewards = respond(
+    rollouts, rewards = respond(
         run, "policy responses", aligned.policy, aligned.reward.score, prompts.prompts, config.responses_per_prompt
     )
-    policy = Judged(rollouts.responses, policy_rewards, _gold(run, prompts, rollouts.responses))
+    responses = rollouts.responses
+    judged = None if judge is None else score(run, judge.score, prompts.prompts, responses)
+    policy = Judged(responses, rewards, _gold(run, prompts, responses), judged)
     kl_by_prompt = _kl_by_prompt(run, aligned, rollouts)
-    kl = _interval(run, "kl", kl_by_prompt)
-    reward_quality, reliability = _reward_model(run, aligned.reward)
-    rewards, reference_rewards = jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)
-    calibrated = np.asarray(calibration.calibrate(rewards, reference_rewards))
-    reference_calibrated = np.asarray(calibration.leave_one_out(reference_rewards))
+    reward_quality, reliability = _reward_quality(run, aligned.reward)
+    ranks = _ranks(policy, reference)
 
-    write_arrays(
-        run.work_dir / "evaluation.npz",
-        policy_rewards=policy.rewards,
-        reference_rewards=reference.rewards,
-        policy_calibrated=calibrated,
-        reference_calibrated=reference_calibrated,
-        **_gold_arrays(policy, reference),
-        **reliability,
-    )
-    _write_samples(run, prompts, {"policy": (policy, calibrated), "reference": (reference, reference_calibrated)})
+    write_arrays(run.work_dir / "evaluation.npz", **_arrays(policy, reference), **ranks, **reliability)
+    _write_samples(run, prompts, {"policy": policy, "reference": reference}, ranks)
     evaluation = {
-        "kl": kl,
-        "kl_standard_error": float(np.std(kl_by_prompt, ddof=1) / np.sqrt(len(kl_by_prompt))),
-        "kl_budget": run.experiment.policy.kl_budget,
-        "win_rates": _win_rates(run, policy.rewards, reference.rewards),
-        "gold_win_rates": {}
-        if policy.gold is None or reference.gold is None
-        else _win_rates(run, policy.gold, reference.gold),
-        "ideal": {name: _ideal(run.experiment.policy, name, kl["mean"]) for name in _procedures(run)},
+        **_kl(run, kl_by_prompt),
+        **_win_rates(run, policy, reference),
+        "judge": None if judge is None else {"name": config.judge, "fingerprint": judge.stage},
+        "ideal": {name: _ideal(run.experiment.policy, name, float(kl_by_prompt.mean())) for name in _procedures(run)},
         "reward_model": reward_quality,
-        "ties": float(np.mean(win_rate.share_of_ties(rewards, reference_rewards))),
+        "ties": float(np.mean(win_rate.share_of_ties(jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)))),
+        **_lengths(run, {"policy": policy.responses, "reference": reference.responses}),
         "timings": {
             "sft": _training_seconds(run.stages_dir / aligned.reference.stage),
             "reward_model": _training_seconds(run.stages_dir / aligned.reward.stage),
             "calibrate": aligned.calibration_seconds,
-            "reference_evaluation": reference_seconds,
+            **timings,
             "train": _training_seconds(run.work_dir),
             "evaluate": time.monotonic() - started,
         },
@@ -95,8 +125,8 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
     return evaluation
 
 
-def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, float]:
-    """The reference's side and the seconds it took, once for all policies that are compared with it."""
+def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, Stage]:
+    """The reference's side and its stage, once for all policies that are compared with it."""
     config = run.experiment.evaluation
     stage = run.stage(
         "reference_evaluation",
@@ -132,8 +162,22 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
             arrays["rewards"],
             arrays.get("gold"),
         ),
-        stage.summary["seconds"],
+        stage,
     )
+
+
+def _reference_judge(
+    run: Run, judge: Reward, reference: Stage, prompts: PromptSet, responses: Responses
+) -> tuple[np.ndarray, float]:
+    """[B, M] what the judge gives the reference's responses, and the seconds it took: a stage of each judge."""
+    stage = run.stage("reference_judge", reference_evaluation=reference.directory.name, judge=judge.stage)
+    path = stage.directory / "judge.npz"
+    with stage.exclusive():
+        if not stage.complete:
+            started = time.monotonic()
+            write_arrays(path, judge=score(run, judge.score, prompts.prompts, responses))
+            stage.finish({"seconds": time.monotonic() - started})
+    return read_arrays(path)["judge"], stage.summary["seconds"]
 
 
 def _gold(run: Run, prompts: PromptSet, responses: Responses) -> np.ndarray | None:
@@ -145,10 +189,42 @@ def _gold(run: Run, prompts: PromptSet, responses: Responses) -> np.ndarray | No
     )
 
 
-def _gold_arrays(policy: Judged, reference: Judged) -> dict[str, np.ndarray]:
-    if policy.gold is None or reference.gold is None:
-        return {}
-    return {"policy_gold": policy.gold, "reference_gold": reference.gold}
+def _judges(policy: Judged, reference: Judged) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What judges both sides beside the training reward: gold and judge, where they exist."""
+    sides = {"gold": (policy.gold, reference.gold), "judge": (policy.judge, reference.judge)}
+    return {name: (ours, theirs) for name, (ours, theirs) in sides.items() if ours is not None and theirs is not None}
+
+
+def _arrays(policy: Judged, reference: Judged) -> dict[str, Any]:
+    arrays: dict[str, Any] = {"policy_rewards": policy.rewards, "reference_rewards": reference.rewards}
+    for name, sides in _judges(policy, reference).items():
+        arrays |= {f"{side}_{name}": values for side, values in zip(("policy", "reference"), sides, strict=True)}
+    lengths = {"policy_lengths": policy.responses.lengths, "reference_lengths": reference.responses.lengths}
+    return arrays | lengths
+
+
+def _ranks(policy: Judged, reference: Judged) -> dict[str, np.ndarray]:
+    """Calibrated rewards [B, M] of both sides among the reference's, whose own are left out of their comparison."""
+    rewards, reference_rewards = jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)
+    return {
+        "policy_calibrated": np.asarray(calibration.calibrate(rewards, reference_rewards)),
+        "reference_calibrated": np.asarray(calibration.leave_one_out(reference_rewards)),
+    }
+
+
+def _lengths(run: Run, sides: dict[str, Responses]) -> dict[str, Any]:
+    """How long responses are, in tokens, and the share that has not ended within --data.response-length."""
+    eos_ids = np.asarray(run.corpus.tokenizer.eos_ids)
+    lengths, unfinished = {}, {}
+    for side, responses in sides.items():
+        tokens, counts = np.asarray(responses.tokens), np.asarray(responses.lengths)
+        last = np.take_along_axis(tokens, counts[..., None] - 1, axis=-1)[..., 0]
+        quantiles = np.quantile(counts, (0.1, 0.5, 0.9))
+        lengths[side] = {"mean": float(counts.mean())} | dict(
+            zip(("p10", "median", "p90"), map(float, quantiles), strict=True)
+        )
+        unfinished[side] = float(1 - np.isin(last, eos_ids).mean())
+    return {"response_length": lengths, "unfinished": unfinished}
 
 
 def _kl_by_prompt(run: Run, aligned: Aligned, rollouts: Rollouts) -> np.ndarray:
@@ -164,26 +240,55 @@ def _kl_by_prompt(run: Run, aligned: Aligned, rollouts: Rollouts) -> np.ndarray:
     return per_response.mean(axis=1)
 
 
-def _interval(run: Run, label: str, per_prompt: np.ndarray | jax.Array) -> dict[str, float]:
+def _kl(run: Run, by_prompt: np.ndarray) -> dict[str, Any]:
+    """The KL with its interval and, of two or more prompts, its standard error."""
+    measured: dict[str, Any] = {"kl": _interval(run, "kl", by_prompt)}
+    if len(by_prompt) > 1:
+        measured["kl_standard_error"] = float(np.std(by_prompt, ddof=1) / np.sqrt(len(by_prompt)))
+    return {**measured, "kl_budget": run.experiment.policy.kl_budget}
+
+
+def _interval(run: Run, label: str, per_prompt: np.ndarray | jax.Array) -> dict[str, float | None]:
+    """Mean, low and high; the latter None where there is no interval, as of one prompt."""
     key = build.stage_key(run.experiment.seed, f"interval of {label}")
     resamples = run.experiment.evaluation.bootstrap_resamples
     interval = win_rate.interval(jnp.asarray(per_prompt), key, resamples=resamples)
-    return {name: float(value) for name, value in interval._asdict().items()}
+    values = {name: float(value) for name, value in interval._asdict().items()}
+    return {name: None if name != "mean" and math.isnan(value) else value for name, value in values.items()}
 
 
-def _win_rates(run: Run, policy: np.ndarray, reference: np.ndarray) -> dict[str, dict[str, float]]:
-    return {
-        name: _interval(
-            run, name, win_rate.win_rate(jnp.asarray(policy), jnp.asarray(reference), procedures.parse(name))
-        )
-        for name in _procedures(run)
-    }
+def _win_rates(run: Run, policy: Judged, reference: Judged) -> dict[str, Any]:
+    """Win rates by procedure: what the training reward picks, as it judges it itself, and as gold and judge do."""
+    rewards, reference_rewards = jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)
+    tables: dict[str, Any] = {"judged_by": _training_reward(run), "win_rates": {}}
+    tables |= {"gold_win_rates": {}, "judge_win_rates": {}}
+    for name in _procedures(run):
+        procedure = procedures.parse(name)
+        tables["win_rates"][name] = _interval(run, name, win_rate.win_rate(rewards, reference_rewards, procedure))
+        for judge, (ours, theirs) in _judges(policy, reference).items():
+            per_prompt = win_rate.judged_win_rate(
+                rewards, reference_rewards, jnp.asarray(ours), jnp.asarray(theirs), procedure
+            )
+            tables[f"{judge}_win_rates"][name] = _interval(run, name, per_prompt)
+    return tables
+
+
+def _training_reward(run: Run) -> str:
+    """Who judges `win_rates`, in words."""
+    config = run.experiment.reward_model
+    name = (
+        f"the classifier {config.path}" if config.path is not None
+        else f"the function {config.function}" if config.function is not None
+        else "the reward model"
+    )  # fmt: skip
+    return f"{name} that the policy was trained on"
 
 
 def _procedures(run: Run) -> list[str]:
     """Those asked for, and the two of every summary: sampling, and the one that the policy was trained for."""
     experiment = run.experiment
-    return list(dict.fromkeys([*experiment.evaluation.procedures, "sampling", experiment.policy.procedure]))
+    asked = [*experiment.evaluation.procedures, "sampling", experiment.policy.procedure]
+    return list(dict.fromkeys(procedures.parse(name).name for name in asked))
 
 
 def _ideal(policy: Policy, name: str, kl: float) -> dict[str, float]:
@@ -209,49 +314,55 @@ def _ideal(policy: Policy, name: str, kl: float) -> dict[str, float]:
     return values
 
 
-def _reward_model(run: Run, reward: Reward) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Accuracy and calibration of the reward on held-out pairs, and its reliability diagram; nothing without pairs.
+def _reward_quality(run: Run, reward: Reward) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """How the reward ranks held-out pairs, and the arrays of its reliability diagram; nothing without pairs.
 
-    Each pair counts in both orders: in the order (chosen, rejected) alone all have the same outcome.
+    Of a reward model that was trained here: accuracy with its 95 % interval (Wilson), and expected calibration error,
+    for its differences are log-odds of the Bradley-Terry model. Whether those of a classifier from a directory are is
+    not known: accuracy alone. A function is no model of preferences: how many pairs it ranks as their labels do, and
+    how many it does not tell apart.
+
+    Each pair counts in both orders in the diagram: in the order (chosen, rejected) alone all have the same outcome.
     """
+    config = run.experiment.reward_model
     if not run.corpus.has_pairs("test"):
         return {}, {}
     pairs = run.corpus.pairs("test")
     rewards = score(run, reward.score, pairs.prompts, pairs.responses)
+    count = len(rewards)
+    if config.function is not None:
+        agreements, ties = rewards[:, 0] > rewards[:, 1], rewards[:, 0] == rewards[:, 1]
+        return {"pairs": count, "agreements": int(agreements.sum()), "equal": int(ties.sum())}, {}
     chosen, rejected = jnp.asarray(rewards[:, 0]), jnp.asarray(rewards[:, 1])
+    accuracy = float(preference.accuracy(chosen, rejected).value)
+    low, high = map(float, wilson(accuracy, count))
+    quality = {"pairs": count, "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
+    if not config.trained:
+        return quality, {}
     probabilities = jax.nn.sigmoid(jnp.concatenate([chosen - rejected, rejected - chosen]))
     outcomes = jnp.concatenate([jnp.ones_like(chosen), jnp.zeros_like(rejected)])
     reliability = preference.reliability(probabilities, outcomes, bins=RELIABILITY_BINS)
-    quality = {
-        "accuracy": float(preference.accuracy(chosen, rejected).value),
-        "ece": float(preference.expected_calibration_error(reliability)),
-    }
-    arrays = {
-        "reliability_predicted": np.asarray(reliability.predicted.value),
-        "reliability_observed": np.asarray(reliability.observed.value),
-        "reliability_count": np.asarray(reliability.predicted.weight),
-    }
-    return quality, arrays
+    columns = (reliability.predicted.value, reliability.observed.value, reliability.predicted.weight)
+    arrays = dict(zip(RELIABILITY_ARRAYS, map(np.asarray, columns), strict=True))
+    return quality | {"ece": float(preference.expected_calibration_error(reliability))}, arrays
 
 
-def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, tuple[Judged, np.ndarray]]) -> None:
+def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, Judged], ranks: dict[str, np.ndarray]) -> None:
     """The procedure's pick among each side's first responses to every test prompt."""
     procedure = procedures.parse(run.experiment.policy.procedure)
     key = build.stage_key(run.experiment.seed, "samples")
     rows: list[dict[str, Any]] = [{"prompt": text} for text in prompts.texts]
-    for name, (judged, calibrated) in sides.items():
+    for name, judged in sides.items():
         picks = np.asarray(procedure.select(jnp.asarray(judged.rewards[:, : procedure.num_samples]), key))
         at_pick = (np.arange(len(rows)), picks)
         picked = Responses(judged.responses.tokens[at_pick][:, None], judged.responses.lengths[at_pick][:, None])
+        values = {"reward": judged.rewards, "calibrated": ranks[f"{name}_calibrated"]}
+        values |= {other: found for other in ("gold", "judge") if (found := getattr(judged, other)) is not None}
         for i, (row, (text,)) in enumerate(zip(rows, run.corpus.texts(picked), strict=True)):
-            row[name] = {
-                "text": text,
-                "reward": float(judged.rewards[i, picks[i]]),
-                "calibrated": float(calibrated[i, picks[i]]),
-                **({} if judged.gold is None else {"gold": float(judged.gold[i, picks[i]])}),
-            }
+            row[name] = {"text": text, **{word: float(of_all[i, picks[i]]) for word, of_all in values.items()}}
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_bytes(run.work_dir / "samples.jsonl", lines.encode())
+    # A byte-level tokenizer decodes to lone surrogates at worst, which UTF-8 cannot hold.
+    write_bytes(run.work_dir / "samples.jsonl", lines.encode(errors="backslashreplace"))
 
 
 def _training_seconds(directory: Path) -> float:

@@ -14,6 +14,7 @@ from ctrl_jax.config import expand_user
 from ctrl_jax.errors import InputError
 from ctrl_jax.report import figures
 from ctrl_jax.runtime import console
+from ctrl_jax.runtime.stages import write_bytes
 from ctrl_jax.theory import optimal, procedures, transforms
 from ctrl_jax.theory.ideal import IdealPolicy, at_kl
 from ctrl_jax.theory.precision import evaluate
@@ -39,7 +40,8 @@ class Options:
     kl: float = 1.0
     """KL to the reference of every policy in the table, in nats per response."""
     figure: Path | None = None
-    """Where the figure of win rate over KL goes; by default `runs/ideal_<procedure>.png`, and nowhere with --json."""
+    """Where the figure of win rate over KL goes, as .png, .svg or .pdf; by default `runs/ideal_<procedure>.png`, and
+    nowhere with --json."""
     json: bool = False
     """Print JSON for programs, and nothing else."""
 
@@ -76,9 +78,11 @@ def main(arguments: list[str]) -> int:
 def run(options: Options) -> int:
     """Prints the transforms' β and win rates at the KL, and draws their win rates over the KL.
 
-    Raises InputError for an unknown procedure, and for a KL that is not positive.
+    Raises InputError for an unknown procedure or kind of figure, and for a KL that is not positive.
     """
     procedure = procedures.parse(options.procedure)
+    if options.figure is not None and options.figure.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--figure is {options.figure}, which names no kind of picture; end it in .png, .svg or .pdf.")
     rows = [_row(name, procedure, options.kl) for name in LOOKS]
     path = options.figure
     if path is None and not options.json:
@@ -166,4 +170,6 @@ def _draw(procedure: Procedure, kl: float, path: Path) -> None:
 
     panels = [panel(one) for one in reversed(_shown_procedures(procedure))]
     optimum = figures.spoken(procedure.name)
-    figures.png(panels, path, columns=2, title=f"Ideal policies; optimal is the best under {optimum}")
+    kind = path.suffix.removeprefix(".")
+    title = f"Ideal policies; optimal is the best under {optimum}"
+    write_bytes(path, figures.pictures(panels, (kind,), columns=2, title=title)[kind])

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import inspect
 import itertools
+import re
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -51,6 +52,25 @@ def run(run: Run, reference: Trained) -> Reward:
     if config.function is not None:
         return _function(run, config.function)
     return _trained(run, reference)
+
+
+def named(run: Run, text: str, option: str) -> Reward:
+    """The reward that `text`, the value of `option`, names: a sequence classifier's directory or a function.
+
+    Raises:
+      InputError: if it is neither, or cannot be used.
+    """
+    try:
+        if Path(text).is_dir():
+            return _classifier(run, Path(text))
+        if text.count(":") == 1:
+            return _function(run, text)
+    except InputError as error:
+        raise InputError(re.sub(r"--reward-model\.(path|function)", option, str(error))) from error
+    raise InputError(
+        f"{option} is {text!r}, which is neither a directory here nor module:name. Give a Hugging Face directory of a "
+        "sequence classifier with one label, or a Python function such as rewards:brevity."
+    )
 
 
 def _trained(run: Run, reference: Trained) -> Reward:

@@ -1,6 +1,6 @@
 """Responses of policy and reference to a prompt as they are drawn, with their rewards, and the procedure's pick."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
@@ -26,6 +26,7 @@ from ctrl_jax.theory import procedures
 from ctrl_jax.types import Params, Prompts, Responses, Transform
 
 MAX_SAMPLES = 256
+EXAMPLES = 20
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Picked:
 class Asked(NamedTuple):
     num_samples: int
     procedure: str
+    decoding: config.Decoding | None = None
+    """Its temperature and top_p, where they are given, are in place of the session's."""
 
 
 Event = Drawn | Comparing | Scored | Picked
@@ -107,14 +110,18 @@ class Session:
       sides: parameters by the name under which responses are shown: `policy` and `reference`, or one model alone.
       judge: None gives no rewards, and no picks.
       decoding: how responses are drawn, those of the reference that rank the others too.
+      examples: prompts that a user may want to try.
     """
 
     def __init__(
         self, experiment: config.Experiment, parts: build.Models, mesh: Any, tokenizer: Tokenizer,
-        sides: Mapping[str, Params], judge: Judge | None, decoding: config.Decoding,
+        sides: Mapping[str, Params], judge: Judge | None, decoding: config.Decoding, examples: Sequence[str] = (),
     ):  # fmt: skip
         self.sides = tuple(sides)
         self.has_rewards = judge is not None
+        self.examples = tuple(examples)
+        self.temperature = decoding.temperature or experiment.policy.temperature
+        self.top_p = decoding.top_p
         self.max_length = decoding.max_length or experiment.data.response_length
         self._params = sides
         self._judge = judge
@@ -124,11 +131,10 @@ class Session:
         self._drawn = 0
 
         self._streamer = lru_cache(maxsize=8)(
-            lambda num_samples: build.streamer(
+            lambda num_samples, temperature, top_p: build.streamer(
                 parts, mesh,
                 num_samples=num_samples, max_length=self.max_length, eos_ids=tokenizer.eos_ids,
-                temperature=decoding.temperature or experiment.policy.temperature,
-                top_k=decoding.top_k, top_p=decoding.top_p,
+                temperature=temperature, top_k=decoding.top_k, top_p=top_p,
             )
         )  # fmt: skip
 
@@ -154,7 +160,10 @@ class Session:
                 )
         # Every device reads the same prompt.
         everywhere = jax.tree.map(lambda x: np.repeat(x, batch_parts(self._mesh), axis=0), prompt.prompts)
-        return self._events(shard(self._mesh, everywhere), *asked, self._judge if judged else None)
+        chosen = asked.decoding or config.Decoding()
+        law = (chosen.temperature or self.temperature, chosen.top_p or self.top_p)
+        judge = self._judge if judged else None
+        return self._events(shard(self._mesh, everywhere), asked.num_samples, asked.procedure, law, judge)
 
     def pick(self, rewards: Mapping[str, Any], procedure: str) -> Picked:
         """What the procedure picks by the raw rewards of each side.
@@ -170,12 +179,19 @@ class Session:
         }
         return Picked(rule.name, rule.num_samples, picks)
 
-    def _events(self, prompts: Prompts, num_samples: int, procedure: str, judge: Judge | None) -> Iterator[Event]:
+    def _events(
+        self,
+        prompts: Prompts,
+        num_samples: int,
+        procedure: str,
+        law: tuple[float, float | None],
+        judge: Judge | None,
+    ) -> Iterator[Event]:
         self._drawn += 1
         latest: dict[str, tuple[Response, ...]] = {}
         responses: dict[str, Responses] = {}
         # A token of each side in turn; the one that ends first stays as it is.
-        for step in zip_longest(*(self._stream(side, prompts, num_samples) for side in self.sides)):
+        for step in zip_longest(*(self._stream(side, prompts, num_samples, law) for side in self.sides)):
             for side, state in zip(self.sides, step, strict=True):
                 if state is not None:
                     responses[side], alive = state
@@ -185,7 +201,7 @@ class Session:
             return
 
         count = max(judge.references, num_samples)
-        for references, _ in self._stream("reference", prompts, count):
+        for references, _ in self._stream("reference", prompts, count, law):
             tokens = int(references.lengths[0].max())
             yield Comparing(count, tokens, self.max_length)
         raw = {side: self._score(prompts, responses[side]) for side in self.sides}
@@ -204,12 +220,14 @@ class Session:
         yield Scored(rewards)
         yield self.pick({side: of_side.raw for side, of_side in rewards.items()}, procedure)
 
-    def _stream(self, side: str, prompts: Prompts, num_samples: int) -> Iterator[tuple[Responses, np.ndarray]]:
+    def _stream(
+        self, side: str, prompts: Prompts, num_samples: int, law: tuple[float, float | None]
+    ) -> Iterator[tuple[Responses, np.ndarray]]:
         """(responses so far, which of them grow [1, N]) in host memory, a token at a time.
 
         A response depends on the side, the prompt, its index and how many prompts came before, not on N.
         """
-        start, advance = self._streamer(num_samples)
+        start, advance = self._streamer(num_samples, *law)
         key = jax.random.fold_in(build.stage_key(self._experiment.seed, f"sample, {side}"), self._drawn)
         state = start(self._params[side], prompts, key)
         unfinished = True
@@ -303,7 +321,14 @@ def trained(run: Run, decoding: config.Decoding, prompt: str | None = None) -> S
             lambda prompts: run.corpus.remember(prompts) or not aligned.reward.columns,
         ),
         decoding,
+        _examples(run),
     )
+
+
+def _examples(run: Run) -> list[str]:
+    """Test prompts of a single turn, which a user may type as they are."""
+    prompts = run.corpus.prompts("test", min(EXAMPLES, run.experiment.evaluation.prompts))
+    return [one[-1].content for one in prompts.conversations if len(one) == 1]
 
 
 def untrained(run: Run, decoding: config.Decoding) -> Session:

@@ -20,11 +20,13 @@ from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import align, report, summary
 from ctrl_jax.jobs.run import Run, check_batches_divide, check_claim
+from ctrl_jax.report.measurements import parse_evaluation
 from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.console import latest_lines, say, table
 from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.shares import Share
 from ctrl_jax.runtime.stages import locked, plain, read_json, write_bytes, write_json
+from ctrl_jax.theory import procedures
 
 ATTEMPTS = 2
 """Processes that a sweep gives a point before it is reported as failed."""
@@ -305,8 +307,22 @@ def _is_locked(path: Path) -> bool:
 
 
 def _record(point: Point) -> dict[str, Any]:
-    path = point.work_dir / "point.json"
-    return read_json(path) if path.exists() else {"attempts": 0, "reason": None}
+    """Attempts and the reason of the last failure; where its file is missing or damaged, as before the first."""
+    found = _read(point.work_dir / "point.json") or {}
+    attempts, reason = found.get("attempts"), found.get("reason")
+    return {
+        "attempts": attempts if isinstance(attempts, int) else 0,
+        "reason": reason if reason is None else str(reason),
+    }
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The object of a JSON file, or None: a file that is missing or damaged is yet to be made."""
+    try:
+        found = read_json(path) if path.exists() else None
+    except (InputError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else None
 
 
 def _note(point: Point, attempts: int, reason: str | None) -> None:
@@ -320,19 +336,23 @@ def _state(point: Point, sweep_dir: Path, started: bool) -> dict[str, Any]:
     return {
         "name": point.name,
         "transform": policy.transform,
-        "procedure": policy.procedure,
+        "procedure": procedures.parse(policy.procedure).name,
         "kl_budget": policy.kl_budget,
         "state": "done" if done else "running" if running else "failed" if failed else "missing",
         "attempts": record["attempts"],
         "reason": record["reason"] if failed else None,
-        "evaluation": read_json(point.work_dir / "evaluation.json") if done else None,
+        "evaluation": _read(point.work_dir / "evaluation.json") if done else None,
         "report": str(page.relative_to(sweep_dir)) if page.exists() and page.is_relative_to(sweep_dir) else None,
     }
 
 
 def _done(point: Point) -> bool:
     # The page comes last: a kill between evaluation and report leaves the point without one.
-    return (point.work_dir / "evaluation.json").exists() and _page(point).exists()
+    evaluation, judge = _read(point.work_dir / "evaluation.json"), point.experiment.evaluation.judge
+    if evaluation is None or not _page(point).exists():
+        return False
+    # A judge that is given later has yet to judge: the point's process finds out whether it is the same.
+    return judge is None or (evaluation.get("judge") or {}).get("name") == judge
 
 
 def _page(point: Point) -> Path:
@@ -354,8 +374,12 @@ def _print(points: Sequence[Point]) -> None:
     rows = []
     for point in points:
         if _done(point):
-            evaluation, procedure = read_json(point.work_dir / "evaluation.json"), point.experiment.policy.procedure
-            cells = [evaluation["kl"], evaluation["win_rates"][procedure], evaluation["win_rates"]["sampling"]]
+            path, procedure = (
+                point.work_dir / "evaluation.json",
+                procedures.parse(point.experiment.policy.procedure).name,
+            )
+            evaluation = parse_evaluation(read_json(path), source=path, remedy="evaluate that point again.")
+            cells = [evaluation.kl, evaluation.win_rates[procedure], evaluation.win_rates["sampling"]]
             rows.append([point.name, *map(summary.estimate, cells)])
         else:
             rows.append([point.name, "failed", "", ""])

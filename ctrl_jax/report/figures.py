@@ -1,16 +1,17 @@
-"""The report's figures: panels that draw themselves on an Axes, and the two ways they leave the program.
+"""The report's figures: panels that draw themselves on an Axes, and the ways they leave the program.
 
-A panel becomes an inline SVG whose colours are CSS variables, so that one drawing serves light and dark pages, or joins
-others in a PNG for talks. Colours have roles (`PALETTE`), not places; they are told apart by colour-blind readers, and
-lines also by their dashes, points by their shapes. Win rates are drawn in percent.
+A panel becomes an inline SVG whose colours are CSS variables, so that one drawing serves light and dark pages, joins
+others in a picture for talks and papers (PNG, SVG, PDF), or gives the numbers that it draws as CSV. Colours have roles
+(`PALETTE`), not places; they are told apart by colour-blind readers, and lines also by their dashes, points by their
+shapes. Win rates are drawn in percent.
 """
 
+import csv
 import functools
 import io
 import math
-import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,12 @@ from matplotlib import font_manager, lines, patches, ticker
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.report.measurements import RELIABILITY_ARRAYS, Estimate, Evaluation, Run
+from ctrl_jax.report.measurements import RELIABILITY_ARRAYS, Estimate, Evaluation, Run, wilson
 from ctrl_jax.theory import ideal, optimal, procedures, transforms
 
 
@@ -50,6 +52,9 @@ PALETTE = {
 }
 
 FONTS = ("Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans")
+ENDS = ("low", "high")
+Y_AXIS = "y axis"
+"""Marks the text that stands above a panel in place of its vertical axis's label."""
 PANEL_SIZE = (4.2, 2.95)
 """Inches, at font sizes that stay legible when a phone shows the panel 340 pixels wide."""
 
@@ -105,26 +110,112 @@ def svg(panel: Panel, identifier: str) -> str:
     return re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1)
 
 
-def png(
-    panels: Sequence[Panel], path: pathlib.Path, *, columns: int, title: str = "", dots_per_inch: int = 200
-) -> None:
-    """Write the panels, each under its title, as one light picture of `columns` columns."""
+def pictures(
+    panels: Sequence[Panel],
+    formats: Sequence[str],
+    *,
+    columns: int,
+    title: str = "",
+    ground: str = "none",
+    dots_per_inch: int = 200,
+) -> dict[str, bytes]:
+    """The panels, each under its title, as one picture of `columns` columns in each of the formats png, svg and pdf.
+
+    Ink is dark; the ground is transparent unless a colour is given. The same panels give the same bytes.
+    """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    with mpl.rc_context(_style()):
+    # Text of a PDF stays text, in TrueType, as journals ask; that of an SVG becomes paths, which need no fonts.
+    with mpl.rc_context(_style() | {"svg.hashsalt": title or panels[0].title, "pdf.fonttype": 42}):
         figure = Figure(
             figsize=(PANEL_SIZE[0] * columns, (PANEL_SIZE[1] + 0.3) * rows + (0.4 if title else 0)),
             layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1),
-            facecolor="white",
         )
         if title:
             figure.suptitle(title, x=0.008, ha="left", fontsize=12.5, fontweight="bold", color=_light("ink"))
         for index, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, index + 1)
+            axes.patch.set_alpha(0)
             panel.draw(axes)
             axes.set_title(panel.title, loc="left", fontsize=10.5, fontweight="bold", color=_light("ink"), pad=23)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        FigureCanvasAgg(figure).print_figure(path, format="png", dpi=dots_per_inch, facecolor="white")
+        undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+        drawn = {}
+        for kind in formats:
+            buffer = io.BytesIO()
+            FigureCanvasAgg(figure).print_figure(
+                buffer, format=kind, dpi=dots_per_inch, facecolor=ground, metadata=undated[kind]
+            )
+            drawn[kind] = buffer.getvalue()
+    return drawn
+
+
+TABLE_COLUMNS = ("panel", "series", "x", "y", "x_low", "x_high", "y_low", "y_high", "x_axis", "y_axis")
+
+
+def table(panels: Sequence[Panel]) -> str:
+    """The numbers that the panels draw, in the units of their axes, as CSV: a row for each point of each series."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, TABLE_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for panel in panels:
+        with mpl.rc_context(_style()):
+            figure = Figure(figsize=PANEL_SIZE)
+            panel.draw(figure.add_subplot())
+        for axes in (figure.axes[0], *figure.axes[0].child_axes):
+            assert isinstance(axes, Axes)
+            y_axis = next((text.get_text() for text in axes.texts if text.get_gid() == Y_AXIS), axes.get_ylabel())
+            about = {"panel": panel.title, "x_axis": axes.get_xlabel(), "y_axis": y_axis}
+            for row in _rows(axes):
+                named = {key: _named(axes, key, value) for key, value in row.items()}
+                writer.writerow(about | named)
+    return text.getvalue()
+
+
+def _rows(axes: Axes) -> Iterator[dict[str, Any]]:
+    """Of all artists with a label: points with their intervals, lines, histograms and bars."""
+    within = set()
+    for container in axes.containers:
+        series = str(container.get_label())
+        if isinstance(container, ErrorbarContainer):
+            points, _, bars = container.lines
+            within |= {points}
+            sides = [side for side, has in (("x", container.has_xerr), ("y", container.has_yerr)) if has]
+            ends = {
+                side: np.array(bar.get_segments())[:, :, "xy".index(side)]
+                for side, bar in zip(sides, bars, strict=True)
+            }
+            for index, (x, y) in enumerate(np.asarray(points.get_xydata())):
+                bounds = {f"{side}_{end}": of[index, i] for side, of in ends.items() for i, end in enumerate(ENDS)}
+                yield {"series": series, "x": x, "y": y, **bounds}
+        elif isinstance(container, BarContainer):
+            for bar in container.patches:
+                low = bar.get_x()
+                yield {"series": series, "x_low": low, "x_high": low + bar.get_width(), "y": bar.get_height()}
+    for line in axes.lines:
+        if line not in within and _has_name(line):
+            for x, y in np.asarray(line.get_xydata()):
+                yield {"series": line.get_label(), "x": x, "y": y}
+    for patch in axes.patches:
+        if isinstance(patch, patches.StepPatch) and _has_name(patch):
+            values, edges, _ = patch.get_data()
+            for index, value in enumerate(values):
+                yield {"series": patch.get_label(), "x_low": edges[index], "x_high": edges[index + 1], "y": value}
+
+
+def _has_name(artist: Artist) -> bool:
+    """Whether its label was given; Matplotlib's own begin with an underscore."""
+    label = str(artist.get_label())
+    return bool(label) and not label.startswith("_")
+
+
+def _named(axes: Axes, key: str, value: Any) -> Any:
+    """A place on an axis whose ticks have names, such as procedures or the N of a logarithm, by its name."""
+    if key == "series":
+        return value
+    axis = axes.xaxis if key.startswith("x") else axes.yaxis
+    formatter = axis.get_major_formatter()
+    name = formatter(float(value)) if isinstance(formatter, ticker.FuncFormatter) else ""
+    return name or f"{value:.6g}"
 
 
 def win_rate_vs_n(run: Run) -> list[Panel]:
@@ -137,7 +228,7 @@ def win_rate_vs_n(run: Run) -> list[Panel]:
 
 
 def training(run: Run) -> list[Panel]:
-    """KL against its budget, win rate, calibrated reward and β over the steps of policy training."""
+    """KL against its budget, win rate, calibrated reward, β and response length over the steps of policy training."""
     if "step" not in run.metrics:
         return []
     budget = run.evaluation.kl_budget
@@ -146,11 +237,14 @@ def training(run: Run) -> list[Panel]:
         ("win_rate", f"Win rate under {spoken(run.procedure)}", "% against the reference", 100.0, None, ""),
         ("calibrated_reward", "Calibrated reward", "mean rank among the reference's rewards", 1.0, 0.5, "reference"),
         ("beta", "Weight of the KL, β", "against Φ on [0, 1]; log scale", 1.0, None, ""),
+        ("response_length", "Response length", "tokens, mean over rollouts", 1.0, None, ""),
+        ("unfinished", "Unfinished responses", "% without an end within the longest length", 100.0, None, ""),
     ]  # fmt: skip
     return [
         Panel(
             title,
-            f"{unit} over {len(run.metrics['step'])} training steps, ending at {run.metrics[column][-1] * scale:.4g}.",
+            f"{unit} over {len(run.metrics['step'])} training steps, "
+            f"ending at {_last(run.metrics[column]) * scale:.4g}.",
             functools.partial(_draw_curve, run, column, unit, scale, level, level_name),
         )
         for column, title, unit, scale, level, level_name in panels
@@ -172,26 +266,42 @@ def calibration(run: Run) -> list[Panel]:
 
 def reliability(run: Run) -> list[Panel]:
     """How often the reward model's preferred response is the chosen one, by how sure the model is."""
-    if run.evaluation.accuracy is None or not set(RELIABILITY_ARRAYS) <= run.arrays.keys():
+    quality = run.evaluation.reward_model
+    if quality.accuracy is None or quality.ece is None or not set(RELIABILITY_ARRAYS) <= run.arrays.keys():
         return []
     return [
         Panel(
             "Reward model's reliability",
-            f"Observed against predicted preference; accuracy {run.evaluation.accuracy:.3f}, "
-            f"expected calibration error {run.evaluation.ece:.3f}.",
+            f"Observed against predicted preference; accuracy {quality.accuracy:.3f}, "
+            f"expected calibration error {quality.ece:.3f}.",
             functools.partial(_draw_reliability, run),
         )
     ]
 
 
+def lengths(run: Run) -> list[Panel]:
+    """How long the responses to test prompts are, policy and reference."""
+    if not {"policy_lengths", "reference_lengths"} <= run.arrays.keys():
+        return []
+    policy, reference = (run.arrays[f"{side}_lengths"].mean() for side in ("policy", "reference"))
+    return [
+        Panel(
+            "Response length",
+            f"Share of responses by their tokens; mean {policy:.1f} for the policy, {reference:.1f} for the reference.",
+            functools.partial(_draw_lengths, run),
+        )
+    ]
+
+
 def proxy_gold(run: Run) -> list[Panel]:
-    """Reward model against gold reward: win rates by procedure, and gold rank by the reward model's rank."""
+    """The training reward against other judges: win rates by procedure, and gold rank by the reward's rank."""
     panels = []
-    if run.evaluation.gold_win_rates:
+    others = [name for name, *_ in _judges(run)[1:]]
+    if others:
         panels.append(
             Panel(
-                "Win rates by reward model and by gold",
-                "The same responses judged by the reward model and by the gold reward, procedure by procedure.",
+                "Win rates of the same picks, by who judges",
+                f"The training reward's picks, judged by itself and by {' and '.join(others)}, procedure by procedure.",
                 functools.partial(_draw_dumbbells, run),
             )
         )
@@ -204,6 +314,23 @@ def proxy_gold(run: Run) -> list[Panel]:
             )
         )
     return panels
+
+
+def _judges(run: Run) -> list[tuple[str, Mapping[str, Estimate], str, str, float]]:
+    """(name, win rates, colour, mark, its size) of each judge; larger marks first, so that equal ones stay visible."""
+    evaluation = run.evaluation
+    judges = [
+        ("training reward", evaluation.win_rates, "policy", "o", 8.0),
+        ("gold", evaluation.gold_win_rates, "gold", "D", 5.0),
+        (short_name(evaluation.judge), evaluation.judge_win_rates, "green", "^", 4.5),
+    ]
+    return [judge for judge in judges if judge[1]]
+
+
+def short_name(judge: str | None) -> str:
+    """`rewards:brevity` as brevity, and a directory by its last part."""
+    name = re.split(r"[:/\\]", (judge or "judge").rstrip("/"))[-1] or "judge"
+    return name if len(name) <= 24 else f"{name[:23]}…"
 
 
 def frontier(run: Run) -> list[Panel]:
@@ -283,10 +410,13 @@ def _draw_family(run: Run, sizes: Mapping[int, str], axes: Axes) -> None:
             ]
         )  # fmt: skip
         if np.isfinite(heights).any():
-            axes.plot(where, heights, color=_light(color), linewidth=1.2, linestyle=dashes, zorder=2)
+            axes.plot(where, heights, color=_light(color), linewidth=1.2, linestyle=dashes, zorder=2, label=text)
             labels.append((float(heights[np.isfinite(heights)][-1]), text, color))
     estimates = [run.evaluation.win_rates[name] for name in sizes.values()]
-    _errorbar(axes, where, estimates, "policy", line=True)
+    axes.errorbar(
+        where, [100 * e.mean for e in estimates], yerr=_distances(estimates), fmt="o-", markersize=5.5, linewidth=1.8,
+        elinewidth=1.4, color=_light("policy"), **_edge(), zorder=4, label="policy",
+    )  # fmt: skip
     labels.append((100 * estimates[-1].mean, "policy", "policy"))
     if run.procedure in sizes.values():
         n = next(n for n, name in sizes.items() if name == run.procedure)
@@ -310,15 +440,18 @@ def _draw_curve(
     if column == "kl" and "kl_standard_error" in run.metrics:
         half = 1.96 * run.metrics["kl_standard_error"]
         axes.fill_between(steps, values - half, values + half, color=_light("policy"), alpha=0.15, linewidth=0)
+        for end, bound in zip(ENDS, (values - half, values + half), strict=True):
+            axes.plot(steps, bound, linewidth=0, label=f"95 % interval, {end}")
     if column != "beta":
-        axes.plot(steps, values, color=_light("policy"), linewidth=0.8, alpha=0.4)
+        axes.plot(steps, values, color=_light("policy"), linewidth=0.8, alpha=0.4, label="every step")
         values = _smooth(values)
     else:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.plot(steps, values, color=_light("policy"), linewidth=1.8)
+    label = "every step" if column == "beta" else "moving mean"
+    axes.plot(steps, values, color=_light("policy"), linewidth=1.8, label=label)
     if level is not None:
         axes.axhline(level, color=_light("muted"), linewidth=1, linestyle=(0, (4, 2)))
         axes.annotate(
@@ -343,14 +476,17 @@ def _draw_calibration(run: Run, axes: Axes) -> None:
         ranks = _spread(calibrated, references=references)
         density, _ = np.histogram(ranks, edges, density=True)
         axes.stairs(density, edges, fill=True, color=_light(color), alpha=alpha, linewidth=0)
-        axes.stairs(density, edges, color=_light(color), linewidth=1.3)
+        axes.stairs(density, edges, color=_light(color), linewidth=1.3, label=name)
         handles.append(patches.Patch(facecolor=_light(color), alpha=1.6 * alpha, label=name))
     kl = run.evaluation.kl.mean
     policy = _ideal_policy(run.transform, run.procedure, kl)
     if policy is not None:
         # In the histogram's own bins: a density that doubles within a bin cannot be compared with one that is averaged.
         density = np.diff(np.asarray(policy.cdf(edges), float)) / np.diff(edges)
-        axes.stairs(density, edges, color=_light("ink"), linewidth=1.4, linestyle=(0, (3, 1.5)), baseline=None)
+        axes.stairs(
+            density, edges, color=_light("ink"), linewidth=1.4, linestyle=(0, (3, 1.5)), baseline=None,
+            label=f"ideal {run.transform}",
+        )  # fmt: skip
         handles.append(
             lines.Line2D(
                 [],
@@ -370,47 +506,67 @@ def _draw_calibration(run: Run, axes: Axes) -> None:
 
 def _draw_reliability(run: Run, axes: Axes) -> None:
     predicted, observed, count = (run.arrays[f"reliability_{name}"] for name in ("predicted", "observed", "count"))
-    kept = (count > 0) & np.isfinite(predicted) & np.isfinite(observed)
+    # Each pair counts in both orders, so that the diagram is its own image about (½, ½): half of it says all.
+    kept = (count > 0) & np.isfinite(predicted) & np.isfinite(observed) & (predicted >= 0.5)
     predicted, observed, count = predicted[kept], observed[kept], count[kept]
-    low, high = _wilson(observed, count)
-    start = 0.0 if predicted.size == 0 or predicted.min() < 0.45 else 0.5
-    axes.plot([start, 1], [start, 1], color=_light("muted"), linewidth=1, linestyle=(0, (4, 2)))
+    low, high = wilson(observed, count)
+    axes.plot([0.5, 1], [0.5, 1], color=_light("muted"), linewidth=1, linestyle=(0, (4, 2)))
     axes.annotate(
-        "as sure as right", (start + 0.42 * (1 - start),) * 2, xytext=(-8, 6), textcoords="offset points", ha="right",
+        "as sure as right", (0.72, 0.72), xytext=(-8, 6), textcoords="offset points", ha="right",
         color=_light("muted"), fontsize=8,
     )  # fmt: skip
     axes.errorbar(
         predicted, observed, yerr=[np.maximum(observed - low, 0), np.maximum(high - observed, 0)], fmt="o-",
-        markersize=4.5, linewidth=1.4, elinewidth=1.2, color=_light("policy"), **_edge(),
+        markersize=4.5, linewidth=1.4, elinewidth=1.2, color=_light("policy"), **_edge(), label="observed",
     )  # fmt: skip
-    axes.set_xlim(start - 0.01, 1.01)
+    lowest = float(low.min()) if low.size else 0.5
+    axes.set_xlim(0.5, 1.005)
+    axes.set_ylim(min(0.5, math.floor(10 * lowest) / 10), 1.01)
+    axes.yaxis.set_major_locator(ticker.MultipleLocator(0.1))
     axes.tick_params(labelbottom=False)
     _above(axes, "share in which it is preferred, with 95 % intervals")
     counts = axes.inset_axes((0, -0.34, 1, 0.24), sharex=axes)
-    counts.bar(predicted, count, width=0.6 * (1 - start) / max(len(count), 1), color=_light("reference"))
+    left = np.minimum(np.floor(predicted * 10), 9) / 10
+    counts.bar(left + 0.05, count, width=0.08, color=_light("reference"), label="pairs")
+    counts.patch.set_alpha(0)
     counts.yaxis.set_major_locator(ticker.MaxNLocator(2, integer=True))
     counts.set_xlabel("predicted probability that a response is preferred")
     counts.set_ylabel("pairs", fontsize=8, color=_light("muted"))
     counts.grid(False)
 
 
+def _draw_lengths(run: Run, axes: Axes) -> None:
+    longest = int(max(run.arrays[f"{side}_lengths"].max() for side in ("policy", "reference")))
+    width = -(-longest // 40)
+    edges = np.arange(0.5, longest + width + 0.5, width)
+    handles = []
+    for name, color, alpha in (("reference", "reference", 0.4), ("policy", "policy", 0.28)):
+        tokens = run.arrays[f"{name}_lengths"]
+        shares = 100 * np.histogram(tokens, edges)[0] / tokens.size
+        axes.stairs(shares, edges, fill=True, color=_light(color), alpha=alpha, linewidth=0)
+        axes.stairs(shares, edges, color=_light(color), linewidth=1.3, label=name)
+        handles.append(patches.Patch(facecolor=_light(color), alpha=1.6 * alpha, label=name))
+    axes.set_xlim(0, edges[-1])
+    axes.set_ylim(bottom=0)
+    axes.legend(handles=handles, loc="best", handlelength=1.6)
+    axes.set_xlabel("tokens of a response")
+    _above(axes, "share of responses, %")
+
+
 def _draw_dumbbells(run: Run, axes: Axes) -> None:
-    names = [name for name in run.evaluation.win_rates if name in run.evaluation.gold_win_rates]
-    names.sort(key=procedure_order)
+    judges = _judges(run)
+    names = sorted(set.intersection(*(set(table) for _, table, *_ in judges)), key=procedure_order)
     heights = np.arange(len(names))[::-1]
-    for source, color, marker, text in (
-        (run.evaluation.win_rates, "policy", "o", "reward model"),
-        (run.evaluation.gold_win_rates, "gold", "D", "gold"),
-    ):
+    for text, source, color, marker, size in judges:
         estimates = [source[name] for name in names]
         means = np.array([100 * e.mean for e in estimates])
         axes.errorbar(
-            means, heights, xerr=_distances(estimates), fmt=marker, markersize=5, elinewidth=1.3, color=_light(color),
-            **_edge(), label=text, zorder=3,
+            means, heights, xerr=_distances(estimates), fmt=marker, markersize=size, elinewidth=1.3,
+            color=_light(color), **_edge(), label=text, zorder=3,
         )  # fmt: skip
     for height, name in zip(heights, names, strict=True):
-        ends = [100 * run.evaluation.win_rates[name].mean, 100 * run.evaluation.gold_win_rates[name].mean]
-        axes.plot(ends, [height, height], color=_light("rule"), linewidth=3, zorder=1, solid_capstyle="round")
+        ends = [100 * table[name].mean for _, table, *_ in judges]
+        axes.plot([min(ends), max(ends)], [height] * 2, color=_light("rule"), linewidth=3, zorder=1)
     axes.axvline(50, color=_light("muted"), linewidth=1)
     axes.set_yticks(heights, [spoken(name) for name in names])
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
@@ -441,10 +597,8 @@ def _draw_gold_by_proxy(run: Run, axes: Axes) -> None:
 
 def _draw_frontier(run: Run, axes: Axes) -> None:
     measured, kl = run.evaluation.win_rates[run.procedure], run.evaluation.kl
-    path = None
-    if {"kl", "win_rate"} <= run.metrics.keys():
-        path = _smooth(run.metrics["kl"]), 100 * _smooth(run.metrics["win_rate"])
-    widest = max(kl.high, kl.mean, run.evaluation.kl_budget or 0, 0.05 if path is None else float(np.nanmax(path[0])))
+    path = _path(run)
+    widest = max(kl.bounds[1], run.evaluation.kl_budget or 0, 0.05, *path[0])
     kls = _kl_grid(1.08 * widest)
     labels: list[tuple[float, str, str]] = []
     for transform, text, color, dashes in (
@@ -457,27 +611,28 @@ def _draw_frontier(run: Run, axes: Axes) -> None:
         ):
             continue
         curve = 100 * _ideal_curve(transform, run.procedure, kls)
-        axes.plot(kls, curve, color=_light(color), linewidth=1.2, linestyle=dashes, zorder=2)
+        axes.plot(kls, curve, color=_light(color), linewidth=1.2, linestyle=dashes, zorder=2, label=text)
         labels.append((float(curve[np.isfinite(curve)][-1]), text, color))
-    if path is not None:
-        axes.plot(*path, color=_light("policy"), linewidth=1.2, alpha=0.55, zorder=3)
+    if path[0].size:
+        axes.plot(*path, color=_light("policy"), linewidth=1.2, alpha=0.55, zorder=3, label="training, moving mean")
     if run.evaluation.kl_budget is not None:
         axes.axvline(run.evaluation.kl_budget, color=_light("rule"), linewidth=1.2, zorder=1)
         axes.annotate(
             "budget", (run.evaluation.kl_budget, 0.02), xycoords=("data", "axes fraction"), xytext=(-3, 0),
             textcoords="offset points", color=_light("muted"), fontsize=8, va="bottom", ha="right",
         )  # fmt: skip
-    _cross(axes, kl, measured, "policy", "o")
+    _cross(axes, kl, measured, "policy", "o", label="policy")
     axes.set_xlim(0, kls[-1])
-    axes.set_ylim(bottom=50)
+    axes.set_ylim(bottom=_floor([100 * measured.bounds[0], *path[1]]))
     axes.set_xlabel("KL, nats per response")
     _above(axes, "win rate against the reference, %")
     _label_ends(axes, labels)
 
 
 def _draw_pareto(points: Sequence[Point], procedure: str, axes: Axes) -> None:
+    evaluated = [(point, point.evaluation) for point in points if point.evaluation is not None]
     names = list(dict.fromkeys(point.transform for point in points))
-    kls = _kl_grid(1.06 * max(0.1, *(point.evaluation.kl.high for point in points if point.evaluation)))
+    kls = _kl_grid(1.06 * max(0.1, *(evaluation.kl.bounds[1] for _, evaluation in evaluated)))
     looks = _looks(names)
     shown = dict.fromkeys([*names, "identity", "optimal"])
     for name in shown:
@@ -487,13 +642,21 @@ def _draw_pareto(points: Sequence[Point], procedure: str, axes: Axes) -> None:
             ("ink", (0, (1, 1.6))) if name == "optimal" else (looks.get(name, ("reference", "o"))[0], "solid")
         )
         curve = 100 * _ideal_curve(name, procedure, kls)
-        axes.plot(kls, curve, color=_light(color), linewidth=1.2, linestyle=dashes, alpha=0.75, zorder=2)
+        text = "best possible" if name == "optimal" else f"ideal {name}"
+        axes.plot(kls, curve, color=_light(color), linewidth=1.2, linestyle=dashes, alpha=0.75, zorder=2, label=text)
+    # From 10 points below the lowest run: on the whole range down to 50 the intervals are smaller than their marks.
+    win_rates = [evaluation.win_rates[procedure] for _, evaluation in evaluated]
+    axes.set_xlim(0, kls[-1])
+    axes.set_ylim(bottom=100 * min(win_rate.bounds[0] for win_rate in win_rates) - 10)
+    sizes = _nested_sizes(
+        axes, [(run.kl.mean, 100 * win_rate.mean) for (_, run), win_rate in zip(evaluated, win_rates, strict=True)]
+    )
     handles = []
     for name in names:
         color, marker = looks[name]
-        for point in points:
-            if point.transform == name and point.evaluation:
-                _cross(axes, point.evaluation.kl, point.evaluation.win_rates[procedure], color, marker)
+        for (point, run), win_rate, size in zip(evaluated, win_rates, sizes, strict=True):
+            if point.transform == name:
+                _cross(axes, run.kl, win_rate, color, marker, label=point.name, size=size)
         handles.append(
             lines.Line2D(
                 [],
@@ -510,10 +673,6 @@ def _draw_pareto(points: Sequence[Point], procedure: str, axes: Axes) -> None:
     handles.append(
         lines.Line2D([], [], color=_light("ink"), linestyle=(0, (1, 1.6)), linewidth=1.2, label="best possible")
     )
-    # From 10 points below the lowest run: on the whole range down to 50 the intervals are smaller than their marks.
-    lowest = min(100 * point.evaluation.win_rates[procedure].low for point in points if point.evaluation)
-    axes.set_xlim(0, kls[-1])
-    axes.set_ylim(bottom=lowest - 10)
     axes.set_xlabel("KL, nats per response")
     _above(axes, "win rate against the reference, %")
     axes.legend(handles=handles, loc="lower right", handlelength=1.8)
@@ -564,18 +723,48 @@ def _spread(calibrated: np.ndarray, *, references: int) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray, width: int = 9) -> np.ndarray:
-    """Centred moving mean over at most `width` steps, fewer at the ends; nan is left out."""
-    half = width // 2
-    windows = [values[max(index - half, 0) : index + half + 1] for index in range(len(values))]
+    """Centred moving mean over at most `width` steps, fewer at the ends; nan is left out.
+
+    At the start the window shrinks on both sides alike: one that reached further ahead than back would start a curve
+    that rises from the reference too high.
+    """
+    halves = [min(width // 2, index) for index in range(len(values))]
+    windows = [values[index - half : index + half + 1] for index, half in enumerate(halves)]
     return np.array([np.nanmean(window) if np.isfinite(window).any() else np.nan for window in windows])
 
 
-def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's 95 % interval of a share: right also near 0 and 1, where the normal one leaves [0, 1]."""
-    z = 1.96
-    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return center - half, center + half
+def _path(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """(KL, win rate in percent) through training, where both are known; smoothed as the training's curves are."""
+    if not {"kl", "win_rate"} <= run.metrics.keys():
+        return np.empty(0), np.empty(0)
+    path = np.stack([_smooth(run.metrics["kl"]), 100 * _smooth(run.metrics["win_rate"])])
+    kl, win_rate = path[:, np.isfinite(path).all(axis=0)]
+    return kl, win_rate
+
+
+def _last(values: np.ndarray) -> float:
+    """The last that is a number."""
+    return float(values[np.isfinite(values)][-1])
+
+
+def _floor(percents: Sequence[float]) -> float:
+    """Where an axis of win rates starts: at 50 %, or a little below the lowest of them."""
+    lowest = min(percents)
+    return 50.0 if lowest >= 50 else max(0.0, lowest - 1.5)
+
+
+def _nested_sizes(axes: Axes, places: Sequence[tuple[float, float]]) -> list[float]:
+    """Sizes of marks at places in data units: those that would cover each other are nested, the first the largest."""
+    low, high = axes.get_xlim(), axes.get_ylim()
+    unit = np.array([low[1] - low[0], high[1] - high[0]])
+    near = 0.03
+    sizes = []
+    for index, place in enumerate(places):
+        behind = sum(
+            bool(np.hypot(*((np.array(place) - other) / unit)) < near) for other in places[index + 1 :]
+        )  # fmt: skip
+        sizes.append(5.0 + 4.0 * behind)
+    return sizes
 
 
 def _ranks(values: np.ndarray, reference: np.ndarray, *, among_itself: bool) -> np.ndarray:
@@ -621,7 +810,9 @@ def procedure_order(procedure: str) -> tuple[int, int]:
 
 def _distances(estimates: Sequence[Estimate]) -> np.ndarray:
     """Percent below and above the means, as Matplotlib's error bars want them."""
-    return 100 * np.array([[max(e.mean - e.low, 0) for e in estimates], [max(e.high - e.mean, 0) for e in estimates]])
+    low, high = np.array([estimate.bounds for estimate in estimates]).T
+    means = np.array([estimate.mean for estimate in estimates])
+    return 100 * np.maximum([means - low, high - means], 0)
 
 
 def _percent(share: float) -> str:
@@ -663,6 +854,7 @@ def _style() -> dict[Any, Any]:
         "ytick.labelsize": 8.5,
         "ytick.major.size": 0,
         "text.color": _light("ink"),
+        "text.parse_math": False,
         "legend.frameon": False,
         "legend.fontsize": 8.5,
         "legend.labelcolor": _light("muted"),
@@ -683,18 +875,15 @@ def _edge() -> dict[str, Any]:
     return {"markeredgecolor": _light("surface"), "markeredgewidth": 0.7}
 
 
-def _errorbar(axes: Axes, where: np.ndarray, estimates: Sequence[Estimate], color: str, *, line: bool) -> None:
+def _cross(
+    axes: Axes, kl: Estimate, win_rate: Estimate, color: str, marker: str, *, label: str, size: float = 5.0
+) -> None:
+    """A point with its intervals in both directions; larger marks stand behind smaller ones."""
+    low, high = kl.bounds
     axes.errorbar(
-        where, [100 * e.mean for e in estimates], yerr=_distances(estimates), fmt="o-" if line else "o", markersize=5.5,
-        linewidth=1.8, elinewidth=1.4, color=_light(color), **_edge(), zorder=4,
-    )  # fmt: skip
-
-
-def _cross(axes: Axes, kl: Estimate, win_rate: Estimate, color: str, marker: str) -> None:
-    axes.errorbar(
-        [kl.mean], [100 * win_rate.mean], xerr=[[max(kl.mean - kl.low, 0)], [max(kl.high - kl.mean, 0)]],
-        yerr=_distances([win_rate]), fmt=marker, markersize=5, elinewidth=1.4, capsize=2.5, color=_light(color),
-        **_edge(), zorder=5,
+        [kl.mean], [100 * win_rate.mean], xerr=[[max(kl.mean - low, 0)], [max(high - kl.mean, 0)]],
+        yerr=_distances([win_rate]), fmt=marker, markersize=size, elinewidth=1.4, capsize=2.5, color=_light(color),
+        **_edge(), zorder=6 - size / 100, label=label,
     )  # fmt: skip
 
 
@@ -708,6 +897,7 @@ def _above(axes: Axes, text: str) -> None:
         textcoords="offset points",
         color=_light("muted"),
         fontsize=8.5,
+        gid=Y_AXIS,
     )
 
 

@@ -141,8 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(415, "Send a JSON object as application/json.")
         elif not size.isdecimal():
             self._refuse(411, "Send a Content-Length.")
-        elif int(size) > MAX_BYTES:
-            self._refuse(413, f"The request has {size} bytes; the most is {MAX_BYTES}.")
+        elif len(size) > 12 or int(size) > MAX_BYTES:
+            self._refuse(413, f"The request has {size[:12]} bytes or more; the most is {MAX_BYTES}.")
         else:
             try:
                 request = json.loads(self.rfile.read(int(size)))

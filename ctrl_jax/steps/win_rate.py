@@ -50,6 +50,52 @@ def win_rate(policy_scores: jax.Array, reference_scores: jax.Array, procedure: P
     return jnp.where(nan, jnp.nan, jnp.sum(wins * policy_weights[None, :], axis=-1))
 
 
+def judged_win_rate(
+    policy_scores: jax.Array,
+    reference_scores: jax.Array,
+    policy_judged: jax.Array,
+    reference_judged: jax.Array,
+    procedure: Procedure,
+) -> jax.Array:
+    """What a second judge says of the responses that the procedure picks *by the scores*: win rates [B].
+
+    Scores [B, M] and [B, M'] select, as deployment does; the judge's values, of the same shapes, decide who wins, ties
+    counting ½. With the scores themselves as the judge it is `win_rate`:
+
+        Σ_ij p_i q_j (1{g_i > h_j} + ½ 1{g_i = h_j})
+
+    p_i is the probability that the procedure picks response i, run on a random subset of the M by its scores a, and q_j
+    likewise; g and h are the judge's values. It is unbiased for the same reason. If the judge selected too, a policy
+    that exploits the scores would hide it: its worst picks by the judge would never be looked at.
+
+    Raises InputError if the procedure needs more samples than M or M'.
+    """
+    chex.assert_equal_shape([policy_scores, policy_judged])
+    chex.assert_equal_shape([reference_scores, reference_judged])
+    chex.assert_equal_shape_prefix([policy_scores, reference_scores], 1)
+    picked, reference_picked = (pick_probabilities(scores, procedure) for scores in (policy_scores, reference_scores))
+    order = jnp.argsort(reference_judged, axis=-1)
+    ordered = jnp.take_along_axis(reference_judged, order, axis=-1)
+    sums = jnp.cumsum(jnp.take_along_axis(reference_picked, order, axis=-1), axis=-1)
+    prefix_sums = jnp.pad(sums, ((0, 0), (1, 0)))
+    below, not_above = ranks(policy_judged, ordered)
+    wins = sum(jnp.take_along_axis(prefix_sums, place, axis=-1) for place in (below, not_above)) / 2
+    nan = jnp.isnan(policy_judged).any(axis=-1) | jnp.isnan(reference_judged).any(axis=-1)
+    return jnp.where(nan, jnp.nan, jnp.sum(wins * picked, axis=-1))
+
+
+def pick_probabilities(scores: jax.Array, procedure: Procedure) -> jax.Array:
+    """The probability of each of M responses to be the procedure's pick among a random subset of them: [B, M].
+
+    Equal scores share theirs, since responses of one prompt come in no order. Raises InputError if the procedure needs
+    more than M.
+    """
+    chex.assert_rank(scores, 2)
+    prefix_sums = jnp.asarray(np.cumsum([0.0, *procedure.order_weights(scores.shape[1])]))
+    below, not_above = ranks(scores, jnp.sort(scores, axis=-1))
+    return (prefix_sums[not_above] - prefix_sums[below]) / jnp.maximum(not_above - below, 1)
+
+
 def share_of_ties(policy_scores: jax.Array, reference_scores: jax.Array) -> jax.Array:
     """The share of pairs (policy, reference) with equal scores: [B, M] and [B, M'] to [B].
 

@@ -38,6 +38,11 @@ def test_a_table_for_people_and_a_figure(capsys, tmp_path):
     assert picture.shape[1] > 1000 and np.ptp(picture) > 0.5
 
 
+def test_a_figure_of_no_known_kind_is_refused_before_any_work(tmp_path):
+    with pytest.raises(InputError, match=r"figure\.bmp.*\.png, \.svg or \.pdf"):
+        ideal.run(ideal.Options(kl=0.5, figure=tmp_path / "figure.bmp"))
+
+
 def test_an_optimum_that_has_no_such_kl_is_told(capsys):
     # The worst of 16 wins always well below 12 nats.
     assert ideal.run(ideal.Options(procedure="worst_of_16", kl=12.0, json=True)) == 0

@@ -30,7 +30,7 @@ def test_the_evaluation_has_no_gold_reward(pretrained):
         assert 0 <= interval["low"] <= interval["mean"] <= interval["high"]
     assert 0 <= evaluation["reward_model"]["accuracy"] <= 1
     page = (pretrained.work_dir / "report" / "index.html").read_text()
-    assert "Left out: this data has no gold reward." in page
+    assert "Left out: there is no judge beside the training reward." in page
     assert "win rate by gold" not in page
     arrays = read_arrays(pretrained.work_dir / "evaluation.npz")
     assert arrays["policy_rewards"].shape == (8, 8)

@@ -4,19 +4,26 @@ import pathlib
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 from PIL import Image
 
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import report
+from tests.browser import Browser
 from tests.report import synthetic
 
 NAMES = ("sampling", "best_of_2", "best_of_4", "worst_of_2", "worst_of_4")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PICTURES = {
-    "calibration.png", "proxy_gold.png", "reliability.png", "training.png", "win_rate_vs_kl.png", "win_rate_vs_n.png",
+FIGURES = {
+    "calibration", "proxy_gold", "reliability", "response_length", "training", "win_rate_vs_kl", "win_rate_vs_n",
 }  # fmt: skip
+KINDS = ("png", "svg", "pdf", "csv")
+
+
+def files(figures: set[str]) -> set[str]:
+    return {f"{figure}.{kind}" for figure in figures for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +34,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_a_report_has_its_page_and_its_pictures(index: pathlib.Path) -> None:
     assert index.parts[-3:] == ("bon_helpful", "report", "index.html")
     assert index.stat().st_size < 1_500_000
-    assert {path.name for path in (index.parent / "figures").iterdir()} == PICTURES
+    assert {path.name for path in (index.parent / "figures").iterdir()} == files(FIGURES)
     headline = index.parent / "headline.png"
     assert headline.stat().st_size < 300_000
     with Image.open(headline) as picture:
@@ -38,17 +45,18 @@ def test_a_report_has_its_page_and_its_pictures(index: pathlib.Path) -> None:
 def test_a_report_of_less_leaves_no_stale_picture(tmp_path: pathlib.Path) -> None:
     work_dir = synthetic.write_work_dir(tmp_path / "bare", gold=False, transform="identity", names=NAMES[:3])
     (work_dir / "metrics.jsonl").unlink()
-    stale = work_dir / "report" / "figures" / "training.png"
-    stale.parent.mkdir(parents=True)
-    stale.touch()
+    figures = work_dir / "report" / "figures"
+    figures.mkdir(parents=True)
+    for kind in KINDS:
+        (figures / f"training.{kind}").touch()
     index = report.run(work_dir)
-    missing = {"proxy_gold.png", "training.png"}
-    assert {path.name for path in (index.parent / "figures").iterdir()} == PICTURES - missing
+    missing = {"proxy_gold", "training"}
+    assert {path.name for path in (index.parent / "figures").iterdir()} == files(FIGURES - missing)
 
 
 def test_nothing_is_written_before_all_is_read(tmp_path: pathlib.Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(synthetic.config("bon", "identity", "best_of_4", NAMES)))
-    with pytest.raises(InputError, match=r"evaluation\.json is missing; .*`make train` command"):
+    with pytest.raises(InputError, match=r"evaluation\.json is missing; `make evaluate`"):
         report.run(tmp_path)
     assert not (tmp_path / "report").exists()
 
@@ -65,13 +73,14 @@ def test_a_sweep_is_written_with_its_picture(index: pathlib.Path, tmp_path: path
         ],
     )
     assert path == tmp_path / "bon" / "sweep.html"
-    assert (tmp_path / "bon" / "pareto_best_of_4.png").stat().st_size < 300_000
+    for kind in KINDS:
+        assert 0 < (tmp_path / "bon" / f"pareto_best_of_4.{kind}").stat().st_size < 300_000
     text = path.read_text()
     assert 'href="good/report/index.html"' in text
     assert "1 of 3 runs evaluated" in text
     assert "evaluation.json of diverged has nan at ties" in text
-    rows = re.findall(r"<tr><th>.*?</tr>", text, flags=re.DOTALL)
-    assert [re.findall(r"done|failed|missing", row)[-1] for row in rows[-3:]] == ["done", "failed", "missing"]
+    rows = re.findall(r"<tr><td.*?</tr>", text, flags=re.DOTALL)
+    assert [re.findall(r"done|failed|missing", row)[0] for row in rows] == ["done", "failed", "missing"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -116,3 +125,52 @@ def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(
 
     paper, ink, drawn = (brightness(seen[name]) for name in ("paper", "ink", "drawn"))
     assert (paper < 60 and ink > 180 and drawn > 120) if dark else (paper > 200 and ink < 80 and drawn < 130)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.quit()
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+def test_a_word_explains_itself_to_the_keyboard_within_the_window(
+    index: pathlib.Path, browser: Browser, width: int
+) -> None:
+    browser.open(index.as_uri(), width=width)
+    browser.press("Tab")
+    style = "getComputedStyle(document.activeElement, '::after')"
+    assert browser.value("document.activeElement.className") == "term"
+    tip = browser.value("document.activeElement.dataset.tip")
+    assert tip in browser.value(f"{style}.content")
+    assert browser.value(f"[{style}.position, {style}.display]") == ["fixed", "block"]
+    described = "document.getElementById(document.activeElement.getAttribute('aria-describedby')).textContent"
+    assert browser.value(described) == tip
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    assert not browser.value("document.querySelector('details.configuration').open")
+    assert browser.problems == []
+
+
+def test_the_table_of_a_sweep_fits_a_window_and_starts_with_the_states(
+    index: pathlib.Path, browser: Browser, tmp_path: pathlib.Path
+) -> None:
+    tree = json.loads((index.parents[1] / "evaluation.json").read_text())
+    point = {"transform": "exponential(10)", "procedure": "best_of_4", "report": None}
+    points = [
+        {**point, "name": "exponential(10)_kl0.75", "kl_budget": 0.75, "state": "done", "evaluation": tree},
+        {**point, "name": "exponential(10)_kl1", "kl_budget": 1.0, "state": "running", "evaluation": None},
+    ]
+    page = report.write_sweep_report(tmp_path, points)
+    for width in (390, 1100):
+        browser.open(page.as_uri(), width=width)
+        assert browser.value("document.documentElement.scrollWidth") <= width
+        firsts = "Array.from(document.querySelectorAll('tbody tr'), row => row.children[0].textContent)"
+        assert browser.value(firsts) == ["done", "running"]
+    assert (
+        browser.value("(() => {const t = document.querySelector('.scroll'); return t.scrollWidth - t.clientWidth})()")
+        == 0
+    )
+    assert browser.problems == []

@@ -251,9 +251,20 @@ def test_bad_input_is_told_before_anything_is_drawn(session, text, num_samples, 
         session.answer(sample.said(text), Asked(num_samples, procedure))
 
 
+def test_a_temperature_of_one_request_is_its_own(session):
+    cold = Asked(5, "sampling", Decoding(temperature=0.01))
+    greedy = last(Drawn, session.answer(sample.said("abc"), cold)).responses
+    assert all(len({response.text for response in of_side}) == 1 for of_side in greedy.values())
+    narrow = Asked(5, "sampling", Decoding(top_p=1e-6))
+    assert last(Drawn, session.answer(sample.said("abc"), narrow)).responses == greedy
+    usual = last(Drawn, events(session)).responses
+    assert len({response.text for response in usual["policy"]}) > 1, "the next request has the session's again"
+
+
 def test_what_is_asked_for_by_default():
     def ask_for(num_samples=None, procedure=None, rewards=True):
-        return sample.ask_for(config.Policy(procedure="best_of_8"), num_samples, procedure, rewards=rewards)
+        asked = sample.ask_for(config.Policy(procedure="best_of_8"), num_samples, procedure, rewards=rewards)
+        return asked.num_samples, asked.procedure
 
     assert ask_for() == (8, "best_of_8")
     assert ask_for(procedure="best_of_2") == (4, "best_of_2")

@@ -25,13 +25,15 @@ class Session:
         self.sides = sides
         self.has_rewards = has_rewards
         self.gate = threading.Semaphore(1000)
-        self.asked = []
+        self.asked, self.laws = [], []
+        self.raw = {side: RAW for side in sides}
 
     def answer(self, conversation, asked):
-        (turn,), (num_samples, procedure) = conversation, asked
+        (turn,), (num_samples, procedure, decoding) = conversation, asked
         assert turn.role == "user"
         text = turn.content
         self.asked.append((text, num_samples, procedure))
+        self.laws.append((decoding.temperature, decoding.top_p))
         if not text.strip():
             raise InputError(f"The prompt is empty ({text!r}); write one.")
         if len(text) > 300:
@@ -51,12 +53,13 @@ class Session:
             yield Drawn({side: (*[so_far] * (num_samples - 1), cut) for side in self.sides})
         if self.has_rewards:
             yield Comparing(8, 3, 5)
-            rewards = Rewards(RAW[:num_samples], (0.0, 0.25, 1.0, float("nan"))[:num_samples], RAW[:num_samples])
-            yield Scored({side: rewards for side in self.sides})
-            yield self.pick({side: RAW for side in self.sides}, procedure)
+            ranks = (0.0, 0.25, 1.0, float("nan"))[:num_samples]
+            raw = {side: values[:num_samples] for side, values in self.raw.items()}
+            yield Scored({side: Rewards(raw[side], ranks, raw[side]) for side in self.sides})
+            yield self.pick(self.raw, procedure)
 
     def pick(self, rewards, procedure):
-        assert [tuple(raw) for raw in rewards.values()] == [RAW] * len(self.sides)
+        assert {side: tuple(raw) for side, raw in rewards.items()} == self.raw
         if procedure == "best_of_4":
             return Picked("best_of_4", 4, {"policy": 2, "reference": 2})
         if procedure == "worst_of_2":
@@ -79,6 +82,8 @@ class Shown:
             prompt=prompt,
             num_samples=4,
             procedure="best_of_4",
+            temperature=0.7,
+            examples=("How are you?", "<b>\u202eWhy?"),
         )
         server = Server(html, sample_page.answers(session))
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -217,6 +222,10 @@ def test_another_procedure_picks_among_the_same_responses(shown):
         ("Hello", "num_samples", "", "The number of responses is ''"),
         ("Hello", "num_samples", "<b>", "The number of responses is '<b>'"),
         ("Hello", "procedure", "best", "There is no procedure 'best'."),
+        ("Hello", "procedure", "best_of_4" + "+" * 200, "The procedure has 209 characters; the most is 200."),
+        ("Hello", "temperature", "0", "The temperature is 0; it is a number from 0.01 to 100."),
+        ("Hello", "temperature", "warm", "The temperature is 'warm'; it is a number"),
+        ("Hello", "top_p", "1.5", "The top_p is 1.5; it is a number from 1e-06 to 1."),
         ("break", None, None, "It broke: RuntimeError."),
     ],
 )
@@ -232,7 +241,10 @@ def test_bad_input_is_told_on_the_page_which_then_goes_on(shown, prompt, field, 
     assert browser.value("document.getElementById('error').getAttribute('role')") == "alert"
     assert browser.value("document.querySelectorAll('.turn').length") == 0
     assert browser.value("document.getElementById('prompt').value") == prompt
-    browser.value("prompt.value = 'Hello', samples.value = '4', procedure.value = 'best_of_4', prompt.focus()")
+    browser.value(
+        "prompt.value = 'Hello', samples.value = '4', procedure.value = 'best_of_4', temperature.value = '1',"
+        "topP.value = '', prompt.focus()"
+    )
     browser.press("Enter")
     browser.wait(f"{IDLE} && document.querySelectorAll('.picked').length === 2")
     assert browser.value(ERROR) == ""
@@ -275,14 +287,120 @@ def test_the_keyboard_reaches_everything_in_order(shown):
     browser.press("Enter")
     browser.wait(f"{IDLE} && document.querySelectorAll('.picked').length === 2")
     order = []
-    for _ in range(5):
+    for _ in range(10):
         order.append(browser.value(FOCUS))
         outline = browser.value("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid", order
         browser.press("Tab")
-    assert order == ["prompt", "num_samples", "procedure", "Send", "Hello"]
+    terms = ["raw reward", "calibrated reward", "reference"]
+    fields = ["prompt", "num_samples", "procedure", "temperature", "top_p", "Send", "example"]
+    assert order == [*fields, *terms]
     labels = browser.value("Array.from(document.querySelectorAll('textarea, input'), i => i.labels.length)")
-    assert labels == [1, 1, 1]
+    assert labels == [1, 1, 1, 1, 1]
+
+
+def test_temperature_and_top_p_reach_the_session(shown):
+    session = Session()
+    shown.open(session, prompt="Hello")
+    browser = shown.browser
+    browser.press("Enter")
+    browser.wait(f"{IDLE} && document.querySelectorAll('.picked').length === 2")
+    browser.value("temperature.value = '1.5', topP.value = '0.9'")
+    browser.press("Enter")
+    browser.wait(f"{IDLE} && document.querySelectorAll('.turn[open] .picked').length === 2")
+    browser.wait("document.querySelectorAll('.turn').length === 2")
+    browser.value("temperature.value = '', topP.value = ' '")
+    browser.press("Enter")
+    browser.wait(f"{IDLE} && document.querySelectorAll('.turn').length === 3")
+    assert session.laws == [(0.7, 1.0), (1.5, 0.9), (None, None)], "an empty field leaves it to the session"
+
+
+def test_examples_come_one_after_the_other(shown):
+    shown.open(Session())
+    browser = shown.browser
+    seen = []
+    for _ in range(3):
+        browser.value("example.click()")
+        seen.append(browser.value("prompt.value"))
+        assert browser.value(FOCUS) == "prompt"
+    assert seen == ["How are you?", "<b>⟦U+202E⟧Why?", "How are you?"]
+    browser.press("Enter")
+    browser.wait(f"{IDLE} && document.querySelectorAll('.picked').length === 2")
+
+
+def test_who_wins_is_said_and_counted(shown):
+    session = Session()
+    shown.open(session, prompt="Hello")
+    browser = shown.browser
+    verdict = "document.querySelector('.turn[open] .verdict')?.textContent"
+    score = "document.getElementById('score').textContent"
+    assert browser.value("document.getElementById('score').hidden")
+    rounds = [
+        ({"policy": RAW, "reference": (-3.0, 0.0, 1.5, 9.0)}, "The policy wins: 2.000 against 1.500 by raw reward."),
+        ({"policy": (0.0,) * 4, "reference": RAW}, "The reference wins: 2.000 against 0.000 by raw reward."),
+        ({"policy": RAW, "reference": RAW}, "A tie: both picks have 2.000 by raw reward."),
+        ({"policy": (0.0, 0.0, float("nan"), 0.0), "reference": RAW}, None),
+    ]
+    for count, (session.raw, expected) in enumerate(rounds, start=1):
+        browser.press("Enter")
+        browser.wait(f"{IDLE} && document.querySelectorAll('.turn').length === {count}")
+        browser.wait("document.querySelectorAll('.turn[open] .picked').length === 2")
+        assert browser.value(verdict) == expected
+    assert browser.value(score) == "So far: policy 1, reference 1, ties 1."
+    # Another procedure picks others in the latest turn alone.
+    session.raw = {"policy": RAW, "reference": (-3.0, 0.0, 1.5, 9.0)}
+    browser.press("Enter")
+    browser.wait(f"{IDLE} && ({score}) === 'So far: policy 2, reference 1, ties 1.'")
+    browser.value("procedure.value = 'worst_of_2', procedure.dispatchEvent(new Event('change'))")
+    browser.wait(f"({verdict}) === 'The policy wins: −1.250 against −3.000 by raw reward.'")
+    assert browser.value(score) == "So far: policy 2, reference 1, ties 1."
+
+
+def test_what_steers_the_screen_is_visible(shown):
+    shown.open(Session(), prompt="")
+    shown_text = shown.browser.value(r"visible('a\u202eb\u001b[2J\ud83d c\r\n\t👋🏽')")
+    assert shown_text == "a⟦U+202E⟧b⟦U+001B⟧[2J⟦U+D83D⟧ c\n\t👋🏽"
+
+
+GOOD = {"policy": [1.0, 2.0], "reference": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "told"),
+    [
+        ("pick", {"procedure": "best_of_2"}, "The rewards are None"),
+        ("pick", {"rewards": [1], "procedure": "best_of_2"}, "The rewards are [1]"),
+        ("pick", {"rewards": {}, "procedure": "best_of_2"}, "a list of numbers for each of policy, reference"),
+        ("pick", {"rewards": {**GOOD, "<b>": [1.0]}, "procedure": "best_of_2"}, "The rewards are {"),
+        ("pick", {"rewards": {**GOOD, "policy": 1}, "procedure": "best_of_2"}, "The rewards of the policy are 1"),
+        ("pick", {"rewards": {**GOOD, "policy": []}, "procedure": "best_of_2"}, "a list of 1 to 256 numbers"),
+        ("pick", {"rewards": {**GOOD, "policy": [0.0] * 300}, "procedure": "best_of_2"}, "a list of 1 to 256 numbers"),
+        ("pick", {"rewards": {**GOOD, "policy": [1.0]}, "procedure": "best_of_2"}, "unequal numbers"),
+        ("pick", {"rewards": {**GOOD, "policy": [1.0, "nan"]}, "procedure": "best_of_2"}, "policy is 'nan'"),
+        ("pick", {"rewards": {**GOOD, "policy": [1.0, None]}, "procedure": "best_of_2"}, "policy is None"),
+        ("pick", {"rewards": {**GOOD, "policy": [1.0, True]}, "procedure": "best_of_2"}, "policy is True"),
+        ("pick", {"rewards": {**GOOD, "policy": [1.0, 10**400]}, "procedure": "best_of_2"}, "policy is 1000"),
+        ("pick", {"rewards": {**GOOD, "policy": [1.0, float("inf")]}, "procedure": "best_of_2"}, "is inf"),
+        ("pick", {"rewards": GOOD}, "The procedure is None"),
+        ("pick", {"rewards": GOOD, "procedure": 7}, "The procedure is 7"),
+        ("pick", {"rewards": GOOD, "procedure": "+" * 80_000}, "The procedure has 80000 characters"),
+        ("pick", {"rewards": GOOD, "procedure": "best_of_2", "more": 1}, "The request has the fields ['more']"),
+        ("respond", {}, "The number of responses is None"),
+        ("respond", {"num_samples": True}, "The number of responses is True"),
+        ("respond", {"num_samples": 2, "procedure": "sampling"}, "The prompt is None"),
+        ("respond", {"num_samples": 2, "procedure": "sampling", "prompt": "x" * 200_000}, "has 200000 characters"),
+        ("respond", {"num_samples": 2, "procedure": "sampling", "prompt": "a\ud83d"}, "half a character ('\\ud83d'"),
+        ("respond", {"num_samples": 2, "procedure": "s", "prompt": "a", "temperature": "1"}, "The temperature is '1'"),
+        ("respond", {"num_samples": 2, "procedure": "s", "prompt": "a", "temperature": float("nan")}, "is nan"),
+        ("respond", {"num_samples": 2, "procedure": "s", "prompt": "a", "top_p": 0}, "The top_p is 0"),
+        ("respond", {"num_samples": 2, "procedure": "s", "prompt": ["a"] * 999}, " …; it is a text"),
+    ],
+)  # fmt: skip
+def test_every_field_of_a_request_is_checked(name, request_, told):
+    with pytest.raises(InputError) as caught:
+        list(sample_page.answers(Session())[name](request_))
+    assert told in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_a_model_alone_has_one_column_and_no_procedure(shown):

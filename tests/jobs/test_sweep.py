@@ -295,6 +295,29 @@ def test_a_point_whose_signal_became_an_error_has_not_failed(points, alone, inde
     assert index()["identity"]["state"] == "missing"
 
 
+def test_damaged_records_of_a_point_lose_no_policy(points, run, index, page):
+    assert run() == 0
+    # Neither file holds a policy: the first is made anew by the point, the second counts attempts.
+    (points[0].work_dir / "evaluation.json").write_text('{"kl": ')
+    (points[1].work_dir / "point.json").write_text("[" * 100_000)
+    sweep.publish(page.parent, points)
+    assert states(index) == {"identity": "missing", "logit": "done"}
+    assert run() == 0
+    assert states(index) == {"identity": "done", "logit": "done"}
+    assert [processes(point) for point in points] == [2, 1]
+
+
+def test_a_judge_that_is_given_later_has_yet_to_judge(points, run, index):
+    assert run() == 0
+    judged = [
+        Point(replace(point.experiment, evaluation=config.Evaluation(judge="a:b")), point.work_dir) for point in points
+    ]
+    assert [sweep._done(point) for point in judged] == [False, False]
+    write_json(points[0].work_dir / "evaluation.json", {**EVALUATION, "judge": {"name": "a:b", "fingerprint": "x"}})
+    assert [sweep._done(point) for point in judged] == [True, False]
+    assert [sweep._done(point) for point in points] == [True, True]
+
+
 def test_the_index_tells_a_batch_job_that_was_killed(points, tmp_path, index):
     # What run_point leaves behind when its process vanishes: its first note, and no lock.
     sweep._note(points[0], 1, sweep._UNSAID)

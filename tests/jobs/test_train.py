@@ -57,7 +57,7 @@ def test_metrics_have_a_row_for_every_step(smoke):
     metrics = rows(smoke.work_dir / "metrics.jsonl")
     assert [row["step"] for row in metrics] == list(range(1, 11))
     names = {"loss", "kl", "kl_k1", "kl_k2", "kl_k3", "beta", "raw_reward", "calibrated_reward", "transformed_reward"}
-    assert names | {"win_rate", "sampler_scorer_gap", "response_length", "seconds"} <= set(metrics[0])
+    assert names | {"win_rate", "sampler_scorer_gap", "response_length", "unfinished", "seconds"} <= set(metrics[0])
     assert all(np.isfinite(list(row.values())).all() for row in metrics)
     # Before its first update the policy is the reference.
     assert metrics[0]["kl"] == pytest.approx(0, abs=1e-5)
@@ -79,7 +79,15 @@ def test_the_evaluation_keeps_its_contract(smoke):
     for ideal in evaluation["ideal"].values():
         assert set(ideal) <= {"identity", "transform", "optimal"}
         assert all(0 <= value <= 1 for value in ideal.values())
-    assert set(evaluation["reward_model"]) == {"accuracy", "ece"}
+    quality = evaluation["reward_model"]
+    assert set(quality) == {"pairs", "accuracy", "accuracy_low", "accuracy_high", "ece"}
+    assert 0 <= quality["accuracy_low"] < quality["accuracy"] < quality["accuracy_high"] <= 1 and quality["pairs"] > 1
+    assert (evaluation["judge"], evaluation["judge_win_rates"]) == (None, {})
+    assert evaluation["judged_by"] == "the reward model that the policy was trained on"
+    for side in ("policy", "reference"):
+        lengths = evaluation["response_length"][side]
+        assert 1 <= lengths["p10"] <= lengths["median"] <= lengths["p90"] <= 24
+        assert 0 <= evaluation["unfinished"][side] <= 1
     assert 0 <= evaluation["ties"] <= 1
     stages = {"sft", "reward_model", "calibrate", "reference_evaluation", "train", "evaluate"}
     assert set(evaluation["timings"]) == stages

@@ -30,7 +30,7 @@ def write_work_dir(
     (work_dir / "config.json").write_text(json.dumps(config(work_dir.name, transform, procedure, names)))
     arrays = rewards(random, transform, procedure, kl, prompts, responses)
     if not gold:
-        arrays = {name: array for name, array in arrays.items() if "gold" not in name}
+        arrays = {name: array for name, array in arrays.items() if "gold" not in name and "judge" not in name}
     np.savez(work_dir / "evaluation.npz", **arrays)
     (work_dir / "evaluation.json").write_text(json.dumps(evaluation(arrays, transform, kl, names)))
     with (work_dir / "metrics.jsonl").open("w") as lines:
@@ -46,7 +46,7 @@ def config(name: str, transform: str, procedure: str, names: tuple[str, ...]) ->
     return {
         "name": name,
         "seed": 0,
-        "data": {"source": "dialogues/helpful", "dialogues": 12000, "prompt_length": 40},
+        "data": {"source": "dialogues/helpful", "dialogues": 12000, "prompt_length": 40, "response_length": 40},
         "calibration": {"prompts": 256, "samples_per_prompt": 128},
         "policy": {"transform": transform, "procedure": procedure, "kl_budget": 0.75, "beta": None, "steps": 150,
                    "prompts_per_step": 32, "samples_per_prompt": 16, "learning_rate": 1e-3},
@@ -86,6 +86,9 @@ def rewards(
         "policy_calibrated": calibrated(raw["policy"], raw["reference"]),
         "reference_calibrated": (calibrated(raw["reference"], raw["reference"]) * responses - 0.5) / (responses - 1),
         **{f"{side}_gold": gold[side] for side in gold},
+        # Another opinion, further from the proxy than gold is.
+        **{f"{side}_judge": gold[side] + random.normal(0, 1, gold[side].shape) for side in gold},
+        **{f"{side}_lengths": np.clip(random.normal(25, 8, u.shape).round(), 1, 40) for side, u in ranks.items()},
         "reliability_predicted": predicted,
         "reliability_observed": np.round((predicted - 0.5) * 0.88 + 0.5 + random.normal(0, 0.012, 10), 3),
         "reliability_count": count,
@@ -97,8 +100,10 @@ def calibrated(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return wins.mean(axis=2)
 
 
-def win_rates(policy: np.ndarray, reference: np.ndarray, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    policy, reference = np.sort(policy, axis=1), np.sort(reference, axis=1)
+def win_rates(arrays: dict[str, np.ndarray], judge: str, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """What `judge` says of the picks by the rewards."""
+    order = {side: np.argsort(arrays[f"{side}_rewards"], axis=1) for side in ("policy", "reference")}
+    policy, reference = (np.take_along_axis(arrays[f"{side}_{judge}"], order[side], axis=1) for side in order)
     wins = np.sign(policy[:, :, None] - reference[:, None, :]) / 2 + 0.5
     table = {}
     for name in names:
@@ -116,7 +121,9 @@ def evaluation(arrays: dict[str, np.ndarray], transform: str, kl: float, names: 
     table: dict[str, Any] = {
         "kl": {"mean": kl, "low": kl - 0.021, "high": kl + 0.021},
         "kl_budget": 0.75,
-        "win_rates": win_rates(arrays["policy_rewards"], arrays["reference_rewards"], names),
+        "win_rates": win_rates(arrays, "rewards", names),
+        "judged_by": "the reward model that the policy was trained on",
+        "judge": None,
         "ideal": {
             name: {
                 "identity": policy_of("identity", name, kl).win_rate(procedures.parse(name)),
@@ -127,12 +134,32 @@ def evaluation(arrays: dict[str, np.ndarray], transform: str, kl: float, names: 
             }
             for name in names
         },
-        "reward_model": {"accuracy": 0.7431, "ece": 0.0217},
+        "reward_model": {
+            "pairs": 1210,
+            "accuracy": 0.7431,
+            "accuracy_low": 0.7177,
+            "accuracy_high": 0.7669,
+            "ece": 0.0217,
+        },
         "ties": 0.0123,
+        "response_length": {
+            side: {
+                "mean": float(arrays[f"{side}_lengths"].mean()),
+                **{
+                    name: float(np.quantile(arrays[f"{side}_lengths"], q))
+                    for name, q in (("p10", 0.1), ("median", 0.5), ("p90", 0.9))
+                },
+            }
+            for side in ("policy", "reference")
+        },
+        "unfinished": {"policy": 0.021, "reference": 0.017},
         "timings": {"sft": 81.2, "reward_model": 64.9, "calibrate": 40.2, "train": 251.7, "evaluate": 66.3},
     }
     if "policy_gold" in arrays:
-        table["gold_win_rates"] = win_rates(arrays["policy_gold"], arrays["reference_gold"], names)
+        table["gold_win_rates"] = win_rates(arrays, "gold", names)
+    if "policy_judge" in arrays:
+        table["judge"] = {"name": "rewards:second_opinion", "fingerprint": "function-0123456789ab"}
+        table["judge_win_rates"] = win_rates(arrays, "judge", names)
     return table
 
 
@@ -156,6 +183,7 @@ def metrics(random: np.random.Generator, kl: float) -> list[dict[str, float]]:
                 "transformed_reward": 0.3 * share,
                 "win_rate": 0.5 + 0.37 * share**0.7 + 0.012 * noise[3],
                 "response_length": 31.0,
+                "unfinished": 0.02,
                 "gradient_norm": 0.4,
                 "sampler_scorer_gap": 1e-6,
                 "learning_rate": 1e-3,

@@ -1,4 +1,6 @@
+import csv
 import dataclasses
+import io
 import json
 import pathlib
 import re
@@ -16,7 +18,7 @@ from scipy import stats
 
 from ctrl_jax.errors import InputError
 from ctrl_jax.report import figures
-from ctrl_jax.report.measurements import Run, parse_evaluation, read_run
+from ctrl_jax.report.measurements import Estimate, Run, parse_evaluation, read_run, wilson
 from tests.report import synthetic
 
 
@@ -60,7 +62,7 @@ def test_spread_ranks_of_a_uniform_policy_are_flat_in_any_bins(bins: int) -> Non
 
 def test_wilson_interval_matches_scipy() -> None:
     wins, count = np.array([0.0, 3.0, 50.0, 99.0]), np.array([5.0, 10.0, 80.0, 100.0])
-    low, high = figures._wilson(wins / count, count)
+    low, high = wilson(wins / count, count)
     for index in range(len(wins)):
         interval = stats.binomtest(int(wins[index]), int(count[index])).proportion_ci(0.95, method="wilson")
         assert (low[index], high[index]) == pytest.approx((interval.low, interval.high), abs=1e-4)
@@ -168,9 +170,10 @@ def test_the_frontier_has_the_measured_point_and_both_its_intervals(run: Run) ->
 def test_gold_and_proxy_are_drawn_side_by_side(run: Run) -> None:
     dumbbells, by_proxy = figures.proxy_gold(run)
     heights = {name: height for height, name in enumerate(["worst_of_4", "best_of_4", "best_of_2", "sampling"])}
+    evaluation = run.evaluation
     expected = {
         (round(100 * table[name].mean, 6), heights[name])
-        for table in (run.evaluation.win_rates, run.evaluation.gold_win_rates)
+        for table in (evaluation.win_rates, evaluation.gold_win_rates, evaluation.judge_win_rates)
         for name in heights
     }
     assert {(round(x, 6), y) for x, y in marks(drawn(dumbbells))} == expected
@@ -179,11 +182,11 @@ def test_gold_and_proxy_are_drawn_side_by_side(run: Run) -> None:
 
 
 def test_charts_of_missing_inputs_are_left_out(run: Run) -> None:
-    arrays = {name: array for name, array in run.arrays.items() if not re.match("reliability|.*gold", name)}
-    bare = dataclasses.replace(
-        run, arrays=arrays, metrics={}, evaluation=dataclasses.replace(run.evaluation, gold_win_rates={})
-    )
+    arrays = {name: array for name, array in run.arrays.items() if not re.match("reliability|.*(gold|lengths)", name)}
+    evaluation = dataclasses.replace(run.evaluation, gold_win_rates={}, judge_win_rates={})
+    bare = dataclasses.replace(run, arrays=arrays, metrics={}, evaluation=evaluation)
     assert figures.proxy_gold(bare) == figures.training(bare) == figures.reliability(bare) == []
+    assert figures.lengths(bare) == []
     assert len(figures.headline(bare)) == 3
 
 
@@ -191,7 +194,9 @@ def test_training_panels_leave_out_columns_without_numbers(run: Run) -> None:
     metrics = dict(run.metrics) | {"beta": np.full_like(run.metrics["step"], np.nan)}
     del metrics["calibrated_reward"]
     titles = [panel.title for panel in figures.training(dataclasses.replace(run, metrics=metrics))]
-    assert titles == ["KL from the reference", "Win rate under best-of-4"]
+    assert titles == [
+        "KL from the reference", "Win rate under best-of-4", "Response length", "Unfinished responses",
+    ]  # fmt: skip
 
 
 def points(finished: pathlib.Path) -> list[figures.Point]:
@@ -253,13 +258,104 @@ def test_roles_are_told_apart_by_their_light_colour() -> None:
     assert len({color.light for color in figures.PALETTE.values()}) == len(figures.PALETTE)
 
 
-def test_png_is_a_light_picture_of_the_asked_shape(run: Run, tmp_path: pathlib.Path) -> None:
-    figures.png(figures.win_rate_vs_n(run), tmp_path / "new" / "a.png", columns=2, dots_per_inch=100)
-    with Image.open(tmp_path / "new" / "a.png") as picture:
-        assert picture.size == pytest.approx(
-            (2 * 100 * figures.PANEL_SIZE[0], 100 * (figures.PANEL_SIZE[1] + 0.3)), abs=2
-        )
-        assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+def test_pictures_have_the_asked_shape_on_a_transparent_ground(run: Run) -> None:
+    panels = figures.win_rate_vs_n(run)
+    drawn = figures.pictures(panels, ("png", "svg", "pdf"), columns=2, dots_per_inch=100)
+    with Image.open(io.BytesIO(drawn["png"])) as picture:
+        width, height = 2 * 100 * figures.PANEL_SIZE[0], 100 * (figures.PANEL_SIZE[1] + 0.3)
+        assert picture.size == pytest.approx((width, height), abs=2)
+        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+    assert alpha[0, 0] == 0 and (alpha == 0).mean() > 0.5, "the ground is left to the slide"
+    root = xml.etree.ElementTree.fromstring(drawn["svg"])
+    assert root.tag.endswith("svg")
+    grounds = [element for element in root.iter() if element.get("id") in ("patch_1", "patch_2")]
+    assert grounds and all("fill: none" in str(path.get("style")) for ground in grounds for path in ground)
+    assert drawn["pdf"].startswith(b"%PDF")
+    assert figures.pictures(panels, ("png", "svg", "pdf"), columns=2, dots_per_inch=100) == drawn
+    with Image.open(io.BytesIO(figures.pictures(panels, ("png",), columns=2, ground="white")["png"])) as picture:
+        assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+
+
+def rows(panels: list[figures.Panel]) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(figures.table(panels))))
+
+
+def test_a_table_has_the_numbers_of_the_files(run: Run) -> None:
+    measured = run.evaluation.win_rates
+    of_policy = {row["x"]: row for row in rows(figures.win_rate_vs_n(run)[:1]) if row["series"] == "policy"}
+    for n, name in (("1", "sampling"), ("2", "best_of_2"), ("4", "best_of_4")):
+        numbers = [float(of_policy[n][column]) for column in ("y", "y_low", "y_high")]
+        assert numbers == pytest.approx([100 * value for value in measured[name]], rel=1e-5)
+        assert of_policy[n]["y_axis"] == "win rate against the reference, %"
+    [point] = [row for row in rows(figures.frontier(run)) if row["series"] == "policy"]
+    kl = run.evaluation.kl
+    assert [float(point[f"x{end}"]) for end in ("", "_low", "_high")] == pytest.approx(list(kl), rel=1e-5)
+    curve = [float(row["y"]) for row in rows(figures.training(run)[:1]) if row["series"] == "every step"]
+    np.testing.assert_allclose(curve, run.metrics["kl"], rtol=1e-5)
+    dumbbells = rows(figures.proxy_gold(run)[:1])
+    assert {row["y"] for row in dumbbells} == {"sampling", "best-of-2", "best-of-4", "worst-of-4"}
+    assert {row["series"] for row in dumbbells} == {"training reward", "gold", "second_opinion"}
+    bars = [row for row in rows(figures.lengths(run)) if row["series"] == "policy"]
+    assert sum(float(row["y"]) for row in bars) == pytest.approx(100, rel=1e-4)
+    assert {"observed", "pairs"} == {row["series"] for row in rows(figures.reliability(run))}
+
+
+def test_a_win_rate_below_one_half_is_on_the_axis(run: Run) -> None:
+    low = run.evaluation.win_rates["best_of_4"]._replace(mean=0.412, low=0.38, high=0.44)
+    evaluation = dataclasses.replace(run.evaluation, win_rates={**run.evaluation.win_rates, "best_of_4": low})
+    axes = drawn(figures.frontier(dataclasses.replace(run, evaluation=evaluation))[0])
+    assert axes.get_ylim()[0] < 38
+    metrics = {**run.metrics, "win_rate": np.linspace(0.3, 0.6, len(run.metrics["step"]))}
+    axes = drawn(figures.frontier(dataclasses.replace(run, metrics=metrics))[0])
+    assert axes.get_ylim()[0] < 30
+    above = {**run.metrics, "win_rate": np.maximum(run.metrics["win_rate"], 0.55)}
+    axes = drawn(figures.frontier(dataclasses.replace(run, metrics=above))[0])
+    assert axes.get_ylim()[0] == 50
+
+
+def test_a_rising_curve_starts_where_its_first_step_is() -> None:
+    rising = np.linspace(0, 1, 30)
+    np.testing.assert_allclose(figures._smooth(rising)[:20], rising[:20], atol=1e-12)
+
+
+def test_points_that_coincide_are_nested(finished: pathlib.Path) -> None:
+    evaluation = read_run(finished).evaluation
+    names = ("exponential(10)", "logarithm", "identity")
+    same = [figures.Point(name, name, "best_of_4", 0.75, "done", evaluation) for name in names]
+    far = dataclasses.replace(evaluation, kl=Estimate(0.1, 0.09, 0.11))
+    panel = figures.pareto([*same, figures.Point("far", "logit", "best_of_4", 0.1, "done", far)], "best_of_4")[0]
+    marks = {str(c.get_label()): c[0] for c in drawn(panel).containers if not str(c.get_label()).startswith("_")}
+    sizes = {name: mark.get_markersize() for name, mark in marks.items()}
+    assert len({sizes[name] for name in names}) == 3, "each shows around the next"
+    by_size = sorted(names, key=lambda name: -sizes[name])
+    orders = [marks[name].get_zorder() for name in by_size]
+    assert orders == sorted(orders), "the smallest in front"
+    assert sizes["far"] == min(sizes.values())
+
+
+def test_the_reliability_diagram_shows_each_pair_once(run: Run) -> None:
+    axes = drawn(figures.reliability(run)[0])
+    assert axes.get_xlim()[0] == 0.5 and axes.get_xlim()[1] >= 1
+    [bars] = [c for c in axes.child_axes[0].containers]
+    assert sum(bar.get_height() for bar in bars.patches) == run.arrays["reliability_count"].sum() / 2
+    assert min(x for x, _ in marks(axes)) >= 0.5
+
+
+def test_no_interval_is_drawn_where_there_is_none(run: Run) -> None:
+    alone = {name: Estimate(value.mean, None, None) for name, value in run.evaluation.win_rates.items()}
+    kl = Estimate(run.evaluation.kl.mean, None, None)
+    evaluation = dataclasses.replace(run.evaluation, kl=kl, win_rates=alone)
+    bare = dataclasses.replace(run, evaluation=evaluation)
+    [point] = [row for row in rows(figures.frontier(bare)) if row["series"] == "policy"]
+    assert point["y_low"] == point["y"] == point["y_high"]
+    for panel in (*figures.headline(bare), *figures.proxy_gold(bare)):
+        drawn(panel)
+
+
+def test_a_training_without_any_number_is_drawn_without_its_path(run: Run) -> None:
+    nothing = np.full_like(run.metrics["step"], np.nan)
+    bare = dataclasses.replace(run, metrics={**run.metrics, "kl": nothing})
+    assert {row["series"] for row in rows(figures.frontier(bare))} >= {"policy", "best possible"}
 
 
 def test_no_global_plotting_state() -> None:

@@ -1,12 +1,17 @@
+import contextlib
 import json
 import math
+import os
 import pathlib
+import shutil
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.report.measurements import lift_share, parse_evaluation, read_run
+from ctrl_jax.report.measurements import Estimate, lift_share, parse_evaluation, read_run
+from tests.report import synthetic
 
 
 def test_lift_share_is_the_lift_over_one_half() -> None:
@@ -37,8 +42,11 @@ def test_a_required_file_is_named_with_the_command_that_makes_it(
     path.unlink()
     if damage != "missing":
         path.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"")
-    with pytest.raises(InputError, match=rf"{name}.*`make train`"):
+    command = "make train" if name == "config.json" else "make evaluate"
+    with pytest.raises(InputError, match=rf"{name}.*`{command}`") as caught:
         read_run(work_dir)
+    # A folder that holds a trained policy is never to be deleted.
+    assert "elete" not in str(caught.value)
 
 
 def test_a_work_directory_must_exist(tmp_path: pathlib.Path) -> None:
@@ -51,7 +59,20 @@ def test_a_work_directory_must_exist(tmp_path: pathlib.Path) -> None:
     [
         (("kl", "mean"), math.nan),
         (("win_rates", "best_of_4", "high"), "0.9"),
-        (("reward_model", "ece"), None),
+        (("reward_model", "accuracy"), None),
+        (("reward_model", "pairs"), 2.5),
+        (("win_rates", "best_of_4", "mean"), 7.5),
+        (("win_rates", "sampling", "low"), 0.99),
+        (("gold_win_rates", "sampling", "low"), None),
+        (("judge_win_rates", "sampling", "high"), -0.2),
+        (("judge",), "rewards:x"),
+        (("judged_by",), 3),
+        (("kl", "mean"), -5),
+        (("kl", "low"), 10**400),
+        (("ideal", "sampling", "optimal"), 1.5),
+        (("unfinished", "policy"), 1.5),
+        (("response_length", "policy", "median"), "long"),
+        (("ties",), -0.5),
         (("ideal", "sampling", "identity"), math.inf),
         (("ties",), True),
         (("win_rates",), [0.5]),
@@ -67,8 +88,114 @@ def test_a_bad_entry_is_named_with_its_place(finished: pathlib.Path, path: tuple
     with pytest.raises(InputError) as caught:
         parse_evaluation(tree, source="here.json", remedy="make it again.")
     assert "here.json" in str(caught.value)
-    assert repr(value) in str(caught.value)
-    assert path[-1] in str(caught.value)
+    assert repr(value)[:100] in str(caught.value)
+    assert path[-1] in str(caught.value) or path[-2] in str(caught.value)
+
+
+@pytest.mark.parametrize("table", ["win_rates", "gold_win_rates", "judge_win_rates", "ideal"])
+@pytest.mark.parametrize("name", ["<script>", "best_of_0", "$x$", ""])
+def test_a_name_that_is_no_procedure_is_refused(finished: pathlib.Path, table: str, name: str) -> None:
+    tree = json.loads((finished / "evaluation.json").read_text())
+    tree[table][name] = tree[table]["sampling"]
+    with pytest.raises(InputError, match=rf"^here\.json, {table}: "):
+        parse_evaluation(tree, source="here.json", remedy="make it again.")
+
+
+def test_an_evaluation_of_an_older_version_is_read(finished: pathlib.Path) -> None:
+    tree = json.loads((finished / "evaluation.json").read_text())
+    for name in ("judged_by", "judge", "judge_win_rates", "response_length", "unfinished"):
+        del tree[name]
+    tree["reward_model"] = {"accuracy": 0.7, "ece": 0.02}
+    evaluation = parse_evaluation(tree, source="x", remedy="")
+    assert (evaluation.judge, evaluation.unfinished, evaluation.reward_model.pairs) == (None, {}, None)
+    assert parse_evaluation({**tree, "reward_model": {}}, source="x", remedy="").reward_model.accuracy is None
+
+
+def test_no_interval_is_null(finished: pathlib.Path) -> None:
+    tree = json.loads((finished / "evaluation.json").read_text())
+    tree["kl"] = {"mean": 0.5, "low": None, "high": None}
+    assert parse_evaluation(tree, source="x", remedy="").kl == Estimate(0.5, None, None)
+
+
+NESTED = [("config.json", "make train"), ("evaluation.json", "make evaluate"), ("samples.jsonl", "make evaluate"),
+          ("metrics.jsonl", "remove that line")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "remedy"), NESTED)
+@pytest.mark.parametrize("depth", [100, 100_000])
+def test_deep_nesting_is_refused_by_name(work_dir: pathlib.Path, name: str, remedy: str, depth: int) -> None:
+    nested = '{"a": ' * depth + "1" + "}" * depth
+    whole = (work_dir / name).read_text()
+    (work_dir / name).write_text(f"{nested}\n{whole}" if name.endswith("l") else nested)
+    with pytest.raises(InputError, match=rf"{name}.*nested.*{remedy}"):
+        read_run(work_dir)
+
+
+@pytest.mark.parametrize("field", ["transform", "procedure", "beta"])
+def test_a_configuration_of_another_world_is_refused(work_dir: pathlib.Path, field: str) -> None:
+    config = json.loads((work_dir / "config.json").read_text())
+    config["policy"][field] = "<script>"
+    (work_dir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config\.json.*<script>.*`make train`"):
+        read_run(work_dir)
+
+
+def test_metrics_out_of_range_are_gaps(work_dir: pathlib.Path) -> None:
+    lines = [
+        '{"step": 0, "kl": 1e400, "win_rate": 0.5}', '{"step": 1, "kl": 0.1, "win_rate": NaN}',
+        f'{{"step": 2, "kl": {10**400}, "win_rate": "0.6"}}', '{"step": 1e400, "kl": 0.3}', f'{{"step": {10**400}}}',
+        '{"step": true, "kl": 0.4}', '{"kl": 0.5}',
+    ]  # fmt: skip
+    (work_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    metrics = read_run(work_dir).metrics
+    np.testing.assert_array_equal(metrics["step"], [0, 1, 2])
+    np.testing.assert_array_equal(metrics["kl"], [np.nan, 0.1, np.nan])
+    np.testing.assert_array_equal(metrics["win_rate"], [0.5, np.nan, np.nan])
+
+
+def test_a_folder_or_pipe_in_the_place_of_a_file_is_refused(work_dir: pathlib.Path) -> None:
+    (work_dir / "samples.jsonl").unlink()
+    os.mkfifo(work_dir / "samples.jsonl")
+    with pytest.raises(InputError, match=r"samples\.jsonl cannot be read \(it is no regular file\)"):
+        read_run(work_dir)
+
+
+def test_arrays_of_another_run_are_refused(work_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    other = synthetic.write_work_dir(tmp_path / "other", names=("sampling", "best_of_4"), seed=1, kl=0.2)
+    shutil.copy(other / "evaluation.npz", work_dir)
+    with pytest.raises(InputError, match=r"evaluation\.npz is of another evaluation.*`make evaluate`"):
+        read_run(work_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("reference_rewards", lambda array: array[:-1]),
+        ("policy_calibrated", lambda array: array + 1),
+        ("policy_gold", lambda array: array[:, :-1]),
+        ("reference_judge", lambda array: array[0]),
+        ("policy_lengths", lambda array: array * 0),
+        ("policy_rewards", lambda array: array.astype(str)),
+        ("reliability_count", lambda array: array[:-1]),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_refused(work_dir: pathlib.Path, name: str, change: Any) -> None:
+    with np.load(work_dir / "evaluation.npz") as archive:
+        arrays = dict(archive)
+    np.savez(work_dir / "evaluation.npz", **arrays | {name: change(arrays[name])})
+    with pytest.raises(InputError, match=r"evaluation\.npz.*`make evaluate`"):
+        read_run(work_dir)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_damage_to_the_arrays_is_refused_or_harmless(work_dir: pathlib.Path, seed: int) -> None:
+    random, path = np.random.default_rng(seed), work_dir / "evaluation.npz"
+    damaged = bytearray(path.read_bytes())
+    for place in random.integers(0, len(damaged), 3):
+        damaged[place] ^= 1 << int(random.integers(8))
+    path.write_bytes(damaged[: random.integers(1, len(damaged))] if seed % 3 == 0 else damaged)
+    with contextlib.suppress(InputError):
+        read_run(work_dir)
 
 
 def test_the_trained_for_win_rate_must_be_there(work_dir: pathlib.Path) -> None:

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import html.parser
 import json
+import math
 import pathlib
 import re
 from collections.abc import Iterator
@@ -9,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ctrl_jax.report import figures, page
-from ctrl_jax.report.measurements import Run, lift_share, parse_evaluation, read_run
+from ctrl_jax.report import figures, glossary, page
+from ctrl_jax.report.measurements import Estimate, RewardQuality, Run, lift_share, parse_evaluation, read_run
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,21 @@ def test_the_page_is_self_contained(run: Run) -> None:
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", text)
     assert not found.tags & {"script", "iframe", "object", "embed", "img"}
     assert len(text.encode()) < 1_500_000
-    assert len(re.findall("<svg ", text)) == 11
+    assert len(re.findall("<svg ", text)) == 14
+
+
+def another(parent: dict[str, Any], key: str) -> Any:
+    """Another value that the file may have there."""
+    value = parent[key]
+    match value:
+        case str():
+            return f"{value} anew"
+        case int():
+            return value + 1
+        case _ if key == "mean" and "low" in parent:
+            return (value + parent["high"]) / 2
+        case _:
+            return value * (1.005 if key == "high" else 0.9)
 
 
 def test_every_number_of_the_evaluation_reaches_the_page(words_only: None, run: Run, finished: pathlib.Path) -> None:
@@ -70,12 +85,13 @@ def test_every_number_of_the_evaluation_reaches_the_page(words_only: None, run: 
     before = visible(page.run_page(run))
     paths = list(leaves(tree))
     assert len(paths) > 40
-    for path in paths:
+    # The judge's fingerprint is for programs.
+    for path in [path for path in paths if path[-1] != "fingerprint"]:
         changed = copy.deepcopy(tree)
         parent = changed
         for key in path[:-1]:
             parent = parent[key]
-        parent[path[-1]] *= 0.9
+        parent[path[-1]] = another(parent, path[-1])
         evaluation = parse_evaluation(changed, source="", remedy="")
         assert visible(page.run_page(dataclasses.replace(run, evaluation=evaluation))) != before, path
 
@@ -97,8 +113,8 @@ def test_drawings_follow_the_arrays_and_the_metrics(run: Run) -> None:
     metrics = {name: column if name == "step" else 1.1 * column for name, column in run.metrics.items()}
     after = drawings(dataclasses.replace(run, arrays=arrays, metrics=metrics))
     same = [old == new for old, new in zip(before, after, strict=True)]
-    # Frontier (its path), calibration, four curves and gold by proxy are new; the others draw evaluation.json.
-    assert same == [False, False, True, True, False, False, False, False, True, True, False]
+    # Frontier (its path), calibration, six curves, gold by proxy and lengths are new; the others draw evaluation.json.
+    assert same == [False, False, True, True, *[False] * 6, True, True, False, False]
 
 
 def test_headline_numbers_are_those_of_the_files(words_only: None, run: Run) -> None:
@@ -122,16 +138,116 @@ def test_a_held_beta_is_said(words_only: None, run: Run) -> None:
     assert "with β held at 0.06" in text
 
 
+def test_who_judges_is_said(words_only: None, run: Run) -> None:
+    text = visible(page.run_page(run))
+    assert "The judge is the reward model that the policy was trained on." in text
+    gold, judge = (table["best_of_4"] for table in (run.evaluation.gold_win_rates, run.evaluation.judge_win_rates))
+    assert f"it wins {100 * gold.mean:.1f} % by gold and {100 * judge.mean:.1f} % by second_opinion." in text
+    assert "The independent judge is rewards:second_opinion." in text
+    for estimate in (gold, judge):
+        assert f"{100 * estimate.mean:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]" in text
+    assert "Reward model accuracy 74.3 % [71.8, 76.7] on 1210 held-out pairs" in text
+
+
+def test_a_function_has_no_accuracy_and_a_classifier_no_calibration(words_only: None, run: Run) -> None:
+    def words(quality: RewardQuality) -> str:
+        arrays = {name: array for name, array in run.arrays.items() if "reliability" not in name}
+        evaluation = dataclasses.replace(run.evaluation, reward_model=quality)
+        return visible(page.run_page(dataclasses.replace(run, evaluation=evaluation, arrays=arrays)))
+
+    function = words(RewardQuality(pairs=20, agreements=12, equal=3))
+    assert "Held-out pairs that the function ranks as their labels do 12 of 20" in function
+    assert "gives 3 of them two equal rewards" in function
+    assert "Left out: a function is no model of preferences" in function
+    assert "Reward model accuracy" not in function and "calibration error" not in function
+    classifier = words(RewardQuality(pairs=20, accuracy=0.6, accuracy_low=0.39, accuracy_high=0.78))
+    assert "Reward model accuracy 60.0 % [39.0, 78.0] on 20 held-out pairs" in classifier
+    assert "calibration error" not in classifier
+    assert "Left out: whether a classifier" in classifier
+
+
+def test_responses_that_never_end_are_a_warning_with_the_fix(words_only: None, run: Run) -> None:
+    def words(policy: float, reference: float) -> str:
+        shares = {"policy": policy, "reference": reference}
+        return visible(page.run_page(dataclasses.replace(run, evaluation=dataclasses.replace(
+            run.evaluation, unfinished=shares
+        ))))  # fmt: skip
+
+    assert "do not end" not in words(0.021, 0.017)
+    some = words(0.12, 0.1)
+    assert "12.0% of the policy" in some and "10.0% of the reference" in some
+    assert "do not end within 40 tokens: they are cut off, and rewarded as they stand." in some
+    assert "Raise --data.response-length." in some and "end-of-turn" not in some
+    assert "end-of-turn token" in words(0.97, 1.0)
+
+
+def test_one_prompt_has_no_interval(words_only: None, run: Run) -> None:
+    alone = {name: Estimate(value.mean, None, None) for name, value in run.evaluation.win_rates.items()}
+    evaluation = dataclasses.replace(
+        run.evaluation, win_rates=alone, gold_win_rates=alone, kl=Estimate(run.evaluation.kl.mean, None, None)
+    )
+    arrays = {name: array if "reliability" in name else array[:1] for name, array in run.arrays.items()}
+    bare = dataclasses.replace(run, evaluation=evaluation, arrays=arrays)
+    text = visible(page.run_page(bare))
+    assert "tested on 1 prompt ×" in text
+    assert f"{run.evaluation.kl.mean:.3f} no interval: 1 prompt" in text
+    assert f"{100 * alone['sampling'].mean:.1f} % no interval: 1 prompt" in text
+    point = figures.Point("a", "identity", "best_of_4", 0.75, "done", evaluation)
+    assert "no interval: 1 prompt" in visible(page.sweep_page("bon", [point]))
+
+
+def test_words_are_explained_where_they_stand_and_once_for_readers_of_lists(words_only: None, run: Run) -> None:
+    text = page.run_page(run)
+    terms = re.findall(r'<span class="term" tabindex="0" aria-describedby="([^"]+)" data-tip="([^"]+)">([^<]+)<', text)
+    assert {"KL", "nats", "ties", "lift", "gold", "accuracy"} <= {word.lower() if word != "KL" else word
+                                                                 for _, _, word in terms}  # fmt: skip
+    listed = dict(re.findall(r'<dd id="([^"]+)">([^<]+)</dd>', text))
+    assert {(identifier, tip) for identifier, tip, _ in terms} == set(listed.items())
+    assert all(texts.endswith(".") for texts in glossary.TERMS.values())
+
+
+def test_the_configuration_is_folded(words_only: None, run: Run) -> None:
+    _, _, configuration = page.run_page(run).partition('<details class="configuration">')
+    assert "policy.kl_budget" in configuration.partition("</details>")[0]
+    assert "policy.kl_budget" not in page.run_page(run).partition('<details class="configuration">')[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\u202eb\u202cc", "a⟦U+202E⟧b⟦U+202C⟧c"),
+        ("\x1b[2Jgone", "⟦U+001B⟧[2Jgone"),
+        ("half \ud83d of a pair", "half ⟦U+D83D⟧ of a pair"),
+        ("one\r\ntwo\tthree\n", "one\ntwo\tthree\n"),
+        ("tag \U000e0041", "tag ⟦U+E0041⟧"),
+        ("שלום 👋🏽 é", "שלום 👋🏽 é"),
+    ],
+)
+def test_what_steers_the_screen_is_visible(words_only: None, run: Run, text: str, shown: str) -> None:
+    assert page.visible(text) == shown
+    sample = {"prompt": text, "policy": {"text": text, "reward": 1.0}, "reference": {"text": text}}
+    written = page.run_page(dataclasses.replace(run, samples=[sample], config={**run.config, "name": text}))
+    written.encode()
+    assert written.count(shown.strip()) >= 4
+    assert shown == text or text not in written
+
+
 def test_what_is_missing_is_said_in_a_line(words_only: None, run: Run) -> None:
     bare = dataclasses.replace(
         run,
-        arrays={name: array for name, array in run.arrays.items() if "gold" not in name and "reliability" not in name},
+        arrays={name: array for name, array in run.arrays.items() if not re.search("gold|reliability|length", name)},
         metrics={},
         samples=[],
-        evaluation=dataclasses.replace(run.evaluation, gold_win_rates={}, timings={}),
+        evaluation=dataclasses.replace(
+            run.evaluation, gold_win_rates={}, judge_win_rates={}, judge=None, timings={}, response_length={}
+        ),
     )
     text = visible(page.run_page(bare))
-    for note in ("no metrics.jsonl", "no reliability arrays", "no gold reward", "no samples.jsonl", "no timings"):
+    notes = (
+        "no metrics.jsonl", "no reliability arrays", "no judge beside the training reward", "no samples.jsonl",
+        "no timings", "no response lengths",
+    )  # fmt: skip
+    for note in notes:
         assert re.search(rf"Left out: .{{0,40}}{re.escape(note)}", text), note
     assert "by gold" not in text
 
@@ -155,10 +271,18 @@ def test_text_of_models_data_and_users_is_escaped(words_only: None, run: Run) ->
     assert text.count("&lt;script&gt;") >= 7
 
 
+def test_rewards_out_of_range_are_left_out(words_only: None, run: Run) -> None:
+    side = {"text": "a", "reward": 10**400, "calibrated": math.inf, "gold": "0.5", "judge": 0.25}
+    text = visible(
+        page.run_page(dataclasses.replace(run, samples=[{"prompt": "p", "policy": side, "reference": side}]))
+    )
+    assert "policy · judge 0.250 a" in text
+
+
 def test_twenty_samples_are_shown_and_the_rest_unfolds(words_only: None, run: Run) -> None:
-    shown, _, more = page.run_page(run).partition("<details>")
+    shown, _, more = page.run_page(run).partition("<details><summary>12")
     assert (shown.count('class="pick"'), more.count('class="pick"')) == (20, 12)
-    assert "12 more" in more
+    assert more.startswith(" more")
     assert all(f"basil number {index} " in shown for index in range(20))
 
 
@@ -197,7 +321,7 @@ def test_a_sweep_shows_every_point_with_its_state(run: Run) -> None:
     share = lift_share(measured.mean, run.evaluation.ideal["best_of_4"].transform)
     assert share is not None
     assert f"{100 * measured.mean:.1f} % [{100 * measured.low:.1f}, {100 * measured.high:.1f}]" in words
-    assert f"{100 * share:.0f} % done" in words
+    assert f"{100 * share:.0f} % running" in words, "each row starts with its state"
     assert "<b>" not in text
     assert text.count("<svg ") == 1
 

@@ -173,6 +173,7 @@ def test_who_goes_away_stops_the_answer(served):
         ({"Content_Length": None}, 411),
         ({"Content_Length": "-1"}, 411),
         ({"Content_Length": "1000001"}, 413),
+        ({"Content_Length": "9" * 5000}, 413),
     ],
 )
 def test_foreign_and_odd_requests_are_refused(served, headers, status):

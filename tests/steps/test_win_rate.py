@@ -14,6 +14,7 @@ from ctrl_jax.theory.procedures import BestOfN, Sampling, SoftBestOfN, WorstOfN
 
 # Jitted, as the jobs run them: far fewer compilations than operation by operation.
 win_rate = jax.jit(step.win_rate, static_argnums=2)
+judged_win_rate = jax.jit(step.judged_win_rate, static_argnums=4)
 interval = jax.jit(step.interval, static_argnames=("resamples", "level"))
 
 
@@ -66,6 +67,54 @@ def test_it_is_the_mean_over_all_subsets(procedure, picks):
     expected = [brute_force(*rows, procedure, picks) for rows in zip(policy, reference, strict=True)]
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
     np.testing.assert_allclose(actual[3], 0.5, rtol=1e-6)
+
+
+def brute_force_judged(policy, reference, procedure, picks):
+    """Runs the procedure by the scores on every subset of both sides of (score, judged), and compares the judged."""
+
+    def picked(pairs):
+        subsets = list(itertools.combinations(pairs, procedure.num_samples))
+        found = []
+        for subset in subsets:
+            for score, p in picks([score for score, _ in subset]):
+                tied = [judged for own, judged in subset if own == score]
+                found += [(judged, p / len(tied) / len(subsets)) for judged in tied]
+        return found
+
+    return sum(p * q * ((a > b) + 0.5 * (a == b)) for a, p in picked(policy) for b, q in picked(reference))
+
+
+@pytest.mark.parametrize(("procedure", "picks"), PROCEDURES[2:], ids=[str(p) for p, _ in PROCEDURES[2:]])
+def test_another_judge_compares_what_the_scores_select(procedure, picks):
+    rng = np.random.default_rng(1)
+    policy, reference = rng.normal(size=(3, 6)), rng.normal(size=(3, 7))
+    # The judge loves what the scores hate, prompt by prompt somewhat less; its values tie, and some scores do.
+    policy_judged, reference_judged = (-policy).round(1), rng.normal(size=(3, 7)).round(1)
+    policy_judged[1], reference_judged[1] = rng.integers(0, 3, 6), rng.integers(0, 3, 7)
+    policy[2, :3] = policy[2, 0] if "soft" not in str(procedure) else policy[2, :3]
+    arrays = (policy, reference, policy_judged, reference_judged)
+    actual = judged_win_rate(*map(jnp.array, arrays), procedure)
+    expected = [
+        brute_force_judged(list(zip(a, g, strict=True)), list(zip(b, h, strict=True)), procedure, picks)
+        for a, b, g, h in zip(*arrays, strict=True)
+    ]
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("procedure", [Sampling(), BestOfN(4), WorstOfN(3), SoftBestOfN(3, 0.4)], ids=str)
+def test_a_judge_that_is_the_score_gives_the_win_rate(procedure):
+    policy, reference = normal(5, 8).round(1), normal(5, 9, seed=1).round(1)
+    judged = judged_win_rate(policy, reference, 2 * policy, 2 * reference, procedure)
+    np.testing.assert_allclose(judged, win_rate(policy, reference, procedure), atol=2e-6)
+
+
+def test_a_policy_that_only_exploits_its_score_does_not_win_by_another_judge():
+    # Its best response by the score is its worst by the judge; on average it is the reference's equal.
+    policy, reference, judged = normal(1, 8), normal(1, 8, seed=1), jnp.arange(8.0)[None]
+    worst_first = judged[:, jnp.argsort(jnp.argsort(-policy[0]))]
+    same = judged[:, jnp.argsort(jnp.argsort(reference[0]))]
+    assert float(judged_win_rate(policy, reference, worst_first, same, BestOfN(4))[0]) < 0.1
+    assert float(judged_win_rate(policy, reference, worst_first, same, Sampling())[0]) == pytest.approx(0.5, abs=1e-6)
 
 
 def test_best_of_one_is_sampling_is_the_mean_calibrated_score():
