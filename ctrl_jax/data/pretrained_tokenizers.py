@@ -396,8 +396,8 @@ def _encoding(path: Path, pieces: Pieces) -> Iterator[None]:
         except Exception:
             if half := re.search("[\ud800-\udfff]", "".join(pieces)):
                 raise InputError(
-                    f"A text has U+{ord(half[0]):04X}, half of a character, which no tokenizer can encode. Remove it "
-                    "from the prompt or response, or from the chat template."
+                    f"A text has U+{ord(half[0]):04X}, half of a character, which {path} cannot encode. Remove it from "
+                    "the prompt or response, or from the special tokens or the chat template beside that file."
                 ) from None
             raise
 
