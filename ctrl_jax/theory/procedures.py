@@ -80,7 +80,7 @@ class Procedure(abc.ABC):
         below, subsets = np.arange(m), log_choose(np.array(m), np.array(n))
         weights = np.zeros(m)
         # One place after the other: an array of all m × n would be large for a soft best of many.
-        for place in np.flatnonzero(law):
+        for place in np.flatnonzero(law)[:, None]:
             ways = log_choose(below, place) + log_choose(m - 1 - below, n - 1 - place)
             weights += law[place] * np.exp(ways - subsets)
         return weights
