@@ -12,6 +12,7 @@ gradient is no per-device code: its norm is that of all parts.
 """
 
 import functools
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -86,23 +88,32 @@ def guarded(mesh: Mesh, optimizer: optax.GradientTransformation, step: Callable[
 
     It halts the state then: no later step changes it either, for the host, which reads metrics late, has dispatched
     more steps by the time it knows.
+
+    The metric `largest_update` is the largest change that float32 has made of it to any entry of a parameter; exactly 0
+    where the step has changed nothing.
     """
 
-    def take(state: TrainState, change: Change) -> TrainState:
+    def take(state: TrainState, change: Change) -> tuple[TrainState, jax.Array]:
         updates, optimizer_state = optimizer.update(change.gradients, state.optimizer, state.params)
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state, change.budget)
+        params = optax.apply_updates(state.params, updates)
+        new = TrainState(state.step + 1, params, optimizer_state, change.budget)
+        return new, largest(jax.tree.map(lambda new, old: jnp.max(jnp.abs(new - old)), params, state.params))
 
-    def halt(state: TrainState, _: Change) -> TrainState:
-        return replace(state, step=jnp.minimum(state.step, ~state.step))
+    def halt(state: TrainState, _: Change) -> tuple[TrainState, jax.Array]:
+        return replace(state, step=jnp.minimum(state.step, ~state.step)), jnp.zeros(())
+
+    def largest(changes: Params) -> jax.Array:
+        return jnp.max(jnp.stack(jax.tree.leaves(changes)))
 
     @functools.wraps(step)
     def update(state: TrainState, *arguments: Any) -> tuple[TrainState, Metrics]:
         change, metrics = step(state, *arguments)
         finite = jnp.stack([jnp.isfinite(metrics[name]) for name in GUARDED if name in metrics])
         # A branch, not a choice between two states: that would copy the state, which is donated.
-        new = jax.lax.cond(finite.all() & (state.step >= 0), take, halt, state, change)
+        new, moved = jax.lax.cond(finite.all() & (state.step >= 0), take, halt, state, change)
         # Where it was before, or the next step would be another program.
-        return jax.lax.with_sharding_constraint(new, partitioning.shardings(mesh, new)), metrics
+        new = jax.lax.with_sharding_constraint(new, partitioning.shardings(mesh, new))
+        return new, metrics | {"largest_update": moved}
 
     return jax.jit(update, donate_argnums=0)
 
@@ -529,6 +540,32 @@ def transform_of(policy: config.Policy, num_references: int) -> Transform | None
     return transforms.normalized(phi, edge=0.5 / num_references)
 
 
+def check_budget(policy: config.Policy, phi: Transform | None, num_references: int) -> None:
+    """Raises InputError for a KL budget that the transform cannot reach, before anything is made.
+
+    Of K reference responses a calibrated reward has K + 1 levels, of which float32 may round Φ at the highest few to
+    one number: `ideal.reachable_kl`. The ideal policy of raw rewards tilts the K responses themselves, up to log K. A
+    β that is given aims at no budget.
+    """
+    if policy.beta is not None:
+        return
+    if phi is None:
+        reached, ties = math.log(num_references), 1
+    else:
+        ideal.at_kl(phi, policy.kl_budget)
+        levels = np.asarray(phi(jnp.arange(num_references + 1, dtype=jnp.float32) / num_references))
+        ties = int(np.sum(levels == levels.max()))
+        reached = ideal.reachable_kl(num_references, ties)
+    if policy.kl_budget >= reached:
+        flat = f"; float32 gives the {ties} highest ranks the same Φ" if ties > 1 else ""
+        less_flat = ", choose a transform that is less flat near its top" if ties > 1 else ""
+        raise InputError(
+            f"Policy.kl_budget is {policy.kl_budget:g} nats, but with {num_references} reference responses a prompt "
+            f"{policy.transform} reaches {reached:.3g} at most{flat}. Lower --policy.kl-budget{less_flat}, raise "
+            "--calibration.samples-per-prompt (and --calibration.quantiles, where it is given), or give --policy.beta."
+        )
+
+
 ROWS_FOR_BETA = 2**14
 """Prompts that a starting β is read from, at most: more of them would move it by less than the controller will."""
 
@@ -568,6 +605,10 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
             "--policy.kl-budget, take a reward with more levels, raise --calibration.samples-per-prompt (and "
             "--calibration.quantiles, where it is given), or give --policy.beta."
         )
+    # On their own scale, or float32 would not hold the squares of rewards of 1e20.
+    rewards = rewards - rewards.max(axis=-1, keepdims=True)
+    scale = float(-rewards.min())
+    rewards = rewards / scale
     spread = float(jnp.std(rewards, axis=-1).mean())
 
     @jax.jit
@@ -581,7 +622,7 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
 
         return jax.lax.fori_loop(0, 50, halve, (low, high))
 
-    return float(jnp.exp(bisect(jnp.log(1e-3 * spread), jnp.log(1e3 * spread), rewards)[0]))
+    return scale * float(jnp.exp(bisect(jnp.log(1e-3 * spread), jnp.log(1e3 * spread), rewards)[0]))
 
 
 def policy_step(

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import re
 
 import jax
@@ -18,7 +19,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import architecture, costs, lora
 from ctrl_jax.runtime.mesh import make_mesh, replicate, shard
 from ctrl_jax.steps import kl_budget
-from ctrl_jax.theory import transforms
+from ctrl_jax.theory import ideal, transforms
 from ctrl_jax.types import Examples, Prompts, Responses
 
 VOCABULARY, P, T, EOS = 24, 5, 6, 1
@@ -218,6 +219,27 @@ def test_a_step_counts_itself_and_changes_the_parameters(trained):
         assert any((a != b).any() for a, b in zip(first, last, strict=True))
 
 
+def test_the_largest_update_is_the_largest_change_of_a_parameter(trained):
+    _, histories = trained
+    for history in histories:
+        for (before, _), (after, metrics) in itertools.pairwise(history):
+            changes = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, before.params)
+            assert metrics["largest_update"] == max(jax.tree.leaves(changes)) > 0
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize(("learning_rate", "moves"), [(0.0, False), (1e-20, False), (1e-3, True)])
+def test_an_update_that_float32_loses_is_exactly_zero(devices, learning_rate, moves):
+    mesh = mesh_of(devices)
+    params = replicate(mesh, {"final_norm": {"scale": jnp.full((8,), 1.0), "bias": jnp.full((8,), -3.0)}})
+    optimizer = optax.adam(learning_rate)
+    step = build.guarded(mesh, optimizer, lambda state: (build.Change(jax.tree.map(jnp.ones_like, state.params)), {
+        "loss": jnp.ones(())}))  # fmt: skip
+    state, metrics = step(build.init_state(params, optimizer, mesh))
+    np.testing.assert_allclose(metrics["largest_update"], learning_rate if moves else 0, rtol=1e-3, atol=0)
+    assert (np.asarray(state.params["final_norm"]["scale"]) != 1).any() == moves
+
+
 def update_of(make: str, devices: int, micro_batches: int | None, samples: int = 4):
     """(step, its arguments) of one update on 32 prompts, whose responses differ in length from slice to slice."""
     mesh, size = mesh_of(devices), 32
@@ -290,7 +312,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_neither_do_those_behind_i
     finite = {name: bool(np.isfinite(metrics[name])) for name in build.GUARDED if name in metrics}
     assert next(name for name, sound in finite.items() if not sound) == wrong
     assert np.isfinite(metrics["gradient_norms"]).all() == finite["gradient_norm"]
-    assert int(state.step) < 0
+    assert int(state.step) < 0 and metrics["largest_update"] == 0
     if spoiled is spoiled_rewards:
         # One that was dispatched before the host knew.
         reference, rollouts, rewards, references = arguments
@@ -624,3 +646,39 @@ def test_a_given_beta_is_taken():
 def test_a_constant_raw_reward_is_refused():
     with pytest.raises(InputError, match="the same reward"):
         build.starting_beta(config.Policy(transform="raw"), None, jnp.ones((4, 8)))
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e20, 1e-20, 1e-30])
+def test_the_starting_beta_of_raw_rewards_is_on_their_scale(scale):
+    raw = config.Policy(transform="raw", kl_budget=0.5)
+    rewards = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32)), jnp.float32)
+    beta = build.starting_beta(raw, None, rewards)
+    assert build.starting_beta(raw, None, rewards * jnp.float32(scale)) == pytest.approx(scale * beta, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("transform", "budget", "references", "told"),
+    [
+        # 1 + 1/2 + 1/3 + 1/4 nats, of the expected rank above all of four references.
+        ("identity", 2.1, 4, ["kl_budget is 2.1 nats", "4 reference responses", "identity reaches 2.08 at most"]),
+        ("raw", 1.4, 4, ["kl_budget is 1.4 nats", "raw reaches 1.39 at most"]),
+        ("exponential(-50)", 0.6, 128, ["exponential(-50) reaches 0.4", "highest ranks the same Φ", "less flat"]),
+        ("optimal", 25.0, 128, ["25 nats", "20"]),
+    ],
+)
+def test_a_budget_that_the_references_do_not_support_is_refused(transform, budget, references, told):
+    policy = config.Policy(transform=transform, kl_budget=budget)
+    phi = build.transform_of(dataclasses.replace(policy, kl_budget=min(budget, 1.0)), references)
+    with pytest.raises(InputError) as error:
+        build.check_budget(policy, phi, references)
+    assert all(part in str(error.value) for part in told), error.value
+    build.check_budget(dataclasses.replace(policy, beta=0.1), phi, references)
+    build.check_budget(dataclasses.replace(policy, kl_budget=0.3), phi, references)
+
+
+def test_the_kl_that_ranks_among_references_reach_is_that_of_the_highest_place():
+    # The share of a policy's responses above all of K references but m - 1 is 1 - the (K - m + 1)-th of K uniforms.
+    uniforms = np.sort(np.random.default_rng(0).uniform(size=(20_000, 16)), axis=1)
+    for ties in (1, 4, 16):
+        expected = -np.log1p(-uniforms[:, 16 - ties])
+        assert ideal.reachable_kl(16, ties) == pytest.approx(expected.mean(), abs=5 * expected.std() / 141)

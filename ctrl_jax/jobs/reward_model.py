@@ -17,11 +17,13 @@ from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import transcript
 from ctrl_jax.data.pipelines import batches, padded
 from ctrl_jax.errors import InputError
+from ctrl_jax.jobs import watch
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
 from ctrl_jax.models import huggingface, lora, partitioning, weights
 from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.stages import fingerprint
+from ctrl_jax.steps import calibration
 from ctrl_jax.types import Prompts, Responses
 
 BUCKET = 32
@@ -78,6 +80,7 @@ def _trained(run: Run, reference: Trained) -> Reward:
             directory=stage.directory,
             fingerprint=stage.directory.name,
             columns=("loss", "accuracy"),
+            watch=watch.moving("reward model", "--reward-model", config),
         )
     scorer, params = build.scorer(run.models, run.mesh), lora.overlay(frozen, state.params)
     return Reward(lambda prompts, responses: scorer(params, prompts, responses), stage.directory.name)
@@ -139,7 +142,7 @@ def _function(run: Run, name: str) -> Reward:
             [text for row in texts for text in row],
         )
         try:
-            values = np.asarray(rewards, np.float32)
+            values = np.asarray(rewards, np.float64)
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"The reward {name} returned what are not numbers ({error}); return a float each."
@@ -150,10 +153,13 @@ def _function(run: Run, name: str) -> Reward:
                 f"The reward {name} returned an array of shape {values.shape} for {responses_count} responses; return "
                 "one float for each."
             )
-        if not np.isfinite(values).all():
-            bad = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise InputError(f"The reward {name} returned {values[bad]} for response {bad}; return finite numbers.")
-        return values.reshape(len(texts), -1)
+        if calibration.out_of_range(values).any():
+            bad = int(np.flatnonzero(calibration.out_of_range(values))[0])
+            raise InputError(
+                f"The reward {name} returned {values[bad]} for response {bad}; return finite numbers, of at most "
+                f"{calibration.MOST_REWARD:g}, which float32 can add up."
+            )
+        return values.astype(np.float32).reshape(len(texts), -1)
 
     return Reward(score, f"function-{fingerprint({'name': name, 'source': source})}")
 

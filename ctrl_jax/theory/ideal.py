@@ -171,6 +171,15 @@ def at_kl(phi: Callable[[jax.Array], jax.Array], kl: float) -> IdealPolicy:
     return tilt(phi, high * values.scale)
 
 
+def reachable_kl(num_references: int, ties: int = 1) -> float:
+    """The KL, in nats, that a reward can ask for which is a rank among K reference responses.
+
+    It asks for no more than a place above all but `ties` - 1 of them. As the ranks of K references are uniform, that
+    place has a KL of E[-log P] = Σ_{j = ties}^{K} 1/j to the reference, about log(K / ties).
+    """
+    return float(np.sum(1 / np.arange(ties, num_references + 1)))
+
+
 def _values(phi: Callable[[jax.Array], jax.Array]) -> _Values:
     panels, (low, high) = evaluate(phi, _POINTS), evaluate(phi, np.array([[2 * _TIP, _TIP], [1 - 2 * _TIP, 1 - _TIP]]))
     ends = np.stack([low, high])
