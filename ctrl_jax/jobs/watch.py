@@ -1,5 +1,6 @@
 """What the metrics of a policy's training say about its health: which checkpoint is best, and when to stop."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from ctrl_jax.config import Policy, Supervised
@@ -28,9 +29,9 @@ small; but 100,000 of these are still below the last digit of a float32 near 1."
 def moving(label: str, option: str, stage: Policy | Supervised) -> Callable[[Sequence[Row]], None]:
     """A function of the last rows of metrics that raises InputError where the last STILL steps have changed nothing.
 
-    That is where no entry of any parameter has moved by more than NOTHING. Steps of the warmup, which starts at a
-    learning rate of 0, do not count, nor does the last tenth, where a cosine ends near 0. `option` is what the stage's
-    options begin with, such as --sft.
+    That is where no entry in the first row of any parameter (build.guarded) has moved by more than NOTHING. Steps of
+    the warmup, which starts at a learning rate of 0, do not count, nor does the last tenth, where a cosine ends near 0.
+    `option` is what the stage's options begin with, such as --sft.
     """
     still = 0
 
@@ -38,7 +39,7 @@ def moving(label: str, option: str, stage: Policy | Supervised) -> Callable[[Seq
         nonlocal still
         row = recent[-1]
         counts = stage.warmup_steps < row["step"] <= 0.9 * stage.steps
-        still = still + 1 if counts and row["largest_update"] <= NOTHING else 0
+        still = still + 1 if counts and row.get("largest_update", math.inf) <= NOTHING else 0
         if still >= STILL:
             raise InputError(
                 f"{label}: the last {STILL} steps, up to {row['step']}, have changed no parameter (by more than "
