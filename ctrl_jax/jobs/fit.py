@@ -113,6 +113,7 @@ def fit(
             progress(label, steps, start=start) as bar,
         ):
             last, saved = time.monotonic(), start if restored else None
+            rows: np.ndarray | None = None  # the parameters' first, behind the step reported last
 
             def save(index: int, position: dict[str, Any]) -> None:
                 nonlocal saved
@@ -148,7 +149,6 @@ def fit(
                 bar.update(taken.step, {name: values[name] for name in columns if name in values})
                 watch(writer.recent)
 
-            rows: np.ndarray | None = None
             pending = None
             told = set[str]()
             for index in range(start + 1, steps + 1):
