@@ -12,6 +12,7 @@ gradient is no per-device code: its norm is that of all parts.
 """
 
 import functools
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -86,6 +88,9 @@ def guarded(mesh: Mesh, optimizer: optax.GradientTransformation, step: Callable[
 
     It halts the state then: no later step changes it either, for the host, which reads metrics late, has dispatched
     more steps by the time it knows.
+
+    The metric `first_rows` holds the first row of every parameter behind the step, one after the other: a training
+    whose rows no longer change is still. (To compare all parameters with those before would have XLA copy them.)
     """
 
     def take(state: TrainState, change: Change) -> TrainState:
@@ -102,7 +107,10 @@ def guarded(mesh: Mesh, optimizer: optax.GradientTransformation, step: Callable[
         # A branch, not a choice between two states: that would copy the state, which is donated.
         new = jax.lax.cond(finite.all() & (state.step >= 0), take, halt, state, change)
         # Where it was before, or the next step would be another program.
-        return jax.lax.with_sharding_constraint(new, partitioning.shardings(mesh, new)), metrics
+        new = jax.lax.with_sharding_constraint(new, partitioning.shardings(mesh, new))
+        rows = jnp.concatenate([jnp.ravel(x[:1] if x.ndim > 1 else x) for x in jax.tree.leaves(new.params)])
+        rows = jax.lax.with_sharding_constraint(rows, jax.NamedSharding(mesh, P()))
+        return new, metrics | {"first_rows": rows}
 
     return jax.jit(update, donate_argnums=0)
 
@@ -537,6 +545,32 @@ def transform_of(policy: config.Policy, num_references: int) -> Transform | None
     return transforms.normalized(phi, edge=0.5 / num_references)
 
 
+def check_budget(policy: config.Policy, phi: Transform | None, num_references: int) -> None:
+    """Raises InputError for a KL budget that the transform cannot reach, before anything is made.
+
+    Of K reference responses a calibrated reward has K + 1 levels, of which float32 may round Φ at the highest few to
+    one number: `ideal.reachable_kl`. The ideal policy of raw rewards tilts the K responses themselves, up to log K. A
+    β that is given aims at no budget.
+    """
+    if policy.beta is not None:
+        return
+    if phi is None:
+        reached, ties = math.log(num_references), 1
+    else:
+        ideal.at_kl(phi, policy.kl_budget)
+        levels = np.asarray(phi(jnp.arange(num_references + 1, dtype=jnp.float32) / num_references))
+        ties = int(np.sum(levels == levels.max()))
+        reached = ideal.reachable_kl(num_references, ties)
+    if policy.kl_budget >= reached:
+        flat = f"; float32 gives the {ties} highest ranks the same Φ" if ties > 1 else ""
+        less_flat = ", choose a transform that is less flat near its top" if ties > 1 else ""
+        raise InputError(
+            f"Policy.kl_budget is {policy.kl_budget:g} nats, but with {num_references} reference responses a prompt "
+            f"{policy.transform} reaches {reached:.3g} at most{flat}. Lower --policy.kl-budget{less_flat}, raise "
+            "--calibration.samples-per-prompt (and --calibration.quantiles, where it is given), or give --policy.beta."
+        )
+
+
 ROWS_FOR_BETA = 2**14
 """Prompts that a starting β is read from, at most: more of them would move it by less than the controller will."""
 
@@ -576,6 +610,10 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
             "--policy.kl-budget, take a reward with more levels, raise --calibration.samples-per-prompt (and "
             "--calibration.quantiles, where it is given), or give --policy.beta."
         )
+    # On their own scale, or float32 would not hold the squares of rewards of 1e20.
+    rewards = rewards - rewards.max(axis=-1, keepdims=True)
+    scale = float(-rewards.min())
+    rewards = rewards / scale
     spread = float(jnp.std(rewards, axis=-1).mean())
 
     @jax.jit
@@ -589,7 +627,7 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
 
         return jax.lax.fori_loop(0, 50, halve, (low, high))
 
-    return float(jnp.exp(bisect(jnp.log(1e-3 * spread), jnp.log(1e3 * spread), rewards)[0]))
+    return scale * float(jnp.exp(bisect(jnp.log(1e-3 * spread), jnp.log(1e3 * spread), rewards)[0]))
 
 
 def policy_step(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.theory import procedures, transforms
+from ctrl_jax.theory import ideal, procedures, transforms
 
 SOURCES = (
     "dialogues/helpful",
@@ -61,6 +61,19 @@ def _positive(config: Any, *names: str) -> None:
             value > 0 and math.isfinite(value),
             f"{type(config).__name__}.{name} is {value!r}; it must be greater than 0.",
         )
+
+
+def _between(config: Any, low: float, high: float, why: str, *names: str) -> None:
+    """Refuses what float32 cannot carry, or what changes nothing; `why` says which."""
+    for name in names:
+        value = getattr(config, name)
+        _require(
+            low <= value <= high,
+            f"{type(config).__name__}.{name} is {value!r}; it must be between {low:g} and {high:g}: {why}.",
+        )
+
+
+_SMALL_UPDATES = "smaller updates are lost in the last digit of parameters in float32, larger ones overflow"
 
 
 def _seed(config: Any) -> None:
@@ -189,6 +202,7 @@ class Lora:
         if self.rank != 0:
             _positive(self, "rank")
         _positive(self, "alpha")
+        _between(self, 1e-6, 1e6, "it scales what the adapters add to weights in float32", "alpha")
         unknown = [target for target in self.targets if target not in PROJECTIONS]
         _require(
             not unknown and bool(self.targets),
@@ -224,6 +238,8 @@ class Model:
     def __post_init__(self) -> None:
         expand_user(self, "path", "adapter")
         _positive(self, "width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta", "norm_epsilon")
+        _between(self, 1, 1e12, "of a larger base the positions are all alike in float32", "rope_theta")
+        _between(self, 1e-20, 1, "it is added to mean squares in float32, which are near 1", "norm_epsilon")
         _require(
             self.lora.rank == 0 or self.path is not None,
             f"Model.lora.rank is {self.lora.rank} and Model.path is missing: adapters of random weights learn nothing. "
@@ -259,6 +275,7 @@ class Supervised:
 
     def __post_init__(self) -> None:
         _positive(self, "batch_size", "learning_rate", "checkpoint_every")
+        _between(self, 1e-12, 1e30, _SMALL_UPDATES, "learning_rate")
         if self.micro_batches is not None:
             _positive(self, "micro_batches")
         if self.steps:
@@ -365,15 +382,25 @@ class Policy:
         if self.micro_batches is not None:
             _positive(self, "micro_batches")
         _positive(self, "temperature", "checkpoint_every")
+        _between(self, 1e-12, 1e30, _SMALL_UPDATES, "learning_rate")
+        _between(self, 1e-12, 1e30, "gradients are scaled to this norm, and Adam squares them", "max_gradient_norm")
+        _between(self, 1e-3, 1e3, "logits in float32 are divided by it", "temperature")
         _warmup(self)
         _require(
             self.kl_budget > 0 and math.isfinite(self.kl_budget),
             f"Policy.kl_budget is {self.kl_budget}; a KL budget is a number of nats per response above 0, such as 0.6.",
         )
+        _between(self, 1e-6, 1e4, "a smaller KL cannot be measured in float32", "kl_budget")
         _require(
             self.beta is None or (self.beta > 0 and math.isfinite(self.beta)),
             f"Policy.beta is {self.beta}; it must be greater than 0, or left out.",
         )
+        if self.beta is not None and self.transform == "raw":
+            _between(self, 1e-30, 1e30, "raw rewards in float32 are divided by it", "beta")
+        elif self.beta is not None:
+            # Of Φ on [0, 1], the ideal policy has a KL of at most 1 / (8 β²) nats.
+            unseen = "below, float32 loses the KL beside the reward; above, the KL stays below 1e-7 nats"
+            _between(self, 1e-6, 1e3, unseen, "beta")
         _require(
             self.kl_limit is None or self.kl_limit > 1,
             f"Policy.kl_limit is {self.kl_limit}; it is a multiple of the budget, greater than 1, or inf for no limit.",
@@ -407,6 +434,8 @@ class Decoding:
             f"temperature is {self.temperature}; it must be greater than 0. For the likeliest token alone set top_k to "
             "1.",
         )
+        if self.temperature is not None:
+            _between(self, 1e-6, 1e3, "logits in float32 are divided by it", "temperature")
         _require(
             self.top_p is None or 0 < self.top_p <= 1,
             f"top_p is {self.top_p}; it is a probability above 0, up to 1.",
@@ -426,6 +455,7 @@ class Evaluation:
         *(f"{side}_of_{n}" for side in ("best", "worst") for n in (2, 4, 8, 16)),
     )
     bootstrap_resamples: int = 1000
+    """Resamples of the prompts behind an interval, at least 100."""
     judge: str | None = None
     """An independent judge, reported beside the reward that the policy is trained on: `module:name` of a Python
     function (prompts, responses) -> floats, or a Hugging Face directory of a sequence classifier with one label. It
@@ -433,6 +463,11 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         _positive(self, "prompts", "responses_per_prompt", "bootstrap_resamples")
+        _require(
+            self.bootstrap_resamples >= 100,
+            f"Evaluation.bootstrap_resamples is {self.bootstrap_resamples}; it must be at least 100: of fewer, the two "
+            "most extreme alone make an end of a 95 % interval.",
+        )
         found = [procedures.parse(name) for name in self.procedures]
         _set(self, procedures=tuple(procedure.name for procedure in found))
         for name, procedure in zip(self.procedures, found, strict=True):
@@ -490,6 +525,14 @@ class Experiment:
             f"Policy.procedure is {self.policy.procedure!r}, which needs {needed} responses a prompt, but "
             f"Evaluation.responses_per_prompt is {self.evaluation.responses_per_prompt}; raise it to "
             f"at least {needed}.",
+        )
+        references, raw = self.calibration.rewards_per_prompt, self.policy.transform == "raw"
+        reached = math.log(references) if raw else ideal.reachable_kl(references)
+        _require(
+            self.policy.beta is not None or self.policy.kl_budget < reached,
+            f"Policy.kl_budget is {self.policy.kl_budget:g} nats, but {references} reference responses a prompt "
+            f"support {reached:.3g} at most. Lower --policy.kl-budget, raise --calibration.samples-per-prompt (and "
+            "--calibration.quantiles, where it is given), or give --policy.beta.",
         )
         _require(
             self.policy.prompts_per_step <= self.calibration.prompts,

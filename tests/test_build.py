@@ -18,7 +18,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import architecture, costs, lora
 from ctrl_jax.runtime.mesh import make_mesh, replicate, shard
 from ctrl_jax.steps import kl_budget
-from ctrl_jax.theory import transforms
+from ctrl_jax.theory import ideal, transforms
 from ctrl_jax.types import Examples, Prompts, Responses
 
 VOCABULARY, P, T, EOS = 24, 5, 6, 1
@@ -187,6 +187,8 @@ def assert_same_step(found, expected, *, atol=1e-5, moments_rtol=1e-4):
     assert expected_metrics["gradient_norm"] > 1e-3
     assert metrics.keys() == expected_metrics.keys()
     for name, value in expected_metrics.items():
+        if name == "first_rows":  # parameters, of which below
+            continue
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=atol, err_msg=name)
     # Adam's moments are the gradient itself; the parameters divide it by its size, noise included where it is 0.
     for (path, value), actual in zip(
@@ -229,6 +231,21 @@ def test_a_step_counts_itself_and_changes_the_parameters(trained):
         assert [int(state.step) for state, _ in history] == [1, 2, 3, 4, 5]
         first, last = (jax.tree.leaves(state.params) for state, _ in (history[0], history[-1]))
         assert any((a != b).any() for a, b in zip(first, last, strict=True))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize(("learning_rate", "moves"), [(0.0, False), (1e-20, False), (1e-3, True)])
+def test_an_update_that_float32_loses_leaves_the_first_rows(devices, learning_rate, moves):
+    mesh, start = mesh_of(devices), jnp.linspace(0.5, 2, 8)
+    params = replicate(mesh, {"final_norm": {"scale": start}, "q_proj": {"kernel": jnp.ones((8, 8))}})
+    optimizer = optax.adam(learning_rate)
+    step = build.guarded(mesh, optimizer, lambda state: (build.Change(jax.tree.map(jnp.ones_like, state.params)), {
+        "loss": jnp.ones(())}))  # fmt: skip
+    _, metrics = step(build.init_state(params, optimizer, mesh))
+    expected = np.concatenate([np.asarray(start), np.ones(8, np.float32)])
+    np.testing.assert_allclose(metrics["first_rows"], expected - learning_rate, rtol=1e-6)
+    assert (np.asarray(metrics["first_rows"]) != expected).all() == moves
+    assert metrics["first_rows"].is_fully_replicated
 
 
 def update_of(make: str, devices: int, micro_batches: int | None, samples: int = 4):
@@ -686,3 +703,39 @@ def _kl_misses(optimizer, seed, *, budget=0.6, beta=0.3, size=2000, scale=0.01, 
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), steps)
     kls = np.asarray(jax.jit(lambda: jax.lax.scan(step, start, keys)[1])())
     return np.abs(np.convolve(kls[steps // 2 :], np.ones(9) / 9, "valid") / budget - 1).max()
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e20, 1e-20, 1e-30])
+def test_the_starting_beta_of_raw_rewards_is_on_their_scale(scale):
+    raw = config.Policy(transform="raw", kl_budget=0.5)
+    rewards = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32)), jnp.float32)
+    beta = build.starting_beta(raw, None, rewards)
+    assert build.starting_beta(raw, None, rewards * jnp.float32(scale)) == pytest.approx(scale * beta, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("transform", "budget", "references", "told"),
+    [
+        # 1 + 1/2 + 1/3 + 1/4 nats, of the expected rank above all of four references.
+        ("identity", 2.1, 4, ["kl_budget is 2.1 nats", "4 reference responses", "identity reaches 2.08 at most"]),
+        ("raw", 1.4, 4, ["kl_budget is 1.4 nats", "raw reaches 1.39 at most"]),
+        ("exponential(-50)", 0.6, 128, ["exponential(-50) reaches 0.4", "highest ranks the same Φ", "less flat"]),
+        ("optimal", 25.0, 128, ["25 nats", "20"]),
+    ],
+)
+def test_a_budget_that_the_references_do_not_support_is_refused(transform, budget, references, told):
+    policy = config.Policy(transform=transform, kl_budget=budget)
+    phi = build.transform_of(dataclasses.replace(policy, kl_budget=min(budget, 1.0)), references)
+    with pytest.raises(InputError) as error:
+        build.check_budget(policy, phi, references)
+    assert all(part in str(error.value) for part in told), error.value
+    build.check_budget(dataclasses.replace(policy, beta=0.1), phi, references)
+    build.check_budget(dataclasses.replace(policy, kl_budget=0.3), phi, references)
+
+
+def test_the_kl_that_ranks_among_references_reach_is_that_of_the_highest_place():
+    # The share of a policy's responses above all of K references but m - 1 is 1 - the (K - m + 1)-th of K uniforms.
+    uniforms = np.sort(np.random.default_rng(0).uniform(size=(20_000, 16)), axis=1)
+    for ties in (1, 4, 16):
+        expected = -np.log1p(-uniforms[:, 16 - ties])
+        assert ideal.reachable_kl(16, ties) == pytest.approx(expected.mean(), abs=5 * expected.std() / 141)

@@ -6,7 +6,18 @@ import re
 import pytest
 
 from ctrl_jax import config
-from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Lora, Model, Policy, RewardModel, Supervised
+from ctrl_jax.config import (
+    Calibration,
+    Data,
+    Decoding,
+    Evaluation,
+    Experiment,
+    Lora,
+    Model,
+    Policy,
+    RewardModel,
+    Supervised,
+)
 from ctrl_jax.errors import InputError
 
 PARTS = (Data, Model, Lora, Supervised, RewardModel, Calibration, Policy, Evaluation)
@@ -88,6 +99,39 @@ def test_sizes_and_rates_are_above_zero(part, field, value):
         (lambda: Policy(kl_budget=-0.5), ["Policy.kl_budget is -0.5", "nats per response", "above 0"]),
         (lambda: Policy(beta=0.0), ["Policy.beta is 0.0", "greater than 0, or left out"]),
         (lambda: Policy(beta=float("inf")), ["Policy.beta is inf", "greater than 0, or left out"]),
+        (lambda: Model(rope_theta=1e300), ["Model.rope_theta is 1e+300", "between 1 and 1e+12", "float32"]),
+        (lambda: Model(norm_epsilon=1e-300), ["Model.norm_epsilon is 1e-300", "between 1e-20 and 1"]),
+        (lambda: Lora(alpha=1e300), ["Lora.alpha is 1e+300", "between 1e-06 and 1e+06"]),
+        (lambda: Supervised(learning_rate=1e-300), ["Supervised.learning_rate is 1e-300", "last digit", "float32"]),
+        (lambda: RewardModel(learning_rate=1e300), ["RewardModel.learning_rate is 1e+300", "overflow"]),
+        (lambda: Policy(learning_rate=1e-50), ["Policy.learning_rate is 1e-50", "last digit", "float32"]),
+        (lambda: Policy(max_gradient_norm=1e-300), ["Policy.max_gradient_norm is 1e-300", "between 1e-12"]),
+        (lambda: Policy(temperature=1e-300), ["Policy.temperature is 1e-300", "between 0.001 and 1000", "logits"]),
+        (lambda: Policy(temperature=1e300), ["Policy.temperature is 1e+300", "between 0.001 and 1000", "logits"]),
+        (lambda: Decoding(temperature=1e-300), ["Decoding.temperature is 1e-300", "between 1e-06 and 1000"]),
+        (lambda: Policy(beta=1e300), ["Policy.beta is 1e+300", "between 1e-06 and 1000", "below 1e-7 nats"]),
+        (lambda: Policy(beta=1e-300), ["Policy.beta is 1e-300", "loses the KL beside the reward"]),
+        (lambda: Policy(beta=1e31, transform="raw"), ["Policy.beta is 1e+31", "between 1e-30 and 1e+30"]),
+        (lambda: Policy(kl_budget=1e-300), ["Policy.kl_budget is 1e-300", "cannot be measured in float32"]),
+        (lambda: Policy(kl_budget=1e300), ["Policy.kl_budget is 1e+300", "between 1e-06 and 10000"]),
+        (
+            lambda: Experiment("a", policy=Policy(kl_budget=50.0, transform="optimal")),
+            [
+                "kl_budget is 50 nats",
+                "128 reference responses a prompt support 5.43",
+                "--calibration.samples-per-prompt",
+            ],
+        ),
+        (
+            lambda: Experiment(
+                "a",
+                policy=Policy(kl_budget=3.0, transform="raw"),
+                calibration=Calibration(samples_per_prompt=64, quantiles=16),
+            ),
+            ["kl_budget is 3 nats", "16 reference responses a prompt support 2.77", "--calibration.quantiles"],
+        ),
+        (lambda: Evaluation(bootstrap_resamples=1), ["Evaluation.bootstrap_resamples is 1;", "at least 100", "95 %"]),
+        (lambda: Policy(procedure="nan*best_of_2+1*best_of_2"), ["nan", "is not a probability"]),
         (lambda: Policy(procedure="best_off_4"), ["'best_off_4'", "Did you mean best_of_4"]),
         (lambda: Policy(procedure="best_of_0"), ["0", "at least 1"]),
         (lambda: Policy(transform="logaritm"), ["'logaritm'", "Did you mean logarithm"]),
@@ -151,6 +195,11 @@ def test_a_grid_crosses_transforms_and_budgets_and_lets_go_of_beta():
     ]  # fmt: skip
     assert len({point.name for point in points}) == 4
     assert {(point.seed, point.policy.beta) for point in points} == {(3, None)}
+
+
+def test_a_held_beta_aims_at_no_budget():
+    assert Experiment("a", policy=Policy(kl_budget=50.0, beta=0.1)).policy.kl_budget == 50
+    assert Policy(beta=1e20, transform="raw").beta == 1e20
 
 
 def test_a_table_has_all_rewards_or_their_quantiles():

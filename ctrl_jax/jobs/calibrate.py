@@ -50,7 +50,8 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
         raise InputError(
             f"{ties:.0%} of the pairs of reference responses to a prompt have equal rewards, so their ranks say "
             "nothing. Train the reward model longer (--reward-model.steps) or on more data, or give a reward that "
-            "tells responses apart; and check that the reference policy's responses differ (--policy.temperature)."
+            "tells responses apart (in float32, which has 7 digits: take off what all rewards have in common); and "
+            "check that the reference policy's responses differ (--policy.temperature)."
         )
     if ties > 0.05:
         told = f"{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties."
@@ -70,11 +71,13 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward) -> None:
     for batch in rewards(
         run, "calibration", reference.params, reward.score, prompts, config.samples_per_prompt, done=file.rows
     ):
-        if not np.isfinite(batch).all():
+        bad = calibration.out_of_range(batch)
+        if bad.any():
             raise InputError(
-                f"{np.sum(~np.isfinite(batch))} of {batch.size} reference rewards are not finite: the "
-                f"reward {reward.stage} is broken. If it was trained here, delete its folder in {run.stages_dir} "
-                "and train it with a smaller --reward-model.learning-rate."
+                f"{np.sum(bad)} of {batch.size} reference rewards are not finite, or beyond "
+                f"{calibration.MOST_REWARD:g} ({batch[bad][0]} the first): the reward {reward.stage} is broken. If it "
+                f"was trained here, delete its folder in {run.stages_dir} and train it with a smaller "
+                "--reward-model.learning-rate."
             )
         ascending = jnp.sort(jnp.asarray(batch), axis=-1)
         ties += float(_ties(ascending).sum())

@@ -242,17 +242,21 @@ def _kl_by_prompt(run: Run, aligned: Aligned, rollouts: Rollouts) -> np.ndarray:
 
 def _kl(run: Run, by_prompt: np.ndarray) -> dict[str, Any]:
     """The KL with its interval and, of two or more prompts, its standard error."""
-    measured: dict[str, Any] = {"kl": _interval(run, "kl", by_prompt)}
+    # Of equal laws it may be below 0 by rounding.
+    least = min(0.0, float(np.mean(by_prompt)))
+    measured: dict[str, Any] = {"kl": _interval(run, "kl", by_prompt, bounds=(least, math.inf))}
     if len(by_prompt) > 1:
         measured["kl_standard_error"] = float(np.std(by_prompt, ddof=1) / np.sqrt(len(by_prompt)))
     return {**measured, "kl_budget": run.experiment.policy.kl_budget}
 
 
-def _interval(run: Run, label: str, per_prompt: np.ndarray | jax.Array) -> dict[str, float | None]:
+def _interval(
+    run: Run, label: str, per_prompt: np.ndarray | jax.Array, *, bounds: tuple[float, float]
+) -> dict[str, float | None]:
     """Mean, low and high; the latter None where there is no interval, as of one prompt."""
     key = build.stage_key(run.experiment.seed, f"interval of {label}")
     resamples = run.experiment.evaluation.bootstrap_resamples
-    interval = win_rate.interval(jnp.asarray(per_prompt), key, resamples=resamples)
+    interval = win_rate.interval(jnp.asarray(per_prompt), key, resamples=resamples, bounds=bounds)
     values = {name: float(value) for name, value in interval._asdict().items()}
     return {name: None if name != "mean" and math.isnan(value) else value for name, value in values.items()}
 
@@ -264,12 +268,14 @@ def _win_rates(run: Run, policy: Judged, reference: Judged) -> dict[str, Any]:
     tables |= {"gold_win_rates": {}, "judge_win_rates": {}}
     for name in _procedures(run):
         procedure = procedures.parse(name)
-        tables["win_rates"][name] = _interval(run, name, win_rate.win_rate(rewards, reference_rewards, procedure))
+        tables["win_rates"][name] = _interval(
+            run, name, win_rate.win_rate(rewards, reference_rewards, procedure), bounds=(0, 1)
+        )
         for judge, (ours, theirs) in _judges(policy, reference).items():
             per_prompt = win_rate.judged_win_rate(
                 rewards, reference_rewards, jnp.asarray(ours), jnp.asarray(theirs), procedure
             )
-            tables[f"{judge}_win_rates"][name] = _interval(run, name, per_prompt)
+            tables[f"{judge}_win_rates"][name] = _interval(run, name, per_prompt, bounds=(0, 1))
     return tables
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from ctrl_jax import build
@@ -111,6 +112,7 @@ def fit(
             progress(label, steps, start=start) as bar,
         ):
             last, saved = time.monotonic(), start if restored else None
+            rows: np.ndarray | None = None  # the parameters' first, behind the step reported last
 
             def save(index: int, position: dict[str, Any]) -> None:
                 nonlocal saved
@@ -132,11 +134,15 @@ def fit(
                 )
 
             def report(taken: Taken) -> None:
-                nonlocal last
+                nonlocal last, rows
                 wrong = not_finite(taken.metrics, state)
                 if wrong:
                     raise unsound(taken, " and ".join(wrong[:2]))
                 values = {name: float(value) for name, value in taken.metrics.items() if value.ndim == 0}
+                if "first_rows" in taken.metrics:
+                    before, rows = rows, np.asarray(taken.metrics["first_rows"])
+                    if before is not None:
+                        values["largest_update"] = float(np.max(np.abs(rows - before)))
                 values["seconds"], last = time.monotonic() - last, time.monotonic()
                 writer.write(taken.step, values)
                 bar.update(taken.step, {name: values[name] for name in columns if name in values})

@@ -11,6 +11,7 @@ import numpy as np
 from ctrl_jax.data.conversations import Record
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs.corpus import Corpus
+from ctrl_jax.steps import calibration
 
 TextReward = Callable[..., Sequence[float]]
 """(prompts as they are written, a response to each, and lists of columns by keyword) to a raw reward of each."""
@@ -81,7 +82,7 @@ def rewards(
             "Mend it, and run the same command again; --debug shows the whole traceback."
         ) from error
     try:
-        values = np.asarray(returned, np.float32)
+        values = np.asarray(returned, np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"The reward {name} returned what are not numbers ({error}); return a float each.") from error
     if values.shape != (count,):
@@ -89,10 +90,13 @@ def rewards(
             f"The reward {name} returned an array of shape {values.shape} for {count} responses; return one float for "
             "each."
         )
-    if not np.isfinite(values).all():
-        bad = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise InputError(f"The reward {name} returned {values[bad]} for response {bad}; return finite numbers.")
-    return values.reshape(len(responses), -1)
+    if (out := calibration.out_of_range(values)).any():
+        bad = int(np.flatnonzero(out)[0])
+        raise InputError(
+            f"The reward {name} returned {values[bad]} for response {bad}; return finite numbers, of at most "
+            f"{calibration.MOST_REWARD:g}, which float32 can add up."
+        )
+    return values.astype(np.float32).reshape(len(responses), -1)
 
 
 def check(function: TextReward, name: str, corpus: Corpus) -> None:

@@ -19,7 +19,7 @@ from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import Conversation
 from ctrl_jax.data.pipelines import batches, padded
 from ctrl_jax.errors import InputError
-from ctrl_jax.jobs import functions
+from ctrl_jax.jobs import functions, watch
 from ctrl_jax.jobs.corpus import Corpus
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.jobs.sft import Trained
@@ -100,6 +100,7 @@ def _trained(run: Run, reference: Trained) -> Reward:
             directory=stage.directory,
             fingerprint=stage.directory.name,
             columns=("loss", "accuracy"),
+            watch=watch.moving("reward model", "--reward-model", config),
         )
     scorer, params = build.scorer(run.models, run.mesh), lora.overlay(frozen, state.params)
     return Reward(lambda prompts, responses: scorer(params, prompts, responses), stage.directory.name)

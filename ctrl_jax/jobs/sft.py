@@ -8,6 +8,7 @@ import jax
 
 from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
+from ctrl_jax.jobs import watch
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.models import huggingface, lora, partitioning, peft, weights
 from ctrl_jax.runtime.stages import fingerprint
@@ -47,6 +48,7 @@ def run(run: Run) -> Trained:
             directory=stage.directory,
             fingerprint=stage.directory.name,
             columns=("loss",),
+            watch=watch.moving("reference policy (sft)", "--sft", config),
         )
     # Merged, so that the reference is one copy of weights without an adapter, which the policy may then have.
     params = build.merged(run.models, lora.overlay(frozen, state.params))

@@ -12,7 +12,6 @@ from ctrl_jax.jobs.sft import Trained
 from ctrl_jax.models import lora
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.steps import kl_budget
-from ctrl_jax.theory import ideal
 from ctrl_jax.types import Params
 
 
@@ -28,12 +27,11 @@ def run(run: Run) -> Aligned:
     """Runs the stages that are missing, and trains the policy, or goes on, or reads it where it is done.
 
     Raises:
-      InputError: if no ideal policy of the transform has the KL budget.
+      InputError: if no policy of the transform reaches the KL budget, or the policy stops changing (watch.py).
     """
     experiment, config = run.experiment, run.experiment.policy
     phi = build.transform_of(config, num_references=experiment.calibration.rewards_per_prompt)
-    if phi is not None and config.beta is None:
-        ideal.at_kl(phi, config.kl_budget)  # refuses a budget that Φ cannot reach, before anything is trained
+    build.check_budget(config, phi, experiment.calibration.rewards_per_prompt)
     reference = sft.run(run)
     reward = reward_model.run(run, reference)
     table, seconds = calibrate.run(run, reference, reward)

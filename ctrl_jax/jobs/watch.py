@@ -1,8 +1,9 @@
 """What the metrics of a policy's training say about its health: which checkpoint is best, and when to stop."""
 
+import math
 from collections.abc import Callable, Sequence
 
-from ctrl_jax.config import Policy
+from ctrl_jax.config import Policy, Supervised
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.metrics import RECENT, Row
@@ -17,11 +18,70 @@ def score(policy: Policy, recent: Sequence[Row]) -> float:
     return _mean(recent, "calibrated_reward") if kl <= TOLERANCE * policy.kl_budget else -kl
 
 
+STILL = 10
+"""Steps that change nothing, one after the other, after which a training stops."""
+
+NOTHING = 1e-13
+"""The change of a parameter's entry that counts as none. An entry that is 0, as biases begin, takes any update, however
+small; but 100,000 of these are still below the last digit of a float32 near 1."""
+
+
+def moving(label: str, option: str, stage: Policy | Supervised) -> Callable[[Sequence[Row]], None]:
+    """A function of the last rows of metrics that raises InputError where the last STILL steps have changed nothing.
+
+    That is where no entry in the first row of any parameter (build.guarded) has moved by more than NOTHING. Steps of
+    the warmup, which starts at a learning rate of 0, do not count, nor does the last tenth, where a cosine ends near 0.
+    `option` is what the stage's options begin with, such as --sft.
+    """
+    still = 0
+
+    def watch(recent: Sequence[Row]) -> None:
+        nonlocal still
+        row = recent[-1]
+        counts = stage.warmup_steps < row["step"] <= 0.9 * stage.steps
+        still = still + 1 if counts and row.get("largest_update", math.inf) <= NOTHING else 0
+        if still >= STILL:
+            raise InputError(
+                f"{label}: the last {STILL} steps, up to {row['step']}, have changed no parameter (by more than "
+                f"{row['largest_update']:.1g}). {_why_still(option, stage, row)}"
+            )
+
+    return watch
+
+
+def _why_still(option: str, stage: Policy | Supervised, row: Row) -> str:
+    norm = row["gradient_norm"]
+    if isinstance(stage, Policy) and norm == 0 and row["constant_rewards"] == 1:
+        return (
+            "All rewards of every prompt are equal, so that all advantages are 0: the policy writes one response alone "
+            f"(--policy.temperature is {stage.temperature:g}), or the reward cannot tell responses apart."
+        )
+    if isinstance(stage, Policy) and norm == 0:
+        return (
+            f"The gradient is 0, though rewards differ: β, which they are divided by, is {row['beta']:.3g}. Lower "
+            "--policy.beta, or leave it out, so that it follows from the budget; or choose a --policy.transform, now "
+            f"{stage.transform}, that is not flat where the policy's ranks are (mean {row['calibrated_reward']:.3g})."
+        )
+    if norm == 0:
+        return (
+            f"The gradient is 0, and the loss {row['loss']:.3g}: there is nothing left to learn (fewer {option}.steps "
+            "would do), or the examples hold nothing that the model can tell apart."
+        )
+    clip = f", clipped at --policy.max-gradient-norm {stage.max_gradient_norm:g}" if isinstance(stage, Policy) else ""
+    divided = f" (the rewards are divided by β, {row['beta']:.3g})" if isinstance(stage, Policy) else ""
+    return (
+        f"The gradient's norm is {norm:.3g}{divided}{clip}, and {option}.learning-rate is {stage.learning_rate:g}: the "
+        "update is below the last digit of every parameter in float32. Raise what is too small of these."
+    )
+
+
 def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
     """A function of the last rows of metrics that warns once of constant rewards.
 
-    It raises InputError where the KL, a mean of the rows, is beyond `policy.kl_limit` times the budget.
+    It raises InputError where the KL, a mean of the rows, is beyond `policy.kl_limit` times the budget, and where the
+    policy no longer changes (`moving`).
     """
+    see_it_move = moving(label, "--policy", policy)
     limit = policy.kl_limit
     if limit is None and policy.beta is None:
         limit = 10.0
@@ -29,6 +89,7 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
 
     def watch(recent: Sequence[Row]) -> None:
         nonlocal told
+        see_it_move(recent)
         if len(recent) < RECENT:
             return
         if not told and all(row["constant_rewards"] == 1 for row in recent):

@@ -16,6 +16,14 @@ import numpy as np
 
 from ctrl_jax.errors import InputError
 
+MOST_REWARD = 1e30
+"""A raw reward's largest size. Its ranks would stand more, but not a mean over a batch in float32."""
+
+
+def out_of_range(rewards: np.ndarray) -> np.ndarray:
+    """Which of the raw rewards [...] are not finite, or larger than MOST_REWARD: [...] bool."""
+    return ~(np.abs(rewards) <= MOST_REWARD)
+
 
 def calibrate(rewards: jax.Array, reference_rewards: jax.Array) -> jax.Array:
     """Ĉ = (1/K) Σ_k (1{r > r_k} + ½ 1{r = r_k}): rewards [..., N] and reference rewards [..., K] to [..., N].

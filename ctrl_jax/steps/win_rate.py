@@ -4,6 +4,7 @@ The same procedure decodes both sides: its pick from the policy's samples is com
 (inference-time win rate, InfAlign, Balashankar et al. 2024, arXiv 2412.19792).
 """
 
+import math
 from typing import NamedTuple
 
 import chex
@@ -15,8 +16,16 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.steps.calibration import ranks
 from ctrl_jax.theory.procedures import Procedure
 
+LEAST_PROMPTS = 5
+"""Fewer prompts tell so little of how prompts differ that no interval over them covers what it says."""
+
+LEAST_RESAMPLES = 100
+"""Of fewer resamples the two highest or lowest alone make an end of a 95 % interval."""
+
 
 class Interval(NamedTuple):
+    """All of shape []; `low` and `high` are nan where there is no interval."""
+
     mean: jax.Array
     low: jax.Array
     high: jax.Array
@@ -106,20 +115,46 @@ def share_of_ties(policy_scores: jax.Array, reference_scores: jax.Array) -> jax.
     return jnp.mean((not_above - below) / reference_scores.shape[1], axis=-1)
 
 
-def interval(per_prompt: jax.Array, key: jax.Array, *, resamples: int = 1000, level: float = 0.95) -> Interval:
-    """The mean of [B] independent prompts with its percentile bootstrap interval over prompts.
+def interval(
+    per_prompt: jax.Array,
+    key: jax.Array,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval:
+    """The mean m of [B] independent prompts with its bootstrap-t interval over prompts: (mean, low, high), each [].
 
-    The key draws the `resamples` resamples of B prompts with replacement. Prompts are the unit, since the responses of
-    one prompt are not independent. Percentile intervals are somewhat narrow for small B (by a factor √(1 − 1/B) and the
-    missing t-quantile): read those of fewer than 30 prompts with care. Raises InputError for B = 0 or a level outside
-    (0, 1).
+    The key draws `resamples` resamples of B prompts with replacement. Of each, with mean m* and standard deviation s*,
+    t = (m* − m) / s*; the interval is m − s q, with s the prompts' own standard deviation and q the quantiles of t at
+    (1 + level) / 2 and (1 − level) / 2 (Efron 1981, "Nonparametric standard errors and confidence intervals"). Unlike
+    percentiles of m* it is no narrower for small B and follows the skew of win rates near 0 and 1. Prompts are the
+    unit, since the responses of one prompt are not independent. `bounds` are the least and the greatest that a mean can
+    be, such as (0, 1) for win rates; the interval is cut to them. The mean is always inside.
+
+    `low` and `high` are nan, there is no interval, where B < LEAST_PROMPTS, and where all prompts are equal: how far
+    others may differ from them cannot be read off them. A nan among the prompts makes all three nan.
+
+    Raises InputError for B = 0, fewer than LEAST_RESAMPLES resamples, or a level outside (0, 1).
     """
     chex.assert_rank(per_prompt, 1)
     size = per_prompt.shape[0]
     if size < 1:
         raise InputError("An interval over 0 prompts was asked for; it needs at least 1.")
+    if resamples < LEAST_RESAMPLES:
+        raise InputError(f"An interval of {resamples} resamples was asked for; take at least {LEAST_RESAMPLES}.")
     if not 0 < level < 1:
         raise InputError(f"The level of an interval is {level}; it must lie between 0 and 1, such as 0.95.")
-    means = jnp.mean(per_prompt[jax.random.randint(key, (resamples, size), 0, size)], axis=-1)
-    low, high = jnp.quantile(means, jnp.array([(1 - level) / 2, (1 + level) / 2]))
-    return Interval(jnp.mean(per_prompt), low, high)
+    mean = jnp.mean(per_prompt)
+    if size < LEAST_PROMPTS:
+        return Interval(mean, jnp.full_like(mean, jnp.nan), jnp.full_like(mean, jnp.nan))
+    drawn = per_prompt[jax.random.randint(key, (resamples, size), 0, size)]
+    spread = jnp.std(per_prompt, ddof=1)
+    # Where nearly all prompts are equal, all prompts of many a resample are, and t would be infinite.
+    spreads = jnp.maximum(jnp.std(drawn, axis=-1, ddof=1), spread / 4)
+    # Equal prompts may have a spread, of rounding.
+    none = jnp.max(per_prompt) == jnp.min(per_prompt)
+    t = (jnp.mean(drawn, axis=-1) - mean) / jnp.where(none, jnp.nan, spreads)
+    lower, upper = jnp.quantile(t, jnp.array([(1 - level) / 2, (1 + level) / 2]))
+    low, high = mean - spread * jnp.maximum(upper, 0), mean - spread * jnp.minimum(lower, 0)
+    return Interval(mean, jnp.clip(low, *bounds), jnp.clip(high, *bounds))

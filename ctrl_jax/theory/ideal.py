@@ -3,7 +3,7 @@
 Where the reward has no ties, the rank u of a response among the reference's is uniform under the reference policy, and
 the policy that maximises E[Φ(u)] - β KL has the density p(u) ∝ exp(Φ(u) / β) on [0, 1], whatever the prompt and the
 reward (InfAlign, Balashankar et al. 2024, arXiv 2412.19792). Its KL and its win rates are integrals over u. They are
-computed in float64, to 1e-5 or better up to a KL of 10 nats.
+computed in float64, to 1e-5 or better up to a KL of MOST_KL.
 """
 
 import math
@@ -29,18 +29,29 @@ _KNOTS = np.concatenate([_OCTAVES, np.linspace(1 / 32, 31 / 32, 121), 1 - _OCTAV
 _GAUSS_POINTS, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(8)
 
 
-def _gauss(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+MOST_KL = 20.0
+"""Nats, the KL of the best of some 10^9 responses. The density of a higher one lies too near an end of [0, 1]."""
+
+
+def gauss(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Points and weights [..., 8] of Gauss and Legendre between `left` and `right` [...]."""
     half = ((right - left) / 2)[..., None]
     return left[..., None] + half * (1 + _GAUSS_POINTS), half * _GAUSS_WEIGHTS
 
 
-_POINTS, _WEIGHTS = _gauss(_KNOTS[:-1], _KNOTS[1:])
+_POINTS, _WEIGHTS = gauss(_KNOTS[:-1], _KNOTS[1:])
+
+
+_SMALL = 3e-3
 
 
 class _Values(NamedTuple):
-    """Φ at the points of the panels, and twice near each end."""
+    """(Φ - offset) / scale, in [-1, 0], at the points of the panels, and twice near each end."""
 
+    offset: float
+    """The highest Φ."""
+    scale: float
+    """How far Φ goes. β is in these units where it meets the values, so that neither under- nor overflows."""
     panels: np.ndarray
     ends: np.ndarray
     """[low and high end, (at 2 tips, at 1 tip)]."""
@@ -50,7 +61,6 @@ class _Masses(NamedTuple):
     """Integrals of exp((Φ - offset) / β)."""
 
     kl: float
-    offset: float
     log_normalizer: float
     panels: np.ndarray
     """Probability of each panel."""
@@ -82,7 +92,7 @@ class IdealPolicy:
         u = np.clip(np.asarray(u, np.float64), 0, 1)
         at_knots = np.array(self.knots_cdf)
         panel = np.clip(np.searchsorted(_KNOTS, u, side="right") - 1, 0, len(_KNOTS) - 2)
-        points, weights = _gauss(_KNOTS[panel], np.clip(u, _TIP, 1 - _TIP))
+        points, weights = gauss(_KNOTS[panel], np.clip(u, _TIP, 1 - _TIP))
         inside = at_knots[panel] + np.sum(self.density(points) * weights, axis=-1)
         # Within a tip a straight line will do: the tips are narrower than any question asked.
         below = at_knots[0] * u / _TIP
@@ -110,24 +120,30 @@ def tilt(phi: Callable[[jax.Array], jax.Array], beta: float) -> IdealPolicy:
     beta = float(beta)
     if not 0 < beta < math.inf:
         raise InputError(f"β is {number(beta)}; the weight of the KL must be greater than 0 and finite.")
-    masses = _masses(_values(phi), beta)
+    values = _values(phi)
+    masses = _masses(values, beta / values.scale)
     if masses.kl == math.inf:
         raise InputError(
             f"exp(Φ/β) has no integral for Φ = {phi} at β = {number(beta)}: it is infinite at an end of [0, 1], and "
             "grows too fast. Raise β (the logit needs β > 1), or normalise Φ, which clips it."
         )
     knots_cdf = masses.tips[0] + np.concatenate([[0.0], np.cumsum(masses.panels)])
-    return IdealPolicy(phi, beta, masses.kl, masses.offset, masses.log_normalizer, tuple(knots_cdf.tolist()))
+    return IdealPolicy(phi, beta, masses.kl, values.offset, masses.log_normalizer, tuple(knots_cdf.tolist()))
 
 
 def at_kl(phi: Callable[[jax.Array], jax.Array], kl: float) -> IdealPolicy:
     """The ideal policy of the transform Φ whose KL to the reference is `kl` nats; β by bisection on its logarithm.
 
-    Raises InputError where `kl` is not positive, or more than Φ reaches at any β: a Φ whose highest value is held on a
-    share s of the ranks reaches log(1/s).
+    Raises InputError where `kl` is not positive or above MOST_KL, where it is more than Φ reaches at any β (a Φ whose
+    highest value is held on a share s of the ranks reaches log(1/s)), and where no float64 is that β.
     """
     if not 0 < kl < math.inf:
         raise InputError(f"The KL is {kl}; a KL to aim at is a positive number of nats per response, such as 0.75.")
+    if kl > MOST_KL:
+        raise InputError(
+            f"The KL is {number(kl)} nats; ideal policies are computed up to {MOST_KL:g} nats, the KL of the best of "
+            "some 10^9 responses. Give less."
+        )
     values = _values(phi)
     mean = np.sum(values.panels * _WEIGHTS)
     spread = math.sqrt(np.sum((values.panels - mean) ** 2 * _WEIGHTS))
@@ -137,46 +153,78 @@ def at_kl(phi: Callable[[jax.Array], jax.Array], kl: float) -> IdealPolicy:
         high *= 4
     while (reached := _masses(values, low).kl) < kl:
         low /= 4
-        if low < 1e-290 + 1e-60 * spread:
+        if low < 1e-300:
             raise InputError(
                 f"Φ = {phi} reaches a KL of {reached:.4g} nats at most, however small β, because it is flat near its "
-                f"top; ask for less than {number(kl)}."
+                f"top, to the digits of float64; ask for less than {number(kl)}."
             )
     for _ in range(200):
-        beta = math.sqrt(low * high)
+        beta = math.sqrt(low) * math.sqrt(high)
         if not low < beta < high:
             break
         low, high = (beta, high) if _masses(values, beta).kl > kl else (low, beta)
-    return tilt(phi, high)
+    if not 0 < high * values.scale < math.inf:
+        raise InputError(
+            f"Φ = {phi} has a KL of {number(kl)} nats at β = {high:.3g} times its range of {values.scale:.3g}, which "
+            "is no float64. Normalise Φ, or ask for another KL."
+        )
+    return tilt(phi, high * values.scale)
+
+
+def reachable_kl(num_references: int, ties: int = 1) -> float:
+    """The KL, in nats, that a reward can ask for which is a rank among K reference responses.
+
+    It asks for no more than a place above all but `ties` - 1 of them. As the ranks of K references are uniform, that
+    place has a KL of E[-log P] = Σ_{j = ties}^{K} 1/j to the reference, about log(K / ties).
+    """
+    return float(np.sum(1 / np.arange(ties, num_references + 1)))
 
 
 def _values(phi: Callable[[jax.Array], jax.Array]) -> _Values:
-    low, high = evaluate(phi, np.array([[2 * _TIP, _TIP], [1 - 2 * _TIP, 1 - _TIP]]))
-    values = _Values(evaluate(phi, _POINTS), np.stack([low, high]))
-    if not all(np.all(np.isfinite(part)) for part in values):
+    panels, (low, high) = evaluate(phi, _POINTS), evaluate(phi, np.array([[2 * _TIP, _TIP], [1 - 2 * _TIP, 1 - _TIP]]))
+    ends = np.stack([low, high])
+    if not (np.all(np.isfinite(panels)) and np.all(np.isfinite(ends))):
         raise InputError(
             f"Φ = {phi} is not finite everywhere inside (0, 1), computed in float64; a transform may be infinite at 0 "
             "and at 1 alone."
         )
-    if np.ptp(values.panels) == 0:
+    offset, bottom = float(max(panels.max(), ends.max())), float(min(panels.min(), ends.min()))
+    scale = offset - bottom
+    if panels.max() == panels.min():
         raise InputError(f"Φ = {phi} is constant: its policy is the reference at every β.")
-    return values
+    if not 1e-300 < scale < math.inf:
+        raise InputError(f"Φ = {phi} goes from {bottom:g} to {offset:g}, which float64 cannot divide; scale it.")
+    return _Values(offset, scale, (panels - offset) / scale, (ends - offset) / scale)
 
 
 def _masses(values: _Values, beta: float) -> _Masses:
-    offset = max(values.panels.max(), values.ends.max())
-    log_panels = (values.panels - offset) / beta
-    log_ends = (values.ends - offset) / beta
+    """Of the density ∝ exp(value / β)."""
+    with np.errstate(over="ignore"):
+        # Below -1e4, exp is 0 whatever the rest; -inf would make nan of it.
+        log_panels = np.maximum(values.panels / beta, -1e4)
+        log_ends = np.maximum(values.ends / beta, -1e4)
     # Within a tip, at distance x from the end, the density is taken as a power x^-a, which a logarithm and a logit are
     # exactly. A logit at a high KL has a per cent of its probability there. Its integral is the density at the tip
     # times _TIP / (1 - a), and the mean of its logarithm lies a / (1 - a) above the logarithm there.
     power = (log_ends[:, 1] - log_ends[:, 0]) / math.log(2)
     if np.any(power >= 1):
-        return _Masses(math.inf, offset, math.inf, np.ones_like(_KNOTS[1:]), np.zeros(2))
+        return _Masses(math.inf, math.inf, np.ones_like(_KNOTS[1:]), np.zeros(2))
     panels = np.exp(log_panels) * _WEIGHTS
     tips = np.exp(log_ends[:, 1]) * _TIP / (1 - power)
     total = panels.sum() + tips.sum()
-    with np.errstate(invalid="ignore"):
+    if min(log_panels.min(), log_ends.min()) > -_SMALL:
+        kl = _small_kl(log_panels)
+    else:
         mean_log = np.sum(panels * log_panels) + np.sum(tips * (log_ends[:, 1] + power / (1 - power)))
-    kl = mean_log / total - math.log(total)
-    return _Masses(float(kl), float(offset), math.log(total), panels.sum(axis=-1) / total, tips / total)
+        kl = float(mean_log / total - math.log(total))
+    return _Masses(kl, math.log(total), panels.sum(axis=-1) / total, tips / total)
+
+
+def _small_kl(log_weights: np.ndarray) -> float:
+    """KL of the density ∝ exp(log_weights) at the points of the panels, none of which is as large as _SMALL.
+
+    By its cumulants, κ₂/2 + κ₃/3 + κ₄/8 + ..., because E[log p] is the difference of numbers that are far larger.
+    """
+    deviations = log_weights - np.sum(log_weights * _WEIGHTS)
+    second, third, fourth = (float(np.sum(deviations**k * _WEIGHTS)) for k in (2, 3, 4))
+    return second / 2 + third / 3 + (fourth - 3 * second**2) / 8

@@ -3,7 +3,7 @@
 The win rate under a procedure T is W^T = 1 - ∫ T[F] dT[U], with F the policy's CDF of ranks and U the reference's.
 The policy that maximises W^T - β KL is the ideal policy of the transform Φ* = δW^T/δp taken at that policy itself
 (InfAlign, Balashankar et al. 2024, arXiv 2412.19792). The derivative is taken by automatic differentiation, so a
-procedure needs no more than its `rank_cdf`.
+procedure needs no more than its `rank_cdf`, which may be any increasing and differentiable map of [0, 1] onto itself.
 """
 
 import functools
@@ -26,6 +26,19 @@ _CELLS = 4096
 _EDGES = np.concatenate([[0.0], 1 / (1 + np.exp(-np.linspace(-24, 24, _CELLS - 1))), [1.0]])
 _WIDTHS = np.diff(_EDGES)
 _CENTRES = (_EDGES[1:] + _EDGES[:-1]) / 2
+_RANKS = np.concatenate([[0.0], _CENTRES, [1.0]])
+
+# Where rounding is all that is left of the win rate's slope, the identity says which rank is better: it is added with
+# this weight. Without it Φ* would be flat there and reach no higher KL. It costs no more win rate than its weight.
+_TIE_BREAK = 1e-12
+
+_ROUNDING = 1e-6
+"""By so much a rank CDF may fall over [0, 1], and miss 0 and 1, as rounding makes one of many terms."""
+
+_ROUNDING_OF_WIN_RATE = 1e-14
+
+_LEAST_KL = 1e-6
+"""Below it Φ* is that of this KL: it hardly depends on a policy that is this near to the reference."""
 
 _STARTS = ("identity", "exponential(10)", "exponential(-10)")
 
@@ -53,8 +66,11 @@ def optimal_transform(procedure: Procedure, *, beta: float | None = None, kl: fl
     For best-of-N it is N² ∫₀ᵘ (s F(s))^(N-1) ds, for worst-of-N N² ∫₀ᵘ ((1-s)(1-F(s)))^(N-1) ds, for sampling u, each
     less its value at u = 1. `transforms.normalized` brings it to [0, 1] for training.
 
-    Where W^T is not concave in p (worst-of-N), a stationary point need not be the best: the climb begins from several
-    starts, and the best end is kept. Raises InputError unless exactly one of `beta` and `kl` is given, and positive.
+    Where W^T is not concave in p (worst-of-N, the median), a stationary point need not be the best: the climb begins
+    from several starts, and the best end is kept.
+
+    Raises InputError unless exactly one of `beta` and `kl` is given, and positive; where `ideal.at_kl` does; and where
+    the procedure's `rank_cdf` does not rise from 0 to 1 or cannot be differentiated.
     """
     if (beta is None) == (kl is None):
         raise InputError(f"optimal_transform got beta={beta} and kl={kl}; give one of the two.")
@@ -64,13 +80,11 @@ def optimal_transform(procedure: Procedure, *, beta: float | None = None, kl: fl
             f"optimal_transform got beta={beta} and kl={kl}; the one given must be greater than 0 and finite."
         )
 
-    with double_precision():
-        reference_cdf = np.asarray(procedure.rank_cdf(jnp.asarray(_EDGES)))
-    objective = _Objective(procedure, np.diff(reference_cdf))
-    inverse_temperature = _held(given) if kl is None else functools.partial(_at_kl, kl=given)
+    objective = _Objective(procedure, _reference_masses(procedure))
+    inverse_temperature = _held(given) if kl is None else functools.partial(_at_kl, kl=max(given, _LEAST_KL))
     starts = [
         _log_normalized(evaluate(policy.phi, _CENTRES) / policy.beta)
-        for start_kl in ((0.05, 0.5, 2.0) if kl is None else (given,))
+        for start_kl in ((0.05, 0.5, 2.0) if kl is None else (max(given, _LEAST_KL),))
         for policy in (ideal.at_kl(phi, start_kl) for phi in map(transforms.parse, _STARTS))
     ]
     ends = [_ascend(objective, start, inverse_temperature, tolerance=1e-5) for start in starts]
@@ -79,8 +93,7 @@ def optimal_transform(procedure: Procedure, *, beta: float | None = None, kl: fl
     best = _ascend(objective, best, inverse_temperature, tolerance=1e-10)
 
     values = _from_top(objective(best)[1])
-    ranks = np.concatenate([[0.0], _CENTRES, [1.0]])
-    phi = transforms.tabulated(values, ranks)
+    phi = transforms.tabulated(values, _RANKS)
     policy = ideal.tilt(phi, given) if kl is None else ideal.at_kl(phi, given)
     return OptimalTransform(procedure, phi, policy)
 
@@ -99,17 +112,62 @@ class _Objective:
     def __call__(self, log_density: np.ndarray) -> tuple[float, np.ndarray]:
         """W^T, and how much δW^T/δp rises at each edge of the cells.
 
-        F(s) counts the density below s, so that δW/δp at u is ∫_u^1 of δW/δF: at s it rises by -δW/δF = T'[F] dT[U].
+        F(s) counts the density below s, so that δW/δp at u is ∫_u^1 of δW/δF: at s it rises by -δW/δF = T'[F] dT[U],
+        which is not negative; below 0 it is rounding. Both include the tie-break.
         """
-        cdf = np.minimum(np.concatenate([[0.0], np.cumsum(np.exp(log_density) * _WIDTHS)]), 1.0)
-        selected, slope = (np.asarray(part) for part in _rank_cdf_and_slope(self.procedure, cdf))
+        masses = np.exp(log_density) * _WIDTHS
+        cdf = np.minimum(np.concatenate([[0.0], np.cumsum(masses)]), 1.0)
+        selected, slope = _rank_cdf_and_slope(self.procedure, cdf)
         halves = self.reference_masses / 2
         at_edges = np.append(halves, 0.0) + np.append(0.0, halves)
-        return 1 - float(np.sum(selected * at_edges)), slope * at_edges
+        win_rate = 1 - float(np.sum(selected * at_edges))
+        rises = np.maximum(slope, 0) * at_edges
+        return win_rate + _TIE_BREAK * float(np.sum(masses * _CENTRES)), rises + _TIE_BREAK * np.diff(_RANKS)
+
+
+def _reference_masses(procedure: Procedure) -> np.ndarray:
+    """[cells] ∫ dT[U] over each cell. From slopes, since differences of T[U] have no digits left where T[U] is near 1.
+
+    Raises InputError where T[U] is no differentiable CDF.
+    """
+    ends, _ = _rank_cdf_and_slope(procedure, np.array([0.0, 1.0]))
+    points, weights = ideal.gauss(_EDGES[:-1], _EDGES[1:])
+    values, slopes = _rank_cdf_and_slope(procedure, points)
+    if not all(np.all(np.isfinite(part)) for part in (values, slopes)):
+        raise InputError(f"The rank CDF of {procedure}, or its derivative, is not finite everywhere in (0, 1).")
+    if np.max(np.abs(ends - [0, 1])) > _ROUNDING:
+        raise InputError(f"The rank CDF of {procedure} goes from {ends[0]:g} to {ends[1]:g}; it must go from 0 to 1.")
+    falls = -np.sum(np.minimum(slopes, 0) * weights)
+    if falls > _ROUNDING:
+        lowest = np.unravel_index(np.argmin(slopes), slopes.shape)
+        raise InputError(
+            f"The rank CDF of {procedure} falls: its slope at {points[lowest]:.4g} is {slopes[lowest]:.4g}. A CDF "
+            "never falls."
+        )
+    masses = np.sum(np.maximum(slopes, 0) * weights, axis=-1)
+    if abs(masses.sum() - 1) > 1e-3:
+        raise InputError(
+            f"The rank CDF of {procedure} has slopes that add up to {masses.sum():.4g} in place of 1: it jumps, or is "
+            "rounded. It must be differentiable, in jax.numpy, from its argument in float64."
+        )
+    return masses / masses.sum()
+
+
+def _rank_cdf_and_slope(procedure: Procedure, cdf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """T[F] and T'[F], in float64."""
+    try:
+        with double_precision():
+            value, slope = _with_slope(procedure, jnp.asarray(cdf))
+    except (TypeError, ValueError) as error:  # jax's errors of tracing are TypeErrors
+        raise InputError(
+            f"The rank CDF of {procedure} cannot be differentiated: {str(error).splitlines()[0]} Write it in "
+            "jax.numpy, of an array, elementwise; and let the procedure be hashable, such as a frozen dataclass."
+        ) from error
+    return np.asarray(value), np.asarray(slope)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _rank_cdf_and_slope(procedure: Procedure, cdf: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _with_slope(procedure: Procedure, cdf: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.jvp(procedure.rank_cdf, (cdf,), (jnp.ones_like(cdf),))
 
 
@@ -136,11 +194,12 @@ def _ascend(
         moved = np.exp(proposal) * _WIDTHS
         distance = float(np.sum(moved * (proposal - log_density)))
         promised = float(np.sum((moved - np.exp(log_density) * _WIDTHS) * gradient))
-        # A damped step goes 1 - inverse * damping of the way. Below 1e-15, the distance is rounding.
-        if distance <= max(tolerance * (1 - inverse * damping) ** 2, 1e-15):
+        # A damped step goes 1 - inverse * damping of the way. Below 1e-15, the distance is rounding; and so is what is
+        # gained, (β + L) times the distance.
+        if distance <= max(tolerance * (1 - inverse * damping) ** 2, 1e-15, inverse * _ROUNDING_OF_WIN_RATE):
             return proposal
         new_win_rate, new_rises = objective(proposal)
-        if new_win_rate < win_rate + promised - damping * distance - 1e-14:
+        if new_win_rate < win_rate + promised - damping * distance - _ROUNDING_OF_WIN_RATE:
             damping = max(2 * damping, 1e-6 * float(np.sum(rises)))
         else:
             log_density, win_rate, rises = proposal, new_win_rate, new_rises

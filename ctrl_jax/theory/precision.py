@@ -16,8 +16,10 @@ def double_precision() -> Iterator[None]:
         yield
 
 
-def evaluate(function: Callable[[jax.Array], jax.Array], ranks: np.ndarray) -> np.ndarray:
-    """The elementwise `function` at `ranks` in float64; `function` may be written in JAX or in numpy."""
+def evaluate(
+    function: Callable[[jax.Array], jax.Array], ranks: np.ndarray, dtype: type[np.floating] = np.float64
+) -> np.ndarray:
+    """The elementwise `function` at `ranks` as `dtype` computes it; `function` may be written in JAX or in numpy."""
     with double_precision():
-        values = np.asarray(function(jnp.asarray(ranks, jnp.float64)), np.float64)
+        values = np.asarray(function(jnp.asarray(ranks, dtype)), np.float64)
     return np.broadcast_to(values, np.shape(ranks))

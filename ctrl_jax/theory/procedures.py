@@ -17,6 +17,9 @@ import numpy as np
 from ctrl_jax.errors import InputError
 from ctrl_jax.theory.names import check_length, number, split_call, unknown
 
+MOST_SAMPLES = 1_000_000
+"""N, at most: a procedure's law is an array of as many probabilities."""
+
 
 class Procedure(abc.ABC):
     """Picks one of `num_samples` samples by the order of their scores."""
@@ -73,14 +76,13 @@ class Procedure(abc.ABC):
             bottom = np.where(possible, bottom, 0)
             return np.where(possible, log_factorial[top] - log_factorial[bottom] - log_factorial[top - bottom], -np.inf)
 
-        below = np.arange(m)[:, None]
-        chosen_below = np.flatnonzero(law)[None, :]
-        log_share = (
-            log_choose(below, chosen_below)
-            + log_choose(m - 1 - below, n - 1 - chosen_below)
-            - log_choose(np.array(m), np.array(n))
-        )
-        return np.exp(log_share) @ law[law > 0]
+        below, subsets = np.arange(m), log_choose(np.array(m), np.array(n))
+        weights = np.zeros(m)
+        # One place after the other: an array of all m × n would be large for a soft best of many.
+        for place in np.flatnonzero(law)[:, None]:
+            ways = log_choose(below, place) + log_choose(m - 1 - below, n - 1 - place)
+            weights += law[place] * np.exp(ways - subsets)
+        return weights
 
     def __str__(self) -> str:
         return self.name
@@ -186,10 +188,10 @@ class SoftBestOfN(Procedure):
 
     def __post_init__(self) -> None:
         _require_count("soft_best_of_N", self.n)
-        if not 0 < self.temperature < math.inf:
+        if not 1e-6 <= self.temperature <= 1e30:
             raise InputError(
-                f"The temperature of soft_best_of_{self.n} is {self.temperature}; it must be greater than 0 and "
-                f"finite. Its limits are called best_of_{self.n} and sampling."
+                f"The temperature of soft_best_of_{self.n} is {self.temperature}; it must be between 1e-06 and 1e+30. "
+                f"Its limits are called best_of_{self.n} and sampling."
             )
 
     @property
@@ -205,20 +207,23 @@ class SoftBestOfN(Procedure):
         return weights / weights.sum()
 
     def rank_cdf(self, cdf: jax.Array) -> jax.Array:
-        # Factored, so that no small difference is divided by another as b → 1:
-        # F Σ_k (b + (1 - b) F)^(n-1-k) b^k / Σ_k b^k, by Horner's scheme.
         cdf = jnp.asarray(cdf)
-        decay = self._decay
-        base = decay + (1 - decay) * cdf
-        total = jnp.ones_like(cdf)
-        for k in range(1, self.n):
-            total = total * base + decay**k
-        return cdf * total / sum(decay**k for k in range(self.n))
+        if -self.n * self._log_decay < 40:
+            # Divided by b^n, so that as b → 1 no small difference of large numbers is divided by another.
+            rise = math.expm1(-self._log_decay)
+            return jnp.expm1(self.n * jnp.log1p(rise * cdf)) / math.expm1(-self.n * self._log_decay)
+        decay = jnp.asarray(self._decay, cdf.dtype)
+        lowest = decay**self.n
+        return ((decay + (1 - decay) * cdf) ** self.n - lowest) / (1 - lowest)
 
     @property
     def _decay(self) -> float:
         """b = e^{-1 / (temperature (n - 1))}: a place lower in the order is as many times less probable."""
-        return math.exp(-1 / (self.temperature * (self.n - 1))) if self.n > 1 else 0.0
+        return math.exp(self._log_decay)
+
+    @property
+    def _log_decay(self) -> float:
+        return -1 / (self.temperature * (self.n - 1)) if self.n > 1 else -math.inf
 
 
 @dataclass(frozen=True)
@@ -233,9 +238,9 @@ class BestOfPoisson(Procedure):
     mu: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.mu <= 500:
+        if not 1e-12 <= self.mu <= 500:
             raise InputError(
-                f"The mean of best_of_poisson is {self.mu}; it must be greater than 0 and at most 500. "
+                f"The mean of best_of_poisson is {self.mu}; it must be at least 1e-12 and at most 500. "
                 "Its limit at 0 is called sampling."
             )
 
@@ -275,7 +280,7 @@ class Mixture(Procedure):
 
     def __post_init__(self) -> None:
         weights = [weight for weight, _ in self.components]
-        if not weights or min(weights) <= 0 or abs(sum(weights) - 1) > 1e-6:
+        if not all(0 < weight <= 1 for weight in weights) or not abs(sum(weights) - 1) <= 1e-6:
             raise InputError(
                 f"The probabilities of a mixture of procedures are {weights}, which sum to {sum(weights):g}; "
                 "they must be greater than 0 and sum to 1."
@@ -370,5 +375,7 @@ def _one_hot(n: int, place: int) -> np.ndarray:
 
 
 def _require_count(name: str, n: int) -> None:
-    if not isinstance(n, int) or n < 1:
-        raise InputError(f"The N of {name} is {n!r}; it must be a whole number of samples, at least 1.")
+    if not isinstance(n, int) or not 1 <= n <= MOST_SAMPLES:
+        raise InputError(
+            f"The N of {name} is {n!r}; it must be a whole number of samples, at least 1 and at most {MOST_SAMPLES:,}."
+        )

@@ -128,13 +128,14 @@ def logit() -> Transform:
 def exponential(rate: float) -> Transform:
     """Φ_t(u) = sign(t) e^{tu}: close to optimal for best-of-N with t > 0, for worst-of-N with t < 0.
 
-    As t → 0 the normalised transform becomes the identity; t = 0 itself, a constant, raises InputError.
+    As t → 0 the normalised transform becomes the identity. Raises InputError unless 1e-8 ≤ |t| ≤ 700: below, it is the
+    identity to all digits that matter, and above, e^{tu} has no float64.
     """
     rate = float(rate)
-    if rate == 0 or not math.isfinite(rate):
+    if not 1e-8 <= abs(rate) <= 700:
         raise InputError(
-            f"exponential({number(rate)}) is no transform: its rate must be finite and not 0. "
-            "Its limit at 0 is called identity."
+            f"exponential({number(rate)}) is no transform: its rate must be finite, and between 1e-8 and 700, or "
+            "between -700 and -1e-8. Its limit at 0 is called identity; beyond 700, e^rate is too large a number."
         )
     return _Exponential(rate)
 
@@ -171,7 +172,8 @@ def normalized(phi: Transform, edge: float = 1e-4) -> Transform:
     Where Φ is infinite at an end of [0, 1], ranks are clipped `edge` short of that end; at an end where Φ is finite
     they are not. A rank from K reference responses knows no more than 1/K anyway.
 
-    Raises InputError where Φ is constant or not a number.
+    Raises InputError where Φ is constant or not a number, and where float32, which it is trained with, does not carry
+    it.
     """
     if isinstance(phi, _Exponential):
         return _NormalizedExponential(phi.rate)
@@ -184,7 +186,15 @@ def normalized(phi: Transform, edge: float = 1e-4) -> Transform:
     bottom, top = evaluate(phi, ends).tolist()
     if not top > bottom:
         raise InputError(f"{phi} cannot be normalised: it goes from {bottom} to {top}, and must increase.")
-    return _Normalized(phi, low=float(ends[0]), high=float(ends[1]), bottom=bottom, top=top)
+    scaled = _Normalized(phi, low=float(ends[0]), high=float(ends[1]), bottom=bottom, top=top)
+    ranks = np.linspace(0, 1, 65)
+    error = np.max(np.abs(evaluate(scaled, ranks, np.float32) - evaluate(scaled, ranks)))
+    if not error < 1e-3:
+        raise InputError(
+            f"{phi} goes from {number(bottom)} to {number(top)}, and float32, which it is trained with, does not tell "
+            f"its values apart: of its range, {error:.2g} are lost. Shift and scale it, such as to the range [0, 1]."
+        )
+    return scaled
 
 
 def parse(text: str) -> Transform:

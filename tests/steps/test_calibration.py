@@ -211,3 +211,29 @@ def test_sharded_equals_single_device(mesh):
     np.testing.assert_array_equal(jax.jit(step)(rewards, references), calibrate(rewards, references))
     step = jax.shard_map(leave_one_out, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
     np.testing.assert_allclose(jax.jit(step)(references), leave_one_out(references), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e20, 1e-20, 1e-30])
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_ranks_are_the_same_on_any_scale_that_float32_holds(scale, shift):
+    rewards, references = normal(3, 5).round(1) + shift, normal(3, 40, seed=1).round(1) + shift
+    scaled = calibrate(rewards * jnp.float32(scale), references * jnp.float32(scale))
+    np.testing.assert_array_equal(scaled, calibrate(rewards, references))
+
+
+def test_neighbours_in_float32_are_told_apart_and_nothing_nearer_is():
+    large = np.float32(1e20)
+    above = np.nextafter(large, np.float32(np.inf))
+    np.testing.assert_array_equal(calibrate(jnp.asarray([[above, large]]), jnp.asarray([[large]])), [[1, 0.5]])
+    assert np.float32(1e20 + 1) == large
+
+
+def test_minus_zero_is_zero_in_ranks_and_in_ties():
+    zeros = jnp.asarray([[-0.0, 0.0]])
+    np.testing.assert_array_equal(calibrate(zeros, zeros), [[0.5, 0.5]])
+    np.testing.assert_array_equal(calibrate(jnp.asarray([[-1.0, 0.0, -0.0, 1.0]]), zeros), [[0, 0.5, 0.5, 1]])
+
+
+def test_what_is_out_of_range():
+    rewards = np.array([0.0, -1e30, 1.1e30, np.inf, -np.inf, np.nan, 1e300])
+    np.testing.assert_array_equal(calibration.out_of_range(rewards), [False, False, True, True, True, True, True])

@@ -154,9 +154,69 @@ def test_a_kl_that_a_flat_top_cannot_reach():
         ideal.at_kl(halves, 0.7)
 
 
+RATES = st.one_of(st.floats(1e-8, 700), st.floats(-700, -1e-8))
+EXTREME_KLS = st.one_of(st.floats(-300, 300).map(lambda power: 10.0**power), st.floats(0.01, 20))
+
+
+@settings(deadline=2000, max_examples=60, derandomize=True)
+@given(
+    st.one_of(
+        RATES.map(transforms.exponential),
+        RATES.map(lambda rate: transforms.normalized(transforms.exponential(rate))),
+        st.sampled_from([transforms.identity(), transforms.logarithm(), transforms.logit()]),
+    ),
+    EXTREME_KLS,
+)
+def test_every_transform_at_every_kl_has_a_policy_or_an_error_at_once(phi, kl):
+    try:
+        policy = ideal.at_kl(phi, kl)
+    except InputError as error:
+        message = str(error)
+        assert any(reason in message for reason in ("up to 20 nats", "flat near its top", "no float64")), message
+        assert "\n" not in message
+    else:
+        assert policy.kl == pytest.approx(kl, rel=1e-6)
+        assert 0.5 - 1e-9 <= policy.win_rate(BestOfN(4)) <= 1 + 1e-9
+        cdf = policy.cdf(U)
+        assert np.all(np.isfinite(cdf)) and np.all(np.diff(cdf) >= 0)
+
+
+@pytest.mark.parametrize("rate", [-700.0, -400.0, 400.0, 700.0])
+@pytest.mark.parametrize("kl", [1e-6, 0.1, 2.0])
+def test_a_steep_exponential_is_the_one_on_the_range_0_to_1(rate, kl):
+    """e^(2·355) is no float64: the spread of Φ is not to be squared."""
+    steep, policy = transforms.exponential(rate), ideal.at_kl(transforms.exponential(rate), kl)
+    try:
+        scaled = ideal.at_kl(transforms.normalized(steep), kl)
+    except InputError as error:  # 1 - e^(-700u) rounds to 1
+        assert rate < 0 and "flat near its top" in str(error)
+    else:
+        np.testing.assert_allclose(policy.cdf(U), scaled.cdf(U), atol=1e-6)
+
+
+@pytest.mark.parametrize("kl", [1e-9, 1e-7, 1e-6, 1e-5, 1e-4])
+def test_a_small_kl_of_the_identity_is_that_of_its_variance(kl):
+    # KL = 1/(24 β²) + O(β⁻⁴): the identity's variance is 1/12, its third cumulant 0.
+    policy = ideal.at_kl(transforms.identity(), kl)
+    assert policy.beta == pytest.approx(1 / math.sqrt(24 * kl), rel=kl + 1e-9)
+    # To first order p = 1 + (u - ½)/β, with which one sample wins ½ + 1/(12 β).
+    assert policy.win_rate(Sampling()) - 0.5 == pytest.approx(1 / 12 / policy.beta, rel=10 * kl + 1e-6)
+
+
+@pytest.mark.parametrize("kl", [12.0, 16.0, 19.9])
+def test_the_highest_kl_in_closed_form(kl):
+    # exp(u/β) is β⁻¹ e^(-x/β) at x = 1 - u, of KL -log β - 1; u^(n-1) has KL log n - (n - 1)/n.
+    assert ideal.at_kl(transforms.identity(), kl).beta == pytest.approx(math.exp(-1 - kl), rel=1e-4)
+    assert 1 / ideal.at_kl(transforms.logarithm(), kl).beta == pytest.approx(math.exp(kl + 1), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: ideal.at_kl(transforms.identity(), 50), "KL is 50 nats; .* up to 20 nats"),
+        (lambda: ideal.at_kl(transforms.exponential(700), 1e-200), "KL of 1e-200 nats at β .* no float64"),
+        (lambda: ideal.at_kl(lambda u: 1e-305 * u, 1), "goes from .* scale it"),
+        (lambda: ideal.at_kl(lambda u: (2 * u - 1) * 1.7e308, 1), "goes from .* scale it"),
         (lambda: ideal.tilt(transforms.identity(), 0), "β is 0"),
         (lambda: ideal.tilt(transforms.identity(), math.nan), "β is nan"),
         (lambda: ideal.tilt(transforms.logit(), 0.9), "β > 1"),

@@ -1,7 +1,12 @@
+import math
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ctrl_jax.errors import InputError
 from ctrl_jax.theory import ideal, procedures, transforms
@@ -137,3 +142,129 @@ def test_its_name_and_its_frozenness():
 def test_one_positive_number_is_given(given):
     with pytest.raises(InputError, match="optimal_transform got"):
         optimal_transform(BestOfN(4), **given)
+
+
+@dataclass(frozen=True)
+class OrderStatistics:
+    """A procedure of one's own: the i-th lowest of n with probability law[i]. It has a rank CDF and nothing else."""
+
+    law: tuple[float, ...]
+
+    def rank_cdf(self, cdf):
+        n, below = len(self.law), np.append(0, np.cumsum(self.law))
+        return sum(below[j] * math.comb(n, j) * cdf**j * (1 - cdf) ** (n - j) for j in range(1, n + 1))
+
+
+@dataclass(frozen=True)
+class Median:
+    """Of three, as a user writes it down."""
+
+    def rank_cdf(self, cdf):
+        return 3 * cdf**2 - 2 * cdf**3
+
+
+def slope_of(law, cdf):
+    """T'[F] of a law over order statistics, of which the i-th lowest of n has the law Beta(i, n - i + 1)."""
+    n = len(law)
+    return sum(share * n * math.comb(n - 1, i) * cdf**i * (1 - cdf) ** (n - 1 - i) for i, share in enumerate(law))
+
+
+def assert_optimal(procedure, law, kl, bumps):
+    phi = optimal_transform(procedure, kl=kl)
+    best = phi.policy.win_rate(procedure)
+    assert phi.policy.kl == pytest.approx(kl, rel=1e-6)
+    # It is the derivative of the win rate at its own policy: ∂W/∂p(u) = -∫ᵤ¹ T'[F] T'[s] ds, and a constant.
+    slopes = integral_from_zero(slope_of(law, phi.policy.cdf(GRID)) * slope_of(law, GRID))
+    values = evaluate(phi, GRID)
+    np.testing.assert_allclose(values - values[-1], slopes - slopes[-1], atol=5e-3 * slopes[-1] + 1e-5)
+    for other in BUILT_IN:
+        assert best >= ideal.at_kl(transforms.parse(other), kl).win_rate(procedure) - 1e-8, other
+    for bump in bumps:
+        changed = ideal.at_kl(lambda u, bump=bump: phi(u) + phi.policy.beta * bump(u), kl)
+        assert best >= changed.win_rate(procedure) - 1e-8
+
+
+def wave(amplitude, frequency, phase):
+    return lambda u: amplitude * jnp.sin(frequency * u + phase)
+
+
+WAVES = st.builds(wave, st.floats(0.02, 1), st.floats(1, 40), st.floats(0, 6))
+
+
+@st.composite
+def laws(draw):
+    """One of n samples' order statistics, or a mixture of several."""
+    n = draw(st.integers(1, 32))
+    places = draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=4, unique=True))
+    law = np.zeros(n)
+    law[places] = [draw(st.floats(0.05, 1)) for _ in places]
+    return tuple((law / law.sum()).tolist())
+
+
+@settings(deadline=None, max_examples=10, derandomize=True)
+@given(laws(), st.floats(math.log(0.05), math.log(4)), st.lists(WAVES, min_size=2, max_size=2))
+def test_any_mixture_of_order_statistics_has_its_optimum(law, log_kl, bumps):
+    assert_optimal(OrderStatistics(law), law, math.exp(log_kl), bumps)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(laws(), st.floats(math.log(0.05), math.log(4)), st.lists(WAVES, min_size=2, max_size=2))
+def test_any_of_many_mixtures_of_order_statistics_has_its_optimum(law, log_kl, bumps):
+    assert_optimal(OrderStatistics(law), law, math.exp(log_kl), bumps)
+
+
+@pytest.mark.parametrize("kl", [0.05, 0.5, 4.0])
+def test_the_median_of_three(kl):
+    assert_optimal(Median(), (0.0, 1.0, 0.0), kl, [wave(0.1, 9, 0), wave(0.5, 3, 1)])
+
+
+@pytest.mark.parametrize("law", [(1.0, *[0.0] * 31), (*[0.0] * 31, 1.0), (*[0.0] * 15, 1.0, *[0.0] * 16)])
+def test_a_win_rate_of_1_leaves_no_budget_without_a_policy(law):
+    # At 15 nats the slopes are below 1e-300: what is left to ask for is a higher rank.
+    phi = optimal_transform(OrderStatistics(law), kl=15.0)
+    assert phi.policy.kl == pytest.approx(15.0, rel=1e-6)
+    assert phi.policy.win_rate(OrderStatistics(law)) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_steep_rank_cdf_keeps_its_digits():
+    """T[U] of the worst of 32 rounds to 1 from u = .7 on, where the policy of 4 nats is at u > .98."""
+    phi = optimal_transform(WorstOfN(32), kl=1.5)
+    closed = integral_from_zero(32**2 * ((1 - GRID) * (1 - phi.policy.cdf(GRID))) ** 31)
+    seen = evaluate(phi, GRID)
+    below = (GRID > 0.01) & (seen < 1e-9 * seen[0])  # above the tie-break
+    assert below.any()
+    np.testing.assert_allclose(seen[below], (closed - closed[-1])[below], rtol=0.1)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A procedure by its rank CDF."""
+
+    rank_cdf: object
+
+
+@pytest.mark.parametrize(
+    ("rank_cdf", "message"),
+    [
+        (lambda cdf: cdf**2 * (3 - 2.5 * cdf), "goes from 0 to 0.5; it must go from 0 to 1"),
+        (lambda cdf: cdf - 0.5 * jnp.sin(2 * jnp.pi * cdf), r"falls: its slope at .* is -2\.14.*A CDF never falls"),
+        (lambda cdf: jnp.where(cdf > 0.5, 1.0, 0.0) * (cdf > 0), "slopes that add up to 0 in place of 1: it jumps"),
+        (lambda cdf: jnp.where(cdf < 1, cdf * jnp.nan, 1.0), "not finite everywhere"),
+        (lambda cdf: np.asarray(cdf) ** 2, "cannot be differentiated.*Write it in jax.numpy"),
+        (lambda cdf: cdf if cdf > 0.5 else cdf**2, "cannot be differentiated.*Write it in jax.numpy"),
+    ],
+)
+def test_what_is_no_rank_cdf_is_refused(rank_cdf, message):
+    with pytest.raises(InputError, match=message):
+        optimal_transform(Written(rank_cdf), kl=0.5)
+
+
+@pytest.mark.parametrize("kl", [1e-300, 1e-9, 21.0, 1e300])
+def test_any_kl_has_an_answer_or_an_error(kl):
+    try:
+        phi = optimal_transform(BestOfN(4), kl=kl)
+    except InputError as error:
+        assert "20 nats" in str(error) and kl > 20
+    else:
+        assert phi.policy.kl == pytest.approx(kl, rel=1e-6)

@@ -55,6 +55,17 @@ def test_a_name_reads_back(name):
         ("half*best_of_2+0.5*sampling", ["'half*best_of_2'"]),
         ("0.5*best_of_2+0.5*bst_of_8", ["'bst_of_8'"]),
         ("1.5*best_of_2+-0.5*sampling", ["greater than 0"]),
+        ("nan*best_of_2+1*best_of_2", ["nan", "greater than 0 and sum to 1"]),
+        ("inf*best_of_2+0.5*sampling", ["inf", "sum to 1"]),
+        ("1e300*best_of_2+1*sampling", ["1e+300", "sum to 1"]),
+        ("0*best_of_2+1*sampling", ["[0.0, 1.0]", "greater than 0"]),
+        ("soft_best_of_4(nan)", ["nan", "best_of_4 and sampling"]),
+        ("soft_best_of_4(1e-300)", ["1e-300", "between 1e-06 and 1e+30"]),
+        ("soft_best_of_4(1e300)", ["1e+300", "between 1e-06 and 1e+30"]),
+        ("best_of_poisson(nan)", ["nan"]),
+        ("best_of_poisson(1e-300)", ["1e-300", "sampling"]),
+        ("best_of_poisson(1e300)", ["1e+300", "at most 500"]),
+        ("best_of_2000000", ["2000000", "at most 1,000,000"]),
     ],
 )
 def test_an_unknown_procedure_names_the_value_and_the_fix(text, parts):
@@ -186,6 +197,53 @@ def test_limits_coincide(near, limit):
 def test_soft_best_of_n_weighs_ranks_exponentially():
     weights = np.exp(np.array([0, 1 / 3, 2 / 3, 1]) / 0.2)
     np.testing.assert_allclose(SoftBestOfN(4, 0.2).law(), weights / weights.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "best_of_1000000",
+        "worst_of_1000000",
+        "soft_best_of_1000000(0.1)",
+        "soft_best_of_1000000(1e-06)",
+        "soft_best_of_1000000(1e+30)",
+        "soft_best_of_2(1e-06)",
+        "soft_best_of_2(1e+30)",
+        "best_of_poisson(500)",
+        "best_of_poisson(1e-12)",
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_extreme_procedure_has_a_rank_cdf_with_slopes(name, dtype):
+    procedure, u = procedures.parse(name), np.array([0, 1e-6, 0.3, 0.5, 0.99, 0.999999, 1])
+    with double_precision():
+        cdf = jnp.asarray(u, dtype)
+        values, slopes = jax.jvp(procedure.rank_cdf, (cdf,), (jnp.ones_like(cdf),))
+    assert np.all(np.isfinite(values)) and np.all(np.isfinite(slopes)) and np.all(slopes >= -1e-6)
+    assert values[0] == 0 and values[-1] == pytest.approx(1) and np.all(np.diff(values) >= 0)
+
+
+def test_a_soft_best_of_many_has_the_limits_of_its_temperature():
+    # Picked with probability ∝ e^(r/τ) among so many ranks r, the CDF of a pick is (e^(F/τ) - 1)/(e^(1/τ) - 1).
+    u = np.linspace(0, 1, 11)
+    many = rank_cdf(SoftBestOfN(1_000_000, 0.2), u)
+    np.testing.assert_allclose(many, np.expm1(u / 0.2) / np.expm1(1 / 0.2), atol=1e-4)
+    np.testing.assert_allclose(rank_cdf(SoftBestOfN(1000, 1e20), u), u, atol=1e-12)
+    np.testing.assert_allclose(rank_cdf(SoftBestOfN(7, 1e-6), u), u**7, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+@pytest.mark.parametrize("temperature", [0.05, 0.9, 1.4, 2.0, 1e4, 1e12])
+def test_soft_best_of_n_by_its_law_on_both_sides_of_where_its_form_changes(n, temperature):
+    procedure, u = SoftBestOfN(n, temperature), np.linspace(0, 1, 21)
+    expected = sum(share * special.betainc(i + 1, n - i, u) for i, share in enumerate(procedure.law()))
+    np.testing.assert_allclose(rank_cdf(procedure, u), expected, atol=1e-12)
+
+
+def test_order_weights_of_a_large_sample_are_finite():
+    for procedure in (BestOfN(4), WorstOfN(500), SoftBestOfN(300, 0.1), BestOfPoisson(500.0)):
+        weights = procedure.order_weights(50_000)
+        assert np.all(weights >= 0) and weights.sum() == pytest.approx(1, abs=1e-8)
 
 
 def test_a_mixture_has_no_mixture_within():

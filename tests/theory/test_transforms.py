@@ -40,6 +40,10 @@ def test_parse_reads_a_name_back_and_gives_its_formula(name):
         ("exponential(0)", ["exponential(0)", "identity"]),
         ("exponential(ten)", ["'ten'"]),
         ("exponential(inf)", ["finite"]),
+        ("exponential(nan)", ["finite"]),
+        ("exponential(701)", ["exponential(701)", "between 1e-8 and 700"]),
+        ("exponential(-1e300)", ["exponential(-1e+300)", "-700"]),
+        ("exponential(1e-300)", ["exponential(1e-300)", "identity"]),
         ("identity(3)", ["'identity(3)'"]),
         ("exponential(10", ["'exponential(10'"]),
         ("", ["''"]),
@@ -51,7 +55,7 @@ def test_an_unknown_transform_names_the_value_and_the_fix(text, parts):
     assert all(part in str(error.value) for part in parts), error.value
 
 
-@pytest.mark.parametrize("rate", [10.0, -10.0, 50.0, -50.0, 500.0, -500.0, 0.3, 1e-6])
+@pytest.mark.parametrize("rate", [10.0, -10.0, 50.0, -50.0, 500.0, -500.0, 700.0, -700.0, 0.3, 1e-6, 1e-8, -1e-8])
 def test_a_normalised_exponential_is_sound_in_float32(rate):
     phi = jax.jit(transforms.normalized(transforms.exponential(rate)))
     u = jnp.linspace(0, 1, 101, dtype=jnp.float32)
@@ -92,6 +96,12 @@ def test_as_the_rate_vanishes_the_exponential_is_the_identity():
 @pytest.mark.parametrize("phi", [lambda u: 0 * u, lambda u: -u, lambda u: u * jnp.nan])
 def test_what_does_not_increase_cannot_be_normalised(phi):
     with pytest.raises(InputError, match="must increase"):
+        transforms.normalized(phi)
+
+
+@pytest.mark.parametrize("phi", [lambda u: 1e-60 * u, lambda u: 1e9 + u, lambda u: 1e300 * u])
+def test_what_float32_does_not_carry_cannot_be_normalised(phi):
+    with pytest.raises(InputError, match=r"float32, which it is trained with.*Shift and scale"):
         transforms.normalized(phi)
 
 
