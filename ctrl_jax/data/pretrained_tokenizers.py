@@ -8,7 +8,6 @@ Plain text never becomes a control token, whoever wrote it: both kinds of `_Voca
 control tokens stand apart.
 """
 
-import hashlib
 import json
 import re
 import secrets
@@ -21,6 +20,7 @@ from typing import Any, Protocol
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from ctrl_jax.data import downloads
 from ctrl_jax.data.chat_templates import ChatTemplate, Pieces
 from ctrl_jax.data.conversations import Conversation, transcript
 from ctrl_jax.errors import InputError
@@ -67,15 +67,20 @@ def load(folder: Path, *, embedding_rows: int) -> "PretrainedTokenizer":
         bos_ids=_bos_ids(settings, vocabulary, variables.get("bos_token")),
         eos_ids=tuple(dict.fromkeys(eos_ids)),
         pad_id=named_pad if named_pad is not None else [*special.ids["pad_token"], *eos_ids][0],
-        fingerprint=_fingerprint(
-            vocabulary.contents,
-            template.source if template else None,
-            settings,
-            vocabulary.controls,
-            variables,
-            eos_ids,
-        ),
+        fingerprint=downloads.fingerprint(files(folder)),
     )
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """By name, the files of a model's directory that `load` reads, as far as they are there."""
+    # config.json has ends of a reply too; of both vocabularies the first is used.
+    names = [
+        *("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
+        *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"),
+    ]
+    templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
+    found = [*(folder / name for name in names), *templates]
+    return {str(path.relative_to(folder)): path for path in found if path.is_file()}
 
 
 class PretrainedTokenizer:
@@ -450,9 +455,3 @@ def _utf8(path: Path, contents: bytes) -> str:
             f"{path} is not UTF-8: byte {error.start} is 0x{contents[error.start]:02x}. Save it as UTF-8, or copy it "
             "again."
         ) from error
-
-
-def _fingerprint(contents: bytes, *parts: Any) -> str:
-    digest = hashlib.blake2s(hashlib.blake2s(contents).digest(), digest_size=8)
-    digest.update(json.dumps(parts, sort_keys=True).encode())
-    return digest.hexdigest()

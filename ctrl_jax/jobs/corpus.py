@@ -1,9 +1,13 @@
 """The data stage: the records, their tokenizer, and both as arrays."""
 
+import hashlib
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from rich.markup import escape
 
 from ctrl_jax import config
 from ctrl_jax.data import pipelines, sources, tokenizers
@@ -12,7 +16,7 @@ from ctrl_jax.data.splits import Loaded
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import say
-from ctrl_jax.runtime.stages import Stage, write_bytes
+from ctrl_jax.runtime.stages import DONE, Stage, fingerprint, write_bytes
 from ctrl_jax.types import Examples, PreferencePairs, Prompts, Responses
 
 
@@ -22,7 +26,18 @@ class Corpus:
     records: dict[str, list[Record]]
     """By split: train, validation, test. Their prompts do not overlap."""
     tokenizer: tokenizers.Tokenizer
-    stage: str
+
+    def key(self, *splits: str) -> str:
+        """Names all that a stage may take of these splits: their records, the tokens of these, and their lengths."""
+        # Not the source, nor its seed and size: the records are what they gave.
+        lengths = {name: getattr(self.data, name) for name in ("prompt_length", "long_prompts", "response_length")}
+        records = {split: self.digests[split] for split in splits}
+        return fingerprint({**lengths, "tokenizer": self.tokenizer.fingerprint, "records": records})
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Of each split's records, whatever fields they have."""
+        return {split: _digest(records) for split, records in self.records.items()}
 
     @property
     def demonstrations(self) -> Examples:
@@ -98,6 +113,8 @@ class Corpus:
 def prepare(data: config.Data, stage: Stage, tokenizer: tokenizers.Tokenizer | None) -> Corpus:
     """Generates, downloads or reads the records, and trains a tokenizer on them where the model brings none."""
     with stage.exclusive(), hosts.first_then_others():
+        if hosts.first() and not stage.complete:
+            _discard_unfinished(stage)
         loaded = sources.load(data, stage.directory / "tfds")
         if tokenizer is None:
             tokenizer = _trained(data, loaded, stage)
@@ -106,7 +123,19 @@ def prepare(data: config.Data, stage: Stage, tokenizer: tokenizers.Tokenizer | N
                 reasons = ", ".join(f"{count} {reason}" for reason, count in loaded.dropped.items())
                 say(f"{data.source}: {loaded.rows} rows, of which were dropped: {reasons}.")
             stage.finish({**{split: len(rows) for split, rows in loaded.records.items()}, "dropped": loaded.dropped})
-    return Corpus(data, loaded.records, tokenizer, stage.directory.name)
+    return Corpus(data, loaded.records, tokenizer)
+
+
+def _discard_unfinished(stage: Stage) -> None:
+    """Leaves of what an earlier process prepared only what it downloaded: nothing tells whether the rest is whole."""
+    prepared = stage.directory / "tfds"
+    if prepared.exists():
+        say(f"[yellow]{escape(str(stage.directory))} was left without its {DONE}: it is prepared anew.")
+    for path in [*prepared.glob("*"), stage.directory / tokenizers.FILENAME]:
+        if path.is_dir() and path.name != "downloads":
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
 
 
 def _trained(data: config.Data, loaded: Loaded, stage: Stage) -> tokenizers.Tokenizer:
@@ -115,3 +144,10 @@ def _trained(data: config.Data, loaded: Loaded, stage: Stage) -> tokenizers.Toke
         texts = [f"{transcript(record.prompt)} {record.response or ''}" for record in loaded.records["train"]]
         write_bytes(path, tokenizers.train(texts, vocabulary_size=data.vocabulary_size).model)
     return tokenizers.load(stage.directory)
+
+
+def _digest(records: Sequence[Record]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(f"{record!r}\n".encode(errors="surrogatepass"))
+    return digest.hexdigest()

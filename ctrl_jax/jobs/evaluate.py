@@ -3,24 +3,27 @@
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.markup import escape
 
 from ctrl_jax import build
 from ctrl_jax.config import Policy
 from ctrl_jax.data.language import gold_reward
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.errors import InputError
+from ctrl_jax.jobs import results, reward_model, scored
 from ctrl_jax.jobs.reward_model import Reward
 from ctrl_jax.jobs.rollouts import in_batches, respond, score
 from ctrl_jax.jobs.run import Run
+from ctrl_jax.jobs.sft import Trained, training_seconds
 from ctrl_jax.jobs.train import Aligned
-from ctrl_jax.runtime.metrics import read_metrics
-from ctrl_jax.runtime.stages import read_arrays, read_json, write_arrays, write_bytes, write_json
+from ctrl_jax.runtime import checksums, hosts
+from ctrl_jax.runtime.console import say
+from ctrl_jax.runtime.stages import DONE, plain, read_arrays, read_json, write_arrays, write_bytes, write_json
 from ctrl_jax.steps import calibration, preference, win_rate
 from ctrl_jax.theory import ideal, optimal, procedures, transforms
 from ctrl_jax.types import Responses, Rollouts, Transform
@@ -39,13 +42,23 @@ class Judged(NamedTuple):
 
 
 def read(run: Run) -> dict[str, Any] | None:
-    """What an earlier run wrote, or None. It is still right: a claimed work directory is one experiment's alone."""
-    path = run.work_dir / "evaluation.json"
-    return read_json(path) if path.exists() else None
+    """What an earlier run of this experiment, of the same contents, wrote; None where it is to be made."""
+    whole = hosts.first() and results.set_damaged_aside(run.work_dir)
+    if not hosts.agree(whole and results.is_of(run.work_dir, run.claimed_config)):
+        return None
+    if checksums.about(run.work_dir / results.RESULTS)["draws"] != plain(build.draws()):
+        return None
+    if run.experiment.reward_model.function is not None:
+        # What a function's answers depend on besides its source is seen by asking it again.
+        reason = scored.changed(run, reward_model.run(run, Trained({}, "")), run.work_dir)
+        if reason:
+            say(f"[yellow]{escape(reason)}. What depends on it is made anew.")
+            return None
+    return read_json(run.work_dir / "evaluation.json")
 
 
 def run(run: Run, aligned: Aligned) -> dict[str, Any]:
-    """Writes `evaluation.npz`, `samples.jsonl` and, last, `evaluation.json`; returns what is in that."""
+    """Writes `evaluation.npz`, `samples.jsonl`, `evaluation.json` and, last, their seal; returns what is evaluated."""
     config = run.experiment.evaluation
     prompts = run.corpus.prompts("test", config.prompts)
     reference, reference_seconds = _reference(run, aligned, prompts)
@@ -61,6 +74,8 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
     calibrated = np.asarray(calibration.calibrate(rewards, reference_rewards))
     reference_calibrated = np.asarray(calibration.leave_one_out(reference_rewards))
 
+    results.unseal(run.work_dir)
+    scored.keep(run, aligned.reward, run.work_dir, prompts.prompts, policy.responses)
     write_arrays(
         run.work_dir / "evaluation.npz",
         policy_rewards=policy.rewards,
@@ -83,15 +98,16 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
         "reward_model": reward_quality,
         "ties": float(np.mean(win_rate.share_of_ties(rewards, reference_rewards))),
         "timings": {
-            "sft": _training_seconds(run.stages_dir / aligned.reference.stage),
-            "reward_model": _training_seconds(run.stages_dir / aligned.reward.stage),
+            "sft": aligned.reference.seconds,
+            "reward_model": aligned.reward.seconds,
             "calibrate": aligned.calibration_seconds,
             "reference_evaluation": reference_seconds,
-            "train": _training_seconds(run.work_dir),
+            "train": training_seconds(run.work_dir),
             "evaluate": time.monotonic() - started,
         },
     }
     write_json(run.work_dir / "evaluation.json", evaluation)
+    results.seal(run.work_dir, run.claimed_config, draws=build.draws())
     return evaluation
 
 
@@ -100,7 +116,7 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
     config = run.experiment.evaluation
     stage = run.stage(
         "reference_evaluation",
-        corpus=run.corpus.stage,
+        corpus=run.corpus.key("test"),
         reference=aligned.reference.stage,
         reward_model=aligned.reward.stage,
         prompts=config.prompts,
@@ -110,7 +126,12 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
     )
     path = stage.directory / "responses.npz"
     with stage.exclusive():
+        if stage.complete and (reason := scored.changed(run, aligned.reward, stage.directory)):
+            place = stage.supersede()
+            say(f"[yellow]{escape(reason)}. The reference is evaluated anew; the old one is in {escape(str(place))}.")
         if not stage.complete:
+            if path.exists():
+                say(f"[yellow]{escape(str(stage.directory))} was left without its {DONE}: it is made anew.")
             started = time.monotonic()
             rollouts, rewards = respond(
                 run,
@@ -121,6 +142,7 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
                 config.responses_per_prompt,
             )
             responses = rollouts.responses
+            scored.keep(run, aligned.reward, stage.directory, prompts.prompts, responses)
             gold = _gold(run, prompts, responses)
             golden = {} if gold is None else {"gold": gold}
             write_arrays(path, tokens=responses.tokens, lengths=responses.lengths, rewards=rewards, **golden)
@@ -252,9 +274,3 @@ def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, tuple[Judged, 
             }
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_bytes(run.work_dir / "samples.jsonl", lines.encode())
-
-
-def _training_seconds(directory: Path) -> float:
-    """What its updates took; 0 where nothing is trained."""
-    path = directory / "metrics.jsonl"
-    return float(read_metrics(path)["seconds"].sum()) if path.exists() else 0.0

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.jobs import results
 from ctrl_jax.report import figures, page
 from ctrl_jax.report.measurements import Evaluation, Run, lift_share, parse_evaluation, read_run
 from ctrl_jax.runtime.stages import write_bytes
@@ -15,8 +16,9 @@ def run(work_dir: pathlib.Path) -> pathlib.Path:
     """Write `report/` of a work directory and return the path of its index.html.
 
     Beside the page: `headline.png`, one wide picture for a README, and each figure as a PNG under `figures/`.
-    Raises InputError where a required file is missing or corrupt.
+    Raises InputError where a required file is missing, corrupt, or of another run.
     """
+    results.check(work_dir)
     measured = read_run(work_dir)
     report_dir = work_dir / "report"
     charts = {

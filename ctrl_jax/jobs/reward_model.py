@@ -1,6 +1,5 @@
 """What scores responses: a reward model trained on preference pairs, a classifier from a directory, or a function."""
 
-import hashlib
 import importlib
 import inspect
 import sys
@@ -17,8 +16,8 @@ from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import transcript
 from ctrl_jax.data.pipelines import batches, padded
 from ctrl_jax.errors import InputError
-from ctrl_jax.jobs.run import Run
-from ctrl_jax.jobs.sft import Trained
+from ctrl_jax.jobs.run import Run, function_sources
+from ctrl_jax.jobs.sft import Trained, finish
 from ctrl_jax.models import huggingface, lora, partitioning, weights
 from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.stages import fingerprint
@@ -34,7 +33,9 @@ TextReward = Callable[[list[str], list[str]], Sequence[float]]
 class Reward(NamedTuple):
     score: build.Score
     stage: str
-    """The stage that holds it, or a name for what it is: the key of whatever depends on it."""
+    """Names what it is, by content: the key of whatever depends on it."""
+    seconds: float = 0.0
+    """What its training took, if it was trained here."""
 
 
 def run(run: Run, reference: Trained) -> Reward:
@@ -56,7 +57,7 @@ def _trained(run: Run, reference: Trained) -> Reward:
     config = experiment.reward_model
     stage = run.stage(
         "reward_model",
-        corpus=run.corpus.stage,
+        corpus=run.corpus.key("train"),
         reference=reference.stage,
         lora=experiment.model.lora,
         reward_model=config,
@@ -79,8 +80,10 @@ def _trained(run: Run, reference: Trained) -> Reward:
             fingerprint=stage.directory.name,
             columns=("loss", "accuracy"),
         )
+        summary = finish(stage, state.params)
     scorer, params = build.scorer(run.models, run.mesh), lora.overlay(frozen, state.params)
-    return Reward(lambda prompts, responses: scorer(params, prompts, responses), stage.directory.name)
+    name = f"{stage.directory.name}-{summary['params']}"
+    return Reward(lambda prompts, responses: scorer(params, prompts, responses), name, summary["seconds"])
 
 
 def _classifier(run: Run, folder: Path) -> Reward:
@@ -121,7 +124,7 @@ def _bucketed(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
 
 
 def _function(run: Run, name: str) -> Reward:
-    function, source = _load(name)
+    function, sources = _load(name)
 
     def score(prompts: Prompts, responses: Responses) -> np.ndarray:
         prompts, responses = hosts.addressable((prompts, responses))
@@ -155,11 +158,12 @@ def _function(run: Run, name: str) -> Reward:
             raise InputError(f"The reward {name} returned {values[bad]} for response {bad}; return finite numbers.")
         return values.reshape(len(texts), -1)
 
-    return Reward(score, f"function-{fingerprint({'name': name, 'source': source})}")
+    return Reward(score, f"function-{fingerprint({'name': name, 'sources': sources})}")
 
 
-def _load(name: str) -> tuple[TextReward, str]:
-    """The function called module:name, and a hash of its module's source: another source is another reward."""
+def _load(name: str) -> tuple[TextReward, dict[str, str]]:
+    """The function called module:name, and what is known of its module and all that this imports: where any of them is
+    another, it is another reward."""
     module_name, attribute = name.split(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise InputError(
@@ -184,10 +188,19 @@ def _load(name: str) -> tuple[TextReward, str]:
             f"{attribute}(prompts, responses) there, which returns a float for each."
         )
     try:
-        source = inspect.getsource(module)
+        inspect.getsource(module)
     except (OSError, TypeError) as error:
         raise InputError(
             f"--reward-model.function is {name!r}, and {module_name} has no Python source ({error}), by which to tell "
             "whether the reward has changed; wrap it in a function of a .py file."
         ) from error
-    return function, hashlib.sha256(source.encode()).hexdigest()
+    sources = function_sources(name)
+    hosts.check_alike({f"{source} of the reward {name}": known for source, known in sources.items()})
+    imported = vars(module).setdefault("__ctrl_jax_sources__", sources)
+    if imported != sources:
+        changed = ", ".join(one for one in {**imported, **sources} if imported.get(one) != sources.get(one))
+        raise InputError(
+            f"The reward {name} has changed ({changed}) since this process imported it, and would be used as it was. "
+            "Start it again; in a notebook, restart the kernel."
+        )
+    return function, sources

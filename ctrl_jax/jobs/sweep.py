@@ -20,8 +20,8 @@ from rich.markup import escape
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
-from ctrl_jax.jobs import align, report, summary
-from ctrl_jax.jobs.run import Run, check_batches_divide, check_claim
+from ctrl_jax.jobs import align, report, results, summary
+from ctrl_jax.jobs.run import Run, check_batches_divide, check_claim, claimed, contents
 from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import latest_lines, say, table
 from ctrl_jax.runtime.preemption import Preempted
@@ -309,7 +309,12 @@ def _is_locked(path: Path) -> bool:
 
 def _record(point: Point) -> dict[str, Any]:
     path = point.work_dir / "point.json"
-    return read_json(path) if path.exists() else {"attempts": 0, "reason": None}
+    none: dict[str, Any] = {"attempts": 0, "reason": None}
+    try:
+        found = read_json(path) if path.exists() else none
+        return {"attempts": int(found["attempts"]), "reason": found["reason"]}
+    except (InputError, KeyError, TypeError, ValueError):
+        return none  # damaged; it is but a count of attempts
 
 
 def _note(point: Point, attempts: int, reason: str | None) -> None:
@@ -335,7 +340,9 @@ def _state(point: Point, sweep_dir: Path, started: bool) -> dict[str, Any]:
 
 def _done(point: Point) -> bool:
     # The page comes last: a kill between evaluation and report leaves the point without one.
-    return (point.work_dir / "evaluation.json").exists() and _page(point).exists()
+    if not _page(point).exists() or not (point.work_dir / results.RESULTS).exists():
+        return False
+    return results.is_of(point.work_dir, claimed(point.experiment, contents(point.experiment)))
 
 
 def _page(point: Point) -> Path:

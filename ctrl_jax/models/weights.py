@@ -6,12 +6,14 @@ the model itself, and on a mesh each device's part alone.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -240,26 +242,55 @@ def check_new(folder: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """12 hex digits of the config and the weights: all of config.json and of the headers, and samples of each tensor.
+    """12 hex digits of the config and the weights: all of config.json, and of each tensor its name, type, shape, bytes.
 
-    The samples are the first, the middle and the last 4 KiB, so that a model of many gigabytes takes well below a
-    second. Two models that differ elsewhere alone have one fingerprint: no training leaves so much unchanged.
+    All is read, as loading would, by as many threads as there are cores, and once in a process as long as the files
+    have their sizes and times. One model split into other files, or with other metadata, is the same.
 
     Raises:
       InputError: as `load`, on files that are missing or no safetensors.
     """
     folder = Path(folder)
-    digest = hashlib.sha256(json.dumps(huggingface.read_config(folder), sort_keys=True).encode())
-    # By name, so that one model split in other ways, or with other metadata, stays the same.
-    for name, tensor in sorted(_inventory(folder).items()):
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        start, end = _bytes_of(tensor)
-        size = min(4096, end - start)
-        with tensor.file.open("rb") as file:
-            for offset in (start, (start + end - size) // 2, end - size):
-                file.seek(offset)
-                digest.update(file.read(size))
-    return digest.hexdigest()[:12]
+    found = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors") and path.is_file()]
+    return _fingerprint(folder.absolute(), tuple((path.name, *_state(path)) for path in found))
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(8)
+def _fingerprint(folder: Path, state: tuple[tuple[str | int, ...], ...]) -> str:
+    stored = sorted(_inventory(folder).items())
+    starts = {file: _starts(file) for file in {tensor.file for _, tensor in stored}}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        digests = threads.map(lambda entry: _digest(entry[1].file, *starts[entry[1].file][entry[0]]), stored)
+        of_all = hashlib.sha256(json.dumps(huggingface.read_config(folder), sort_keys=True).encode())
+        for (name, tensor), digest in zip(stored, digests, strict=True):
+            of_all.update(f"\n{name} {tensor.dtype} {list(tensor.shape)} {digest}\n".encode())
+    return of_all.hexdigest()[:12]
+
+
+def _starts(file: Path) -> dict[str, tuple[int, int]]:
+    """Where the bytes of each tensor of a file are, from and to."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    return {
+        name: (8 + length + entry["data_offsets"][0], 8 + length + entry["data_offsets"][1])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _digest(file: Path, start: int, end: int) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        opened.seek(start)
+        while block := opened.read(min(2**20, end - opened.tell())):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _inventory(folder: Path) -> dict[str, Tensor]:
@@ -434,14 +465,6 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def _bytes_of(tensor: Tensor) -> tuple[int, int]:
-    """Where the tensor's bytes are in its file: a length, the header as JSON of that length, and then the data."""
-    with tensor.file.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        start, end = json.loads(file.read(length))[tensor.name]["data_offsets"]
-    return 8 + length + start, 8 + length + end
 
 
 def _leaf(params: Params, target: Target) -> jax.Array:
