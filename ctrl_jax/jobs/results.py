@@ -67,6 +67,21 @@ def is_of(work_dir: Path, config: dict[str, Any]) -> bool:
     return not checksums.broken(seal) and checksums.about(seal)["run"] == identity(config)
 
 
+def restore_config(work_dir: Path, config: dict[str, Any]) -> None:
+    """Writes `config.json` again where it says another configuration than the results, which are this one's."""
+    path = work_dir / "config.json"
+    if not (path.exists() and (work_dir / RESULTS).exists() and is_of(work_dir, config)):
+        return
+    try:
+        same = identity(read_json(path)) == identity(config)
+    except InputError:
+        same = False
+    if not same:
+        place = set_aside(work_dir, "damaged", [path.name])
+        write_json(path, config)
+        say(f"[yellow]{escape(str(path))} is not what was written. It is set aside in {place.name}, and written again.")
+
+
 def check(work_dir: Path) -> None:
     """Refuses a work directory whose results are damaged, or of several runs.
 

@@ -170,8 +170,10 @@ def _load(name: str) -> tuple[TextReward, dict[str, str]]:
             f"--reward-model.function is {name!r}, and {module_name!r} is no name of a module; write it as `import` "
             "would, without .py: rewards:brevity for brevity in rewards.py."
         )
-    # As `python -c "import module"` would find it: the command may run from an installed script.
-    sys.path.insert(0, str(Path.cwd()))
+    # As `python -c "import module"` would find it: the command may run from an installed script. The folder stays, for
+    # what the function imports when it is called.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -179,8 +181,6 @@ def _load(name: str) -> tuple[TextReward, dict[str, str]]:
             f"--reward-model.function is {name!r}, and the module {module_name!r} cannot be imported from {Path.cwd()} "
             f"({error}). Write module:name of a file there, or of an installed package."
         ) from error
-    finally:
-        sys.path.pop(0)
     function = getattr(module, attribute, None)
     if not callable(function):
         raise InputError(

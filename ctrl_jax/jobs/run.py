@@ -81,6 +81,8 @@ class Run:
 
         Where contents of files have changed since, that is said, and what is there stays until `renew`.
         """
+        if hosts.first():
+            results.restore_config(self.work_dir, self.claimed_config)
         changed = claim(self.work_dir, self.claimed_config, may_differ=results.may_differ)
         contents = [name for name in changed if name.startswith("contents.")]
         if contents:
@@ -156,8 +158,9 @@ class Run:
 
 def check_claim(experiment: Experiment, work_dir: Path) -> None:
     """Refuses a work directory that is another experiment's, as `Run.claim` does, and writes nothing."""
-    if (work_dir / "config.json").exists():
-        claim(work_dir, claimed(experiment, contents(experiment)), may_differ=results.may_differ)
+    config = claimed(experiment, contents(experiment))
+    if (work_dir / "config.json").exists() and not results.is_of(work_dir, config):
+        claim(work_dir, config, may_differ=results.may_differ)
 
 
 def claimed(experiment: Experiment, contents: dict[str, Any]) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def claim(work_dir: Path, config: Any, *, may_differ: Callable[[set[str]], set[s
     shown = {name: f"{name}: {_shown(old)} → {_shown(new)}" for name, (old, new) in found.items()}
     if refused:
         raise InputError(
-            f"{work_dir} belongs to another experiment, which differs in "
+            f"{work_dir} belongs to another experiment: its config.json differs in "
             f"{', '.join(text for name, text in shown.items() if name in refused)}. Choose another --work-dir, or move "
             f"{work_dir} away to start anew there."
         )
