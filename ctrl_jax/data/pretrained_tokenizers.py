@@ -8,6 +8,7 @@ Plain text never becomes a control token, whoever wrote it: both kinds of `_Voca
 control tokens stand apart.
 """
 
+import hashlib
 import json
 import re
 import secrets
@@ -67,8 +68,15 @@ def load(folder: Path, *, embedding_rows: int) -> "PretrainedTokenizer":
         bos_ids=_bos_ids(settings, vocabulary, variables.get("bos_token")),
         eos_ids=tuple(dict.fromkeys(eos_ids)),
         pad_id=named_pad if named_pad is not None else [*special.ids["pad_token"], *eos_ids][0],
-        fingerprint=downloads.fingerprint(files(folder)),
+        fingerprint=_fingerprint(folder, special),
     )
+
+
+def _fingerprint(folder: Path, special: "_Special") -> str:
+    # Of config.json, which is mostly the model's, the special tokens' ids alone.
+    beside = {name: path for name, path in files(folder).items() if name != "config.json"}
+    ids = json.dumps(special.ids, sort_keys=True)
+    return hashlib.blake2s(f"{downloads.fingerprint(beside)} {ids}".encode(), digest_size=8).hexdigest()
 
 
 def files(folder: Path) -> dict[str, Path]:

@@ -4,6 +4,7 @@
 depends on, and `results.json`, the seal of the evaluation, comes last.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,8 @@ def renew(work_dir: Path, config: dict[str, Any], policy: dict[str, Any]) -> Non
     if not hosts.first():
         return
     described = work_dir / POLICY
-    try:
-        before = read_json(described) if described.exists() else None
-    except InputError:
-        before = None  # the checkpoints know whether they are of it
+    # A seal of no file but itself. Where it is damaged, the checkpoints know whether they are of this policy.
+    before = None if checksums.broken(described) else checksums.about(described)
     changed = {} if before is None else differences(before, policy)
     stale = (work_dir / RESULTS).exists() and not is_of(work_dir, config)
     if changed:
@@ -156,11 +155,12 @@ def renew(work_dir: Path, config: dict[str, Any], policy: dict[str, Any]) -> Non
         )
     elif stale:
         place = set_aside(work_dir, "superseded", _OF_EVALUATION)
-        config_there = read_json(work_dir / "config.json")
-        write_json(place / "config.json", config_there)
+        for name in ("config.json", "metrics.jsonl"):  # which a report of it reads
+            if (work_dir / name).exists():
+                shutil.copy(work_dir / name, place / name)
         say(
             f"[yellow]{escape(str(work_dir))}: what its evaluation was made of has changed. It is made anew, of the "
             f"same policy; what was there is in {escape(str(place))}."
         )
     write_json(work_dir / "config.json", config)
-    write_json(described, policy)
+    write_json(described, checksums.sealed(work_dir, (), plain(policy)))

@@ -170,10 +170,29 @@ def _load(name: str) -> tuple[TextReward, dict[str, str]]:
             f"--reward-model.function is {name!r}, and {module_name!r} is no name of a module; write it as `import` "
             "would, without .py: rewards:brevity for brevity in rewards.py."
         )
-    # As `python -c "import module"` would find it: the command may run from an installed script. The folder stays, for
-    # what the function imports when it is called.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    # As `python -c "import module"` would find it: the command may run from an installed script.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        function = _imported(name, module_name, attribute)
+    except BaseException:
+        sys.path.pop(0)
+        raise
+    # It stays, for what the function imports when it is called.
+    if str(Path.cwd()) in sys.path[1:]:
+        sys.path.pop(0)
+    sources = function_sources(name)
+    hosts.check_alike({f"{source} of the reward {name}": known for source, known in sources.items()})
+    first = vars(sys.modules[module_name]).setdefault("__ctrl_jax_sources__", sources)
+    if first != sources:
+        changed = ", ".join(one for one in {**first, **sources} if first.get(one) != sources.get(one))
+        raise InputError(
+            f"The reward {name} has changed ({changed}) since this process imported it, and would be used as it was. "
+            "Start it again; in a notebook, restart the kernel."
+        )
+    return function, sources
+
+
+def _imported(name: str, module_name: str, attribute: str) -> TextReward:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -194,13 +213,4 @@ def _load(name: str) -> tuple[TextReward, dict[str, str]]:
             f"--reward-model.function is {name!r}, and {module_name} has no Python source ({error}), by which to tell "
             "whether the reward has changed; wrap it in a function of a .py file."
         ) from error
-    sources = function_sources(name)
-    hosts.check_alike({f"{source} of the reward {name}": known for source, known in sources.items()})
-    imported = vars(module).setdefault("__ctrl_jax_sources__", sources)
-    if imported != sources:
-        changed = ", ".join(one for one in {**imported, **sources} if imported.get(one) != sources.get(one))
-        raise InputError(
-            f"The reward {name} has changed ({changed}) since this process imported it, and would be used as it was. "
-            "Start it again; in a notebook, restart the kernel."
-        )
-    return function, sources
+    return function

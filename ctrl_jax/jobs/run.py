@@ -83,6 +83,7 @@ class Run:
         """
         if hosts.first():
             results.restore_config(self.work_dir, self.claimed_config)
+        hosts.wait("the claim is readable")
         changed = claim(self.work_dir, self.claimed_config, may_differ=results.may_differ)
         contents = [name for name in changed if name.startswith("contents.")]
         if contents:
