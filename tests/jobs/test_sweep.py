@@ -127,6 +127,18 @@ def test_all_points_run_once_and_end_in_the_figure(points, run, index, page, cap
     assert [processes(point) for point in points] == [1, 1], "the same command does nothing again"
 
 
+@pytest.mark.parametrize("names", [("evaluation.json",), ("evaluation.json", "results.json")])
+def test_results_of_another_point_are_not_taken_for_its_own(points, run, index, names):
+    assert run() == 0
+    (points[1].work_dir / "evaluation.json").write_text(json.dumps({**EVALUATION, "ties": 0.5}))
+    for name in names:
+        (points[0].work_dir / name).write_bytes((points[1].work_dir / name).read_bytes())
+    sweep.publish(points[0].work_dir.parent, points)
+    assert states(index) == {"identity": "missing", "logit": "missing"}
+    assert run() == 0
+    assert [processes(point) for point in points] == [2, 2]
+
+
 def test_points_run_at_the_same_time_each_with_its_share(points, run):
     cores = sorted(os.sched_getaffinity(0))
     shares = (Share(1, {"CUDA_VISIBLE_DEVICES": "0,1"}, frozenset(cores[:1])),
