@@ -81,10 +81,11 @@ class Run:
 
         Where contents of files have changed since, that is said, and what is there stays until `renew`.
         """
+        config = self.claimed_config  # on all processes at once: the first tells the others what it is
         if hosts.first():
-            results.restore_config(self.work_dir, self.claimed_config)
+            results.restore_config(self.work_dir, config)
         hosts.wait("the claim is readable")
-        changed = claim(self.work_dir, self.claimed_config, may_differ=results.may_differ)
+        changed = claim(self.work_dir, config, may_differ=results.may_differ)
         contents = [name for name in changed if name.startswith("contents.")]
         if contents:
             say(
@@ -92,7 +93,7 @@ class Run:
                 "depends on them is made anew."
             )
         elif changed:  # places, and options that change no result
-            write_json(self.work_dir / "config.json", self.claimed_config)
+            write_json(self.work_dir / "config.json", config)
         self._describe()
 
     def renew(self, policy: dict[str, Any]) -> None:
