@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ctrl_jax import config
+from ctrl_jax.data.pipelines import batches
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, decoder, lora, partitioning, reward
 from ctrl_jax.models.architecture import Architecture
@@ -175,6 +176,33 @@ def models(architecture: Architecture, adapters: config.Lora, *, rematerialize: 
         decoder.policy(language_model),
         reward.reward_apply(reward_model),
     )
+
+
+def draws() -> dict[str, Any]:
+    """What tells whether the same keys still draw the same numbers: jax's settings, and some numbers that they draw.
+
+    Versions of jax, numpy and grain are not part of it: most of them draw alike, and where one does not, these numbers
+    differ. What rounding may change (a normal number's last digit) enters by its order alone.
+    """
+    return {**random_settings(), "drawn": _drawn(*random_settings().values())}
+
+
+def random_settings() -> dict[str, Any]:
+    """jax's settings that change what is drawn. Asks no device."""
+    names = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64")
+    return {name: getattr(jax.config, name) for name in names}
+
+
+@functools.cache
+def _drawn(*settings: Any) -> list[Any]:
+    """Numbers as the steps draw them, once for each of jax's `settings`."""
+    key = jax.random.fold_in(jax.random.key(0), 1)
+    return [
+        np.asarray(jax.random.uniform(key, (2,)), np.float64).tolist(),
+        np.asarray(jax.random.randint(key, (4,), 0, 1000)).tolist(),
+        np.argsort(np.asarray(jax.random.normal(key, (8,)))).tolist(),
+        next(batches(np.arange(8), batch_size=8, seed=0)).tolist(),
+    ]
 
 
 def stage_key(seed: int, stage: str) -> jax.Array:

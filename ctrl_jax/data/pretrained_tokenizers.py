@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from ctrl_jax.data import downloads
 from ctrl_jax.data.chat_templates import ChatTemplate, Pieces, any_of
 from ctrl_jax.data.conversations import Conversation, transcript
 from ctrl_jax.errors import InputError
@@ -85,16 +86,27 @@ def _load(folder: Path, embedding_rows: int) -> "PretrainedTokenizer":
         bos_ids=_bos_ids(settings, vocabulary, variables.get("bos_token")),
         eos_ids=tuple(dict.fromkeys(eos_ids)),
         pad_id=named_pad if named_pad is not None else [*special.ids["pad_token"], *eos_ids][0],
-        fingerprint=_fingerprint(
-            vocabulary.contents,
-            _FORM,
-            template.source if template else None,
-            settings,
-            vocabulary.controls,
-            variables,
-            eos_ids,
-        ),
+        fingerprint=_fingerprint(folder, special),
     )
+
+
+def _fingerprint(folder: Path, special: "_Special") -> str:
+    # Of config.json, which is mostly the model's, the special tokens' ids alone.
+    beside = {name: path for name, path in files(folder).items() if name != "config.json"}
+    ids = json.dumps(special.ids, sort_keys=True)
+    return hashlib.blake2s(f"{_FORM} {downloads.fingerprint(beside)} {ids}".encode(), digest_size=8).hexdigest()
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """By name, the files of a model's directory that `load` reads, as far as they are there."""
+    # config.json has ends of a reply too; of both vocabularies the first is used.
+    names = [
+        *("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
+        *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"),
+    ]
+    templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
+    found = [*(folder / name for name in names), *templates]
+    return {str(path.relative_to(folder)): path for path in found if path.is_file()}
 
 
 class PretrainedTokenizer:
@@ -634,9 +646,3 @@ def _utf8(path: Path, contents: bytes) -> str:
             f"{path} is not UTF-8: byte {error.start} is 0x{contents[error.start]:02x}. Save it as UTF-8, or copy it "
             "again."
         ) from error
-
-
-def _fingerprint(contents: bytes, *parts: Any) -> str:
-    digest = hashlib.blake2s(hashlib.blake2s(contents).digest(), digest_size=8)
-    digest.update(json.dumps(parts, sort_keys=True).encode())
-    return digest.hexdigest()

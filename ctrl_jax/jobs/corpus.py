@@ -1,5 +1,7 @@
 """The data stage: the records, their tokenizer, and both as arrays."""
 
+import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +17,7 @@ from ctrl_jax.data.splits import Loaded
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import say
-from ctrl_jax.runtime.stages import Stage, write_bytes
+from ctrl_jax.runtime.stages import DONE, Stage, fingerprint, write_bytes
 from ctrl_jax.types import Examples, PreferencePairs, Prompts, Responses
 
 
@@ -25,11 +27,22 @@ class Corpus:
     records: dict[str, list[Record]]
     """By split: train, validation, test. Their prompts do not overlap."""
     tokenizer: tokenizers.Tokenizer
-    stage: str
     origin: str = ""
     """How many rows gave the records, and where the splits come from."""
     vocabulary: str | None = None
     """What is wrong with the vocabulary's size, where the tokenizer is a stand-in for one that cannot be trained."""
+
+    def key(self, *splits: str) -> str:
+        """Names all that a stage may take of these splits: their records, the tokens of these, and their lengths."""
+        # Not the source, nor its seed and size: the records are what they gave.
+        lengths = {name: getattr(self.data, name) for name in ("prompt_length", "long_prompts", "response_length")}
+        records = {split: self.digests[split] for split in splits}
+        return fingerprint({**lengths, "tokenizer": self.tokenizer.fingerprint, "records": records})
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Of each split's records, whatever fields they have."""
+        return {split: _digest(records) for split, records in self.records.items()}
 
     @property
     def demonstrations(self) -> Examples:
@@ -184,6 +197,8 @@ def prepare(data: config.Data, stage: Stage, tokenizer: tokenizers.Tokenizer | N
     """Generates, downloads or reads the records, and trains a tokenizer on them where the model brings none."""
     vocabulary = None
     with stage.exclusive(), hosts.first_then_others():
+        if hosts.first() and not stage.complete:
+            _discard_unfinished(stage)
         loaded = sources.load(data, stage.directory / "tfds")
         sizes = {split: len(rows) for split, rows in loaded.records.items()}
         origin = _origin(data, loaded, sizes)
@@ -193,7 +208,19 @@ def prepare(data: config.Data, stage: Stage, tokenizer: tokenizers.Tokenizer | N
             if not data.generated:
                 say(origin)
             stage.finish({**sizes, "dropped": loaded.dropped})
-    return Corpus(data, loaded.records, tokenizer, stage.directory.name, origin=origin, vocabulary=vocabulary)
+    return Corpus(data, loaded.records, tokenizer, origin=origin, vocabulary=vocabulary)
+
+
+def _discard_unfinished(stage: Stage) -> None:
+    """Leaves of what an earlier process prepared only what it downloaded: nothing tells whether the rest is whole."""
+    prepared = stage.directory / "tfds"
+    if prepared.exists():
+        say(f"{stage.directory} was left without its {DONE}: it is prepared anew.", style="yellow")
+    for path in [*prepared.glob("*"), stage.directory / tokenizers.FILENAME]:
+        if path.is_dir() and path.name != "downloads":
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
 
 
 def _origin(data: config.Data, loaded: Loaded, sizes: Mapping[str, int]) -> str:
@@ -227,3 +254,10 @@ def _replies(record: Record) -> list[str]:
     if record.response is not None:
         return [record.response]
     return [text or "" for text in (record.chosen, record.rejected)]
+
+
+def _digest(records: Sequence[Record]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(f"{record!r}\n".encode(errors="surrogatepass"))
+    return digest.hexdigest()

@@ -9,7 +9,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,15 +20,16 @@ from ctrl_jax.config import Policy
 from ctrl_jax.data.language import gold_reward
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.errors import InputError
-from ctrl_jax.jobs import reward_model
+from ctrl_jax.jobs import results, reward_model, scored
 from ctrl_jax.jobs.reward_model import Reward
 from ctrl_jax.jobs.rollouts import in_batches, respond, score
 from ctrl_jax.jobs.run import Run
+from ctrl_jax.jobs.sft import Trained, training_seconds
 from ctrl_jax.jobs.train import Aligned
-from ctrl_jax.report.measurements import RELIABILITY_ARRAYS, parse_evaluation, wilson
+from ctrl_jax.report.measurements import RELIABILITY_ARRAYS, wilson
+from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say
-from ctrl_jax.runtime.metrics import read_metrics
-from ctrl_jax.runtime.stages import Stage, read_arrays, read_json, write_arrays, write_bytes, write_json
+from ctrl_jax.runtime.stages import DONE, Stage, plain, read_arrays, read_json, write_arrays, write_bytes, write_json
 from ctrl_jax.steps import calibration, preference, win_rate
 from ctrl_jax.theory import ideal, optimal, procedures, transforms
 from ctrl_jax.types import Responses, Rollouts, Transform
@@ -50,21 +50,25 @@ class Judged(NamedTuple):
 
 
 def read(run: Run) -> dict[str, Any] | None:
-    """What an earlier run wrote, or None where it must be made: no file, a damaged one, or one by another judge.
+    """What an earlier run of this experiment, of the same contents and by the same judge, wrote; else None.
 
     Raises:
       InputError: if the judge cannot be used.
     """
     judge = independent_judge(run)
+    whole = hosts.first() and results.set_damaged_aside(run.work_dir)
+    if not hosts.agree(whole and results.is_of(run.work_dir, run.claimed_config)):
+        return None
+    if checksums.about(run.work_dir / results.RESULTS)["draws"] != plain(build.draws()):
+        return None
+    if run.experiment.reward_model.function is not None:
+        # What a function's answers depend on besides its source is seen by asking it again.
+        reason = scored.changed(run, reward_model.run(run, Trained({}, "")), run.work_dir)
+        if reason:
+            say(f"{reason}. What depends on it is made anew.", style="yellow")
+            return None
     path = run.work_dir / "evaluation.json"
-    if not path.exists():
-        return None
-    try:
-        evaluation = read_json(path)
-        parse_evaluation(evaluation, source=path, remedy="it is made anew.")
-    except (InputError, RecursionError):
-        say(f"{path} is damaged, and is made anew from the trained policy.")
-        return None
+    evaluation = read_json(path)
     if judge is not None and (evaluation.get("judge") or {}).get("fingerprint") != judge.stage:
         say(f"{path} has no win rates by this --evaluation.judge, and is made anew from the trained policy.")
         return None
@@ -82,7 +86,7 @@ def independent_judge(run: Run) -> Reward | None:
 
 
 def run(run: Run, aligned: Aligned) -> dict[str, Any]:
-    """Writes `evaluation.npz`, `samples.jsonl` and, last, `evaluation.json`; returns what is in that."""
+    """Writes `evaluation.npz`, `samples.jsonl`, `evaluation.json` and, last, their seal; returns what is evaluated."""
     config = run.experiment.evaluation
     judge = independent_judge(run)
     prompts = run.corpus.prompts("test", config.prompts)
@@ -102,6 +106,8 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
     reward_quality, reliability = _reward_quality(run, aligned.reward)
     ranks = _ranks(policy, reference)
 
+    results.unseal(run.work_dir)
+    scored.keep(run, aligned.reward, run.work_dir, prompts.prompts, policy.responses)
     write_arrays(run.work_dir / "evaluation.npz", **_arrays(policy, reference), **ranks, **reliability)
     _write_samples(run, prompts, {"policy": policy, "reference": reference}, ranks)
     evaluation = {
@@ -113,15 +119,16 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
         "ties": float(np.mean(win_rate.share_of_ties(jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)))),
         **_lengths(run, {"policy": policy.responses, "reference": reference.responses}),
         "timings": {
-            "sft": _training_seconds(run.stages_dir / aligned.reference.stage),
-            "reward_model": _training_seconds(run.stages_dir / aligned.reward.stage),
+            "sft": aligned.reference.seconds,
+            "reward_model": aligned.reward.seconds,
             "calibrate": aligned.calibration_seconds,
             **timings,
-            "train": _training_seconds(run.work_dir),
+            "train": training_seconds(run.work_dir),
             "evaluate": time.monotonic() - started,
         },
     }
     write_json(run.work_dir / "evaluation.json", evaluation)
+    results.seal(run.work_dir, run.claimed_config, draws=build.draws())
     return evaluation
 
 
@@ -130,7 +137,7 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
     config = run.experiment.evaluation
     stage = run.stage(
         "reference_evaluation",
-        corpus=run.corpus.stage,
+        corpus=run.corpus.key("test"),
         reference=aligned.reference.stage,
         reward_model=aligned.reward.stage,
         prompts=config.prompts,
@@ -140,7 +147,12 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
     )
     path = stage.directory / "responses.npz"
     with stage.exclusive():
+        if stage.complete and (reason := scored.changed(run, aligned.reward, stage.directory)):
+            place = stage.supersede()
+            say(f"{reason}. The reference is evaluated anew; the old one is in {place}.", style="yellow")
         if not stage.complete:
+            if path.exists():
+                say(f"{stage.directory} was left without its {DONE}: it is made anew.", style="yellow")
             started = time.monotonic()
             rollouts, rewards = respond(
                 run,
@@ -151,6 +163,7 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
                 config.responses_per_prompt,
             )
             responses = rollouts.responses
+            scored.keep(run, aligned.reward, stage.directory, prompts.prompts, responses)
             gold = _gold(run, prompts, responses)
             golden = {} if gold is None else {"gold": gold}
             write_arrays(path, tokens=responses.tokens, lengths=responses.lengths, rewards=rewards, **golden)
@@ -369,9 +382,3 @@ def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, Judged], ranks
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     # A byte-level tokenizer decodes to lone surrogates at worst, which UTF-8 cannot hold.
     write_bytes(run.work_dir / "samples.jsonl", lines.encode(errors="backslashreplace"))
-
-
-def _training_seconds(directory: Path) -> float:
-    """What its updates took; 0 where nothing is trained."""
-    path = directory / "metrics.jsonl"
-    return float(read_metrics(path)["seconds"].sum()) if path.exists() else 0.0

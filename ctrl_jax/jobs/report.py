@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.jobs import results
 from ctrl_jax.report import figures, page
 from ctrl_jax.report.measurements import Evaluation, Run, lift_share, parse_evaluation, read_run
 from ctrl_jax.runtime.stages import write_bytes
@@ -20,6 +21,7 @@ def run(work_dir: pathlib.Path) -> pathlib.Path:
     on a transparent ground, with the numbers that it draws as CSV. Raises InputError where a required file is missing
     or corrupt.
     """
+    results.check(work_dir)
     measured = read_run(work_dir)
     report_dir = work_dir / "report"
     charts = {

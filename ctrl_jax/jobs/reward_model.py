@@ -1,6 +1,5 @@
 """What scores responses: a reward model trained on preference pairs, a classifier from a directory, or a function."""
 
-import hashlib
 import importlib
 import inspect
 import itertools
@@ -21,8 +20,8 @@ from ctrl_jax.data.pipelines import batches, padded
 from ctrl_jax.errors import InputError
 from ctrl_jax.jobs import functions, watch
 from ctrl_jax.jobs.corpus import Corpus
-from ctrl_jax.jobs.run import Run
-from ctrl_jax.jobs.sft import Trained
+from ctrl_jax.jobs.run import Run, function_sources
+from ctrl_jax.jobs.sft import Trained, finish
 from ctrl_jax.models import huggingface, lora, partitioning, weights
 from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.stages import fingerprint
@@ -35,7 +34,9 @@ BUCKET = 32
 class Reward(NamedTuple):
     score: build.Score
     stage: str
-    """The stage that holds it, or a name for what it is: the key of whatever depends on it."""
+    """Names what it is, by content: the key of whatever depends on it."""
+    seconds: float = 0.0
+    """What its training took, if it was trained here."""
     columns: tuple[str, ...] = ()
     """Columns of the data that it reads beside prompts and responses."""
 
@@ -78,7 +79,7 @@ def _trained(run: Run, reference: Trained) -> Reward:
     config = experiment.reward_model
     stage = run.stage(
         "reward_model",
-        corpus=run.corpus.stage,
+        corpus=run.corpus.key("train"),
         reference=reference.stage,
         lora=experiment.model.lora,
         reward_model=config,
@@ -102,8 +103,10 @@ def _trained(run: Run, reference: Trained) -> Reward:
             columns=("loss", "accuracy"),
             watch=watch.moving("reward model", "--reward-model", config),
         )
+        summary = finish(stage, state.params)
     scorer, params = build.scorer(run.models, run.mesh), lora.overlay(frozen, state.params)
-    return Reward(lambda prompts, responses: scorer(params, prompts, responses), stage.directory.name)
+    name = f"{stage.directory.name}-{summary['params']}"
+    return Reward(lambda prompts, responses: scorer(params, prompts, responses), name, summary["seconds"])
 
 
 def _classifier(run: Run, folder: Path) -> Reward:
@@ -175,7 +178,7 @@ def _bucketed(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
 
 
 def _function(run: Run, name: str) -> Reward:
-    function, source = _load(name)
+    function, sources = _load(name)
     columns = functions.columns_of(function, name, run.corpus)
     values = run.corpus.values(columns)
 
@@ -192,7 +195,7 @@ def _function(run: Run, name: str) -> Reward:
         of_prompts = [values.get(prompt_id, dict.fromkeys(columns)) for prompt_id in ids]
         return functions.rewards(function, name, run.corpus.asked(prompts), run.corpus.texts(responses), of_prompts)
 
-    return Reward(score, f"function-{fingerprint({'name': name, 'source': source})}", columns=columns)
+    return Reward(score, f"function-{fingerprint({'name': name, 'sources': sources})}", columns=columns)
 
 
 def check_function(name: str, corpus: Corpus) -> None:
@@ -200,8 +203,9 @@ def check_function(name: str, corpus: Corpus) -> None:
     functions.check(_load(name)[0], name, corpus)
 
 
-def _load(name: str) -> tuple[functions.TextReward, str]:
-    """The function called module:name, and a hash of its module's source: another source is another reward."""
+def _load(name: str) -> tuple[functions.TextReward, dict[str, str]]:
+    """The function called module:name, and what is known of its module and all that this imports: where any of them is
+    another, it is another reward."""
     module_name, attribute = name.split(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise InputError(
@@ -211,14 +215,33 @@ def _load(name: str) -> tuple[functions.TextReward, str]:
     # As `python -c "import module"` would find it: the command may run from an installed script.
     sys.path.insert(0, str(Path.cwd()))
     try:
+        function = _imported(name, module_name, attribute)
+    except BaseException:
+        sys.path.pop(0)
+        raise
+    # It stays, for what the function imports when it is called.
+    if str(Path.cwd()) in sys.path[1:]:
+        sys.path.pop(0)
+    sources = function_sources(name)
+    hosts.check_alike({f"{source} of the reward {name}": known for source, known in sources.items()})
+    first = vars(sys.modules[module_name]).setdefault("__ctrl_jax_sources__", sources)
+    if first != sources:
+        changed = ", ".join(one for one in {**first, **sources} if first.get(one) != sources.get(one))
+        raise InputError(
+            f"The reward {name} has changed ({changed}) since this process imported it, and would be used as it was. "
+            "Start it again; in a notebook, restart the kernel."
+        )
+    return function, sources
+
+
+def _imported(name: str, module_name: str, attribute: str) -> functions.TextReward:
+    try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(
             f"--reward-model.function is {name!r}, and the module {module_name!r} cannot be imported from {Path.cwd()} "
             f"({error}). Write module:name of a file there, or of an installed package."
         ) from error
-    finally:
-        sys.path.pop(0)
     function = getattr(module, attribute, None)
     if not callable(function):
         raise InputError(
@@ -226,10 +249,10 @@ def _load(name: str) -> tuple[functions.TextReward, str]:
             f"{attribute}(prompts, responses) there, which returns a float for each."
         )
     try:
-        source = inspect.getsource(module)
+        inspect.getsource(module)
     except (OSError, TypeError) as error:
         raise InputError(
             f"--reward-model.function is {name!r}, and {module_name} has no Python source ({error}), by which to tell "
             "whether the reward has changed; wrap it in a function of a .py file."
         ) from error
-    return function, hashlib.sha256(source.encode()).hexdigest()
+    return function

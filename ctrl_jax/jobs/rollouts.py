@@ -35,12 +35,17 @@ def respond(
     return rollouts, np.asarray(rewards)
 
 
-def rewards(
+def scored(
     run: Run, stage: str, params: Params, score: build.Score, prompts: Prompts, num_samples: int, *, done: int = 0
-) -> Iterator[np.ndarray]:
-    """Raw rewards [b, N] of the responses of `respond`, by batches from prompt `done` on; no response is kept."""
+) -> Iterator[tuple[Responses, np.ndarray]]:
+    """The responses of `respond` and their raw rewards [b, N], by batches from prompt `done` on."""
     both = _sampling(run, stage, params, score, num_samples)
-    yield from _batches(run, stage, lambda batch: both(batch)[1], prompts, rows_per_prompt=num_samples, done=done)
+
+    def without_logprobs(batch: Prompts) -> tuple[Responses, Any]:
+        rollouts, rewards = both(batch)
+        return rollouts.responses, rewards
+
+    yield from _batches(run, stage, without_logprobs, prompts, rows_per_prompt=num_samples, done=done)
 
 
 def _sampling(

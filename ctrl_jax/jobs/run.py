@@ -15,25 +15,30 @@ from ctrl_jax import build
 from ctrl_jax.config import Experiment
 from ctrl_jax.data import downloads, pretrained_tokenizers, sources
 from ctrl_jax.errors import InputError
-from ctrl_jax.jobs import checks, corpus
+from ctrl_jax.jobs import checks, corpus, results
 from ctrl_jax.jobs.fit import fit
 from ctrl_jax.models import architecture, huggingface, peft, weights
-from ctrl_jax.runtime import disk, hosts
+from ctrl_jax.runtime import disk, hosts, imports
+from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.mesh import batch_parts
 from ctrl_jax.runtime.platform import environment
 from ctrl_jax.runtime.stages import Stage, claim, exclusive, plain, write_json
 
 VERSIONS = {
     "data": 3,
-    "sft": 2,
-    "reward_model": 2,
-    "calibration": 3,
-    "reference_evaluation": 2,
+    "sft": 3,
+    "reward_model": 3,
+    "calibration": 4,
+    "reference_evaluation": 3,
     "reference_judge": 1,
-    "policy": 2,
+    "policy": 3,
     "evaluation": 3,
 }
 """Raise a number when the code behind it gives other results, so that what older code left on disk is not used."""
+# A stage's key is what its results depend on: options without those that change none, its inputs by their content (of
+# another stage by what that holds, however it came to be), the code by VERSIONS, and how jax draws. Not in it are how
+# many devices there are and of what kind, nor the versions of libraries that draw alike: by these, results differ in
+# rounding alone.
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class Run:
             raise InputError("--wandb is given, and wandb is not installed. Install it: make setup EXTRA=wandb")
 
     def stage(self, name: str, **key: Any) -> Stage:
-        return Stage.open(self.stages_dir, name, {"version": VERSIONS[name], **key})
+        drawn = {} if name == "data" else {"draws": build.draws()}
+        return Stage.open(self.stages_dir, name, {"version": VERSIONS[name], **drawn, **results.without_neutral(key)})
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -77,16 +83,46 @@ class Run:
             yield
 
     def claim(self) -> None:
-        """Makes the work directory this experiment's, or refuses one that is another's."""
-        claim(self.work_dir, _claimed(self.experiment, self.contents))
+        """Makes the work directory this experiment's, or refuses one that is another's.
+
+        Where contents of files have changed since, that is said, and what is there stays until `renew`.
+        """
+        config = self.claimed_config  # on all processes at once: the first tells the others what it is
+        if hosts.first():
+            results.restore_config(self.work_dir, config)
+        hosts.wait("the claim is readable")
+        changed = claim(self.work_dir, config, may_differ=results.may_differ)
+        contents = [name for name in changed if name.startswith("contents.")]
+        if contents:
+            say(
+                f"{self.work_dir} was made of other contents: {', '.join(contents)}. What "
+                "depends on them is made anew.",
+                style="yellow",
+            )
+        elif changed:  # places, and options that change no result
+            write_json(self.work_dir / "config.json", config)
+        self._describe()
+
+    def renew(self, policy: dict[str, Any]) -> None:
+        """Sets aside what the work directory holds of other contents (results.renew)."""
+        results.renew(self.work_dir, self.claimed_config, policy)
+        self._describe()
+        hosts.wait("the work directory is renewed")
+
+    def _describe(self) -> None:
         if not (self.work_dir / "environment.json").exists():
             stages = os.path.relpath(self.stages_dir, self.work_dir)  # where address.py looks for them
             write_json(self.work_dir / "environment.json", {**environment(), "stages": stages})
 
+    @property
+    def claimed_config(self) -> dict[str, Any]:
+        """What `config.json` says."""
+        return claimed(self.experiment, self.contents)
+
     @cached_property
-    def contents(self) -> dict[str, str | None]:
+    def contents(self) -> dict[str, Any]:
         """What the files say that the experiment names: where they changed, what was made of them is not its result."""
-        return _contents(self.experiment)
+        return hosts.of_first(lambda: contents(self.experiment))
 
     @cached_property
     def architecture(self) -> architecture.Architecture:
@@ -100,7 +136,7 @@ class Run:
         """The part of a stage's key that is the model: a directory enters by its content, wherever it lies."""
         return {
             **plain(self.experiment.model),
-            "path": self.contents["model"],
+            "path": self.contents["model"] and self.contents["model"]["weights"],
             "adapter": self.contents["adapter"],
         }
 
@@ -124,26 +160,44 @@ class Run:
 
 def check_claim(experiment: Experiment, work_dir: Path) -> None:
     """Refuses a work directory that is another experiment's, as `Run.claim` does, and writes nothing."""
-    claimed = _claimed(experiment, _contents(experiment))
-    if (work_dir / "config.json").exists():
-        claim(work_dir, claimed)
+    config = claimed(experiment, contents(experiment))
+    if (work_dir / "config.json").exists() and not results.is_of(work_dir, config):
+        claim(work_dir, config, may_differ=results.may_differ)
 
 
-def _claimed(experiment: Experiment, contents: dict[str, str | None]) -> dict[str, Any]:
+def claimed(experiment: Experiment, contents: dict[str, Any]) -> dict[str, Any]:
+    """All that the results in a work directory depend on, in clear."""
     tree = plain(experiment)
     # The judge decides nothing that is trained: it may be given, or changed, once the policy is there.
     del tree["evaluation"]["judge"]
     return {**tree, "versions": VERSIONS, "contents": contents}
 
 
-def _contents(experiment: Experiment) -> dict[str, str | None]:
+def contents(experiment: Experiment) -> dict[str, Any]:
+    """Fingerprints of what the experiment names: files, the sources of a function, and how jax is set to draw."""
     model, reward = experiment.model, experiment.reward_model
     return {
         "data": sources.fingerprint(experiment.data),
-        "model": None if model.path is None else weights.fingerprint(Path(model.path)),
+        "model": None if model.path is None else _of_model(Path(model.path)),
         "adapter": None if model.adapter is None else downloads.fingerprint(peft.files(Path(model.adapter))),
-        "reward_model": None if reward.path is None else weights.fingerprint(Path(reward.path)),
+        "reward_model": None if reward.path is None else _of_model(Path(reward.path)),
+        "reward_function": None if reward.function is None else function_sources(reward.function),
+        "draws": build.random_settings(),
     }
+
+
+def _of_model(folder: Path) -> dict[str, str]:
+    """Of a model's weights, and of every file beside them that its tokenizer, template or ends of reply come from."""
+    beside = pretrained_tokenizers.files(folder)
+    return {
+        "weights": weights.fingerprint(folder),
+        **{name: downloads.fingerprint({name: beside[name]}) for name in beside},
+    }
+
+
+def function_sources(function: str) -> dict[str, str]:
+    """What is known of the module of a reward `module:name`, and of those that it imports (imports.py)."""
+    return imports.sources(function.partition(":")[0], Path.cwd())
 
 
 def pretrained_architecture(experiment: Experiment) -> architecture.Architecture:

@@ -2,24 +2,30 @@
 
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.jobs import watch
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.models import huggingface, lora, partitioning, peft, weights
-from ctrl_jax.runtime.stages import fingerprint
+from ctrl_jax.runtime import checksums, hosts
+from ctrl_jax.runtime.metrics import read_metrics
+from ctrl_jax.runtime.stages import Stage, fingerprint
 from ctrl_jax.types import Params
 
 
 class Trained(NamedTuple):
-    """A network, and the name of the stage that holds it: the key of whatever depends on it."""
+    """A network."""
 
     params: Params
     stage: str
+    """Names what it is, by content: the key of whatever depends on it."""
+    seconds: float = 0.0
+    """What its training took."""
 
 
 def run(run: Run) -> Trained:
@@ -30,7 +36,14 @@ def run(run: Run) -> Trained:
     if config.steps == 0:
         content = {name: run.model_key[name] for name in ("path", "adapter", "dtype")}
         return Trained(pretrained(run), f"model-{fingerprint(content)}")
-    stage = run.stage("sft", corpus=run.corpus.stage, model=run.model_key, sft=config, seed=experiment.seed)
+    stage = run.stage(
+        "sft",
+        corpus=run.corpus.key("train"),
+        vocabulary_size=run.architecture.vocabulary_size,
+        model=run.model_key,
+        sft=config,
+        seed=experiment.seed,
+    )
     optimizer = build.supervised_optimizer(config)
     key = build.stage_key(experiment.seed, "sft")
     start = pretrained(run) if model.path is not None else build.init_decoder(run.models, run.mesh, key)
@@ -50,10 +63,28 @@ def run(run: Run) -> Trained:
             columns=("loss",),
             watch=watch.moving("reference policy (sft)", "--sft", config),
         )
+        summary = finish(stage, state.params)
     # Merged, so that the reference is one copy of weights without an adapter, which the policy may then have.
     params = build.merged(run.models, lora.overlay(frozen, state.params))
     # What was trained in float32 is frozen from here on.
-    return Trained(jax.tree.map(lambda x: x.astype(model.dtype), params), stage.directory.name)
+    params = jax.tree.map(lambda x: x.astype(model.dtype), params)
+    return Trained(params, f"{stage.directory.name}-{summary['params']}", summary["seconds"])
+
+
+def finish(stage: Stage, params: Params) -> dict[str, Any]:
+    """Finishes the stage of a training that is at its end; returns a digest of what was trained, and its seconds."""
+    if not stage.whole:  # new, or gone on from an earlier checkpoint because its last was damaged
+        digest = checksums.of_arrays(params)[:16]
+        stage.reopen()
+        stage.finish({"params": digest, "seconds": training_seconds(stage.directory)})
+        hosts.wait("training finished")
+    return stage.summary
+
+
+def training_seconds(directory: Path) -> float:
+    """What the updates of a training took, by its metrics; 0 where they are lost."""
+    path = directory / "metrics.jsonl"
+    return float(read_metrics(path).get("seconds", np.zeros(1)).sum()) if path.exists() else 0.0
 
 
 def pretrained(run: Run) -> Params:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
-from ctrl_jax.jobs import align, report, summary
-from ctrl_jax.jobs.run import Run, check_batches_divide, check_claim
+from ctrl_jax.jobs import align, report, results, summary
+from ctrl_jax.jobs.run import Run, check_batches_divide, check_claim, claimed, contents
 from ctrl_jax.report.measurements import parse_evaluation
 from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.console import latest_lines, say, table
@@ -349,10 +349,12 @@ def _state(point: Point, sweep_dir: Path, started: bool) -> dict[str, Any]:
 def _done(point: Point) -> bool:
     # The page comes last: a kill between evaluation and report leaves the point without one.
     evaluation, judge = _read(point.work_dir / "evaluation.json"), point.experiment.evaluation.judge
-    if evaluation is None or not _page(point).exists():
+    if evaluation is None or not _page(point).exists() or not (point.work_dir / results.RESULTS).exists():
         return False
     # A judge that is given later has yet to judge: the point's process finds out whether it is the same.
-    return judge is None or (evaluation.get("judge") or {}).get("name") == judge
+    if judge is not None and (evaluation.get("judge") or {}).get("name") != judge:
+        return False
+    return results.is_of(point.work_dir, claimed(point.experiment, contents(point.experiment)))
 
 
 def _page(point: Point) -> Path:

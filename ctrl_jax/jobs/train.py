@@ -1,13 +1,14 @@
 """The main job: align a policy with the transformed, calibrated reward at a KL budget."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.jobs import calibrate, reward_model, sft, watch
+from ctrl_jax.jobs.results import without_neutral
 from ctrl_jax.jobs.reward_model import Reward
-from ctrl_jax.jobs.run import Run
+from ctrl_jax.jobs.run import VERSIONS, Run
 from ctrl_jax.jobs.sft import Trained
 from ctrl_jax.models import lora
 from ctrl_jax.runtime.stages import fingerprint
@@ -21,6 +22,8 @@ class Aligned(NamedTuple):
     reference: Trained
     reward: Reward
     calibration_seconds: float
+    depends: dict[str, Any]
+    """What the policy depends on besides the options, in clear."""
 
 
 def run(run: Run) -> Aligned:
@@ -34,7 +37,16 @@ def run(run: Run) -> Aligned:
     build.check_budget(config, phi, experiment.calibration.rewards_per_prompt)
     reference = sft.run(run)
     reward = reward_model.run(run, reference)
-    table, seconds = calibrate.run(run, reference, reward)
+    table, calibration_seconds, table_digest = calibrate.run(run, reference, reward)
+    depends = {
+        "version": VERSIONS["policy"],
+        "corpus": run.corpus.key("train"),
+        "reference": reference.stage,
+        "reward_model": reward.stage,
+        "calibration": table_digest,
+        "draws": build.draws(),
+    }
+    run.renew(depends)
 
     beta = build.starting_beta(config, phi, table.rewards)
     optimizer = build.policy_optimizer(config)
@@ -64,12 +76,11 @@ def run(run: Run) -> Aligned:
         directory=run.work_dir,
         fingerprint=fingerprint(
             {
-                "policy": config,
+                "policy": without_neutral(config),
                 "lora": experiment.model.lora,
-                "calibration": experiment.calibration,
-                "reference": reference.stage,
-                "reward_model": reward.stage,
+                "table": experiment.calibration,
                 "seed": experiment.seed,
+                **depends,
             }
         ),
         columns=("kl", "beta", "calibrated_reward", "win_rate"),
@@ -77,4 +88,4 @@ def run(run: Run) -> Aligned:
         watch=watch.watcher(experiment.name, config),
         wandb=run.wandb,
     )
-    return Aligned(lora.overlay(reference.params, state.params), reference, reward, seconds)
+    return Aligned(lora.overlay(reference.params, state.params), reference, reward, calibration_seconds, depends)

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,12 +18,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.runtime import hosts, preemption
+from ctrl_jax.runtime import checksums, hosts, preemption
 from ctrl_jax.runtime.console import say
-from ctrl_jax.runtime.stages import read_json, write_json
+from ctrl_jax.runtime.stages import write_json
 
 State = TypeVar("State")
-_CHECKSUMS = "checksums.json"
+CHECKSUMS = "checksums.json"
+"""The seal of a checkpoint (checksums.py)."""
 
 
 class Checkpoints:
@@ -80,7 +80,7 @@ class Checkpoints:
             )
         if hosts.first():
             folder = self._directory / str(step)
-            write_json(folder / _CHECKSUMS, _checksums(folder))
+            write_json(folder / CHECKSUMS, checksums.sealed(folder, _files(folder), {"step": step}))
         self._scores[step] = score
         steps = sorted(self._manager.all_steps())
         best = max(steps, key=lambda step: (self._score(step), step))
@@ -160,7 +160,7 @@ class Checkpoints:
         if saved != self._fingerprint:
             raise InputError(
                 f"The checkpoint {self._directory / str(step)} was saved by another configuration (fingerprint "
-                f"{saved}, now {self._fingerprint}). Go back to that configuration, or delete {self._directory} to "
+                f"{saved}, now {self._fingerprint}). Go back to that configuration, or move {self._directory} away to "
                 "start anew."
             )
         old, new = description["structure"], {name: _shape(target) for name, target in targets.items()}
@@ -174,7 +174,7 @@ class Checkpoints:
             raise InputError(
                 f"The checkpoint {self._directory / str(step)} has another structure than this program's state: "
                 f"{', '.join(differing[:3])}{more}. It was saved by another version of the program: go back to that, "
-                f"or delete {self._directory} to start anew."
+                f"or move {self._directory} away to start anew."
             )
 
 
@@ -203,22 +203,21 @@ def _shape(array: Any) -> str:
 
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files."""
-    if not (folder / _CHECKSUMS).exists():
-        return f"{_CHECKSUMS} is missing, so that it was not finished"
-    try:
-        expected = read_json(folder / _CHECKSUMS)
-    except InputError:
-        return f"{_CHECKSUMS} cannot be read"
-    found = _checksums(folder)
-    for name in expected:
-        if found.get(name) != expected[name]:
-            return f"{name} is {'not what was written' if name in found else 'missing'}"
-    return None
+    seal = folder / CHECKSUMS
+    if not seal.exists():
+        return f"{CHECKSUMS} is missing, so that it was not finished"
+    broken = checksums.broken(seal)
+    if broken == [CHECKSUMS]:
+        return f"{CHECKSUMS} cannot be read"
+    if broken:
+        return f"{broken[0]} is {'not what was written' if (folder / broken[0]).exists() else 'missing'}"
+    step = checksums.about(seal)["step"]
+    return None if folder.name == str(step) else f"it is the checkpoint of step {step}"
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): f"{zlib.crc32(path.read_bytes()):08x}"
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != _CHECKSUMS and not path.name.endswith(".tmp")
-    }
+def _files(folder: Path) -> list[str]:
+    return [
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != CHECKSUMS and not path.name.endswith(".tmp")
+    ]

@@ -259,6 +259,24 @@ def agree(value: Any) -> Any:
     return json.loads(_client().blocking_key_value_get(key, 1000 * PATIENCE_SECONDS))
 
 
+def of_first(function: Callable[[], Any]) -> Any:
+    """What `function` returns on the first process, JSON, on every process.
+
+    Raises:
+      InputError: on every process, if `function` does on the first.
+    """
+    if not several():
+        return function()
+    try:
+        found = {"value": function()} if first() else None
+    except InputError as error:
+        found = {"error": str(error)}
+    found = agree(found)
+    if "error" in found:
+        raise InputError(found["error"])
+    return found["value"]
+
+
 def divided(function: Callable[[np.ndarray], np.ndarray], rows: int) -> np.ndarray:
     """`function` of the indices [rows], to an array that leads with rows; each is computed by one process.
 

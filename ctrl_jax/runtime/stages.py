@@ -10,13 +10,15 @@ import errno
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
 import socket
 import uuid
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.runtime import hosts
+from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say
 
 
@@ -59,6 +61,14 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
+DONE = "done.json"
+"""The seal of a stage (checksums.py), written when all else is there."""
+
+# A training goes on from these, which look after themselves: a checkpoint has a seal of its own, and of the metrics
+# the rows that are whole are read.
+_RESUMED = ("checkpoints", "metrics.jsonl", "tensorboard")
+
+
 @dataclass(frozen=True)
 class Stage:
     """A part of a run that others may share, in the directory `<root>/<name>-<fingerprint of its key>`.
@@ -68,65 +78,174 @@ class Stage:
     """
 
     directory: Path
+    key: dict[str, Any]
 
     @classmethod
     def open(cls, root: Path, name: str, key: dict[str, Any]) -> "Stage":
         """The stage of `key`: everything its results depend on, kept in clear in `stage.json`."""
-        stage = cls(Path(root) / f"{name}-{fingerprint(key)}")
+        stage = cls(Path(root) / f"{name}-{fingerprint(key)}", key)
         description = stage.directory / "stage.json"
         if not description.exists():
             write_json(description, key)
-        elif fingerprint(read_json(description)) != fingerprint(key):
-            raise InputError(
-                f"{description} is not what its folder is named for. Delete {stage.directory} to run it again."
-            )
         return stage
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Held by one job at a time; another waits here, and may then find the stage complete.
 
-        All processes of the job enter together and leave together: what one wrote within, all see behind it.
+        What is damaged was set aside on entry, so that what is there is whole and of this key, or is made again. All
+        processes of the job enter together and leave together: what one wrote within, all see behind it.
         """
         waiting = f"{self.directory.name} is being made by another process; waiting for it."
         with locked(self.directory / "lock", waiting) if hosts.first() else contextlib.nullcontext():
+            if hosts.first():
+                self._check()
             hosts.wait("stage entered")
             yield
             hosts.wait("stage left")
 
     @property
     def complete(self) -> bool:
-        return (self.directory / "done.json").exists()
+        return (self.directory / DONE).exists()
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is complete, and all its files are what was written. All processes of the job ask together."""
+        return bool(hosts.agree(not checksums.broken(self.directory / DONE)))
 
     @property
     def summary(self) -> dict[str, Any]:
         """What `finish` was given."""
-        return read_json(self.directory / "done.json")
+        return checksums.about(self.directory / DONE)["summary"]
+
+    @property
+    def files(self) -> list[str]:
+        """What `finish` covers: all that is there, but of the checkpoints the seal of the newest alone."""
+        found = []
+        for path in sorted(self.directory.rglob("*")):
+            name = path.relative_to(self.directory)
+            top = name.parts[0]
+            if path.is_file() and top not in ("lock", "stage.json", DONE, "checkpoints") and not _aside(top):
+                found.append(str(name))
+        seals = self.directory.glob("checkpoints/*/checksums.json")
+        steps = {int(path.parent.name): path for path in seals if path.parent.name.isdecimal()}
+        newest = [str(steps[max(steps)].relative_to(self.directory))] if steps else []
+        return found + newest
 
     def finish(self, summary: dict[str, Any]) -> None:
-        if hosts.first() and self.complete:
+        """Writes the seal of all files, and with it `summary`, JSON."""
+        if not hosts.first():
+            return
+        if self.complete:
             raise RuntimeError(f"{self.directory} is complete already, and a complete stage is never written again.")
-        write_json(self.directory / "done.json", summary)
+        about = {"stage": self.directory.name, "summary": plain(summary)}
+        write_json(self.directory / DONE, checksums.sealed(self.directory, self.files, about))
+
+    def reopen(self) -> None:
+        """Takes back that it is complete, so that it can be finished again."""
+        if hosts.first():
+            (self.directory / DONE).unlink(missing_ok=True)
+
+    def supersede(self) -> Path:
+        """Sets all aside that is there, whole as it is, so that the stage is made anew. Returns where it is."""
+        place = str(set_aside(self.directory, "superseded", self._entries())) if hosts.first() else None
+        return Path(hosts.agree(place))
+
+    def _check(self) -> None:
+        """Sets aside what is damaged, or of another key."""
+        damaged = self._damaged()
+        if not damaged:
+            return
+        place = set_aside(self.directory, "damaged", damaged)
+        write_json(self.directory / "stage.json", self.key)
+        say(
+            f"{self.directory} is damaged: {', '.join(damaged)} is missing or not what "
+            f"was written. What is there of it is set aside in {place.name}, and made again.",
+            style="yellow",
+        )
+
+    def _damaged(self) -> list[str]:
+        """The entries of the directory to set aside."""
+        damaged, seal = [], self.directory / DONE
+        try:
+            described = fingerprint(read_json(self.directory / "stage.json")) == fingerprint(self.key)
+        except (InputError, RecursionError):
+            described = False
+        if not described:
+            damaged.append("stage.json")
+        if seal.exists():
+            broken = checksums.broken(seal)
+            if broken == [DONE] or checksums.about(seal)["stage"] != self.directory.name:
+                damaged += [DONE, *(name for name in self._entries() if name not in _RESUMED)]
+            elif broken:
+                tops = (Path(name).parts[0] for name in broken)
+                damaged += [DONE, *(name for name in tops if name != "checkpoints")]
+        elif not described:
+            damaged += self._entries()  # unfinished, and perhaps of another key
+        return list(dict.fromkeys(damaged))
+
+    def _entries(self) -> list[str]:
+        names = (path.name for path in self.directory.iterdir())
+        return sorted(name for name in names if name not in ("lock", "stage.json") and not _aside(name))
 
 
-def claim(work_dir: Path, config: Any) -> None:
-    """Makes `work_dir` the place of this experiment: writes `config.json`, or checks that it is the same.
+def _aside(name: str) -> bool:
+    return name.startswith((".", "damaged-", "superseded-", "unfinished-"))
+
+
+def _free(directory: Path, kind: str) -> str:
+    return next(name for n in itertools.count(1) if not (directory / (name := f"{kind}-{n}")).exists())
+
+
+def set_aside(directory: Path, kind: str, names: Iterable[str]) -> Path:
+    """Moves what there is of `names` into a new folder `<kind>-<n>` of the directory, and returns it."""
+    place = directory / _free(directory, kind)
+    place.mkdir(parents=True)
+    for name in names:
+        if os.path.lexists(directory / name):
+            os.rename(directory / name, place / name)
+    return place
+
+
+def _none(names: set[str]) -> set[str]:
+    return set()
+
+
+def claim(work_dir: Path, config: Any, *, may_differ: Callable[[set[str]], set[str]] = _none) -> list[str]:
+    """Checks that `work_dir` is the place of this experiment, by its `config.json`, or writes that.
+
+    Args:
+      may_differ: of the names of the fields that differ, `a.b`, those that may.
+
+    Returns:
+      The fields that differ, as `a.b: old → new`.
 
     Raises:
-      InputError: naming each field that differs, as `a.b: old -> new`.
+      InputError: naming each other field that differs.
     """
     path = Path(work_dir) / "config.json"
+    if path.exists():
+        try:
+            before = read_json(path)
+            if not isinstance(before, dict):
+                raise InputError(f"{path} is {before!r:.80}, where an object is expected.")
+        except InputError as error:
+            # What another configuration made here is refused by its checkpoints.
+            place = set_aside(path.parent, "damaged", [path.name]) if hosts.first() else path.parent
+            say(f"{error} It is set aside in {place}, and written again.", style="yellow")
     if not path.exists():
         write_json(path, config)
-        return
-    differing = [
-        f"{name}: {_shown(old)} → {_shown(new)}" for name, (old, new) in differences(read_json(path), config).items()
-    ]
-    if differing:
+        return []
+    found = differences(before, config)
+    refused = found.keys() - may_differ(set(found))
+    shown = {name: f"{name}: {_shown(old)} → {_shown(new)}" for name, (old, new) in found.items()}
+    if refused:
         raise InputError(
-            f"{work_dir} belongs to another experiment, which differs in {', '.join(differing)}. Choose another "
-            f"--work-dir, or delete {work_dir} to start anew there."
+            f"{work_dir} belongs to another experiment: its config.json differs in "
+            f"{', '.join(text for name, text in shown.items() if name in refused)}. Choose another --work-dir, or move "
+            f"{work_dir} away to start anew there."
         )
+    return [*shown.values()]
 
 
 @contextlib.contextmanager
@@ -266,35 +385,48 @@ class RowFile:
         self._partial = self._path.with_name(f"{self._path.name}.partial")
         self._noted = self._path.with_name(f"{self._path.name}.partial.json")
         header = _npy_header(shape, self._dtype)
-        row_bytes = math.prod(shape[1:]) * self._dtype.itemsize
         self.rows, self.note = 0, None
         """How many are written, and what the last `append` said of them."""
-        if self._noted.exists() and self._partial.exists():
-            found = read_json(self._noted)
-            whole = len(header) + found["rows"] * row_bytes
-            with self._partial.open("rb") as file:
-                same = file.read(len(header)) == header
-            if same and self._partial.stat().st_size >= whole:
-                if hosts.first():
-                    os.truncate(self._partial, whole)
-                self.rows, self.note = found["rows"], found["note"]
+        self._checksum = zlib.crc32(header)
+        """Of the rows so far."""
+        self._resume(header, math.prod(shape[1:]) * self._dtype.itemsize)
         if self.rows == 0 and hosts.first():
             self._noted.unlink(missing_ok=True)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._partial.write_bytes(header)
 
+    def _resume(self, header: bytes, row: int) -> None:
+        """Takes the rows that the note names, if they are what was written, and cuts off what is behind them."""
+        try:
+            found = json.loads(self._noted.read_bytes())
+            end = len(header) + found["rows"] * row
+            with self._partial.open("rb") as file:
+                same, checksum = file.read(len(header)) == header, self._checksum
+                while block := file.read(max(0, min(2**20, end - file.tell()))):
+                    checksum = zlib.crc32(block, checksum)
+                same &= file.tell() == end and found["crc32"] == _of_note(checksum, found["rows"], found["note"])
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
+            return
+        if same:
+            self.rows, self.note, self._checksum = found["rows"], found["note"], checksum
+            if hosts.first():
+                os.truncate(self._partial, end)
+
     def append(self, rows: np.ndarray, note: Any = None) -> None:
         """Writes the next rows, and with them `note`, JSON that stands for all so far."""
         if rows.shape[1:] != self._shape[1:] or self.rows + len(rows) > self._shape[0]:
             raise ValueError(f"{rows.shape} rows do not go behind {self.rows} of {self._shape}.")
+        data = np.ascontiguousarray(rows, self._dtype).tobytes()
+        self._checksum = zlib.crc32(data, self._checksum)
         if hosts.first():
             with naming(self._partial), self._partial.open("ab") as file:
-                file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         # Only now, so that no row is counted that a power cut may still take.
         self.rows, self.note = self.rows + len(rows), note
-        write_json(self._noted, {"rows": self.rows, "note": note})
+        crc32 = _of_note(self._checksum, self.rows, plain(note))
+        write_json(self._noted, {"rows": self.rows, "note": note, "crc32": crc32})
 
     def finish(self) -> None:
         """Moves the file to its place."""
@@ -303,6 +435,10 @@ class RowFile:
         if hosts.first():
             _move(self._partial, self._path)
             self._noted.unlink(missing_ok=True)
+
+
+def _of_note(rows_checksum: int, rows: int, note: Any) -> int:
+    return zlib.crc32(json.dumps([rows, note]).encode(), rows_checksum)
 
 
 def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
@@ -332,7 +468,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
 
 
@@ -350,8 +486,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    path = Path(path)
-    return InputError(f"{path} cannot be read ({error}). Delete the folder {path.parent} to have it made anew.")
+    return InputError(
+        f"{path} cannot be read ({error}). Move this file away, and run the same command again: it is made anew."
+    )
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

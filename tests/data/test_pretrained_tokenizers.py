@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import copy
 import io
 import json
@@ -865,3 +866,24 @@ def test_prompts_have_the_ids_that_transformers_gives_them():
             )
             # The template ends with a new line after the end of the turn.
             assert [*expected, *tokenizer.encode_response("Sure: x")] == whole["input_ids"][:-1]
+
+
+def test_the_files_that_it_is_known_by_are_those_that_it_reads(tmp_path, monkeypatch):
+    """A result made with one tokenizer is not taken for another's: stages are keyed by these files."""
+    everything = {
+        "additional_chat_templates/tool.jinja": "{{ 1 }}", "chat_template.jinja": "{{ messages[0].content }}",
+        "chat_template.json": "{}", "generation_config.json": "{}", "added_tokens.json": "{}",
+        "special_tokens_map.json": "{}", "config.json": "{}", "README.md": "",
+    }  # fmt: skip
+    (tmp_path / "additional_chat_templates").mkdir()
+    BYTES.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
+    for name, text in everything.items():
+        (tmp_path / name).write_text(text)
+    opened, read = set(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.add(str(path.relative_to(tmp_path))), read(path))[1])
+    with contextlib.suppress(InputError):
+        pretrained_tokenizers.load(tmp_path, embedding_rows=1000)
+    known = pretrained_tokenizers.files(tmp_path)
+    assert opened and opened <= set(known)
+    assert "README.md" not in known

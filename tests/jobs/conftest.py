@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.jobs.fakes import fakes, first, prepared  # noqa: F401 (fixtures)
 from tests.jobs.pretrained import write_model
 
 ROOT = Path(__file__).parents[2]

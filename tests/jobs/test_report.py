@@ -61,6 +61,29 @@ def test_nothing_is_written_before_all_is_read(tmp_path: pathlib.Path) -> None:
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.parametrize("name", ["evaluation.json", "evaluation.npz", "samples.jsonl", "metrics.jsonl", "config.json"])
+def test_a_file_of_another_run_is_refused(index: pathlib.Path, tmp_path: pathlib.Path, name: str) -> None:
+    """Each file is whole, and good for a report of its own run."""
+    mine = pathlib.Path(shutil.copytree(index.parents[1], tmp_path / "mine"))
+    other = synthetic.write_work_dir(tmp_path / "other", transform="identity", seed=1, names=NAMES)
+    shutil.copy(other / name, mine / name)
+    page = (mine / "report" / "index.html").read_bytes()
+    with pytest.raises(InputError, match=rf"{mine / name} is .*The same `train` command .*policy is kept"):
+        report.run(mine)
+    assert (mine / "report" / "index.html").read_bytes() == page
+
+
+@pytest.mark.parametrize("contents", [None, "{}", "[" * 100_000])
+def test_results_without_their_seal_are_refused(index: pathlib.Path, tmp_path: pathlib.Path, contents: str) -> None:
+    work_dir = pathlib.Path(shutil.copytree(index.parents[1], tmp_path / "run"))
+    if contents is None:
+        (work_dir / "results.json").unlink()
+    else:
+        (work_dir / "results.json").write_text(contents)
+    with pytest.raises(InputError, match=r"results\.json is missing or not what was written"):
+        report.run(work_dir)
+
+
 def test_a_sweep_is_written_with_its_picture(index: pathlib.Path, tmp_path: pathlib.Path) -> None:
     tree = json.loads((index.parents[1] / "evaluation.json").read_text())
     point = {"transform": "exponential(10)", "procedure": "best_of_4", "kl_budget": 0.75, "report": None}

@@ -116,6 +116,17 @@ def test_another_source_is_another_reward(run, write):
     assert stage(write("return [1.0] * len(responses)")) != first, "another name"
 
 
+def test_a_module_that_it_imports_is_part_of_it(run, write, tmp_path):
+    (tmp_path / "helper_of_a_reward.py").write_text("SIGN = 1")
+    name = write("import helper_of_a_reward; return [float(len(text)) for text in responses]")
+    first = reward_model._function(run, name).stage
+    (tmp_path / "helper_of_a_reward.py").write_text("SIGN = -1")
+    with pytest.raises(InputError, match=r"has changed \(helper_of_a_reward\) since this process imported it"):
+        reward_model._function(run, name)
+    sys.modules.pop(name.split(":")[0])  # as another process
+    assert reward_model._function(run, name).stage != first
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -75,12 +75,46 @@ def lines(path, count=40, **fields):
     return Data(source="jsonl", path=str(path), prompt_length=100)
 
 
-def test_a_work_directory_is_of_one_content_of_its_files(tmp_path, mesh):
+def test_other_contents_of_its_files_are_said(tmp_path, mesh, capsys):
     data = lines(tmp_path / "rows.jsonl")
     Run(Experiment("example", data=data), tmp_path / "work", tmp_path / "stages", mesh).claim()
+    before = (tmp_path / "work" / "config.json").read_bytes()
     lines(tmp_path / "rows.jsonl", count=41)
-    with pytest.raises(InputError, match=r"contents\.data: .* → .*"):
-        Run(Experiment("example", data=data), tmp_path / "work", tmp_path / "stages", mesh).claim()
+    Run(Experiment("example", data=data), tmp_path / "work", tmp_path / "stages", mesh).claim()
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert "was made of other contents: contents.data: " in printed and "made anew" in printed
+    assert (tmp_path / "work" / "config.json").read_bytes() == before, "what is there is still of the old"
+
+
+def test_a_file_that_moved_is_the_same_and_another_file_is_not(tmp_path, mesh):
+    def claim(path, count=40):
+        experiment = Experiment("example", data=lines(tmp_path / path, count=count))
+        Run(experiment, tmp_path / "work", tmp_path / "stages", mesh).claim()
+
+    claim("rows.jsonl")
+    claim("moved.jsonl")
+    assert json.loads((tmp_path / "work" / "config.json").read_text())["data"]["path"] == str(tmp_path / "moved.jsonl")
+    with pytest.raises(InputError, match=r"data\.path: .*moved.* → .*other"):
+        claim("other.jsonl", count=41)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sft": Supervised(steps=600, learning_rate=1e-2, checkpoint_every=7)},
+        {"model": Model(rematerialize=True)},
+        {"policy": Policy(micro_batches=2)},
+    ],
+)
+def test_options_that_change_no_result_may_change(tmp_path, mesh, changes):
+    run = Run(Experiment("example"), tmp_path / "work", tmp_path / "stages", mesh)
+    run.claim()
+    changed = dataclasses.replace(run, experiment=Experiment("example", **changes))
+    changed.claim()
+    assert json.loads((tmp_path / "work" / "config.json").read_text()) == json.loads(json.dumps(changed.claimed_config))
+    (section,) = changes
+    keys = [{section: getattr(one.experiment, section)} for one in (run, changed)]
+    assert len({run.stage("sft", **key).directory for key in keys}) == 1
 
 
 def test_data_without_pairs_is_told_before_anything_is_trained(tmp_path, mesh):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ctrl_jax import config
+from ctrl_jax import build, config
 from ctrl_jax.errors import InputError
-from ctrl_jax.jobs import evaluate, report, summary, sweep, train
-from ctrl_jax.jobs.run import Run
+from ctrl_jax.jobs import evaluate, report, results, summary, sweep, train
+from ctrl_jax.jobs.run import Run, claimed, contents
 from ctrl_jax.jobs.sweep import Point
 from ctrl_jax.runtime import preemption
 from ctrl_jax.runtime.mesh import make_mesh
@@ -54,6 +54,7 @@ def wait_for(condition):
 FINISH = f"""
 (work / "report").mkdir(exist_ok=True)
 (work / "evaluation.json").write_text({json.dumps(EVALUATION)!r})
+(work / "results.json").write_text((others / "results" / f"{{work.name}}.json").read_text())
 (work / "report" / "index.html").write_text("a page")
 """
 
@@ -61,7 +62,14 @@ FINISH = f"""
 @pytest.fixture
 def points(tmp_path) -> list[Point]:
     experiments = config.grid(config.Experiment("base"), transforms=("identity", "logit"), kl_budgets=(0.5,))
-    return [Point(one, tmp_path / "sweep" / one.name) for one in experiments]
+    found = [Point(one, tmp_path / "sweep" / one.name) for one in experiments]
+    for point in found:  # what their programs write last
+        sealed = tmp_path / "results" / point.name
+        write_json(sealed / "evaluation.json", "")
+        (sealed / "evaluation.json").write_text(json.dumps(EVALUATION))
+        results.seal(sealed, claimed(point.experiment, contents(point.experiment)))
+        os.replace(sealed / "results.json", sealed.with_name(f"{sealed.name}.json"))
+    return found
 
 
 @pytest.fixture
@@ -118,6 +126,18 @@ def test_all_points_run_once_and_end_in_the_figure(points, run, index, page, cap
 
     assert run() == 0
     assert [processes(point) for point in points] == [1, 1], "the same command does nothing again"
+
+
+@pytest.mark.parametrize("names", [("evaluation.json",), ("evaluation.json", "results.json")])
+def test_results_of_another_point_are_not_taken_for_its_own(points, run, index, names):
+    assert run() == 0
+    (points[1].work_dir / "evaluation.json").write_text(json.dumps({**EVALUATION, "ties": 0.5}))
+    for name in names:
+        (points[0].work_dir / name).write_bytes((points[1].work_dir / name).read_bytes())
+    sweep.publish(points[0].work_dir.parent, points)
+    assert states(index) == {"identity": "missing", "logit": "missing"}
+    assert run() == 0
+    assert [processes(point) for point in points] == [2, 2]
 
 
 def test_points_run_at_the_same_time_each_with_its_share(points, run):
@@ -195,6 +215,7 @@ def alone(points, tmp_path, monkeypatch):
 
     def evaluated(run: Run, aligned: None) -> dict:
         write_json(run.work_dir / "evaluation.json", EVALUATION)
+        results.seal(run.work_dir, run.claimed_config, draws=build.draws())
         return EVALUATION
 
     def reported(work_dir: Path) -> Path:
@@ -242,8 +263,8 @@ import json, sys
 from pathlib import Path
 from ctrl_jax.runtime import hosts
 hosts.start()
-from ctrl_jax import config
-from ctrl_jax.jobs import align, sweep
+from ctrl_jax import build, config
+from ctrl_jax.jobs import align, results, sweep
 from ctrl_jax.jobs.run import Run
 from ctrl_jax.runtime.mesh import make_mesh
 folder, runs = Path(sys.argv[1]), []
@@ -254,6 +275,7 @@ def together(run):
     (folder / "a" / "report").mkdir(parents=True, exist_ok=True)
     for name in ("evaluation.json", "report/index.html"):
         (folder / "a" / name).write_text("{}")
+    results.seal(run.work_dir, run.claimed_config)
 align.run, sweep.publish = together, lambda *_: None
 for _ in range(2):
     sweep.run_point(Run(point.experiment, point.work_dir, folder / "stages", make_mesh()), folder, [point])

@@ -217,7 +217,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(smoke, tmp_path):
     assert code == 2
     assert "Traceback" not in errors
     assert "was saved by another configuration" in errors
-    assert f"delete {work_dir}/checkpoints" in errors
+    assert f"move {work_dir}/checkpoints away" in errors
 
 
 def test_a_run_killed_in_policy_training_ends_as_one_that_was_not(smoke, tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ctrl_jax.jobs import results
 from ctrl_jax.theory import ideal, optimal, procedures, transforms
 
 PROCEDURES = ("sampling", *(f"{side}_of_{n}" for side in ("best", "worst") for n in (2, 4, 8, 16)))
@@ -39,7 +40,13 @@ def write_work_dir(
     with (work_dir / "samples.jsonl").open("w") as lines:
         for index in range(samples):
             lines.write(json.dumps(sample(arrays, index % prompts, index)) + "\n")
+    seal(work_dir)
     return work_dir
+
+
+def seal(work_dir: pathlib.Path) -> None:
+    """Says that what is there is what was written."""
+    results.seal(work_dir, json.loads((work_dir / "config.json").read_text()))
 
 
 def config(name: str, transform: str, procedure: str, names: tuple[str, ...]) -> dict[str, Any]:

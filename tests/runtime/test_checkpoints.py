@@ -122,7 +122,7 @@ def test_an_older_step_is_not_skipped_in_silence(open_checkpoints):
 
 def test_a_checkpoint_of_another_configuration_is_refused_naming_both(open_checkpoints, tmp_path):
     open_checkpoints("aaaa").save(1, training(1), {})
-    with pytest.raises(InputError, match=r"fingerprint aaaa, now bbbb.*delete") as error:
+    with pytest.raises(InputError, match=r"fingerprint aaaa, now bbbb.*move .*checkpoints away") as error:
         open_checkpoints("bbbb").restore(training(1))
     assert str(tmp_path / "checkpoints") in str(error.value)
 
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_naming_both(open_check
 )
 def test_another_structure_is_refused_naming_both(open_checkpoints, state, expected):
     open_checkpoints().save(1, {"w": jnp.zeros((2, 2))}, {})
-    with pytest.raises(InputError, match=rf"{expected}.*delete"):
+    with pytest.raises(InputError, match=rf"{expected}.*move .* away"):
         open_checkpoints().restore(state)
 
 

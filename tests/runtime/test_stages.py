@@ -86,22 +86,116 @@ def test_a_stage_is_found_again_by_its_key_and_is_complete_only_once_finished(tm
     assert stage.summary == {"loss": 1.5}
 
 
-@pytest.mark.parametrize("file", ["stage.json", "done.json"])
-def test_a_half_written_stage_is_refused_naming_file_and_fix(tmp_path, file):
-    stage = Stage.open(tmp_path, "sft", {"a": 1})
-    stage.finish({"loss": 1.5})
-    (stage.directory / file).write_text('{"a":')
-    with pytest.raises(InputError) as error:
-        _ = Stage.open(tmp_path, "sft", {"a": 1}).summary
-    assert str(stage.directory / file) in str(error.value)
-    assert f"Delete the folder {stage.directory}" in str(error.value)
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
-def test_a_stage_under_a_wrong_name_is_refused(tmp_path):
+DAMAGES = {
+    "a flipped bit": flipped,
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "{}": lambda data: b"{}",
+    "deep": lambda data: b"[" * 100_000,
+    "not UTF-8": lambda data: b"\xff\xfe",
+    "gone": None,
+}
+
+
+def damage(path, how):
+    if DAMAGES[how] is None:
+        path.unlink()
+    else:
+        path.write_bytes(DAMAGES[how](path.read_bytes()))
+
+
+def finished(root, value=1.5):
+    """A stage of two files, one of them in a folder."""
+    stage = Stage.open(root, "table", {"a": 1})
+    stages.write_arrays(stage.directory / "table.npz", rows=np.full(100, value))
+    stages.write_json(stage.directory / "deep" / "more.json", {"value": value})
+    stage.finish({"loss": value})
+    return stage
+
+
+def entries(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != "lock")
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", ["table.npz", "deep/more.json", "done.json", "stage.json"])
+def test_what_is_damaged_is_named_set_aside_and_made_again(tmp_path, capsys, name, how):
+    directory = finished(tmp_path).directory
+    damage(directory / name, how)
+    stage = Stage.open(tmp_path, "table", {"a": 1})
+    with stage.exclusive():
+        still = stage.complete
+        if not still:
+            assert not (directory / "done.json").exists()
+            finished(tmp_path)
+    assert stages.read_json(directory / "stage.json") == {"a": 1}
+    assert stage.whole and stage.summary == {"loss": 1.5}
+    printed = capsys.readouterr().out.replace("\n", "")
+    if (name, how) == ("done.json", "gone"):
+        assert not still  # as a kill before the end leaves it: the job says that it goes on or starts anew
+        return
+    assert still == (name == "stage.json"), "what stage.json says, the key says as well"
+    if (name, how) != ("stage.json", "gone"):
+        assert f"{directory} is damaged: " in printed and "set aside in damaged-1" in printed
+        assert name.split("/")[0] in printed
+        aside = entries(directory / "damaged-1")
+        assert set(aside) <= {"done.json", "table.npz", "deep", "stage.json"}
+        assert how == "gone" or name.split("/")[0] in aside
+
+
+def test_a_stage_of_another_key_in_its_place_is_set_aside(tmp_path):
+    stage = Stage.open(tmp_path, "table", {"a": 1})
+    other = finished(tmp_path / "other", value=9.0)
+    for path in (other.directory / "done.json", other.directory / "table.npz"):
+        contents = path.read_bytes()
+        (stage.directory / path.name).write_bytes(contents)
+    seal = stages.read_json(other.directory / "done.json")
+    assert seal["about"]["stage"] == stage.directory.name  # of one key: only a seal of another name is no one's
+    moved = tmp_path / "table-0123456789ab"
+    os.rename(other.directory, moved)
+    wrong = Stage(moved, {"a": 2})
+    with wrong.exclusive():
+        assert not wrong.complete
+    assert entries(moved) == ["damaged-1", "stage.json"]
+    assert entries(moved / "damaged-1") == ["deep", "done.json", "stage.json", "table.npz"]
+
+
+def test_a_training_keeps_what_it_resumes_from(tmp_path):
+    """A damaged seal or a damaged record costs no checkpoint."""
     stage = Stage.open(tmp_path, "sft", {"a": 1})
-    stages.write_json(stage.directory / "stage.json", {"a": 2})
-    with pytest.raises(InputError, match="not what its folder is named for"):
-        Stage.open(tmp_path, "sft", {"a": 1})
+    seal = stage.directory / "checkpoints" / "20" / "checksums.json"
+    stages.write_json(seal, {"step": 20})
+    stages.write_json(stage.directory / "checkpoints" / "10" / "checksums.json", {"step": 10})
+    (stage.directory / "metrics.jsonl").write_text('{"step": 1}\n')
+    stage.finish({})
+    assert stage.files == ["metrics.jsonl", "checkpoints/20/checksums.json"]
+    for damaged, left in (("done.json", ["metrics.jsonl"]), ("metrics.jsonl", [])):
+        (stage.directory / damaged).write_bytes(b"x")
+        with stage.exclusive():
+            assert not stage.complete
+            assert entries(stage.directory / "checkpoints") == ["10", "20"]
+            assert [name for name in entries(stage.directory) if name == "metrics.jsonl"] == left
+            stage.finish({})
+    seal.write_bytes(b"x")
+    with stage.exclusive():
+        assert not stage.complete, "what is made of it may be another"
+        assert seal.exists(), "checkpoints.py looks after it"
+
+
+def test_a_stage_that_is_superseded_is_kept(tmp_path):
+    stage = finished(tmp_path)
+    with stage.exclusive():
+        place = stage.supersede()
+        assert not stage.complete and entries(place) == ["deep", "done.json", "table.npz"]
+        finished(tmp_path, value=2.5)
+    assert stage.whole and stage.summary == {"loss": 2.5}
+    with stage.exclusive():
+        assert stage.supersede().name == "superseded-2"
 
 
 def test_of_processes_that_want_one_stage_one_runs_it(tmp_path):
@@ -147,7 +241,28 @@ def test_a_work_directory_serves_one_experiment(tmp_path):
         stages.claim(tmp_path, Outer(inner=Inner(rate=0.2), beta=0.5))
     message = str(error.value)
     assert "inner.rate: 0.1 → 0.2" in message and "beta: null → 0.5" in message and "steps" not in message
-    assert "--work-dir" in message and f"delete {tmp_path}" in message
+    assert "--work-dir" in message and f"move {tmp_path} away" in message
+
+
+@pytest.mark.parametrize("how", [how for how in DAMAGES if how not in ("gone", "{}")])
+def test_a_damaged_claim_is_set_aside_and_written_again(tmp_path, capsys, how):
+    stages.claim(tmp_path, Outer())
+    damage(tmp_path / "config.json", how)
+    if how == "a flipped bit":
+        (tmp_path / "config.json").write_bytes(b"\x7b" + b"\x00")
+    stages.claim(tmp_path, Outer())
+    assert stages.read_json(tmp_path / "config.json")["steps"] == 3
+    assert entries(tmp_path) == ["config.json", "damaged-1"]
+    assert "config.json cannot be read" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_of_a_claim_some_fields_may_differ(tmp_path):
+    stages.claim(tmp_path, Outer())
+    changed = Outer(inner=Inner(rate=0.2), steps=4)
+    found = stages.claim(tmp_path, changed, may_differ=lambda names: names)
+    assert found == ["inner.rate: 0.1 → 0.2", "steps: 3 → 4"]
+    with pytest.raises(InputError, match=r"differs in steps: 3 → 4\. Choose"):
+        stages.claim(tmp_path, changed, may_differ=lambda names: names - {"steps"})
 
 
 def test_a_work_directory_of_other_fields_names_them(tmp_path):
@@ -205,7 +320,7 @@ def test_damaged_arrays_are_refused_naming_file_and_fix(tmp_path, damage):
         path.unlink()
     else:
         path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match="Delete the folder") as error:
+    with pytest.raises(InputError, match="Move this file away") as error:
         stages.read_arrays(path)
     assert str(path) in str(error.value)
 
@@ -251,6 +366,20 @@ def test_rows_of_another_shape_or_fewer_than_were_noted_start_anew(tmp_path):
     assert row_file(tmp_path).rows == 0
 
 
+@pytest.mark.parametrize("name", ["table.npy.partial", "table.npy.partial.json"])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_rows_or_a_note_that_are_damaged_start_anew(tmp_path, name, how):
+    for start, stop in ((0, 2), (2, 4)):
+        row_file(tmp_path).append(ROWS[start:stop], {"sum": float(ROWS[:stop].sum())})
+    assert row_file(tmp_path).rows == 4
+    damage(tmp_path / "deep" / name, how)
+    file = row_file(tmp_path)
+    assert (file.rows, file.note) == (0, None)
+    file.append(ROWS)
+    file.finish()
+    np.testing.assert_array_equal(stages.read_rows(tmp_path / "deep" / "table.npy"), ROWS)
+
+
 def test_too_many_too_few_and_other_rows_are_refused(tmp_path):
     file = row_file(tmp_path)
     file.append(ROWS[:5])
@@ -270,7 +399,7 @@ def test_damaged_rows_are_refused_naming_file_and_fix(tmp_path, damage):
         path.unlink()
     else:
         path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match="Delete the folder") as error:
+    with pytest.raises(InputError, match="Move this file away") as error:
         stages.read_rows(path)
     assert str(path) in str(error.value)
 
