@@ -10,12 +10,13 @@ from typing import Any
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
+from ctrl_jax.jobs import results
 from ctrl_jax.runtime.stages import differences
 
 BESIDE_THE_EXPERIMENT = ("versions", "contents")
 """What config.json has beside the fields of an experiment."""
-PLACES = ("data.path", "model.path", "model.adapter", "reward_model.path")
-"""Fields that say where files are. They may have moved: what counts is what is in them, which the claim compares."""
+JUDGE = "evaluation.judge"
+"""May be given to a run, or changed, once its policy is there."""
 
 
 def read_config(work_dir: Path) -> dict[str, Any]:
@@ -95,7 +96,9 @@ def check_unchanged(work_dir: Path, own: Experiment, asked: Experiment) -> None:
     Raises:
       InputError: naming each of them with both values.
     """
-    changed = {name: pair for name, pair in differences(own, asked).items() if name not in PLACES}
+    differing = differences(own, asked)
+    allowed = results.may_differ(set(differing)) | {JUDGE}
+    changed = {name: pair for name, pair in differing.items() if name not in allowed}
     if changed:
         told = ", ".join(f"--{_option(name)} is {json.dumps(old)} there, not {json.dumps(new)}"
                          for name, (old, new) in changed.items())  # fmt: skip

@@ -39,6 +39,7 @@ def run(run: Run) -> Trained:
     stage = run.stage(
         "sft",
         corpus=run.corpus.key("train"),
+        demonstrations=experiment.data.demonstrations,
         vocabulary_size=run.architecture.vocabulary_size,
         model=run.model_key,
         sft=config,

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ctrl_jax import build
 from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, RewardModel, Supervised
@@ -154,7 +155,7 @@ COMMON = {
     "calibration": Calibration(prompts=6, samples_per_prompt=8),
     "policy": Policy(steps=4, prompts_per_step=4, samples_per_prompt=4, warmup_steps=1, procedure="best_of_2"),
     "evaluation": Evaluation(
-        prompts=5, responses_per_prompt=6, procedures=("sampling", "best_of_2"), bootstrap_resamples=20
+        prompts=5, responses_per_prompt=6, procedures=("sampling", "best_of_2"), bootstrap_resamples=100
     ),
 }
 JSONL = Data(source="jsonl", path="data", prompt_length=80, response_length=8)
@@ -195,8 +196,6 @@ def reward_too(prompts, responses):
     "lazily.py": "OFFSET = 1",
     "unused.py": "X = 1",
     "scale.json": "1.0",
-    "adapter/adapter_config.json": "{}",
-    "adapter/adapter_model.safetensors": "weights",
 }
 
 
@@ -218,7 +217,18 @@ def write_inputs(folder: Path) -> None:
     for split, start, count in (("train", 0, 12), ("validation", 100, 2), ("test", 200, 6)):
         (folder / "data" / f"{split}.jsonl").write_text(rows(start, count))
     write_model(folder / "model", num_hidden_layers=1)
+    write_adapter(folder / "adapter")
     write_model(folder / "classifier", num_hidden_layers=1, **CLASSIFIER)
+
+
+def write_adapter(folder: Path) -> None:
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{prefix}.lora_A.weight": (2, 32), f"{prefix}.lora_B.weight": (32, 2)}
+    tensors = {name: np.ones(shape, np.float32) for name, shape in factors.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
 def train(fakes: Fakes, experiment: Experiment, work_dir: str = "runs/work", stages_dir: str = "runs/stages") -> None:
@@ -230,8 +240,8 @@ def train(fakes: Fakes, experiment: Experiment, work_dir: str = "runs/work", sta
 
 
 def results(work_dir: str) -> dict[str, Any]:
-    """What the evaluation says, but for timings."""
-    return {**read_json(Path(work_dir) / "evaluation.json"), "timings": None}
+    """What the evaluation says, but for timings and the name of the judge, which has the place of its files."""
+    return {**read_json(Path(work_dir) / "evaluation.json"), "timings": None, "judged_by": None}
 
 
 @pytest.fixture(scope="session")

@@ -46,14 +46,14 @@ def added(name: str, contents: str) -> Change:
     return change
 
 
-def weight(name: str) -> Change:
+def weight(name: str, file: str = "model.safetensors") -> Change:
     """One bit of one number, in the middle of the largest tensor."""
 
     def change(folder: Path, experiment: Experiment) -> None:
-        tensors = load_file(folder / name / "model.safetensors")
+        tensors = load_file(folder / name / file)
         largest = max(tensors.values(), key=lambda tensor: tensor.size).reshape(-1).view(np.uint32)
         largest[largest.size // 3] ^= 1
-        save_file(tensors, folder / name / "model.safetensors", {"format": "pt"})
+        save_file(tensors, folder / name / file, {"format": "pt"})
 
     return change
 
@@ -113,7 +113,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "chat_template.jinja": ("function", added("model/chat_template.jinja", TEMPLATE)),
     "a README beside the model": ("function", added("model/README.md", "A model.")),
     "the model moved": ("function", moved("model.path", "model")),
-    "the adapter's weights": ("function", text("adapter/adapter_model.safetensors", "weights", "Weights")),
+    "the adapter's weights": ("function", weight("adapter", "adapter_model.safetensors")),
     "the adapter moved": ("function", moved("model.adapter", "adapter")),
     "the reward's module": ("function", text("rewards.py", "% 97", "% 89")),
     "a module that it imports": ("function", text("helpers.py", "1", "-1")),
@@ -163,7 +163,10 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "evaluation.prompts": 6,
                 "evaluation.responses_per_prompt": 7,
                 "evaluation.procedures": ("sampling",),
-                "evaluation.bootstrap_resamples": 21,
+                "evaluation.bootstrap_resamples": 121,
+                "evaluation.judge": "rewards:reward_too",
+                "data.columns": ("response=chosen", "chosen=response"),
+                "data.demonstrations": "chosen",
             },
             "trained": {
                 "data.source": "dialogues/harmless",
