@@ -109,9 +109,10 @@ def guarded(mesh: Mesh, optimizer: optax.GradientTransformation, step: Callable[
         new = jax.lax.cond(finite.all() & (state.step >= 0), take, halt, state, change)
         # Where it was before, or the next step would be another program.
         new = jax.lax.with_sharding_constraint(new, partitioning.shardings(mesh, new))
-        rows = jnp.concatenate([jnp.ravel(x[:1] if x.ndim > 1 else x) for x in jax.tree.leaves(new.params)])
+        rows = [jnp.ravel(x[:1] if x.ndim > 1 else x) for x in jax.tree.leaves(new.params)]
+        # Each gathered where it is split: joined first, parts of devices would change places.
         rows = jax.lax.with_sharding_constraint(rows, jax.NamedSharding(mesh, P()))
-        return new, metrics | {"first_rows": rows}
+        return new, metrics | {"first_rows": jnp.concatenate(rows)}
 
     return jax.jit(update, donate_argnums=0)
 

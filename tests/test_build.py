@@ -334,11 +334,11 @@ def test_a_step_that_is_not_finite_changes_nothing_and_neither_do_those_behind_i
 def test_gradient_norms_are_those_of_the_parameters():
     state, metrics = updated("policy", 1, 1)
     np.testing.assert_allclose(np.linalg.norm(metrics["gradient_norms"]), metrics["gradient_norm"], rtol=1e-5)
-    # The first moment of Adam is a tenth of the gradient, clipped to the norm of 1.
-    [adam] = [
-        part for part in jax.tree.leaves(state.optimizer, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu")
+    # The moment of RMSProp is a hundredth of the squared gradient, clipped to the norm of 1.
+    [rms] = [
+        part for part in jax.tree.leaves(state.optimizer, is_leaf=lambda x: hasattr(x, "nu")) if hasattr(part, "nu")
     ]
-    moments = np.array([np.linalg.norm(leaf) for leaf in jax.tree.leaves(adam.mu)])
+    moments = np.array([np.linalg.norm(np.sqrt(leaf)) for leaf in jax.tree.leaves(rms.nu)])
     ratio = moments / metrics["gradient_norms"]
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
 

@@ -26,7 +26,11 @@ def make(tmp_path):
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         command = ["make", f"BIN={tmp_path}", f"STAMP={tmp_path}/installed", *arguments]
-        inherited = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "EXP", "ARGS")}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("MAKE") and name not in ("MFLAGS", "EXP", "ARGS")
+        }
         return subprocess.run(
             command, cwd=ROOT, env={**inherited, **environment}, capture_output=True, text=True, timeout=60
         )
