@@ -109,12 +109,20 @@ def guarded(mesh: Mesh, optimizer: optax.GradientTransformation, step: Callable[
         new = jax.lax.cond(finite.all() & (state.step >= 0), take, halt, state, change)
         # Where it was before, or the next step would be another program.
         new = jax.lax.with_sharding_constraint(new, partitioning.shardings(mesh, new))
-        rows = [jnp.ravel(x[:1] if x.ndim > 1 else x) for x in jax.tree.leaves(new.params)]
-        # Each gathered where it is split: joined first, parts of devices would change places.
-        rows = jax.lax.with_sharding_constraint(rows, jax.NamedSharding(mesh, P()))
-        return new, metrics | {"first_rows": jnp.concatenate(rows)}
+        return new, metrics | {"first_rows": _first_rows(mesh, new.params)}
 
     return jax.jit(update, donate_argnums=0)
+
+
+def first_rows(mesh: Mesh, params: Params) -> jax.Array:
+    """The metric `first_rows` of parameters that no step has changed yet."""
+    return jax.jit(functools.partial(_first_rows, mesh))(params)
+
+
+def _first_rows(mesh: Mesh, params: Params) -> jax.Array:
+    rows = [jnp.ravel(x[:1] if x.ndim > 1 else x) for x in jax.tree.leaves(params)]
+    # Each gathered where it is split: joined first, parts of devices would change places.
+    return jnp.concatenate(jax.lax.with_sharding_constraint(rows, jax.NamedSharding(mesh, P())))
 
 
 Score = Callable[[Prompts, Responses], Any]

@@ -112,7 +112,7 @@ def fit(
             progress(label, steps, start=start) as bar,
         ):
             last, saved = time.monotonic(), start if restored else None
-            rows: np.ndarray | None = None  # the parameters' first, behind the step reported last
+            rows = np.asarray(build.first_rows(mesh, state.params))  # behind the step reported last
 
             def save(index: int, position: dict[str, Any]) -> None:
                 nonlocal saved
@@ -141,8 +141,7 @@ def fit(
                 values = {name: float(value) for name, value in taken.metrics.items() if value.ndim == 0}
                 if "first_rows" in taken.metrics:
                     before, rows = rows, np.asarray(taken.metrics["first_rows"])
-                    if before is not None:
-                        values["largest_update"] = float(np.max(np.abs(rows - before)))
+                    values["largest_update"] = float(np.max(np.abs(rows - before)))
                 values["seconds"], last = time.monotonic() - last, time.monotonic()
                 writer.write(taken.step, values)
                 bar.update(taken.step, {name: values[name] for name in columns if name in values})

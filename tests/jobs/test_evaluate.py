@@ -126,7 +126,7 @@ def test_a_damaged_evaluation_is_made_anew_and_nothing_is_to_be_deleted(finished
     (work_dir / "evaluation.json").write_text(damage)
     assert evaluate.read(with_judge(None)) is None
     printed = capsys.readouterr().out
-    assert "made anew from the trained policy" in printed and "elete" not in printed
+    assert "The evaluation is made anew" in printed and "elete" not in printed
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def test_a_report_has_its_page_and_its_pictures(index: pathlib.Path) -> None:
 def test_a_report_of_less_leaves_no_stale_picture(tmp_path: pathlib.Path) -> None:
     work_dir = synthetic.write_work_dir(tmp_path / "bare", gold=False, transform="identity", names=NAMES[:3])
     (work_dir / "metrics.jsonl").unlink()
+    synthetic.seal(work_dir)
     figures = work_dir / "report" / "figures"
     figures.mkdir(parents=True)
     for kind in KINDS:

@@ -336,6 +336,7 @@ def test_a_judge_that_is_given_later_has_yet_to_judge(points, run, index):
     ]
     assert [sweep._done(point) for point in judged] == [False, False]
     write_json(points[0].work_dir / "evaluation.json", {**EVALUATION, "judge": {"name": "a:b", "fingerprint": "x"}})
+    results.seal(points[0].work_dir, claimed(points[0].experiment, contents(points[0].experiment)))
     assert [sweep._done(point) for point in judged] == [True, False]
     assert [sweep._done(point) for point in points] == [True, True]
 
