@@ -285,10 +285,11 @@ def policy_optimizer(policy: config.Policy) -> optax.GradientTransformation:
 
     Momentum is an inertia. It carries the policy past the KL at which reward and penalty balance, and back: with Adam's
     .9 the KL swings by 10 to 15 % for a whole run of 150 steps, even at a constant β, and no controller that sees it
-    afterwards can damp that. Batches of hundreds of responses need no averaging over steps.
+    afterwards can damp that. Batches of hundreds of responses need no averaging over steps. What a step adds at random
+    grows with the learning rate, which falls as the square of a cosine for that reason.
     """
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, policy.learning_rate, policy.warmup_steps, policy.steps, 0.1 * policy.learning_rate
+        0.0, policy.learning_rate, policy.warmup_steps, policy.steps, 0.1 * policy.learning_rate, exponent=2.0
     )
     # The same arithmetic as optax.adam(b1=0), without its copy of the gradient.
     rmsprop = optax.rmsprop(schedule, decay=0.99, eps_in_sqrt=False, bias_correction=True)

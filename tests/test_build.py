@@ -658,7 +658,7 @@ def test_a_constant_raw_reward_is_refused():
 
 def test_the_policys_optimiser_is_adam_without_its_first_moment():
     policy = config.Policy(steps=30, warmup_steps=5, learning_rate=1e-2)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 5, 30, 1e-3)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 5, 30, 1e-3, exponent=2.0)
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b1=0.0, b2=0.99))
     found, expected = (
         _descended(optimizer, jnp.array([0.3, -2.0, 1e-4])) for optimizer in (build.policy_optimizer(policy), adam)
