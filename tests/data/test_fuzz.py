@@ -175,7 +175,7 @@ def read(kind, path, tmp_path):
 
 def fuzz(count):
     return settings(
-        max_examples=count, derandomize=True, database=None, deadline=datetime.timedelta(seconds=10),
+        max_examples=count, derandomize=True, database=None, deadline=datetime.timedelta(seconds=60),
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import huggingface, lora, peft, weights
 from tests.jobs.pretrained import CLASSIFIER, write_model
 
-SECONDS = 5
+SECONDS = 30  # a hang would not end at all; a busy machine is slow
 """That an input may take at most, on a busy machine; a directory of this size takes a few hundredths of one."""
 
 

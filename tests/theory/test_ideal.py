@@ -158,7 +158,7 @@ RATES = st.one_of(st.floats(1e-8, 700), st.floats(-700, -1e-8))
 EXTREME_KLS = st.one_of(st.floats(-300, 300).map(lambda power: 10.0**power), st.floats(0.01, 20))
 
 
-@settings(deadline=2000, max_examples=60, derandomize=True)
+@settings(deadline=20_000, max_examples=60, derandomize=True)
 @given(
     st.one_of(
         RATES.map(transforms.exponential),
