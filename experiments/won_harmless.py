@@ -5,7 +5,7 @@ reward where that attacker looks: it keeps the policy out of the lowest ranks.
 
 Claim     At equal KL its worst-of-4 win rate against the reference's worst-of-4 is above the identity transform's.
 Cost      About bon_helpful's; it shares no stages with it.
-Expected  KL .30, worst-of-4 win rate .85 (.84-.85), 91 % of the ideal lift; the identity at that KL .79 (.78-.80).
+Expected  KL .31, worst-of-4 win rate .85 (.84-.86), 91 % of the ideal lift; the identity at that KL .80 (.79-.81).
 Command   make train EXP=won_harmless        make sweep EXP=won_harmless
 """
 
