@@ -320,7 +320,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """The object of a JSON file, or None: a file that is missing or damaged is yet to be made."""
     try:
         found = read_json(path) if path.exists() else None
-    except (InputError, RecursionError):
+    except InputError:
         found = None
     return found if isinstance(found, dict) else None
 
