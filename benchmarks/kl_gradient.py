@@ -14,10 +14,10 @@ import tyro
 
 from ctrl_jax import build
 from ctrl_jax.__main__ import load_experiment
-from ctrl_jax.jobs import calibrate, train
-from ctrl_jax.jobs.run import Run
+from ctrl_jax.devices.mesh import make_mesh
+from ctrl_jax.pipeline import calibrate, train
+from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime.console import table
-from ctrl_jax.runtime.mesh import make_mesh
 from ctrl_jax.runtime.platform import setup_compilation_cache
 from ctrl_jax.steps import calibration, policy_gradient, sampling
 from ctrl_jax.types import Params

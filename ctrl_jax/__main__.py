@@ -30,8 +30,8 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.runtime.console import printable
 
 if TYPE_CHECKING:
-    from ctrl_jax.jobs.run import Run
-    from ctrl_jax.jobs.sweep import Point
+    from ctrl_jax.commands.sweep import Point
+    from ctrl_jax.pipeline.run import Run
 
 JOBS = {
     "train": "run whatever stages are missing, train the policy, evaluate, report",
@@ -140,11 +140,11 @@ def _run(arguments: list[str]) -> int:
     if job not in JOBS:
         raise InputError(f"There is no job {job!r}{_nearest(job, JOBS)}; the jobs are {', '.join(JOBS)}.")
     if job == "ideal":
-        from ctrl_jax.jobs import ideal
+        from ctrl_jax.commands import ideal
 
         return ideal.main(rest)
     if job == "runs":
-        from ctrl_jax.jobs import runs
+        from ctrl_jax.commands import runs
 
         return runs.main(rest)
     if not rest or rest[0].startswith("-"):
@@ -154,7 +154,7 @@ def _run(arguments: list[str]) -> int:
         )
     named = find(rest[0])
     if job == "plan":
-        from ctrl_jax.jobs import plan
+        from ctrl_jax.planning import plan
 
         return plan.main(named.name, named.experiment, rest[1:])
     return _run_job(job, named, rest[1:])
@@ -178,7 +178,7 @@ def find(name: str) -> Named:
     """
     folder = Path(os.path.expanduser(name))
     if os.path.exists(folder / "config.json") and not os.path.isfile(f"experiments/{name}.py"):
-        from ctrl_jax.jobs import address
+        from ctrl_jax.commands import address
 
         return Named(name, address.read_experiment(folder), work_dir=folder)
     module = load_experiment(name)
@@ -298,9 +298,10 @@ def _run_job(job: str, named: Named, arguments: list[str]) -> int:
     if named.work_dir is not None:
         _check_run(job, named, options)
     # Imported only now: a mistyped option should not wait for orbax and tensorflow-datasets.
-    from ctrl_jax.jobs import sweep
-    from ctrl_jax.jobs.run import Run, cpu_devices
-    from ctrl_jax.runtime import hosts, leftovers, mesh, platform
+    from ctrl_jax.commands import sweep
+    from ctrl_jax.devices import mesh
+    from ctrl_jax.pipeline.run import Run, cpu_devices
+    from ctrl_jax.runtime import hosts, leftovers, platform
 
     places = options.places
     work_dir = places.work_dir or places.runs_dir / _run_name(named.experiment, options.experiment)
@@ -334,21 +335,9 @@ def _run_job(job: str, named: Named, arguments: list[str]) -> int:
 
 
 def _do(job: str, run: "Run", options: Options) -> None:
-    from ctrl_jax.jobs import (
-        align,
-        calibrate,
-        evaluate,
-        export,
-        profile,
-        replay,
-        report,
-        reward_model,
-        sample,
-        sample_page,
-        sft,
-        summary,
-        train,
-    )
+    from ctrl_jax.commands import export, replay, report, sample, sample_page, summary
+    from ctrl_jax.pipeline import align, calibrate, evaluate, reward_model, sft, train
+    from ctrl_jax.planning import profile
     from ctrl_jax.runtime import hosts
 
     match job:
@@ -404,14 +393,14 @@ def _do(job: str, run: "Run", options: Options) -> None:
 def _places_of(work_dir: Path | None) -> Places:
     if work_dir is None:
         return Places()
-    from ctrl_jax.jobs import address
+    from ctrl_jax.commands import address
 
     return Places(runs_dir=address.runs_dir(work_dir), work_dir=work_dir)
 
 
 def _check_run(job: str, named: Named, options: Options) -> None:
     """Refuses what a run named by its folder cannot do, before any device is touched."""
-    from ctrl_jax.jobs import address
+    from ctrl_jax.commands import address
 
     assert named.work_dir is not None
     address.check_unchanged(named.work_dir, named.experiment, options.experiment)
@@ -462,7 +451,7 @@ def _run_sweep(
     sweep_dir: Path, points: "list[Point]", options: SweepOptions, command: "Callable[[Point], list[str]]"
 ) -> int:
     """Touches no device: those are for the processes of the points."""
-    from ctrl_jax.jobs import sweep
+    from ctrl_jax.commands import sweep
     from ctrl_jax.runtime import shares
 
     if options.write_jobs is not None:

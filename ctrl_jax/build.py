@@ -1,7 +1,7 @@
 """Configuration to models, optimisers and the jitted, device-mapped steps. The only place that jits and shards.
 
 Each step below is per-device code, mapped with `jax.shard_map` inside `jax.jit`: what `jax.pmap` has become. Whatever
-leads with B is split over the mesh's axes `data` and `fsdp`. Parameters lie as models/partitioning.py says: a program
+leads with B is split over the mesh's axes `data` and `fsdp`. Parameters lie as devices/partitioning.py says: a program
 gathers what is split over `fsdp` before it is used, and the axis `model` is left to the compiler. Where both have one
 device, sampling and scoring need no communication.
 
@@ -27,11 +27,11 @@ from jax.sharding import PartitionSpec as P
 
 from ctrl_jax import config
 from ctrl_jax.data.pipelines import batches
+from ctrl_jax.devices import accelerators, partitioning
+from ctrl_jax.devices.mesh import BATCH_AXES
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import costs, decoder, lora, partitioning, reward
+from ctrl_jax.models import costs, decoder, lora, reward
 from ctrl_jax.models.architecture import Architecture
-from ctrl_jax.runtime import accelerators
-from ctrl_jax.runtime.mesh import BATCH_AXES
 from ctrl_jax.steps import calibration, kl, kl_budget, logprobs, policy_gradient, preference, sampling, win_rate
 from ctrl_jax.steps.masked import Mean, length_mask, masked_mean
 from ctrl_jax.theory import ideal, optimal, procedures, transforms

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ctrl_jax.runtime.stages import read_arrays
-from tests.jobs.conftest import CommandLine
+from tests.trained import CommandLine
 
 
 def chaos(folder: Path, undisturbed: CommandLine, *, kills: int, seed: int, longest: float = 20.0) -> None:

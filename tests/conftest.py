@@ -21,3 +21,6 @@ def mesh() -> Mesh:
     """Eight CPU devices on the axis `data`."""
     axes = ("data", "fsdp", "model")
     return jax.make_mesh((8, 1, 1), axes, axis_types=(AxisType.Auto,) * 3, devices=jax.devices("cpu")[:8])
+
+
+from tests.trained import pretrained, smoke  # noqa: E402, F401 (fixtures of all folders)

@@ -14,9 +14,9 @@ import pytest
 from jax.sharding import Mesh
 
 from ctrl_jax import build, config
+from ctrl_jax.devices.mesh import make_mesh, replicate, shard
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import architecture, costs, lora
-from ctrl_jax.runtime.mesh import make_mesh, replicate, shard
 from ctrl_jax.steps import kl_budget
 from ctrl_jax.theory import ideal, transforms
 from ctrl_jax.types import Examples, Prompts, Responses

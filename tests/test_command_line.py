@@ -14,8 +14,8 @@ import pytest
 
 from ctrl_jax import __main__ as command_line
 from ctrl_jax import config
+from ctrl_jax.commands import ideal, runs
 from ctrl_jax.errors import InputError
-from ctrl_jax.jobs import ideal, runs
 from ctrl_jax.runtime import hosts, platform, stages
 from ctrl_jax.runtime.preemption import Preempted
 

@@ -11,7 +11,7 @@ import pytest
 
 from ctrl_jax import config
 from ctrl_jax.data import files
-from tests.jobs.conftest import COMPILE_FAST
+from tests.trained import COMPILE_FAST
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
 BLOCKS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))

@@ -22,11 +22,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": BASICS | {"theory"},
     "models": BASICS | {"config"},
     "data": BASICS | {"config"},
-    "runtime": BASICS | {"config"},
+    "runtime": BASICS | {"config", "build", "devices"},
+    "devices": BASICS | {"runtime"},
     "report": BASICS | {"theory"},
-    "build": BASICS | {"theory", "steps", "config", "models", "data", "runtime"},
-    "jobs": BASICS | {"theory", "steps", "config", "models", "data", "runtime", "report", "build"},
-    "__main__": BASICS | {"config", "runtime", "build", "jobs"},
+    "build": BASICS | {"theory", "steps", "config", "models", "data", "devices"},
+    "rewards": BASICS | {"theory", "steps", "config", "models", "data", "runtime", "devices", "pipeline"},
+    "pipeline": BASICS
+    | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "commands"},
+    "planning": BASICS | {"theory", "steps", "config", "models", "data", "runtime", "devices", "build", "pipeline"},
+    "commands": BASICS
+    | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "pipeline"},
+    "__main__": BASICS | {"config", "runtime", "devices", "build", "pipeline", "planning", "commands"},
 }
 PURE_PYTHON = {
     "abc",
@@ -165,8 +171,8 @@ for module in {modules}:
         ("steps", "from ctrl_jax.theory import ideal\nfrom ctrl_jax.steps import kl\nimport jax.numpy as jnp", []),
         ("theory", "from ctrl_jax.types import Transform", ["ctrl_jax.types.Transform"]),
         ("models", "import flax\nfrom ctrl_jax.steps import kl", ["ctrl_jax.steps.kl"]),
-        ("config", "import ctrl_jax.jobs.train", ["ctrl_jax.jobs.train"]),
-        ("jobs", "from ctrl_jax import build, theory", []),
+        ("config", "import ctrl_jax.pipeline.train", ["ctrl_jax.pipeline.train"]),
+        ("pipeline", "from ctrl_jax import build, theory", []),
     ],
 )
 def test_this_test_can_fail(room_name, source, expected):

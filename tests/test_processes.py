@@ -16,8 +16,8 @@ from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.metrics import read_metrics
 from ctrl_jax.runtime.preemption import EXIT_CODE
 from tests import test_build
-from tests.jobs.conftest import COMPILE_FAST, CommandLine
 from tests.processes import Job, run
+from tests.trained import COMPILE_FAST, CommandLine
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,7 +37,7 @@ hosts.start()
 import jax, numpy as np
 from ctrl_jax.models import lora
 from ctrl_jax.runtime.checkpoints import Checkpoints
-from ctrl_jax.runtime.mesh import make_mesh
+from ctrl_jax.devices.mesh import make_mesh
 from tests import test_build
 jax.config.update("jax_disable_most_optimizations", True)
 folder, make, fsdp = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -93,10 +93,10 @@ from types import SimpleNamespace
 from ctrl_jax.runtime import hosts
 hosts.start()
 import jax, numpy as np
-from ctrl_jax.jobs import rollouts
-from ctrl_jax.runtime.mesh import make_mesh
+from ctrl_jax.pipeline import rollouts
+from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.runtime.preemption import Preempted
-from tests.jobs.test_fit import train
+from tests.runtime.test_loop import train
 folder, last, victims = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 mesh, done = make_mesh(), []
 def slow(step):

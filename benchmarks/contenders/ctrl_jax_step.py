@@ -10,7 +10,7 @@ from benchmarks.cases import Case, even_share
 from benchmarks.contenders.ctrl_jax_sampling import NO_EOS, load, log_prob
 from benchmarks.worker import Turn
 from ctrl_jax import build, config
-from ctrl_jax.runtime.mesh import shard
+from ctrl_jax.devices.mesh import shard
 from ctrl_jax.steps import kl_budget
 from ctrl_jax.types import Prompts, Responses
 

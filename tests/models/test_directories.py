@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from ctrl_jax.config import Lora
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import huggingface, lora, peft, weights
-from tests.jobs.pretrained import CLASSIFIER, write_model
+from tests.pipeline.pretrained import CLASSIFIER, write_model
 
 SECONDS = 30  # a hang would not end at all; a busy machine is slow
 """That an input may take at most, on a busy machine; a directory of this size takes a few hundredths of one."""

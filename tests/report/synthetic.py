@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ctrl_jax.jobs import results
+from ctrl_jax.pipeline import results
 from ctrl_jax.theory import ideal, optimal, procedures, transforms
 
 PROCEDURES = ("sampling", *(f"{side}_of_{n}" for side in ("best", "worst") for n in (2, 4, 8, 16)))

@@ -359,7 +359,7 @@ def test_a_training_without_any_number_is_drawn_without_its_path(run: Run) -> No
 
 
 def test_no_global_plotting_state() -> None:
-    code = "import sys, ctrl_jax.jobs.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, ctrl_jax.commands.report; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

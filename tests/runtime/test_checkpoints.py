@@ -14,8 +14,9 @@ import numpy as np
 import optax
 import pytest
 
+from ctrl_jax.devices import mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.runtime import disk, mesh, preemption
+from ctrl_jax.runtime import disk, preemption
 from ctrl_jax.runtime.checkpoints import Checkpoints
 
 

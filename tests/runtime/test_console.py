@@ -146,7 +146,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from ctrl_jax.config import Experiment
-from ctrl_jax.jobs import summary
+from ctrl_jax.commands import summary
 from ctrl_jax.runtime import console
 
 interval = {"mean": 0.7, "low": 0.6, "high": 0.8}

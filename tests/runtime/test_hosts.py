@@ -167,7 +167,7 @@ from ctrl_jax.runtime import hosts
 hosts.start()
 import jax, numpy as np
 from ctrl_jax.errors import InputError
-from ctrl_jax.runtime import mesh
+from ctrl_jax.devices import mesh
 hosts.check_alike({"code": "same", "devices": str(jax.local_device_count())})
 index, folder = jax.process_index(), pathlib.Path(sys.argv[1])
 found = {"first": hosts.first(), "several": hosts.several(), "agreed": hosts.agree(index + 7)}

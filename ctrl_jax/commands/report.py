@@ -1,0 +1,107 @@
+"""Turn what a run or a sweep measured into pages to read and pictures for talks."""
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ctrl_jax.errors import InputError
+from ctrl_jax.pipeline import results
+from ctrl_jax.report import figures, page
+from ctrl_jax.report.measurements import Evaluation, Run, lift_share, parse_evaluation, read_run
+from ctrl_jax.runtime.stages import write_bytes
+
+PICTURES = ("png", "svg", "pdf")
+
+
+def run(work_dir: pathlib.Path) -> pathlib.Path:
+    """Write `report/` of a work directory and return the path of its index.html.
+
+    Beside the page: `headline.png`, one wide picture for a README, and under `figures/` each figure as PNG, SVG and PDF
+    on a transparent ground, with the numbers that it draws as CSV. Raises InputError where a required file is missing
+    or corrupt.
+    """
+    results.check(work_dir)
+    measured = read_run(work_dir)
+    report_dir = work_dir / "report"
+    charts = {
+        "win_rate_vs_kl": figures.frontier(measured),
+        "win_rate_vs_n": figures.win_rate_vs_n(measured),
+        "training": figures.training(measured),
+        "calibration": figures.calibration(measured),
+        "reliability": figures.reliability(measured),
+        "proxy_gold": figures.proxy_gold(measured),
+        "response_length": figures.lengths(measured),
+    }
+    for name, panels in charts.items():
+        for kind in (*PICTURES, "csv"):
+            (report_dir / "figures" / f"{name}.{kind}").unlink(missing_ok=True)
+        if panels:
+            _write_figure(report_dir / "figures" / name, panels, columns=2)
+    headline = figures.pictures(
+        figures.headline(measured), ("png",), columns=3, title=_headline(measured), ground="white", dots_per_inch=130
+    )
+    write_bytes(report_dir / "headline.png", headline["png"])
+    index = report_dir / "index.html"
+    write_bytes(index, page.run_page(measured).encode())
+    return index
+
+
+def write_sweep_report(sweep_dir: pathlib.Path, points: Sequence[Mapping[str, Any]]) -> pathlib.Path:
+    """Write `sweep.html` and `pareto_<procedure>.{png,svg,pdf,csv}` into a sweep's directory; the page's path.
+
+    A point is {"name", "transform", "procedure", "kl_budget", "state": "done" | "running" | "failed" | "missing",
+    "evaluation": the tree of its evaluation.json or None, "report": a path relative to `sweep_dir` or None,
+    "reason": why it failed or None}. Reasons stand below the table. A point whose evaluation cannot be understood is
+    shown as failed, too.
+    """
+    notes = [f"{point['name']} failed: {point['reason']}" for point in points if point.get("reason")]
+    checked = [_point(point, notes) for point in points]
+    for procedure in dict.fromkeys(point.procedure for point in checked):
+        panels = figures.pareto([point for point in checked if point.procedure == procedure], procedure)
+        if panels:
+            name = f"pareto_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure)}"
+            _write_figure(sweep_dir / name, panels, columns=1)
+    index = sweep_dir / "sweep.html"
+    write_bytes(index, page.sweep_page(sweep_dir.name, checked, notes).encode())
+    return index
+
+
+def _write_figure(path: pathlib.Path, panels: Sequence[figures.Panel], *, columns: int) -> None:
+    """`path` with the endings of the pictures and of their numbers."""
+    for kind, picture in figures.pictures(panels, PICTURES, columns=columns).items():
+        write_bytes(path.with_name(f"{path.name}.{kind}"), picture)
+    write_bytes(path.with_name(f"{path.name}.csv"), figures.table(panels).encode())
+
+
+def _point(point: Mapping[str, Any], notes: list[str]) -> figures.Point:
+    evaluation: Evaluation | None = None
+    state = point["state"]
+    if point["evaluation"] is not None:
+        try:
+            evaluation = parse_evaluation(
+                point["evaluation"], source=f"evaluation.json of {point['name']}", remedy="evaluate that run again."
+            )
+        except InputError as error:
+            state = "failed"
+            notes.append(str(error))
+    fields = {name: point[name] for name in ("name", "transform", "procedure", "kl_budget", "report")}
+    return figures.Point(**fields, state=state, evaluation=evaluation)
+
+
+def _headline(measured: Run) -> str:
+    estimate, ideal = (
+        measured.evaluation.win_rates[measured.procedure],
+        measured.evaluation.ideal.get(measured.procedure),
+    )
+    share = lift_share(estimate.mean, ideal.transform if ideal else None)
+    return (
+        f"{figures.spoken(measured.procedure).capitalize()} win rate {100 * estimate.mean:.1f} % "
+        + (
+            ""
+            if estimate.low is None or estimate.high is None
+            else f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}] "
+        )
+        + f"at {measured.evaluation.kl.mean:.2f} nats"
+        + (f", {100 * share:.0f} % of the ideal lift of {measured.transform}" if share is not None else "")
+    )

@@ -1,0 +1,130 @@
+"""The calibration table: raw rewards of the reference policy's responses to the training prompts."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ctrl_jax.errors import InputError
+from ctrl_jax.pipeline import rollouts, scored
+from ctrl_jax.pipeline.reward_model import Reward
+from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.sft import Trained
+from ctrl_jax.runtime import checksums, hosts
+from ctrl_jax.runtime.console import say
+from ctrl_jax.runtime.stages import DONE, RowFile, Stage, read_arrays, read_rows, write_arrays
+from ctrl_jax.steps import calibration
+from ctrl_jax.types import CalibrationTable, Prompts
+
+TABLE, IDS = "rewards.npy", "ids.npz"
+
+
+class Calibrated(NamedTuple):
+    table: CalibrationTable
+    seconds: float
+    """What it took to make."""
+    digest: str
+    """Names the table, by content: the key of whatever depends on it."""
+
+
+def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
+    """Makes the table, or reads it. Its rows are in the order of `run.corpus.prompts("train")`.
+
+    Raises:
+      InputError: if the rewards of most prompts are all tied, so that there are no ranks to train on.
+    """
+    experiment = run.experiment
+    config = experiment.calibration
+    stage = run.stage(
+        "calibration",
+        corpus=run.corpus.key("train"),
+        reference=reference.stage,
+        reward_model=reward.stage,
+        calibration=config,
+        temperature=experiment.policy.temperature,
+        seed=experiment.seed,
+    )
+    prompts = run.corpus.prompts("train", config.prompts).prompts
+    with stage.exclusive():
+        if reason := _stale(run, stage, reward):
+            place = stage.supersede()
+            say(
+                f"{reason}. The calibration table is made anew, and with it the policy and its "
+                f"evaluation; the old table is in {place}.",
+                style="yellow",
+            )
+        if not stage.complete:
+            _make(run, stage, reference, reward, prompts)
+    table, summary = _read(run, stage, prompts), stage.summary
+    ties = summary["ties"]
+    if ties > 0.5:
+        raise InputError(
+            f"{ties:.0%} of the pairs of reference responses to a prompt have equal rewards, so their ranks say "
+            "nothing. Train the reward model longer (--reward-model.steps) or on more data, or give a reward that "
+            "tells responses apart (in float32, which has 7 digits: take off what all rewards have in common); and "
+            "check that the reference policy's responses differ (--policy.temperature)."
+        )
+    if ties > 0.05:
+        told = f"{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties."
+        say(told, style="yellow")
+    return Calibrated(table, summary["seconds"], summary["table"])
+
+
+def _stale(run: Run, stage: Stage, reward: Reward) -> str | None:
+    """Why the table, or what there is of it, is not the reward's."""
+    if (stage.directory / scored.FILE).exists():
+        return scored.changed(run, reward, stage.directory)
+    unfinished = (stage.directory / f"{TABLE}.partial").exists()
+    return f"{stage.directory} has rewards without the {scored.FILE} that tells whose they are" if unfinished else None
+
+
+def _read(run: Run, stage: Stage, prompts: Prompts) -> CalibrationTable:
+    config = run.experiment.calibration
+    ids, table = read_arrays(stage.directory / IDS)["ids"], read_rows(stage.directory / TABLE)
+    wanted = (config.prompts, config.rewards_per_prompt)
+    if table.shape != wanted or table.dtype != np.float32 or not np.array_equal(ids, prompts.ids):
+        raise InputError(
+            f"{stage.directory / TABLE} is of {table.dtype}{list(table.shape)}, or of other prompts, where "
+            f"float32{list(wanted)} was made. Move {stage.directory} away to have it made anew."
+        )
+    return CalibrationTable(ids, table)  # type: ignore[arg-type]
+
+
+def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: Prompts) -> None:
+    """Writes the table a batch of prompts at a time, or goes on where an earlier process was killed."""
+    config = run.experiment.calibration
+    if (stage.directory / TABLE).exists():
+        say(f"{stage.directory} was left without its {DONE}: it is made anew.", style="yellow")
+    write_arrays(stage.directory / IDS, ids=prompts.ids)
+    file = RowFile(stage.directory / TABLE, (config.prompts, config.rewards_per_prompt), np.float32)
+    so_far = file.note or {"ties": 0.0, "seconds": 0.0}
+    ties, before, started = so_far["ties"], so_far["seconds"], time.monotonic()
+    for responses, batch in rollouts.scored(
+        run, "calibration", reference.params, reward.score, prompts, config.samples_per_prompt, done=file.rows
+    ):
+        bad = calibration.out_of_range(batch)
+        if bad.any():
+            raise InputError(
+                f"{np.sum(bad)} of {batch.size} reference rewards are not finite, or beyond "
+                f"{calibration.MOST_REWARD:g} ({batch[bad][0]} the first): the reward {reward.stage} is broken. If it "
+                f"was trained here, train it with a smaller "
+                "--reward-model.learning-rate."
+            )
+        if file.rows == 0:
+            scored.keep(run, reward, stage.directory, prompts, responses)
+        ascending = jnp.sort(jnp.asarray(batch), axis=-1)
+        ties += float(_ties(ascending).sum())
+        kept = calibration.quantiles(ascending, config.rewards_per_prompt)
+        file.append(np.asarray(kept), {"ties": ties, "seconds": before + time.monotonic() - started})
+    file.finish()
+    seconds = before + time.monotonic() - started
+    digest = checksums.of_file(stage.directory / TABLE)[:16] if hosts.first() else None
+    stage.finish({"ties": ties / config.prompts, "seconds": seconds, "table": digest})
+
+
+def _ties(ascending: jax.Array) -> jax.Array:
+    """Share of the pairs of each prompt's reference rewards [B, K] that are equal: [B]."""
+    below, not_above = calibration.ranks(ascending, ascending)
+    return jnp.mean((not_above - below - 1) / (ascending.shape[1] - 1), axis=-1)

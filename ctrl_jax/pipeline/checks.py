@@ -1,0 +1,173 @@
+"""What can be known of the data before anything is trained: whether it has enough for what an experiment asks of it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from ctrl_jax.config import Experiment
+from ctrl_jax.data.conversations import transcript
+from ctrl_jax.data.rows import listed
+from ctrl_jax.errors import InputError
+from ctrl_jax.pipeline.corpus import Corpus
+
+LONGEST_PROMPT = 512
+"""Tokens, up to which a longer context is proposed rather than a cut."""
+FEW = 8
+"""Test prompts, below which intervals over them say little."""
+
+
+class Problem(NamedTuple):
+    text: str
+    options: dict[str, Any] = {}  # noqa: RUF012 (nobody writes to it)
+    """What would mend it, by option."""
+
+
+def check(experiment: Experiment, corpus: Corpus, *, parts: int) -> None:
+    """Refuses data that the experiment cannot be run on; batches are split into `parts`.
+
+    Raises:
+      InputError: with every problem, and the options that mend them all.
+    """
+    problems = [*_vocabulary(corpus), *_prompts(experiment, corpus, parts)]
+    if any({"--data.prompt-length", "--data.long-prompts"} & problem.options.keys() for problem in problems):
+        # What else there is to say, is said of the data with its long prompts let in.
+        corpus = replace(corpus, data=replace(corpus.data, long_prompts="truncate"))
+    problems += [*_demonstrations(experiment, corpus, parts), *_reward(experiment, corpus, parts)]
+    if not problems:
+        return
+    where = f" at {experiment.data.path}" if experiment.data.path else ""
+    options: dict[str, Any] = {}
+    for problem in problems:
+        longest = max(problem.options.get("--data.prompt-length", 0), options.get("--data.prompt-length", 0))
+        options |= problem.options | ({"--data.prompt-length": longest} if longest else {})
+    numbered = "".join(f"\n  {i}. {problem.text}" for i, problem in enumerate(problems, 1))
+    mended = " ".join(f"{option} {value}" for option, value in options.items())
+    count = "One problem" if len(problems) == 1 else f"{len(problems)} problems"
+    raise InputError(
+        f"{count} with the data{where} and what is asked of it; nothing was trained. {corpus.origin}{numbered}"
+        + (f"\nAll options together, behind the same command:\n  {mended}" if mended else "")
+    )
+
+
+def _vocabulary(corpus: Corpus) -> Iterator[Problem]:
+    if corpus.vocabulary is not None:
+        yield Problem(corpus.vocabulary, {"--data.vocabulary-size": corpus.tokenizer.vocabulary_size})
+
+
+def _prompts(experiment: Experiment, corpus: Corpus, parts: int) -> Iterator[Problem]:
+    calibrated, step = experiment.calibration.prompts, experiment.policy.prompts_per_step
+    found, problems = _few_prompts(experiment, corpus, "train", calibrated, "--calibration.prompts")
+    yield from problems
+    if min(found, calibrated) < step:
+        fitting = _multiple(min(found, calibrated), parts)
+        yield Problem(
+            f"A step takes {step} of the {found} train prompts (--policy.prompts-per-step); make it a smaller number"
+            + (f" that {parts} devices divide, or choose --devices." if parts > 1 else "."),
+            {"--policy.prompts-per-step": fitting} if fitting else {"--devices": 1},
+        )
+    found, problems = _few_prompts(experiment, corpus, "test", experiment.evaluation.prompts, "--evaluation.prompts")
+    yield from problems
+
+
+def _few_prompts(
+    experiment: Experiment, corpus: Corpus, split: str, wanted: int, option: str
+) -> tuple[int, list[Problem]]:
+    """How many distinct prompts of a split fit, or will with what is proposed; and what is wrong with that."""
+    data = experiment.data
+    try:
+        if len(corpus.prompts(split, wanted).texts) >= wanted:
+            return wanted, []
+    except InputError:
+        pass  # said here, with all the others
+    distinct = {transcript(record.prompt): record.prompt for record in corpus.records[split]}
+    lengths = [len(corpus.tokenizer.encode_prompt(prompt)) for prompt in distinct.values()]
+    fitting = sum(length <= data.prompt_length or data.long_prompts == "truncate" for length in lengths)
+    longer = len(lengths) - fitting
+    text = f"{wanted} {split} prompts are asked for ({option}), and there are {fitting}"
+    options: dict[str, Any] = {}
+    if longer:
+        text += (
+            f" of at most {data.prompt_length} tokens; {longer} are longer, up to {max(lengths)}: let them in "
+            "(--data.prompt-length), or cut them (--data.long-prompts truncate)"
+        )
+        fits = max(lengths) <= LONGEST_PROMPT
+        options |= {"--data.prompt-length": max(lengths)} if fits else {"--data.long-prompts": "truncate"}
+    proposed = min(wanted, len(lengths))
+    if proposed:
+        options |= {option: proposed} if proposed < wanted else {}
+    text += "." if longer and not options.get(option) else ". Ask for fewer, or give more rows."
+    if split == "test" and proposed < FEW:
+        text += f" {proposed} test prompts say little: better choose them yourself, as a folder's test.jsonl."
+    return proposed, [Problem(text, options)]
+
+
+def _demonstrations(experiment: Experiment, corpus: Corpus, parts: int) -> Iterator[Problem]:
+    sft, data = experiment.sft, experiment.data
+    if not sft.steps or not corpus.records["train"]:
+        return
+    field = data.demonstrations
+    found, pairs = _usable(corpus, "demonstrations", sft.batch_size), _usable(corpus, "pairs", sft.batch_size)
+    options: dict[str, Any] = {}
+    if not found:
+        text = (
+            f"There is no demonstration to fine-tune the reference policy on: no row has a {field!r}{_columns(corpus)}."
+        )
+        if field == "response" and pairs:
+            text += " The chosen replies of the pairs may serve: --data.demonstrations chosen."
+            options["--data.demonstrations"], found = "chosen", pairs
+        if experiment.model.path is not None:
+            text += " Or leave the fine-tuning out: --sft.steps 0."
+            options = options or {"--sft.steps": 0}
+        else:
+            text += " A model from scratch needs some; a pretrained one (--model.path) can do without (--sft.steps 0)."
+        yield Problem(text, options)
+    if found:
+        yield from _batch("demonstrations", found, sft.batch_size, "--sft.batch-size", parts)
+
+
+def _reward(experiment: Experiment, corpus: Corpus, parts: int) -> Iterator[Problem]:
+    config = experiment.reward_model
+    if config.function is not None and corpus.records["train"]:
+        from ctrl_jax.pipeline import reward_model  # it imports the module that calls this one
+
+        try:
+            reward_model.check_function(config.function, corpus)
+        except InputError as error:
+            yield Problem(str(error))
+    if config.trained and corpus.records["train"]:
+        found = _usable(corpus, "pairs", config.batch_size)
+        if found:
+            yield from _batch("preference pairs", found, config.batch_size, "--reward-model.batch-size", parts)
+        else:
+            yield Problem(
+                f"There are no preference pairs to train the reward model on{_columns(corpus)}. Give rows with "
+                "'chosen' and 'rejected', or a reward that needs none: --reward-model.path or --reward-model.function."
+            )
+
+
+def _batch(what: str, found: int, batch: int, option: str, parts: int) -> Iterator[Problem]:
+    if found < batch:
+        fitting = _multiple(found, parts)
+        yield Problem(
+            f"A batch has {batch} {what} ({option}), and there are {found}; make it a smaller number"
+            + (f" that {parts} devices divide, or choose --devices." if parts > 1 else "."),
+            {option: fitting} if fitting else {"--devices": 1},
+        )
+
+
+def _usable(corpus: Corpus, kind: str, most: int) -> int:
+    """How many demonstrations or pairs of the train split can be learned from, counted up to `most`."""
+    try:
+        found = corpus.first_pairs("train", most) if kind == "pairs" else corpus.first_demonstrations(most)
+    except InputError:
+        return 0
+    return len(found.examples.prompts.ids)
+
+
+def _multiple(count: int, parts: int) -> int:
+    return count // parts * parts
+
+
+def _columns(corpus: Corpus) -> str:
+    columns = listed(corpus.columns)
+    return f" (columns that are not read: {columns}; --data.columns maps them)" if corpus.columns else ""

@@ -1,0 +1,384 @@
+"""Evaluation on held-out prompts: unbiased win rates under each procedure, KL, and what theory allows at that KL.
+
+The reward that the policy was trained on selects, as it does in deployment, and judges what it selected. Where there is
+a gold reward or an independent judge (--evaluation.judge), each judges the same selections beside it: a policy that
+exploits its reward wins less by them.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ctrl_jax import build
+from ctrl_jax.config import Policy
+from ctrl_jax.data.language import gold_reward
+from ctrl_jax.data.pipelines import PromptSet
+from ctrl_jax.errors import InputError
+from ctrl_jax.pipeline import results, reward_model, scored
+from ctrl_jax.pipeline.reward_model import Reward
+from ctrl_jax.pipeline.rollouts import in_batches, respond, score
+from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.sft import Trained, training_seconds
+from ctrl_jax.pipeline.train import Aligned
+from ctrl_jax.report.measurements import RELIABILITY_ARRAYS, wilson
+from ctrl_jax.runtime import checksums, hosts
+from ctrl_jax.runtime.console import say
+from ctrl_jax.runtime.stages import DONE, Stage, plain, read_arrays, read_json, write_arrays, write_bytes, write_json
+from ctrl_jax.steps import calibration, preference, win_rate
+from ctrl_jax.theory import ideal, optimal, procedures, transforms
+from ctrl_jax.types import Responses, Rollouts, Transform
+
+RELIABILITY_BINS = 10
+
+
+class Judged(NamedTuple):
+    """One policy's M responses to each test prompt, with their rewards."""
+
+    responses: Responses
+    rewards: np.ndarray
+    """[B, M] raw, by the reward that the policy was trained on."""
+    gold: np.ndarray | None
+    """[B, M] by the gold reward, which only generated data has."""
+    judge: np.ndarray | None = None
+    """[B, M] by the independent judge, where one is given."""
+
+
+def read(run: Run) -> dict[str, Any] | None:
+    """What an earlier run of this experiment, of the same contents and by the same judge, wrote; else None.
+
+    Raises:
+      InputError: if the judge cannot be used.
+    """
+    judge = independent_judge(run)
+    whole = hosts.first() and results.set_damaged_aside(run.work_dir)
+    if not hosts.agree(whole and results.is_of(run.work_dir, run.claimed_config)):
+        return None
+    if checksums.about(run.work_dir / results.RESULTS)["draws"] != plain(build.draws()):
+        return None
+    if run.experiment.reward_model.function is not None:
+        # What a function's answers depend on besides its source is seen by asking it again.
+        reason = scored.changed(run, reward_model.run(run, Trained({}, "")), run.work_dir)
+        if reason:
+            say(f"{reason}. What depends on it is made anew.", style="yellow")
+            return None
+    path = run.work_dir / "evaluation.json"
+    evaluation = read_json(path)
+    if judge is not None and (evaluation.get("judge") or {}).get("fingerprint") != judge.stage:
+        say(f"{path} has no win rates by this --evaluation.judge, and is made anew from the trained policy.")
+        return None
+    return evaluation
+
+
+def independent_judge(run: Run) -> Reward | None:
+    """--evaluation.judge, or None where none is given.
+
+    Raises:
+      InputError: if it cannot be used.
+    """
+    name = run.experiment.evaluation.judge
+    return None if name is None else reward_model.named(run, name, "--evaluation.judge")
+
+
+def run(run: Run, aligned: Aligned) -> dict[str, Any]:
+    """Writes `evaluation.npz`, `samples.jsonl`, `evaluation.json` and, last, their seal; returns what is evaluated."""
+    config = run.experiment.evaluation
+    judge = independent_judge(run)
+    prompts = run.corpus.prompts("test", config.prompts)
+    reference, stage = _reference(run, aligned, prompts)
+    timings = {"reference_evaluation": stage.summary["seconds"]}
+    if judge is not None:
+        values, timings["reference_judge"] = _reference_judge(run, judge, stage, prompts, reference.responses)
+        reference = reference._replace(judge=values)
+    started = time.monotonic()
+    rollouts, rewards = respond(
+        run, "policy responses", aligned.policy, aligned.reward.score, prompts.prompts, config.responses_per_prompt
+    )
+    responses = rollouts.responses
+    judged = None if judge is None else score(run, judge.score, prompts.prompts, responses)
+    policy = Judged(responses, rewards, _gold(run, prompts, responses), judged)
+    kl_by_prompt = _kl_by_prompt(run, aligned, rollouts)
+    reward_quality, reliability = _reward_quality(run, aligned.reward)
+    ranks = _ranks(policy, reference)
+
+    results.unseal(run.work_dir)
+    scored.keep(run, aligned.reward, run.work_dir, prompts.prompts, policy.responses)
+    write_arrays(run.work_dir / "evaluation.npz", **_arrays(policy, reference), **ranks, **reliability)
+    _write_samples(run, prompts, {"policy": policy, "reference": reference}, ranks)
+    evaluation = {
+        **_kl(run, kl_by_prompt),
+        **_win_rates(run, policy, reference),
+        "judge": None if judge is None else {"name": config.judge, "fingerprint": judge.stage},
+        "ideal": {name: _ideal(run.experiment.policy, name, float(kl_by_prompt.mean())) for name in _procedures(run)},
+        "reward_model": reward_quality,
+        "ties": float(np.mean(win_rate.share_of_ties(jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)))),
+        **_lengths(run, {"policy": policy.responses, "reference": reference.responses}),
+        "timings": {
+            "sft": aligned.reference.seconds,
+            "reward_model": aligned.reward.seconds,
+            "calibrate": aligned.calibration_seconds,
+            **timings,
+            "train": training_seconds(run.work_dir),
+            "evaluate": time.monotonic() - started,
+        },
+    }
+    write_json(run.work_dir / "evaluation.json", evaluation)
+    results.seal(run.work_dir, run.claimed_config, draws=build.draws())
+    return evaluation
+
+
+def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, Stage]:
+    """The reference's side and its stage, once for all policies that are compared with it."""
+    config = run.experiment.evaluation
+    stage = run.stage(
+        "reference_evaluation",
+        corpus=run.corpus.key("test"),
+        reference=aligned.reference.stage,
+        reward_model=aligned.reward.stage,
+        prompts=config.prompts,
+        responses_per_prompt=config.responses_per_prompt,
+        temperature=run.experiment.policy.temperature,
+        seed=run.experiment.seed,
+    )
+    path = stage.directory / "responses.npz"
+    with stage.exclusive():
+        if stage.complete and (reason := scored.changed(run, aligned.reward, stage.directory)):
+            place = stage.supersede()
+            say(f"{reason}. The reference is evaluated anew; the old one is in {place}.", style="yellow")
+        if not stage.complete:
+            if path.exists():
+                say(f"{stage.directory} was left without its {DONE}: it is made anew.", style="yellow")
+            started = time.monotonic()
+            rollouts, rewards = respond(
+                run,
+                "reference responses",
+                aligned.reference.params,
+                aligned.reward.score,
+                prompts.prompts,
+                config.responses_per_prompt,
+            )
+            responses = rollouts.responses
+            scored.keep(run, aligned.reward, stage.directory, prompts.prompts, responses)
+            gold = _gold(run, prompts, responses)
+            golden = {} if gold is None else {"gold": gold}
+            write_arrays(path, tokens=responses.tokens, lengths=responses.lengths, rewards=rewards, **golden)
+            stage.finish({"seconds": time.monotonic() - started})
+    arrays = read_arrays(path)
+    return (
+        Judged(
+            Responses(jnp.asarray(arrays["tokens"]), jnp.asarray(arrays["lengths"])),
+            arrays["rewards"],
+            arrays.get("gold"),
+        ),
+        stage,
+    )
+
+
+def _reference_judge(
+    run: Run, judge: Reward, reference: Stage, prompts: PromptSet, responses: Responses
+) -> tuple[np.ndarray, float]:
+    """[B, M] what the judge gives the reference's responses, and the seconds it took: a stage of each judge."""
+    stage = run.stage("reference_judge", reference_evaluation=reference.directory.name, judge=judge.stage)
+    path = stage.directory / "judge.npz"
+    with stage.exclusive():
+        if not stage.complete:
+            started = time.monotonic()
+            write_arrays(path, judge=score(run, judge.score, prompts.prompts, responses))
+            stage.finish({"seconds": time.monotonic() - started})
+    return read_arrays(path)["judge"], stage.summary["seconds"]
+
+
+def _gold(run: Run, prompts: PromptSet, responses: Responses) -> np.ndarray | None:
+    if not run.experiment.data.generated:
+        return None
+    texts = run.corpus.texts(responses)
+    return np.array(
+        [[gold_reward(prompt, text) for text in row] for prompt, row in zip(prompts.texts, texts, strict=True)]
+    )
+
+
+def _judges(policy: Judged, reference: Judged) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What judges both sides beside the training reward: gold and judge, where they exist."""
+    sides = {"gold": (policy.gold, reference.gold), "judge": (policy.judge, reference.judge)}
+    return {name: (ours, theirs) for name, (ours, theirs) in sides.items() if ours is not None and theirs is not None}
+
+
+def _arrays(policy: Judged, reference: Judged) -> dict[str, Any]:
+    arrays: dict[str, Any] = {"policy_rewards": policy.rewards, "reference_rewards": reference.rewards}
+    for name, sides in _judges(policy, reference).items():
+        arrays |= {f"{side}_{name}": values for side, values in zip(("policy", "reference"), sides, strict=True)}
+    lengths = {"policy_lengths": policy.responses.lengths, "reference_lengths": reference.responses.lengths}
+    return arrays | lengths
+
+
+def _ranks(policy: Judged, reference: Judged) -> dict[str, np.ndarray]:
+    """Calibrated rewards [B, M] of both sides among the reference's, whose own are left out of their comparison."""
+    rewards, reference_rewards = jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)
+    return {
+        "policy_calibrated": np.asarray(calibration.calibrate(rewards, reference_rewards)),
+        "reference_calibrated": np.asarray(calibration.leave_one_out(reference_rewards)),
+    }
+
+
+def _lengths(run: Run, sides: dict[str, Responses]) -> dict[str, Any]:
+    """How long responses are, in tokens, and the share that has not ended within --data.response-length."""
+    eos_ids = np.asarray(run.corpus.tokenizer.eos_ids)
+    lengths, unfinished = {}, {}
+    for side, responses in sides.items():
+        tokens, counts = np.asarray(responses.tokens), np.asarray(responses.lengths)
+        last = np.take_along_axis(tokens, counts[..., None] - 1, axis=-1)[..., 0]
+        quantiles = np.quantile(counts, (0.1, 0.5, 0.9))
+        lengths[side] = {"mean": float(counts.mean())} | dict(
+            zip(("p10", "median", "p90"), map(float, quantiles), strict=True)
+        )
+        unfinished[side] = float(1 - np.isin(last, eos_ids).mean())
+    return {"response_length": lengths, "unfinished": unfinished}
+
+
+def _kl_by_prompt(run: Run, aligned: Aligned, rollouts: Rollouts) -> np.ndarray:
+    """Exact KL of each test prompt [B], nats per response, the mean over the policy's own responses."""
+    measure = build.kl_of_responses(run.models, run.mesh, temperature=run.experiment.policy.temperature)
+    per_response = in_batches(
+        run,
+        "kl",
+        lambda batch: measure(aligned.policy, aligned.reference.params, batch),
+        rollouts,
+        rows_per_prompt=rollouts.responses.tokens.shape[1],
+    )
+    return per_response.mean(axis=1)
+
+
+def _kl(run: Run, by_prompt: np.ndarray) -> dict[str, Any]:
+    """The KL with its interval and, of two or more prompts, its standard error."""
+    # Of equal laws it may be below 0 by rounding.
+    least = min(0.0, float(np.mean(by_prompt)))
+    measured: dict[str, Any] = {"kl": _interval(run, "kl", by_prompt, bounds=(least, math.inf))}
+    if len(by_prompt) > 1:
+        measured["kl_standard_error"] = float(np.std(by_prompt, ddof=1) / np.sqrt(len(by_prompt)))
+    return {**measured, "kl_budget": run.experiment.policy.kl_budget}
+
+
+def _interval(
+    run: Run, label: str, per_prompt: np.ndarray | jax.Array, *, bounds: tuple[float, float]
+) -> dict[str, float | None]:
+    """Mean, low and high; the latter None where there is no interval, as of one prompt."""
+    key = build.stage_key(run.experiment.seed, f"interval of {label}")
+    resamples = run.experiment.evaluation.bootstrap_resamples
+    interval = win_rate.interval(jnp.asarray(per_prompt), key, resamples=resamples, bounds=bounds)
+    values = {name: float(value) for name, value in interval._asdict().items()}
+    return {name: None if name != "mean" and math.isnan(value) else value for name, value in values.items()}
+
+
+def _win_rates(run: Run, policy: Judged, reference: Judged) -> dict[str, Any]:
+    """Win rates by procedure: what the training reward picks, as it judges it itself, and as gold and judge do."""
+    rewards, reference_rewards = jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)
+    tables: dict[str, Any] = {"judged_by": _training_reward(run), "win_rates": {}}
+    tables |= {"gold_win_rates": {}, "judge_win_rates": {}}
+    for name in _procedures(run):
+        procedure = procedures.parse(name)
+        tables["win_rates"][name] = _interval(
+            run, name, win_rate.win_rate(rewards, reference_rewards, procedure), bounds=(0, 1)
+        )
+        for judge, (ours, theirs) in _judges(policy, reference).items():
+            per_prompt = win_rate.judged_win_rate(
+                rewards, reference_rewards, jnp.asarray(ours), jnp.asarray(theirs), procedure
+            )
+            tables[f"{judge}_win_rates"][name] = _interval(run, name, per_prompt, bounds=(0, 1))
+    return tables
+
+
+def _training_reward(run: Run) -> str:
+    """Who judges `win_rates`, in words."""
+    config = run.experiment.reward_model
+    name = (
+        f"the classifier {config.path}" if config.path is not None
+        else f"the function {config.function}" if config.function is not None
+        else "the reward model"
+    )  # fmt: skip
+    return f"{name} that the policy was trained on"
+
+
+def _procedures(run: Run) -> list[str]:
+    """Those asked for, and the two of every summary: sampling, and the one that the policy was trained for."""
+    experiment = run.experiment
+    asked = [*experiment.evaluation.procedures, "sampling", experiment.policy.procedure]
+    return list(dict.fromkeys(procedures.parse(name).name for name in asked))
+
+
+def _ideal(policy: Policy, name: str, kl: float) -> dict[str, float]:
+    """What ideal policies at this KL win under a procedure: trained with the identity, with Φ, and with its own Φ*.
+
+    What the KL cannot reach, and Φ of a raw reward, which no theory of ranks describes, is left out.
+    """
+    procedure = procedures.parse(name)
+    candidates: dict[str, Callable[[], Transform]] = {
+        "identity": transforms.identity,
+        "optimal": lambda: optimal.optimal_transform(procedure, kl=kl),
+    }
+    if policy.transform == "optimal":
+        candidates["transform"] = lambda: optimal.optimal_transform(procedures.parse(policy.procedure), kl=kl)
+    elif policy.transform != "raw":
+        candidates["transform"] = lambda: transforms.parse(policy.transform)
+    values = {}
+    for label, transform in candidates.items():
+        try:
+            values[label] = ideal.at_kl(transform(), kl).win_rate(procedure)
+        except InputError:
+            continue
+    return values
+
+
+def _reward_quality(run: Run, reward: Reward) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """How the reward ranks held-out pairs, and the arrays of its reliability diagram; nothing without pairs.
+
+    Of a reward model that was trained here: accuracy with its 95 % interval (Wilson), and expected calibration error,
+    for its differences are log-odds of the Bradley-Terry model. Whether those of a classifier from a directory are is
+    not known: accuracy alone. A function is no model of preferences: how many pairs it ranks as their labels do, and
+    how many it does not tell apart.
+
+    Each pair counts in both orders in the diagram: in the order (chosen, rejected) alone all have the same outcome.
+    """
+    config = run.experiment.reward_model
+    if not run.corpus.has_pairs("test"):
+        return {}, {}
+    pairs = run.corpus.pairs("test")
+    rewards = score(run, reward.score, pairs.prompts, pairs.responses)
+    count = len(rewards)
+    if config.function is not None:
+        agreements, ties = rewards[:, 0] > rewards[:, 1], rewards[:, 0] == rewards[:, 1]
+        return {"pairs": count, "agreements": int(agreements.sum()), "equal": int(ties.sum())}, {}
+    chosen, rejected = jnp.asarray(rewards[:, 0]), jnp.asarray(rewards[:, 1])
+    accuracy = float(preference.accuracy(chosen, rejected).value)
+    low, high = map(float, wilson(accuracy, count))
+    quality = {"pairs": count, "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
+    if not config.trained:
+        return quality, {}
+    probabilities = jax.nn.sigmoid(jnp.concatenate([chosen - rejected, rejected - chosen]))
+    outcomes = jnp.concatenate([jnp.ones_like(chosen), jnp.zeros_like(rejected)])
+    reliability = preference.reliability(probabilities, outcomes, bins=RELIABILITY_BINS)
+    columns = (reliability.predicted.value, reliability.observed.value, reliability.predicted.weight)
+    arrays = dict(zip(RELIABILITY_ARRAYS, map(np.asarray, columns), strict=True))
+    return quality | {"ece": float(preference.expected_calibration_error(reliability))}, arrays
+
+
+def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, Judged], ranks: dict[str, np.ndarray]) -> None:
+    """The procedure's pick among each side's first responses to every test prompt."""
+    procedure = procedures.parse(run.experiment.policy.procedure)
+    key = build.stage_key(run.experiment.seed, "samples")
+    rows: list[dict[str, Any]] = [{"prompt": text} for text in prompts.texts]
+    for name, judged in sides.items():
+        picks = np.asarray(procedure.select(jnp.asarray(judged.rewards[:, : procedure.num_samples]), key))
+        at_pick = (np.arange(len(rows)), picks)
+        picked = Responses(judged.responses.tokens[at_pick][:, None], judged.responses.lengths[at_pick][:, None])
+        values = {"reward": judged.rewards, "calibrated": ranks[f"{name}_calibrated"]}
+        values |= {other: found for other in ("gold", "judge") if (found := getattr(judged, other)) is not None}
+        for i, (row, (text,)) in enumerate(zip(rows, run.corpus.texts(picked), strict=True)):
+            row[name] = {"text": text, **{word: float(of_all[i, picks[i]]) for word, of_all in values.items()}}
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # A byte-level tokenizer decodes to lone surrogates at worst, which UTF-8 cannot hold.
+    write_bytes(run.work_dir / "samples.jsonl", lines.encode(errors="backslashreplace"))

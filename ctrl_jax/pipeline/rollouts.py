@@ -1,0 +1,120 @@
+"""Responses to a set of prompts with their raw rewards, for calibration and evaluation."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from ctrl_jax import build
+from ctrl_jax.config import Data
+from ctrl_jax.devices.mesh import batch_parts, shard
+from ctrl_jax.models import costs
+from ctrl_jax.models.architecture import Architecture
+from ctrl_jax.pipeline.run import Run
+from ctrl_jax.runtime import hosts, preemption
+from ctrl_jax.runtime.console import progress
+from ctrl_jax.types import Params, Prompts, Responses, Rollouts
+
+ROWS = 2048
+"""Responses a device reads at a time, at most: enough to fill it."""
+BYTES = 2**30
+"""Their caches, their prompts', and their logits, at most; fewer responses where a model's are large."""
+
+
+def respond(
+    run: Run, stage: str, params: Params, score: build.Score, prompts: Prompts, num_samples: int
+) -> tuple[Rollouts, np.ndarray]:
+    """N responses a prompt and their raw rewards [B, N], in host memory.
+
+    `stage` names the random draws, as well as the progress bar; prompt and sample are folded into its key. So neither
+    the batches nor the devices change a response, and two stages draw independently, as a win rate's estimate needs.
+    """
+    both = _sampling(run, stage, params, score, num_samples)
+    rollouts, rewards = in_batches(run, stage, both, prompts, rows_per_prompt=num_samples)
+    return rollouts, np.asarray(rewards)
+
+
+def scored(
+    run: Run, stage: str, params: Params, score: build.Score, prompts: Prompts, num_samples: int, *, done: int = 0
+) -> Iterator[tuple[Responses, np.ndarray]]:
+    """The responses of `respond` and their raw rewards [b, N], by batches from prompt `done` on."""
+    both = _sampling(run, stage, params, score, num_samples)
+
+    def without_logprobs(batch: Prompts) -> tuple[Responses, Any]:
+        rollouts, rewards = both(batch)
+        return rollouts.responses, rewards
+
+    yield from _batches(run, stage, without_logprobs, prompts, rows_per_prompt=num_samples, done=done)
+
+
+def _sampling(
+    run: Run, stage: str, params: Params, score: build.Score, num_samples: int
+) -> Callable[[Prompts], tuple[Rollouts, Any]]:
+    experiment = run.experiment
+    sampler = build.sampler(
+        run.models,
+        run.mesh,
+        num_samples=num_samples,
+        max_length=experiment.data.response_length,
+        eos_ids=run.corpus.tokenizer.eos_ids,
+        temperature=experiment.policy.temperature,
+    )
+    key = build.stage_key(experiment.seed, stage)
+
+    def both(batch: Prompts) -> tuple[Rollouts, Any]:
+        rollouts = sampler(params, batch, key)
+        return rollouts, score(batch, rollouts.responses)
+
+    return both
+
+
+def score(run: Run, reward: build.Score, prompts: Prompts, responses: Responses) -> np.ndarray:
+    """Raw rewards [B, N] of given responses."""
+    return in_batches(
+        run,
+        "rewards",
+        lambda batch: reward(*batch),
+        (prompts, responses),
+        rows_per_prompt=responses.tokens.shape[1],
+    )
+
+
+def in_batches(run: Run, label: str, function: Callable[[Any], Any], tree: Any, *, rows_per_prompt: int) -> Any:
+    """`function` over batches of a tree of host arrays that lead with B; the results, joined again in host memory."""
+    results = [*_batches(run, label, function, tree, rows_per_prompt=rows_per_prompt)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
+
+
+def _batches(
+    run: Run, label: str, function: Callable[[Any], Any], tree: Any, *, rows_per_prompt: int, done: int = 0
+) -> Iterator[Any]:
+    """What `function` makes of each batch of a tree of host arrays that lead with B, in host memory.
+
+    All batches have one size, so that it compiles once; the last is filled up by repeating its last prompt.
+
+    Raises:
+      Preempted: on SIGTERM; on all of several processes, when it came to one, after a batch was taken.
+    """
+    devices = batch_parts(run.mesh)
+    size = len(jax.tree.leaves(tree)[0])
+    most = prompts_at_a_time(run.architecture, run.experiment.data, rows_per_prompt)
+    batch_size = devices * min(most, -(-size // devices))
+    with progress(label, size, start=done) as bar:
+        for start in range(done, size, batch_size):
+            index = np.minimum(np.arange(start, start + batch_size), size - 1)
+            batch = shard(run.mesh, jax.tree.map(lambda x, index=index: np.asarray(x)[index], tree))
+            result = hosts.fetch(function(batch))
+            preemption.check()  # a reward function that catches everything has returned something else
+            yield jax.tree.map(lambda x, real=size - start: np.asarray(x)[:real], result)
+            bar.update(min(start + batch_size, size))
+            preemption.stop_together()
+
+
+def prompts_at_a_time(sizes: Architecture, data: Data, rows_per_prompt: int) -> int:
+    """Prompts whose responses a device reads at a time: what their keys and values, and four copies of a token's
+    float32 logits for each response, leave room for; at least one, whatever its responses take."""
+    one = costs.Batch(1, rows_per_prompt, data.prompt_length, data.response_length)
+    caches = costs.prompt_cache(sizes, one) + costs.response_cache(sizes, one)
+    held = caches + costs.logits(sizes, one.responses, copies=4)
+    return max(1, min(ROWS // rows_per_prompt, BYTES // held))

@@ -1,0 +1,102 @@
+"""The reference policy: a model fine-tuned on the demonstrations, or a pretrained one as it is."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ctrl_jax import build
+from ctrl_jax.data.pipelines import batches
+from ctrl_jax.devices import partitioning
+from ctrl_jax.models import huggingface, lora, peft, weights
+from ctrl_jax.pipeline import watch
+from ctrl_jax.pipeline.run import Run
+from ctrl_jax.runtime import checksums, hosts
+from ctrl_jax.runtime.metrics import read_metrics
+from ctrl_jax.runtime.stages import Stage, fingerprint
+from ctrl_jax.types import Params
+
+
+class Trained(NamedTuple):
+    """A network."""
+
+    params: Params
+    stage: str
+    """Names what it is, by content: the key of whatever depends on it."""
+    seconds: float = 0.0
+    """What its training took."""
+
+
+def run(run: Run) -> Trained:
+    """Trains the reference policy, goes on training it, or reads it where it is done."""
+    experiment = run.experiment
+    config, model = experiment.sft, experiment.model
+    build.check_parameters_divide(run.models, run.mesh)
+    if config.steps == 0:
+        content = {name: run.model_key[name] for name in ("path", "adapter", "dtype")}
+        return Trained(pretrained(run), f"model-{fingerprint(content)}")
+    stage = run.stage(
+        "sft",
+        corpus=run.corpus.key("train"),
+        demonstrations=experiment.data.demonstrations,
+        vocabulary_size=run.architecture.vocabulary_size,
+        model=run.model_key,
+        sft=config,
+        seed=experiment.seed,
+    )
+    optimizer = build.supervised_optimizer(config)
+    key = build.stage_key(experiment.seed, "sft")
+    start = pretrained(run) if model.path is not None else build.init_decoder(run.models, run.mesh, key)
+    frozen = start if model.lora.rank else {}
+    with stage.exclusive():
+        step = build.sft_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
+        state = run.fit(
+            "reference policy (sft)",
+            lambda state, batch: step(state, frozen, batch),
+            build.init_state(build.adapt_decoder(run.models, run.mesh, key, start), optimizer, run.mesh),
+            batches(run.corpus.demonstrations, batch_size=config.batch_size, seed=experiment.seed),
+            mesh=run.mesh,
+            steps=config.steps,
+            checkpoint_every=config.checkpoint_every,
+            directory=stage.directory,
+            fingerprint=stage.directory.name,
+            columns=("loss",),
+            watch=watch.moving("reference policy (sft)", "--sft", config),
+        )
+        summary = finish(stage, state.params)
+    # Merged, so that the reference is one copy of weights without an adapter, which the policy may then have.
+    params = build.merged(run.models, lora.overlay(frozen, state.params))
+    # What was trained in float32 is frozen from here on.
+    params = jax.tree.map(lambda x: x.astype(model.dtype), params)
+    return Trained(params, f"{stage.directory.name}-{summary['params']}", summary["seconds"])
+
+
+def finish(stage: Stage, params: Params) -> dict[str, Any]:
+    """Finishes the stage of a training that is at its end; returns a digest of what was trained, and its seconds."""
+    if not stage.whole:  # new, or gone on from an earlier checkpoint because its last was damaged
+        digest = checksums.of_arrays(params)[:16]
+        stage.reopen()
+        stage.finish({"params": digest, "seconds": training_seconds(stage.directory)})
+        hosts.wait("training finished")
+    return stage.summary
+
+
+def training_seconds(directory: Path) -> float:
+    """What the updates of a training took, by its metrics; 0 where they are lost."""
+    path = directory / "metrics.jsonl"
+    return float(read_metrics(path).get("seconds", np.zeros(1)).sum()) if path.exists() else 0.0
+
+
+def pretrained(run: Run) -> Params:
+    """The variables of the model at `--model.path`, of which each device reads its part alone."""
+    model = run.experiment.model
+    assert model.path is not None, "Experiment.__post_init__ lets no model without a path go untrained"
+    folder, place = Path(model.path), partial(partitioning.sharding, run.mesh)
+    base = huggingface.architecture(folder, dtype=model.dtype)
+    params = weights.load(folder, base, place=place)
+    if model.adapter is not None:
+        adapter = peft.load(Path(model.adapter), base, base=folder, place=place)
+        params = peft.merge(params, adapter, place=place)
+    return {"params": params}

@@ -1,0 +1,91 @@
+"""The main job: align a policy with the transformed, calibrated reward at a KL budget."""
+
+import functools
+from typing import Any, NamedTuple
+
+from ctrl_jax import build
+from ctrl_jax.data.pipelines import batches
+from ctrl_jax.models import lora
+from ctrl_jax.pipeline import calibrate, reward_model, sft, watch
+from ctrl_jax.pipeline.results import without_neutral
+from ctrl_jax.pipeline.reward_model import Reward
+from ctrl_jax.pipeline.run import VERSIONS, Run
+from ctrl_jax.pipeline.sft import Trained
+from ctrl_jax.runtime.stages import fingerprint
+from ctrl_jax.steps import kl_budget
+from ctrl_jax.types import Params
+
+
+class Aligned(NamedTuple):
+    policy: Params
+    """The whole policy: what was trained over what was frozen."""
+    reference: Trained
+    reward: Reward
+    calibration_seconds: float
+    depends: dict[str, Any]
+    """What the policy depends on besides the options, in clear."""
+
+
+def run(run: Run) -> Aligned:
+    """Runs the stages that are missing, and trains the policy, or goes on, or reads it where it is done.
+
+    Raises:
+      InputError: if no policy of the transform reaches the KL budget, or the policy stops changing (watch.py).
+    """
+    experiment, config = run.experiment, run.experiment.policy
+    phi = build.transform_of(config, num_references=experiment.calibration.rewards_per_prompt)
+    build.check_budget(config, phi, experiment.calibration.rewards_per_prompt)
+    reference = sft.run(run)
+    reward = reward_model.run(run, reference)
+    table, calibration_seconds, table_digest = calibrate.run(run, reference, reward)
+    depends = {
+        "version": VERSIONS["policy"],
+        "corpus": run.corpus.key("train"),
+        "reference": reference.stage,
+        "reward_model": reward.stage,
+        "calibration": table_digest,
+        "draws": build.draws(),
+    }
+    run.renew(depends)
+
+    beta = build.starting_beta(config, phi, table.rewards)
+    optimizer = build.policy_optimizer(config)
+    controller = kl_budget.init(beta, budget=config.kl_budget, held=config.beta is not None)
+    trained = build.adapt_decoder(run.models, run.mesh, build.stage_key(experiment.seed, "adapter"), reference.params)
+    state = build.init_state(trained, optimizer, run.mesh, controller)
+    step = build.policy_step(
+        run.models,
+        run.mesh,
+        config,
+        phi,
+        optimizer,
+        reward.score,
+        key=build.stage_key(experiment.seed, "policy"),
+        max_length=experiment.data.response_length,
+        eos_ids=run.corpus.tokenizer.eos_ids,
+    )
+    prompts = run.corpus.prompts("train", experiment.calibration.prompts).prompts
+    state = run.fit(
+        experiment.name,
+        lambda state, batch: step(state, reference.params, batch),
+        state,
+        batches(build.PolicyBatch(prompts, table.rewards), batch_size=config.prompts_per_step, seed=experiment.seed),
+        mesh=run.mesh,
+        steps=config.steps,
+        checkpoint_every=config.checkpoint_every,
+        directory=run.work_dir,
+        fingerprint=fingerprint(
+            {
+                "policy": without_neutral(config),
+                "lora": experiment.model.lora,
+                "table": experiment.calibration,
+                "seed": experiment.seed,
+                **depends,
+            }
+        ),
+        columns=("kl", "beta", "calibrated_reward", "win_rate"),
+        score=functools.partial(watch.score, config),
+        watch=watch.watcher(experiment.name, config),
+        wandb=run.wandb,
+    )
+    return Aligned(lora.overlay(reference.params, state.params), reference, reward, calibration_seconds, depends)

@@ -1,0 +1,200 @@
+import html
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from ctrl_jax.commands import report
+from ctrl_jax.errors import InputError
+from tests.browser import Browser
+from tests.report import synthetic
+
+NAMES = ("sampling", "best_of_2", "best_of_4", "worst_of_2", "worst_of_4")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FIGURES = {
+    "calibration", "proxy_gold", "reliability", "response_length", "training", "win_rate_vs_kl", "win_rate_vs_n",
+}  # fmt: skip
+KINDS = ("png", "svg", "pdf", "csv")
+
+
+def files(figures: set[str]) -> set[str]:
+    return {f"{figure}.{kind}" for figure in figures for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return report.run(synthetic.write_work_dir(tmp_path_factory.mktemp("runs") / "bon_helpful", names=NAMES))
+
+
+def test_a_report_has_its_page_and_its_pictures(index: pathlib.Path) -> None:
+    assert index.parts[-3:] == ("bon_helpful", "report", "index.html")
+    assert index.stat().st_size < 1_500_000
+    assert {path.name for path in (index.parent / "figures").iterdir()} == files(FIGURES)
+    headline = index.parent / "headline.png"
+    assert headline.stat().st_size < 300_000
+    with Image.open(headline) as picture:
+        assert picture.width > 2.5 * picture.height
+    assert {path.name for path in index.parent.iterdir()} == {"index.html", "headline.png", "figures"}
+
+
+def test_a_report_of_less_leaves_no_stale_picture(tmp_path: pathlib.Path) -> None:
+    work_dir = synthetic.write_work_dir(tmp_path / "bare", gold=False, transform="identity", names=NAMES[:3])
+    (work_dir / "metrics.jsonl").unlink()
+    synthetic.seal(work_dir)
+    figures = work_dir / "report" / "figures"
+    figures.mkdir(parents=True)
+    for kind in KINDS:
+        (figures / f"training.{kind}").touch()
+    index = report.run(work_dir)
+    missing = {"proxy_gold", "training"}
+    assert {path.name for path in (index.parent / "figures").iterdir()} == files(FIGURES - missing)
+
+
+def test_nothing_is_written_before_all_is_read(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(synthetic.config("bon", "identity", "best_of_4", NAMES)))
+    with pytest.raises(InputError, match=r"evaluation\.json is missing; `make evaluate`"):
+        report.run(tmp_path)
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "evaluation.npz", "samples.jsonl", "metrics.jsonl", "config.json"])
+def test_a_file_of_another_run_is_refused(index: pathlib.Path, tmp_path: pathlib.Path, name: str) -> None:
+    """Each file is whole, and good for a report of its own run."""
+    mine = pathlib.Path(shutil.copytree(index.parents[1], tmp_path / "mine"))
+    other = synthetic.write_work_dir(tmp_path / "other", transform="identity", seed=1, names=NAMES)
+    shutil.copy(other / name, mine / name)
+    page = (mine / "report" / "index.html").read_bytes()
+    with pytest.raises(InputError, match=rf"{mine / name} is .*The same `train` command .*policy is kept"):
+        report.run(mine)
+    assert (mine / "report" / "index.html").read_bytes() == page
+
+
+@pytest.mark.parametrize("contents", [None, "{}", "[" * 100_000])
+def test_results_without_their_seal_are_refused(index: pathlib.Path, tmp_path: pathlib.Path, contents: str) -> None:
+    work_dir = pathlib.Path(shutil.copytree(index.parents[1], tmp_path / "run"))
+    if contents is None:
+        (work_dir / "results.json").unlink()
+    else:
+        (work_dir / "results.json").write_text(contents)
+    with pytest.raises(InputError, match=r"results\.json is missing or not what was written"):
+        report.run(work_dir)
+
+
+def test_a_sweep_is_written_with_its_picture(index: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    tree = json.loads((index.parents[1] / "evaluation.json").read_text())
+    point = {"transform": "exponential(10)", "procedure": "best_of_4", "kl_budget": 0.75, "report": None}
+    path = report.write_sweep_report(
+        tmp_path / "bon",
+        [
+            {**point, "name": "good", "state": "done", "evaluation": tree, "report": "good/report/index.html"},
+            {**point, "name": "diverged", "state": "done", "evaluation": {**tree, "ties": float("nan")}},
+            {**point, "name": "later", "state": "missing", "evaluation": None},
+        ],
+    )
+    assert path == tmp_path / "bon" / "sweep.html"
+    for kind in KINDS:
+        assert 0 < (tmp_path / "bon" / f"pareto_best_of_4.{kind}").stat().st_size < 300_000
+    text = path.read_text()
+    assert 'href="good/report/index.html"' in text
+    assert "1 of 3 runs evaluated" in text
+    assert "evaluation.json of diverged has nan at ties" in text
+    rows = re.findall(r"<tr><td.*?</tr>", text, flags=re.DOTALL)
+    assert [re.findall(r"done|failed|missing", row)[0] for row in rows] == ["done", "failed", "missing"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize(("width", "dark"), [(375, False), (375, True), (1200, False)])
+def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(
+    index: pathlib.Path, tmp_path: pathlib.Path, width: int, dark: bool
+) -> None:
+    probe = """<script>
+    const all = Array.from(document.querySelectorAll("svg.chart text"));
+    const paper = getComputedStyle(document.body);
+    parent.document.body.dataset.probe = JSON.stringify({
+        inner: innerWidth, scroll: document.documentElement.scrollWidth,
+        paper: paper.backgroundColor, ink: paper.color,
+        drawn: getComputedStyle(all[0]).fill, small: Math.min(...all.map(t => t.getBoundingClientRect().height))});
+    </script></body>"""
+    # A window of a headless browser is never narrower than 500 pixels; a frame in it may be.
+    page = html.escape(index.read_text().replace("</body>", probe))
+    outside = tmp_path / "frame.html"
+    outside.write_text(
+        '<!doctype html><html><head><meta name="color-scheme" content="light dark"></head><body>'
+        f'<iframe style="border: 0; width: {width}px; height: 900px" srcdoc="{page}"></iframe></body></html>'
+    )
+    shown = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,1000", "--enable-logging=stderr",
+            *(["--blink-settings=preferredColorScheme=0"] if dark else []), "--dump-dom", outside.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert "CONSOLE" not in shown.stderr
+    found = re.search(r"data-probe=\"([^\"]*)\"", shown.stdout)
+    assert found, shown.stderr[-2000:]
+    seen = json.loads(html.unescape(found[1]))
+    assert seen["inner"] == width
+    assert seen["scroll"] <= width
+    assert seen["small"] >= 9
+
+    def brightness(color: str) -> float:
+        return sum(map(float, re.findall(r"[\d.]+", color)[:3])) / 3
+
+    paper, ink, drawn = (brightness(seen[name]) for name in ("paper", "ink", "drawn"))
+    assert (paper < 60 and ink > 180 and drawn > 120) if dark else (paper > 200 and ink < 80 and drawn < 130)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.quit()
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+def test_a_word_explains_itself_to_the_keyboard_within_the_window(
+    index: pathlib.Path, browser: Browser, width: int
+) -> None:
+    browser.open(index.as_uri(), width=width)
+    browser.press("Tab")
+    style = "getComputedStyle(document.activeElement, '::after')"
+    assert browser.value("document.activeElement.className") == "term"
+    tip = browser.value("document.activeElement.dataset.tip")
+    assert tip in browser.value(f"{style}.content")
+    assert browser.value(f"[{style}.position, {style}.display]") == ["fixed", "block"]
+    described = "document.getElementById(document.activeElement.getAttribute('aria-describedby')).textContent"
+    assert browser.value(described) == tip
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    assert not browser.value("document.querySelector('details.configuration').open")
+    assert browser.problems == []
+
+
+def test_the_table_of_a_sweep_fits_a_window_and_starts_with_the_states(
+    index: pathlib.Path, browser: Browser, tmp_path: pathlib.Path
+) -> None:
+    tree = json.loads((index.parents[1] / "evaluation.json").read_text())
+    point = {"transform": "exponential(10)", "procedure": "best_of_4", "report": None}
+    points = [
+        {**point, "name": "exponential(10)_kl0.75", "kl_budget": 0.75, "state": "done", "evaluation": tree},
+        {**point, "name": "exponential(10)_kl1", "kl_budget": 1.0, "state": "running", "evaluation": None},
+    ]
+    page = report.write_sweep_report(tmp_path, points)
+    for width in (390, 1100):
+        browser.open(page.as_uri(), width=width)
+        assert browser.value("document.documentElement.scrollWidth") <= width
+        firsts = "Array.from(document.querySelectorAll('tbody tr'), row => row.children[0].textContent)"
+        assert browser.value(firsts) == ["done", "running"]
+    assert (
+        browser.value("(() => {const t = document.querySelector('.scroll'); return t.scrollWidth - t.clientWidth})()")
+        == 0
+    )
+    assert browser.problems == []

@@ -1,0 +1,1 @@
+from tests.pipeline.fakes import fakes, first, prepared  # noqa: F401 (fixtures)

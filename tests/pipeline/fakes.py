@@ -1,0 +1,271 @@
+"""The whole path with fakes in place of trainings and samplings, functions of what the real ones are given.
+
+It takes a fraction of a second. All else is the product's own: keys, seals, claims, data, tokenizers, functions.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ctrl_jax import build
+from ctrl_jax.commands import report, summary
+from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, RewardModel, Supervised
+from ctrl_jax.devices.mesh import make_mesh
+from ctrl_jax.errors import InputError
+from ctrl_jax.models import weights
+from ctrl_jax.pipeline import align, evaluate, rollouts, sft
+from ctrl_jax.pipeline import run as run_module
+from ctrl_jax.pipeline.results import without_neutral
+from ctrl_jax.pipeline.run import Run
+from ctrl_jax.runtime import checksums
+from ctrl_jax.runtime.stages import read_json, write_json
+from ctrl_jax.types import Responses, Rollouts
+from tests.pipeline.pretrained import CLASSIFIER, write_model
+
+
+def digest(*parts: Any) -> int:
+    return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:8], 16)
+
+
+def value(tree: Any) -> str:
+    return checksums.of_arrays(jax.tree.map(np.asarray, tree))
+
+
+# Fakes of what computes: each depends on all that the real one does.
+
+
+class Fakes:
+    """In place of trainings and samplings; `made` is which were done and not read."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.experiment: Experiment
+
+    def fit(self, label, step, state, batches, *, directory, fingerprint, **others):
+        saved = directory / "checkpoints" / "1" / "state.json"
+        seal = saved.with_name("checksums.json")
+        if checksums.broken(seal):
+            shutil.rmtree(saved.parent, ignore_errors=True)  # checkpoints.py sets it aside
+        if saved.exists():
+            found = read_json(saved)
+            if found["fingerprint"] != fingerprint:
+                raise InputError("was saved by another configuration")
+            return SimpleNamespace(params={"w": np.array([found["value"]], np.uint32)})
+        section = {"reference policy (sft)": "sft", "reward model": "reward_model"}.get(label, "policy")
+        self.made.append(section)
+        options = without_neutral(getattr(self.experiment, section))
+        drawn = build.draws(), self.experiment.seed, run_module.VERSIONS[section]
+        model = without_neutral(self.experiment.model.lora)
+        number = digest(value(state.params), value(next(batches)), batches._fingerprint, options, drawn, model)
+        write_json(saved, {"fingerprint": fingerprint, "value": number})
+        write_json(seal, checksums.sealed(saved.parent, ["state.json"], {"step": 1}))
+        (directory / "metrics.jsonl").write_text(json.dumps({"step": 1, "seconds": 1.0}) + "\n")
+        return SimpleNamespace(params={"w": np.array([number], np.uint32)})
+
+    def sampling(self, run, stage, params, score, num_samples):
+        experiment = run.experiment
+        settings = (stage, value(params), experiment.seed, experiment.policy.temperature, build.draws())
+        settings += (run.corpus.tokenizer.eos_ids, experiment.model.dtype, run_module.VERSIONS)
+        length = experiment.data.response_length
+
+        def both(batch):
+            batch = jax.tree.map(np.asarray, batch)
+            shape = (len(batch.ids), num_samples)
+            tokens, lengths = np.zeros((*shape, length), np.int32), np.full(shape, length, np.int32)
+            for row, prompt in enumerate(zip(batch.ids.tolist(), batch.tokens.tolist(), strict=True)):
+                for sample in range(num_samples):
+                    random = np.random.default_rng(digest(settings, prompt, sample))
+                    tokens[row, sample] = random.integers(3, 200, length)
+            responses = Responses(tokens, lengths)
+            return Rollouts(batch, responses, np.zeros(tokens.shape, np.float32)), score(batch, responses)
+
+        return both
+
+
+def fake_scorer(models, mesh):
+    def score(params, prompts, responses):
+        prompts, responses = jax.tree.map(np.asarray, (prompts, responses))
+        seen = value(params)
+        rows = zip(prompts.tokens.tolist(), responses.tokens.tolist(), strict=True)
+        return np.array([[digest(seen, row, text) % 997 for text in texts] for row, texts in rows], np.float32)
+
+    return score
+
+
+def fake_weights(folder, *_, **__):
+    return {"read": np.frombuffer((Path(folder) / "model.safetensors").read_bytes(), np.uint8)}
+
+
+def fake_pretrained(run):
+    """As `sft.pretrained`, which reads the model and the adapter."""
+    model = run.experiment.model
+    adapter = None if model.adapter is None else (Path(model.adapter) / "adapter_model.safetensors").read_bytes()
+    return {"base": np.array([digest(value(fake_weights(model.path)), adapter)], np.uint32)}
+
+
+def key_data(key):
+    return np.asarray(jax.random.key_data(key))
+
+
+BUILD = {
+    "scorer": fake_scorer,
+    "check_parameters_divide": lambda *_: None,
+    "init_decoder": lambda parts, mesh, key: {"key": key_data(key), "sizes": np.array([digest(parts.architecture)])},
+    "adapt_decoder": lambda parts, mesh, key, params: {"key": key_data(key), "params": params},
+    "adapt_reward": lambda parts, mesh, key, params: ({}, {"key": key_data(key), "params": params}),
+    "merged": lambda parts, params: params,
+    "init_state": lambda params, *_: SimpleNamespace(params=params),
+    "sft_step": lambda *_, **__: None,
+    "reward_model_step": lambda *_, **__: None,
+    "policy_step": lambda *_, **__: None,
+    "starting_beta": lambda *_: 1.0,
+}
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    fakes = Fakes()
+    for name, fake in BUILD.items():
+        monkeypatch.setattr(build, name, fake)
+    monkeypatch.setattr(rollouts, "_sampling", fakes.sampling)
+    monkeypatch.setattr(weights, "load", fake_weights)
+    monkeypatch.setattr(weights, "load_reward_head", fake_weights)
+    monkeypatch.setattr(sft, "pretrained", fake_pretrained)
+    monkeypatch.setattr(
+        evaluate, "_kl_by_prompt", lambda run, aligned, sampled: 1.0 + np.arange(len(sampled.log_probs))
+    )
+    monkeypatch.setattr(report, "run", lambda work_dir: work_dir)
+    monkeypatch.setattr(summary, "print_run", lambda *_: None)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    return fakes
+
+
+# What is run: three experiments, and the files that they name.
+
+TRAINING = {"steps": 4, "batch_size": 4, "warmup_steps": 1}
+COMMON = {
+    "calibration": Calibration(prompts=6, samples_per_prompt=8),
+    "policy": Policy(steps=4, prompts_per_step=4, samples_per_prompt=4, warmup_steps=1, procedure="best_of_2"),
+    "evaluation": Evaluation(
+        prompts=5, responses_per_prompt=6, procedures=("sampling", "best_of_2"), bootstrap_resamples=100
+    ),
+}
+JSONL = Data(source="jsonl", path="data", prompt_length=80, response_length=8)
+EXPERIMENTS = {
+    "function": Experiment(
+        "run", data=JSONL, model=Model(path="model", adapter="adapter"), sft=Supervised(**TRAINING),
+        reward_model=RewardModel(function="rewards:reward"), **COMMON,
+    ),
+    "classifier": Experiment(
+        "run", data=JSONL, model=Model(path="model"), sft=Supervised(steps=0),
+        reward_model=RewardModel(path="classifier"), **COMMON,
+    ),
+    "trained": Experiment(
+        "run", data=Data(dialogues=300, vocabulary_size=300, prompt_length=60), sft=Supervised(**TRAINING),
+        reward_model=RewardModel(**TRAINING), **COMMON,
+    ),
+}  # fmt: skip
+
+FILES = {
+    "rewards.py": """
+import json
+from pathlib import Path
+
+import helpers
+
+
+def reward(prompts, responses):
+    import lazily
+
+    scale = json.loads(Path("scale.json").read_text())
+    return [scale * helpers.SIGN * (len(text) + lazily.OFFSET + sum(map(ord, text)) % 97) for text in responses]
+
+
+def reward_too(prompts, responses):
+    return [2 * one for one in reward(prompts, responses)]
+""",
+    "helpers.py": "SIGN = 1",
+    "lazily.py": "OFFSET = 1",
+    "unused.py": "X = 1",
+    "scale.json": "1.0",
+}
+
+
+def rows(start: int, count: int) -> str:
+    return "".join(
+        json.dumps(
+            {"prompt": f"What is {i} and {i}?", "response": f"{2 * i}.", "chosen": f"{2 * i}!", "rejected": "Hm."}
+        )
+        + "\n"
+        for i in range(start, start + count)
+    )
+
+
+def write_inputs(folder: Path) -> None:
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "data").mkdir()
+    for split, start, count in (("train", 0, 12), ("validation", 100, 2), ("test", 200, 6)):
+        (folder / "data" / f"{split}.jsonl").write_text(rows(start, count))
+    write_model(folder / "model", num_hidden_layers=1)
+    write_adapter(folder / "adapter")
+    write_model(folder / "classifier", num_hidden_layers=1, **CLASSIFIER)
+
+
+def write_adapter(folder: Path) -> None:
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{prefix}.lora_A.weight": (2, 32), f"{prefix}.lora_B.weight": (32, 2)}
+    tensors = {name: np.ones(shape, np.float32) for name, shape in factors.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+def train(fakes: Fakes, experiment: Experiment, work_dir: str = "runs/work", stages_dir: str = "runs/stages") -> None:
+    """As a process of its own would: nothing is known of an earlier one."""
+    for name in ("rewards", "helpers", "lazily"):
+        sys.modules.pop(name, None)
+    fakes.experiment, fakes.made = experiment, []
+    align.run(Run(experiment, Path(work_dir), Path(stages_dir), make_mesh(1), fit=fakes.fit))
+
+
+def results(work_dir: str) -> dict[str, Any]:
+    """What the evaluation says, but for timings and the name of the judge, which has the place of its files."""
+    return {**read_json(Path(work_dir) / "evaluation.json"), "timings": None, "judged_by": None}
+
+
+@pytest.fixture(scope="session")
+def first(tmp_path_factory):
+    """A folder of inputs with a finished run of each experiment."""
+    found = {}
+    for base in EXPERIMENTS:
+        folder = tmp_path_factory.mktemp(base)
+        write_inputs(folder)
+        found[base] = folder
+    return found
+
+
+@pytest.fixture
+def prepared(first, fakes, tmp_path, monkeypatch):
+    """A copy of an experiment's folder, with its first run, as the current folder."""
+
+    def prepare(base: str) -> Path:
+        monkeypatch.chdir(first[base])
+        if not Path("runs").exists():
+            train(fakes, EXPERIMENTS[base])
+        folder = Path(shutil.copytree(first[base], tmp_path / base))
+        monkeypatch.chdir(folder)
+        return folder
+
+    return prepare

@@ -1,0 +1,128 @@
+import dataclasses
+import re
+
+import pytest
+
+from ctrl_jax.config import Policy, Supervised
+from ctrl_jax.errors import InputError
+from ctrl_jax.pipeline import watch
+
+POLICY = Policy(kl_budget=0.5, learning_rate=0.02)
+
+
+def rows(kl, **others):
+    """Five steps, with the KL of each."""
+    defaults = {"calibrated_reward": 0.7, "constant_rewards": 0.0, "beta": 0.25, "largest_update": 1e-3}
+    return [{"step": 40 + i, "kl": value, **defaults, **others} for i, value in enumerate(kl)]
+
+
+def told(kl, policy=POLICY, **others):
+    with pytest.raises(InputError) as error:
+        watch.watcher("example", policy)(rows(kl, **others))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kl", "changes", "others", "cause"),
+    [
+        ([0.4, 2, 6, 12, 20], {}, {}, "rose from 0.4 to 20 within these steps.*lower --policy.learning-rate.*0.02"),
+        ([6] * 5, {}, {}, "β, which is 0.25 by now, does not hold it"),
+        ([6] * 5, {}, {"calibrated_reward": 0.98}, "calibrated reward is 0.98.*reward hacking"),
+        ([6] * 5, {"beta": 0.01, "kl_limit": 3.0}, {}, "β is held at 0.01, too small"),
+    ],
+)
+def test_a_runaway_kl_stops_with_its_cause(kl, changes, others, cause):
+    policy = dataclasses.replace(POLICY, **changes)
+    message = told(kl, policy, **others)
+    mean = sum(kl) / 5
+    assert f"It is {mean:.3g} nats per response, the mean of the last 5 steps, up to 44" in message
+    assert (
+        f"{mean / 0.5:.3g} times the budget of 0.5, where --policy.kl-limit allows {policy.kl_limit or 10:g}" in message
+    )
+    assert re.search(cause, message)
+
+
+@pytest.mark.parametrize(
+    ("kl", "changes"),
+    [
+        ([4.9] * 5, {}),  # 9.8 times the budget
+        ([0.1, 0.1, 0.1, 0.1, 24], {}),  # one step alone
+        ([60] * 4, {}),  # too few to judge by
+        ([60] * 5, {"beta": 0.01}),  # held: the budget is not aimed at
+        ([60] * 5, {"kl_limit": float("inf")}),
+    ],
+)
+def test_what_is_no_runaway_goes_on(kl, changes):
+    watch.watcher("example", dataclasses.replace(POLICY, **changes))(rows(kl))
+
+
+def test_constant_rewards_are_told_once(capsys):
+    see = watch.watcher("example", POLICY)
+    see(rows([0.1] * 4, constant_rewards=1.0))
+    see([*rows([0.1] * 4, constant_rewards=1.0), *rows([0.1], constant_rewards=0.99)])
+    assert capsys.readouterr().out == ""
+    for _ in range(3):
+        see(rows([0.1] * 5, constant_rewards=1.0))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("all rewards of every prompt were equal") == 1
+    assert "up to 44" in printed and "nothing to learn" in printed
+
+
+def test_the_best_checkpoint_has_the_highest_reward_within_the_budget():
+    def score(kl, reward):
+        return watch.score(POLICY, rows(kl, calibrated_reward=reward))
+
+    within = [score([0.3] * 5, 0.6), score([0.54] * 5, 0.8)]
+    beyond = [score([0.9] * 5, 0.99), score([0.7] * 5, 0.9)]
+    assert sorted([*within, *beyond]) == [*beyond, *within]
+
+
+STILL = {"largest_update": 0.0, "gradient_norm": 1e-25, "loss": 0.5}
+
+
+def fed(see, steps, **others):
+    """A watcher that sees the rows of `steps` one by one, with the few before each."""
+    seen = []
+    for step in steps:
+        seen.append({**rows([0.0])[0], "step": step, **STILL, **others})
+        see(seen[-5:])
+
+
+@pytest.mark.parametrize(
+    ("others", "why"),
+    [
+        ({"gradient_norm": 0.0, "constant_rewards": 1.0}, "All rewards of every prompt are equal.*advantages are 0"),
+        (
+            {"gradient_norm": 0.0, "beta": 1e30, "largest_update": 7e-26},
+            r"\(by more than 7e-26\).*gradient is 0, though rewards differ: β.* is 1e\+30.*--policy.beta",
+        ),
+        ({}, r"norm is 1e-25.*--policy.max-gradient-norm 1, and --policy.learning-rate is 0.02.*last digit"),
+    ],
+)
+def test_a_policy_that_does_not_change_for_ten_steps_stops_with_its_cause(others, why):
+    fed(watch.watcher("example", POLICY), range(11, 20), **others)
+    with pytest.raises(InputError, match=f"example: the last 10 steps, up to 20, have changed no parameter .*{why}"):
+        fed(watch.watcher("example", POLICY), range(11, 21), **others)
+
+
+@pytest.mark.parametrize(
+    ("norm", "why"),
+    [
+        (0.0, "gradient is 0, and the loss 0.5: .*--sft.steps"),
+        (1e-25, "norm is 1e-25, and --sft.learning-rate is 1e-12"),
+    ],
+)
+def test_so_does_a_supervised_training(norm, why):
+    see = watch.moving("reference policy (sft)", "--sft", Supervised(steps=400, warmup_steps=40, learning_rate=1e-12))
+    with pytest.raises(InputError, match=rf"reference policy \(sft\): the last 10 steps, up to 50, .*{why}"):
+        fed(see, range(1, 51), gradient_norm=norm)
+
+
+def test_what_changes_in_one_step_of_ten_or_by_plan_is_not_still():
+    see = watch.watcher("example", POLICY)
+    fed(see, range(1, 20))  # ten of them of the warmup, which begins at a learning rate of 0
+    fed(see, [20], largest_update=1e-9)
+    fed(see, range(21, 30))
+    fed(see, [30], largest_update=1e-9)
+    # A cosine ends near 0.
+    fed(see, range(135, 151))
