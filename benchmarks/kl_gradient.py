@@ -29,8 +29,8 @@ def main(repeats: int = 40, experiment: str = "bon_helpful", runs_dir: Path = Pa
     run = Run(config, runs_dir / experiment, runs_dir / "stages", make_mesh(1))
     aligned = train.run(run)
     rewards = calibrate.run(run, aligned.reference, aligned.reward).table.rewards
-    phi = build.transform_of(config.policy, rewards.shape[1])
-    beta = build.starting_beta(config.policy, phi, rewards)
+    objective = config.policy.objective
+    beta = config.policy.beta or objective.beta(rewards.shape[1], rewards)
     batch = config.policy.prompts_per_step
     prompts = jax.tree.map(lambda x: jnp.asarray(x[:batch]), run.corpus.prompts("train", batch).prompts)
     parts, reference = run.models, aligned.reference.params
@@ -44,7 +44,8 @@ def main(repeats: int = 40, experiment: str = "bon_helpful", runs_dir: Path = Pa
         )  # fmt: skip
         responses = rollouts.responses
         raw = aligned.reward.score(prompts, responses)
-        transformed = raw if phi is None else phi(calibration.calibrate(raw, rewards[:batch]))
+        calibrated = calibration.calibrate(raw, rewards[:batch])
+        transformed = objective.transformed(rewards.shape[1])(raw, calibrated)
 
         def loss(params: Params, rewards: jax.Array, exact: bool) -> jax.Array:
             c = build.compare(parts, run.mesh, params, reference, rollouts, config.policy.temperature)

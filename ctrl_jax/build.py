@@ -12,7 +12,6 @@ gradient is no per-device code: its norm is that of all parts.
 """
 
 import functools
-import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,12 +28,11 @@ from ctrl_jax import config
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import accelerators, partitioning
 from ctrl_jax.devices.mesh import BATCH_AXES
-from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, decoder, lora, reward
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.steps import calibration, kl, kl_budget, logprobs, policy_gradient, preference, sampling, win_rate
 from ctrl_jax.steps.masked import Mean, length_mask, masked_mean
-from ctrl_jax.theory import ideal, optimal, procedures, transforms
+from ctrl_jax.theory.objective import Transformed
 from ctrl_jax.types import (
     Examples,
     Params,
@@ -44,7 +42,6 @@ from ctrl_jax.types import (
     Responses,
     RewardApply,
     Rollouts,
-    Transform,
 )
 
 Metrics = dict[str, jax.Array]
@@ -572,107 +569,11 @@ def chunk_size(vocabulary_size: int, memory: float | None) -> int:
     return max(1, min(4096, int(most / 4 / vocabulary_size)))
 
 
-def transform_of(policy: config.Policy, num_references: int) -> Transform | None:
-    """Φ on its range [0, 1], or None for `raw`. An infinite Φ stops half a reference response before its end."""
-    if policy.transform == "raw":
-        return None
-    if policy.transform == "optimal":
-        phi: Transform = optimal.optimal_transform(procedures.parse(policy.procedure), kl=policy.kl_budget)
-    else:
-        phi = transforms.parse(policy.transform)
-    return transforms.normalized(phi, edge=0.5 / num_references)
-
-
-def check_budget(policy: config.Policy, phi: Transform | None, num_references: int) -> None:
-    """Raises InputError for a KL budget that the transform cannot reach, before anything is made.
-
-    Of K reference responses a calibrated reward has K + 1 levels, of which float32 may round Φ at the highest few to
-    one number: `ideal.reachable_kl`. The ideal policy of raw rewards tilts the K responses themselves, up to log K. A
-    β that is given aims at no budget.
-    """
-    if policy.beta is not None:
-        return
-    if phi is None:
-        reached, ties = math.log(num_references), 1
-    else:
-        ideal.at_kl(phi, policy.kl_budget)
-        levels = np.asarray(phi(jnp.arange(num_references + 1, dtype=jnp.float32) / num_references))
-        ties = int(np.sum(levels == levels.max()))
-        reached = ideal.reachable_kl(num_references, ties)
-    if policy.kl_budget >= reached:
-        flat = f"; float32 gives the {ties} highest ranks the same Φ" if ties > 1 else ""
-        less_flat = ", choose a transform that is less flat near its top" if ties > 1 else ""
-        raise InputError(
-            f"Policy.kl_budget is {policy.kl_budget:g} nats, but with {num_references} reference responses a prompt "
-            f"{policy.transform} reaches {reached:.3g} at most{flat}. Lower --policy.kl-budget{less_flat}, raise "
-            "--calibration.samples-per-prompt (and --calibration.quantiles, where it is given), or give --policy.beta."
-        )
-
-
-ROWS_FOR_BETA = 2**14
-"""Prompts that a starting β is read from, at most: more of them would move it by less than the controller will."""
-
-
-def starting_beta(policy: config.Policy, phi: Transform | None, reference_rewards: Any) -> float:
-    """β at which the ideal policy has the KL budget: of Φ on ranks, or for raw rewards of the reference's sample.
-
-    Quantiles in place of the sample lack its ends, so that β comes out a little too small; the controller trims it.
-    """
-    if policy.beta is not None:
-        return policy.beta
-    if phi is not None:
-        return ideal.at_kl(phi, policy.kl_budget).beta
-    every = -(-len(reference_rewards) // ROWS_FOR_BETA)
-    return _empirical_beta(jnp.asarray(reference_rewards[::every]), policy.kl_budget)
-
-
-def _empirical_beta(rewards: jax.Array, budget: float) -> float:
-    """β with E_x KL(tilted || uniform) = budget, the K reference responses of a prompt tilted by exp(r / β)."""
-
-    def mean_kl(beta: jax.Array, rewards: jax.Array) -> jax.Array:
-        log_weights = jax.nn.log_softmax(rewards / beta, axis=-1)
-        return (jnp.exp(log_weights) * (log_weights + jnp.log(rewards.shape[-1]))).sum(-1).mean()
-
-    # As β falls, all weight goes to the responses that share a prompt's highest reward.
-    highest = (rewards == rewards.max(axis=-1, keepdims=True)).sum(-1)
-    most = float(jnp.log(rewards.shape[-1] / highest).mean())
-    if most == 0:
-        raise InputError(
-            "The reward model gives all reference responses of every prompt the same reward; nothing can be learned "
-            "from it. Train it longer (--reward-model.steps) or on more data, or give one that tells them apart."
-        )
-    if budget >= most:
-        raise InputError(
-            f"The KL budget is {budget} nats, but of {rewards.shape[-1]} reference responses a prompt "
-            f"{float(highest.mean()):.3g} share the highest reward, which gives β only up to {most:.3g}. Lower "
-            "--policy.kl-budget, take a reward with more levels, raise --calibration.samples-per-prompt (and "
-            "--calibration.quantiles, where it is given), or give --policy.beta."
-        )
-    # On their own scale, or float32 would not hold the squares of rewards of 1e20.
-    rewards = rewards - rewards.max(axis=-1, keepdims=True)
-    scale = float(-rewards.min())
-    rewards = rewards / scale
-    spread = float(jnp.std(rewards, axis=-1).mean())
-
-    @jax.jit
-    def bisect(low: jax.Array, high: jax.Array, rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            low, high = bracket
-            middle = (low + high) / 2
-            # The KL falls as β grows.
-            too_far = mean_kl(jnp.exp(middle), rewards) > budget
-            return jnp.where(too_far, middle, low), jnp.where(too_far, high, middle)
-
-        return jax.lax.fori_loop(0, 50, halve, (low, high))
-
-    return scale * float(jnp.exp(bisect(jnp.log(1e-3 * spread), jnp.log(1e3 * spread), rewards)[0]))
-
-
 def policy_step(
     parts: Models,
     mesh: Mesh,
     policy: config.Policy,
-    phi: Transform | None,
+    transformed: Transformed,
     optimizer: optax.GradientTransformation,
     score: Score,
     *,
@@ -685,17 +586,17 @@ def policy_step(
         parts, mesh,
         num_samples=policy.samples_per_prompt, max_length=max_length, eos_ids=eos_ids, temperature=policy.temperature,
     )  # fmt: skip
-    update = _policy_update(parts, mesh, policy, phi, optimizer, eos_ids)
+    update = _policy_update(parts, mesh, policy, transformed, optimizer, eos_ids)
     at_step = jax.jit(functools.partial(jax.random.fold_in, key), out_shardings=jax.NamedSharding(mesh, P()))
     return PolicyStep(sample, score, update, at_step)
 
 
 def _policy_update(
-    parts: Models, mesh: Mesh, policy: config.Policy, phi: Transform | None, optimizer: optax.GradientTransformation,
-    eos_ids: tuple[int, ...],
+    parts: Models, mesh: Mesh, policy: config.Policy, transformed: Transformed,
+    optimizer: optax.GradientTransformation, eos_ids: tuple[int, ...],
 ) -> Step:  # fmt: skip
     """(state, reference, rollouts, raw rewards [B, N], reference rewards [B, K]) to (state, metrics)."""
-    procedure = procedures.parse(policy.procedure)
+    procedure = policy.objective.procedure
 
     def rank(raw: jax.Array, reference_rewards: jax.Array) -> Ranked:
         calibrated = calibration.calibrate_sorted(raw, reference_rewards)
@@ -718,7 +619,7 @@ def _policy_update(
             trained: Params, reference: Params, beta: jax.Array, rollouts: Rollouts, raw: jax.Array, ranked: Ranked
         ) -> tuple[Mean, Params, Metrics]:
             reference, responses = _whole(reference, split_reference), rollouts.responses
-            transformed = raw if phi is None else phi(ranked.calibrated)
+            rewards = transformed(raw, ranked.calibrated)
 
             def loss(trained: Params, part: tuple[Rollouts, jax.Array]) -> tuple[Mean, logprobs.Comparison]:
                 rollouts, rewards = part
@@ -731,11 +632,11 @@ def _policy_update(
                 return mean, comparison
 
             mean, sums, comparison = _gradient(
-                mesh, trained, loss, (rollouts, transformed),
+                mesh, trained, loss, (rollouts, rewards),
                 _micro_batches(parts, mesh, policy.micro_batches, rollouts.prompts, responses), split=split,
             )  # fmt: skip
             comparison = jax.tree.map(lambda x: x.reshape(responses.tokens.shape), comparison)
-            return mean, sums, measure(rollouts, comparison, raw, ranked, transformed)
+            return mean, sums, measure(rollouts, comparison, raw, ranked, rewards)
 
         mapped = _mapped(mesh, gradient, (split, split_reference, P(), batch, batch, batch), (P(), split, P()))
         mean, sums, values = mapped(state.params, reference, budget.beta, rollouts, raw, ranked)
@@ -744,7 +645,7 @@ def _policy_update(
         return change, metrics | values | {"beta": budget.beta}
 
     def measure(
-        rollouts: Rollouts, comparison: logprobs.Comparison, raw: jax.Array, ranked: Ranked, transformed: jax.Array
+        rollouts: Rollouts, comparison: logprobs.Comparison, raw: jax.Array, ranked: Ranked, rewards: jax.Array
     ) -> Metrics:
         responses = rollouts.responses
 
@@ -767,7 +668,7 @@ def _policy_update(
             "raw_reward": over_responses(raw),
             "constant_rewards": masked_mean((raw.max(axis=1) == raw.min(axis=1)).astype(jnp.float32), None),
             "calibrated_reward": over_responses(ranked.calibrated),
-            "transformed_reward": over_responses(transformed),
+            "transformed_reward": over_responses(rewards),
             "response_length": over_responses(responses.lengths.astype(jnp.float32)),
             "unfinished": over_responses(unfinished.astype(jnp.float32)),
             "sampler_scorer_gap": masked_mean(jnp.abs(comparison.log_probs - rollouts.log_probs), mask),

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.theory import ideal, procedures, transforms
+from ctrl_jax.theory import procedures
+from ctrl_jax.theory.objective import Objective, Raw
 
 SOURCES = (
     "dialogues/helpful",
@@ -46,12 +47,6 @@ def expand_user(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if value is not None:
             _set(config, **{name: type(value)(os.path.expanduser(value))})
-
-
-def _transform_name(text: str) -> str:
-    """The canonical name, so that two spellings are one experiment."""
-    special = text.strip().lower()
-    return special if special in ("raw", "optimal") else str(transforms.parse(text))
 
 
 def _positive(config: Any, *names: str) -> None:
@@ -395,7 +390,8 @@ class Policy:
             self.beta is None or (self.beta > 0 and math.isfinite(self.beta)),
             f"Policy.beta is {self.beta}; it must be greater than 0, or left out.",
         )
-        if self.beta is not None and self.transform == "raw":
+        objective = self.objective
+        if self.beta is not None and isinstance(objective.transform, Raw):
             _between(self, 1e-30, 1e30, "raw rewards in float32 are divided by it", "beta")
         elif self.beta is not None:
             # Of Φ on [0, 1], the ideal policy has a KL of at most 1 / (8 β²) nats.
@@ -409,7 +405,11 @@ class Policy:
             self.samples_per_prompt >= 2,
             f"Policy.samples_per_prompt is {self.samples_per_prompt}; the leave-one-out baseline needs at least 2.",
         )
-        _set(self, procedure=procedures.parse(self.procedure).name, transform=_transform_name(self.transform))
+        _set(self, procedure=objective.procedure.name, transform=str(objective.transform))
+
+    @property
+    def objective(self) -> Objective:
+        return Objective.parse(self.transform, self.procedure, self.kl_budget)
 
 
 @dataclass(frozen=True)
@@ -519,15 +519,16 @@ class Experiment:
             f"Evaluation.judge is {self.evaluation.judge!r}, which is also the reward that the policy is trained on. "
             "That one judges every run already; give another one, or leave the option out.",
         )
-        needed = procedures.parse(self.policy.procedure).num_samples
+        objective = self.policy.objective
+        needed = objective.procedure.num_samples
         _require(
             needed <= self.evaluation.responses_per_prompt,
             f"Policy.procedure is {self.policy.procedure!r}, which needs {needed} responses a prompt, but "
             f"Evaluation.responses_per_prompt is {self.evaluation.responses_per_prompt}; raise it to "
             f"at least {needed}.",
         )
-        references, raw = self.calibration.rewards_per_prompt, self.policy.transform == "raw"
-        reached = math.log(references) if raw else ideal.reachable_kl(references)
+        references = self.calibration.rewards_per_prompt
+        reached = objective.most_kl(references)
         _require(
             self.policy.beta is not None or self.policy.kl_budget < reached,
             f"Policy.kl_budget is {self.policy.kl_budget:g} nats, but {references} reference responses a prompt "

@@ -15,10 +15,8 @@ from jax.sharding import Mesh
 
 from ctrl_jax import build, config
 from ctrl_jax.devices.mesh import make_mesh, replicate, shard
-from ctrl_jax.errors import InputError
 from ctrl_jax.models import architecture, costs, lora
 from ctrl_jax.steps import kl_budget
-from ctrl_jax.theory import ideal, transforms
 from ctrl_jax.types import Examples, Prompts, Responses
 
 VOCABULARY, P, T, EOS = 24, 5, 6, 1
@@ -108,11 +106,11 @@ def reward_model_of_adapters(mesh: Mesh):
 def policy(mesh: Mesh, beta: float | None = None, parts: build.Models = WHOLE):
     start, reference, reward = params(mesh)
     optimizer = build.policy_optimizer(POLICY)
-    phi = build.transform_of(POLICY, num_references=16)
+    transformed = POLICY.objective.transformed(16)
     given = dataclasses.replace(POLICY, beta=beta)
     scorer = build.scorer(WHOLE, mesh)
     step = build.policy_step(
-        parts, mesh, given, phi, optimizer, lambda *batch: scorer(reward, *batch),
+        parts, mesh, given, transformed, optimizer, lambda *batch: scorer(reward, *batch),
         key=jax.random.key(5), max_length=T, eos_ids=(EOS,),
     )  # fmt: skip
     controller = kl_budget.init(beta or 0.2, budget=POLICY.kl_budget, held=beta is not None)
@@ -263,9 +261,17 @@ def update_of(make: str, devices: int, micro_batches: int | None, samples: int =
         return step, (build.init_state(reward, optimizer, mesh), {}, shard(mesh, examples(2, size=size)))
     given = dataclasses.replace(POLICY, micro_batches=micro_batches, prompts_per_step=size, samples_per_prompt=samples)
     optimizer = build.policy_optimizer(given)
-    phi = build.transform_of(given, num_references=16)
+    transformed = given.objective.transformed(16)
     step = build.policy_step(
-        parts, mesh, given, phi, optimizer, lambda *batch: None, key=jax.random.key(5), max_length=T, eos_ids=(EOS,)
+        parts,
+        mesh,
+        given,
+        transformed,
+        optimizer,
+        lambda *batch: None,
+        key=jax.random.key(5),
+        max_length=T,
+        eos_ids=(EOS,),
     ).update
     if parts is ADAPTED:
         start = moved(build.adapt_decoder(parts, mesh, jax.random.key(7), reference), mesh)
@@ -577,85 +583,6 @@ def test_stage_keys_differ_by_seed_and_stage():
     assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 4
 
 
-RANKS = np.linspace(0, 1, 11)
-
-
-@pytest.mark.parametrize("name", ["identity", "logarithm", "logit", "exponential(10)", "exponential(-10)", "optimal"])
-def test_every_transform_has_the_range_0_to_1(name):
-    phi = build.transform_of(config.Policy(transform=name), num_references=128)
-    values = np.asarray(phi(jnp.asarray(RANKS)))
-    assert values[[0, -1]] == pytest.approx([0, 1], abs=1e-6)
-    # Nothing is lost by it: Φ* is flat where no policy of the budget goes.
-    assert (np.diff(values) >= 0).all()
-    assert len(np.unique(values)) > 3
-
-
-@pytest.mark.parametrize(
-    ("name", "formula"),
-    [
-        ("identity", lambda u: u),
-        ("exponential(10)", lambda u: np.expm1(10 * u) / np.expm1(10)),
-        ("exponential(-10)", lambda u: np.expm1(-10 * u) / np.expm1(-10)),
-        # Half a reference response before an infinite end: u = 1/256 is 0, and for the logit 1 − 1/256 is 1.
-        ("logarithm", lambda u: 1 - np.log(np.maximum(u, 1 / 256)) / np.log(1 / 256)),
-        ("logit", lambda u: 0.5 + np.arctanh(2 * np.clip(u, 1 / 256, 255 / 256) - 1) / np.log(255)),
-    ],
-)
-def test_transforms_are_their_formulas(name, formula):
-    phi = build.transform_of(config.Policy(transform=name), num_references=128)
-    np.testing.assert_allclose(phi(jnp.asarray(RANKS)), formula(RANKS), rtol=1e-4, atol=1e-6)
-
-
-def test_raw_rewards_have_no_transform():
-    assert build.transform_of(config.Policy(transform="raw"), num_references=128) is None
-
-
-@pytest.mark.parametrize("budget", [0.1, 0.75, 2.0])
-def test_beta_of_raw_rewards_hits_the_budget(budget):
-    rewards = np.random.default_rng(0).normal(size=(5, 32)) * np.array([[0.5], [1], [2], [3], [4]])
-    beta = build.starting_beta(
-        config.Policy(transform="raw", kl_budget=budget), None, jnp.asarray(rewards, jnp.float32)
-    )
-    weights = np.exp(rewards / beta - (rewards / beta).max(axis=1, keepdims=True))
-    weights /= weights.sum(axis=1, keepdims=True)
-    kl = np.sum(weights * np.log(np.maximum(32 * weights, 1e-300)), axis=1)
-    assert kl.mean() == pytest.approx(budget, rel=1e-3)
-
-
-def test_beta_of_a_reward_of_two_levels():
-    """Half the responses pass: with σ(1 / β) = p the tilted law passes, and has KL log 2 − H(p), so at most log 2."""
-    rewards = jnp.tile(jnp.array([0.0, 1.0]), (3, 16))
-    raw = config.Policy(transform="raw", kl_budget=0.5)
-    p = 1 / (1 + np.exp(-1 / build.starting_beta(raw, None, rewards)))
-    assert np.log(2) + p * np.log(p) + (1 - p) * np.log1p(-p) == pytest.approx(0.5, rel=1e-3)
-    with pytest.raises(InputError, match=r"0.75 nats.* 16 share the highest reward.* up to 0.693"):
-        build.starting_beta(dataclasses.replace(raw, kl_budget=0.75), None, rewards)
-
-
-def test_beta_of_ranks_is_the_ideal_policys():
-    """Φ = u tilts the uniform law to the density b exp(bu)/(exp(b) − 1), b = 1/β: KL = b E[u] − log((e^b − 1)/b)."""
-    b = 1 / build.starting_beta(config.Policy(kl_budget=0.5), transforms.identity(), None)
-    mean = 1 / (1 - np.exp(-b)) - 1 / b
-    assert b * mean - np.log(np.expm1(b) / b) == pytest.approx(0.5, abs=1e-4)
-
-
-def test_beta_of_many_prompts_is_read_from_some(monkeypatch):
-    rewards = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
-    raw = config.Policy(transform="raw")
-    expected = build.starting_beta(raw, None, rewards[::3])
-    monkeypatch.setattr(build, "ROWS_FOR_BETA", 16)
-    assert build.starting_beta(raw, None, rewards) == expected
-
-
-def test_a_given_beta_is_taken():
-    assert build.starting_beta(config.Policy(beta=0.3), None, None) == 0.3
-
-
-def test_a_constant_raw_reward_is_refused():
-    with pytest.raises(InputError, match="the same reward"):
-        build.starting_beta(config.Policy(transform="raw"), None, jnp.ones((4, 8)))
-
-
 def test_the_policys_optimiser_is_adam_without_its_first_moment():
     policy = config.Policy(steps=30, warmup_steps=5, learning_rate=1e-2)
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 5, 30, 1e-3, exponent=2.0)
@@ -703,39 +630,3 @@ def _kl_misses(optimizer, seed, *, budget=0.6, beta=0.3, size=2000, scale=0.01, 
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), steps)
     kls = np.asarray(jax.jit(lambda: jax.lax.scan(step, start, keys)[1])())
     return np.abs(np.convolve(kls[steps // 2 :], np.ones(9) / 9, "valid") / budget - 1).max()
-
-
-@pytest.mark.parametrize("scale", [1e30, 1e20, 1e-20, 1e-30])
-def test_the_starting_beta_of_raw_rewards_is_on_their_scale(scale):
-    raw = config.Policy(transform="raw", kl_budget=0.5)
-    rewards = jnp.asarray(np.random.default_rng(0).normal(size=(6, 32)), jnp.float32)
-    beta = build.starting_beta(raw, None, rewards)
-    assert build.starting_beta(raw, None, rewards * jnp.float32(scale)) == pytest.approx(scale * beta, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("transform", "budget", "references", "told"),
-    [
-        # 1 + 1/2 + 1/3 + 1/4 nats, of the expected rank above all of four references.
-        ("identity", 2.1, 4, ["kl_budget is 2.1 nats", "4 reference responses", "identity reaches 2.08 at most"]),
-        ("raw", 1.4, 4, ["kl_budget is 1.4 nats", "raw reaches 1.39 at most"]),
-        ("exponential(-50)", 0.6, 128, ["exponential(-50) reaches 0.4", "highest ranks the same Φ", "less flat"]),
-        ("optimal", 25.0, 128, ["25 nats", "20"]),
-    ],
-)
-def test_a_budget_that_the_references_do_not_support_is_refused(transform, budget, references, told):
-    policy = config.Policy(transform=transform, kl_budget=budget)
-    phi = build.transform_of(dataclasses.replace(policy, kl_budget=min(budget, 1.0)), references)
-    with pytest.raises(InputError) as error:
-        build.check_budget(policy, phi, references)
-    assert all(part in str(error.value) for part in told), error.value
-    build.check_budget(dataclasses.replace(policy, beta=0.1), phi, references)
-    build.check_budget(dataclasses.replace(policy, kl_budget=0.3), phi, references)
-
-
-def test_the_kl_that_ranks_among_references_reach_is_that_of_the_highest_place():
-    # The share of a policy's responses above all of K references but m - 1 is 1 - the (K - m + 1)-th of K uniforms.
-    uniforms = np.sort(np.random.default_rng(0).uniform(size=(20_000, 16)), axis=1)
-    for ties in (1, 4, 16):
-        expected = -np.log1p(-uniforms[:, 16 - ties])
-        assert ideal.reachable_kl(16, ties) == pytest.approx(expected.mean(), abs=5 * expected.std() / 141)

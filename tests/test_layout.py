@@ -51,7 +51,7 @@ PURE_PYTHON = {
 MAY_IMPORT_FROM_OUTSIDE = {
     "errors": PURE_PYTHON,
     "types": PURE_PYTHON | {"jax"},
-    "theory": PURE_PYTHON | {"contextlib", "difflib", "jax", "numpy"},
+    "theory": PURE_PYTHON | {"contextlib", "difflib", "hashlib", "inspect", "jax", "numpy"},
     "steps": PURE_PYTHON | {"chex", "jax", "numpy"},
 }
 

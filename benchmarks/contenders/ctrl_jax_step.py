@@ -35,7 +35,7 @@ def run(case: Case, folder: Path, turn: Turn, *, micro_batches: int | None) -> N
     batch = shard(mesh, build.PolicyBatch(prompts, jnp.asarray(np.sort(references, axis=1), jnp.float32)))
     optimizer = build.policy_optimizer(policy)
     step = build.policy_step(
-        parts, mesh, policy, build.transform_of(policy, 128), optimizer, score,
+        parts, mesh, policy, policy.objective.transformed(128), optimizer, score,
         key=jax.random.key(0), max_length=case.new_tokens, eos_ids=NO_EOS,
     )  # fmt: skip
     controller = kl_budget.init(0.05, budget=policy.kl_budget, held=True)

@@ -15,9 +15,8 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.report import figures
 from ctrl_jax.runtime import console
 from ctrl_jax.runtime.stages import write_bytes
-from ctrl_jax.theory import optimal, procedures, transforms
-from ctrl_jax.theory.ideal import IdealPolicy, at_kl
-from ctrl_jax.theory.precision import evaluate
+from ctrl_jax.theory import procedures
+from ctrl_jax.theory.objective import Ideal, Objective, optimal, parse_transform
 from ctrl_jax.theory.procedures import Procedure, Sampling
 
 # Each transform with its colour in the report's palette and its dashes: the two signs of a rate differ by both.
@@ -49,28 +48,6 @@ class Options:
         expand_user(self, "figure")
 
 
-@dataclass(frozen=True)
-class Row:
-    transform: str
-    policy: IdealPolicy | None
-    """None where no policy of this transform has the KL."""
-
-    @property
-    def beta_of_itself(self) -> bool:
-        """Whether Φ is infinite at an end, so that it has no range to normalise by."""
-        return self.policy is not None and not math.isfinite(_span(self.policy))
-
-    @property
-    def beta(self) -> float | None:
-        """β for Φ on the range [0, 1], or for Φ itself."""
-        if self.policy is None:
-            return None
-        return self.policy.beta if self.beta_of_itself else self.policy.beta / _span(self.policy)
-
-    def win_rate(self, procedure: Procedure) -> float | None:
-        return None if self.policy is None else self.policy.win_rate(procedure)
-
-
 def main(arguments: list[str]) -> int:
     return run(tyro.cli(Options, args=arguments, prog="python -m ctrl_jax ideal", description=__doc__))
 
@@ -83,14 +60,14 @@ def run(options: Options) -> int:
     procedure = procedures.parse(options.procedure)
     if options.figure is not None and options.figure.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--figure is {options.figure}, which names no kind of picture; end it in .png, .svg or .pdf.")
-    rows = [_row(name, procedure, options.kl) for name in LOOKS]
+    ideals = {name: _ideal(name, procedure, options.kl) for name in LOOKS}
     path = options.figure
     if path is None and not options.json:
         path = Path("runs") / f"ideal_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure.name)}.png"
     if path is not None:
         _draw(procedure, options.kl, path)
     if options.json:
-        print(json.dumps(_as_json(rows, procedure, options.kl), indent=2))
+        print(json.dumps(_as_json(ideals, procedure, options.kl), indent=2))
         return 0
     shown = _shown_procedures(procedure)
     console.table(
@@ -98,50 +75,47 @@ def run(options: Options) -> int:
         ["Φ", "β", *(f"win rate, {one}" for one in shown)],
         [
             [
-                row.transform,
-                "none" if row.beta is None else f"{row.beta:.4g}{' *' if row.beta_of_itself else ''}",
-                *("" if row.policy is None else f"{row.win_rate(one):.4f}" for one in shown),
+                name,
+                "none" if ideal is None else f"{ideal.beta:.4g}{'' if ideal.beta_is_normalized else ' *'}",
+                *("" if ideal is None else f"{ideal.win_rate(one):.4f}" for one in shown),
             ]
-            for row in rows
+            for name, ideal in ideals.items()
         ],
     )
     console.say("β weighs the KL against Φ on the range [0, 1]; * against Φ itself, which is infinite at an end.")
-    if any(row.policy is None for row in rows):
+    if None in ideals.values():
         console.say("None: Φ is too flat near its top for this KL, which would buy nothing.")
     console.say(f"Figure: {path}")
     return 0
 
 
-def _row(name: str, procedure: Procedure, kl: float) -> Row:
-    if name != "optimal":
-        return Row(name, at_kl(transforms.parse(name), kl))
+def _ideal(transform: str, procedure: Procedure, kl: float) -> Ideal | None:
+    """The ideal policy of a transform, by its name; None where the optimal transform has none of that KL."""
+    objective = Objective(parse_transform(transform), procedure, kl)
     try:
-        return Row(name, optimal.optimal_transform(procedure, kl=kl).policy)
+        return objective.ideal()
     except InputError:
-        if not kl > 0:
+        if objective.transform != optimal():
             raise
-        return Row(name, None)
-
-
-def _span(policy: IdealPolicy) -> float:
-    return float(np.ptp(evaluate(policy.phi, np.array([0.0, 1.0]))))
+        return None
 
 
 def _shown_procedures(procedure: Procedure) -> list[Procedure]:
     return list(dict.fromkeys([Sampling(), procedure]))
 
 
-def _as_json(rows: list[Row], procedure: Procedure, kl: float) -> dict[str, object]:
+def _as_json(ideals: dict[str, Ideal | None], procedure: Procedure, kl: float) -> dict[str, object]:
+    shown = [one.name for one in _shown_procedures(procedure)]
     return {
         "procedure": procedure.name,
         "kl": kl,
         "transforms": {
-            row.transform: {
-                "beta": row.beta,
-                "beta_of": "itself" if row.beta_of_itself else "normalized",
-                "win_rates": {one.name: row.win_rate(one) for one in _shown_procedures(procedure)},
+            name: {
+                "beta": ideal and ideal.beta,
+                "beta_of": "normalized" if ideal is None or ideal.beta_is_normalized else "itself",
+                "win_rates": dict.fromkeys(shown) if ideal is None else ideal.win_rates,
             }
-            for row in rows
+            for name, ideal in ideals.items()
         },
     }
 
@@ -149,7 +123,7 @@ def _as_json(rows: list[Row], procedure: Procedure, kl: float) -> dict[str, obje
 def _draw(procedure: Procedure, kl: float, path: Path) -> None:
     # A win rate rises as the square root of a small KL.
     kls = max(2.0, 1.5 * kl) * np.linspace(0, 1, 21) ** 2
-    policies = {name: [_row(name, procedure, value).policy for value in kls[1:]] for name in LOOKS}
+    policies = {name: [_ideal(name, procedure, value) for value in kls[1:]] for name in LOOKS}
 
     def panel(decoded_by: Procedure) -> figures.Panel:
         def draw(axes: Axes) -> None:

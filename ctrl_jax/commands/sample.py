@@ -23,7 +23,8 @@ from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime.console import progress, say, table
 from ctrl_jax.steps.calibration import calibrate, leave_one_out
 from ctrl_jax.theory import procedures
-from ctrl_jax.types import Params, Prompts, Responses, Transform
+from ctrl_jax.theory.objective import Transformed
+from ctrl_jax.types import Params, Prompts, Responses
 
 MAX_SAMPLES = 256
 EXAMPLES = 20
@@ -87,13 +88,12 @@ Event = Drawn | Comparing | Scored | Picked
 
 @dataclass(frozen=True)
 class Judge:
-    """How responses are rewarded: raw by `score`, calibrated against the side `reference`, transformed by Φ."""
+    """How responses are rewarded: raw by `score`, calibrated against the side `reference`, and transformed."""
 
     score: build.Score
     references: int
     """K."""
-    transform: Transform | None
-    """None where the raw reward is what the policy was trained on."""
+    transformed: Transformed
     remember: Callable[[PromptSet], bool] = lambda prompts: True
     """Called with each prompt before `score` is asked about it by its id; False where it cannot be scored, because the
     reward reads columns that only the data's own prompts have."""
@@ -215,7 +215,7 @@ class Session:
         }
         rewards = {}
         for side, ranks in calibrated.items():
-            transformed = raw[side] if judge.transform is None else judge.transform(ranks)
+            transformed = judge.transformed(raw[side], ranks)
             rewards[side] = Rewards(*(tuple(map(float, np.asarray(x))) for x in (raw[side], ranks, transformed)))
         yield Scored(rewards)
         yield self.pick({side: of_side.raw for side, of_side in rewards.items()}, procedure)
@@ -317,7 +317,7 @@ def trained(run: Run, decoding: config.Decoding, prompt: str | None = None) -> S
         Judge(
             aligned.reward.score,
             references,
-            build.transform_of(experiment.policy, num_references=experiment.calibration.rewards_per_prompt),
+            experiment.policy.objective.transformed(experiment.calibration.rewards_per_prompt),
             lambda prompts: run.corpus.remember(prompts) or not aligned.reward.columns,
         ),
         decoding,

@@ -8,7 +8,6 @@ exploits its reward wins less by them.
 import json
 import math
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax import build
-from ctrl_jax.config import Policy
 from ctrl_jax.data.language import gold_reward
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.errors import InputError
@@ -31,8 +29,9 @@ from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import DONE, Stage, plain, read_arrays, read_json, write_arrays, write_bytes, write_json
 from ctrl_jax.steps import calibration, preference, win_rate
-from ctrl_jax.theory import ideal, optimal, procedures, transforms
-from ctrl_jax.types import Responses, Rollouts, Transform
+from ctrl_jax.theory import procedures, transforms
+from ctrl_jax.theory.objective import Objective, optimal
+from ctrl_jax.types import Responses, Rollouts
 
 RELIABILITY_BINS = 10
 
@@ -114,7 +113,9 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
         **_kl(run, kl_by_prompt),
         **_win_rates(run, policy, reference),
         "judge": None if judge is None else {"name": config.judge, "fingerprint": judge.stage},
-        "ideal": {name: _ideal(run.experiment.policy, name, float(kl_by_prompt.mean())) for name in _procedures(run)},
+        "ideal": {
+            name: _ideal(run.experiment.policy.objective, name, float(kl_by_prompt.mean())) for name in _procedures(run)
+        },
         "reward_model": reward_quality,
         "ties": float(np.mean(win_rate.share_of_ties(jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)))),
         **_lengths(run, {"policy": policy.responses, "reference": reference.responses}),
@@ -310,26 +311,25 @@ def _procedures(run: Run) -> list[str]:
     return list(dict.fromkeys(procedures.parse(name).name for name in asked))
 
 
-def _ideal(policy: Policy, name: str, kl: float) -> dict[str, float]:
+def _ideal(objective: Objective, name: str, kl: float) -> dict[str, float]:
     """What ideal policies at this KL win under a procedure: trained with the identity, with Φ, and with its own Φ*.
 
     What the KL cannot reach, and Φ of a raw reward, which no theory of ranks describes, is left out.
     """
     procedure = procedures.parse(name)
-    candidates: dict[str, Callable[[], Transform]] = {
-        "identity": transforms.identity,
-        "optimal": lambda: optimal.optimal_transform(procedure, kl=kl),
+    candidates = {
+        "identity": Objective(transforms.identity(), procedure, objective.kl_budget),
+        "optimal": Objective(optimal(), procedure, objective.kl_budget),
+        "transform": objective,
     }
-    if policy.transform == "optimal":
-        candidates["transform"] = lambda: optimal.optimal_transform(procedures.parse(policy.procedure), kl=kl)
-    elif policy.transform != "raw":
-        candidates["transform"] = lambda: transforms.parse(policy.transform)
     values = {}
-    for label, transform in candidates.items():
+    for label, candidate in candidates.items():
         try:
-            values[label] = ideal.at_kl(transform(), kl).win_rate(procedure)
+            ideal = candidate.ideal(kl)
         except InputError:
             continue
+        if ideal is not None:
+            values[label] = ideal.win_rate(procedure)
     return values
 
 
@@ -368,7 +368,7 @@ def _reward_quality(run: Run, reward: Reward) -> tuple[dict[str, float], dict[st
 
 def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, Judged], ranks: dict[str, np.ndarray]) -> None:
     """The procedure's pick among each side's first responses to every test prompt."""
-    procedure = procedures.parse(run.experiment.policy.procedure)
+    procedure = run.experiment.policy.objective.procedure
     key = build.stage_key(run.experiment.seed, "samples")
     rows: list[dict[str, Any]] = [{"prompt": text} for text in prompts.texts]
     for name, judged in sides.items():

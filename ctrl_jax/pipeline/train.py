@@ -33,8 +33,9 @@ def run(run: Run) -> Aligned:
       InputError: if no policy of the transform reaches the KL budget, or the policy stops changing (watch.py).
     """
     experiment, config = run.experiment, run.experiment.policy
-    phi = build.transform_of(config, num_references=experiment.calibration.rewards_per_prompt)
-    build.check_budget(config, phi, experiment.calibration.rewards_per_prompt)
+    objective, num_references = config.objective, experiment.calibration.rewards_per_prompt
+    if config.beta is None:
+        objective.check(num_references)
     reference = sft.run(run)
     reward = reward_model.run(run, reference)
     table, calibration_seconds, table_digest = calibrate.run(run, reference, reward)
@@ -48,7 +49,7 @@ def run(run: Run) -> Aligned:
     }
     run.renew(depends)
 
-    beta = build.starting_beta(config, phi, table.rewards)
+    beta = objective.beta(num_references, table.rewards) if config.beta is None else config.beta
     optimizer = build.policy_optimizer(config)
     controller = kl_budget.init(beta, budget=config.kl_budget, held=config.beta is not None)
     trained = build.adapt_decoder(run.models, run.mesh, build.stage_key(experiment.seed, "adapter"), reference.params)
@@ -57,7 +58,7 @@ def run(run: Run) -> Aligned:
         run.models,
         run.mesh,
         config,
-        phi,
+        objective.transformed(num_references),
         optimizer,
         reward.score,
         key=build.stage_key(experiment.seed, "policy"),

@@ -105,7 +105,7 @@ def _prepare(experiment: Experiment, mesh: Mesh) -> Step:
         parts,
         mesh,
         policy,
-        build.transform_of(policy, references),
+        policy.objective.transformed(references),
         build.policy_optimizer(policy),
         score,
         key=key,

@@ -27,7 +27,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ctrl_jax.errors import InputError
 from ctrl_jax.report.measurements import RELIABILITY_ARRAYS, Estimate, Evaluation, Run, wilson
-from ctrl_jax.theory import ideal, optimal, procedures, transforms
+from ctrl_jax.theory import procedures
+from ctrl_jax.theory.objective import Ideal, Objective
 
 
 @dataclass(frozen=True)
@@ -482,7 +483,7 @@ def _draw_calibration(run: Run, axes: Axes) -> None:
     policy = _ideal_policy(run.transform, run.procedure, kl)
     if policy is not None:
         # In the histogram's own bins: a density that doubles within a bin cannot be compared with one that is averaged.
-        density = np.diff(np.asarray(policy.cdf(edges), float)) / np.diff(edges)
+        density = np.diff(np.asarray(policy.policy.cdf(edges), float)) / np.diff(edges)
         axes.stairs(
             density, edges, color=_light("ink"), linewidth=1.4, linestyle=(0, (3, 1.5)), baseline=None,
             label=f"ideal {run.transform}",
@@ -682,14 +683,10 @@ def _draw_pareto(points: Sequence[Point], procedure: str, axes: Axes) -> None:
 
 
 @functools.lru_cache(maxsize=512)
-def _ideal_policy(transform: str, procedure: str, kl: float) -> ideal.IdealPolicy | None:
+def _ideal_policy(transform: str, procedure: str, kl: float) -> Ideal | None:
     """The ideal policy of a transform, by its name, at a KL. None for a raw reward, and where there is none."""
-    if transform == "raw" or kl <= 0:
-        return None
-    rule = procedures.parse(procedure)
-    phi = None if transform == "optimal" else transforms.parse(transform)
     try:
-        return ideal.at_kl(optimal.optimal_transform(rule, kl=kl) if phi is None else phi, kl)
+        return Objective.parse(transform, procedure, kl).ideal() if kl > 0 else None
     except InputError:
         # Out of reach: past some KL a worst-of-N always wins, and no optimum has more; or Φ is flat at its top.
         return None

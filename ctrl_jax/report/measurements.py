@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.theory import procedures, transforms
+from ctrl_jax.theory import procedures
+from ctrl_jax.theory.objective import parse_transform
 
 REWARD_ARRAYS = ("policy_rewards", "reference_rewards", "policy_calibrated", "reference_calibrated")
 RELIABILITY_ARRAYS = ("reliability_predicted", "reliability_observed", "reliability_count")
@@ -347,8 +348,7 @@ def _read_config(path: pathlib.Path) -> Mapping[str, Any]:
     file.optional(policy.get("beta"), "policy.beta")
     try:
         procedures.parse(procedure)
-        if transform not in ("raw", "optimal"):
-            transforms.parse(transform)
+        parse_transform(transform)
     except InputError as error:
         raise InputError(f"{path}, policy: {error} {remedy}") from None
     return config

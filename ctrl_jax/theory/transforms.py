@@ -93,6 +93,18 @@ class _Tabulated:
 
 
 @dataclass(frozen=True)
+class _Named:
+    name: str
+    transform: Transform
+
+    def __call__(self, u: jax.Array) -> jax.Array:
+        return self.transform(u)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
 class _Normalized:
     transform: Transform
     low: float
@@ -164,6 +176,11 @@ def tabulated(values: np.ndarray, ranks: np.ndarray | None = None) -> Transform:
             "a transform must be increasing, so that a better response never earns less."
         )
     return _Tabulated(tuple(table.tolist()), tuple(knots.tolist()))
+
+
+def named(name: str, phi: Transform) -> Transform:
+    """Φ under a name that stands for it where runs are compared; without one a function is known by its source."""
+    return _Named(name, phi)
 
 
 def normalized(phi: Transform, edge: float = 1e-4) -> Transform:

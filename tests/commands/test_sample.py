@@ -17,11 +17,15 @@ from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import architecture
 from ctrl_jax.steps import sampling
-from ctrl_jax.theory import procedures, transforms
+from ctrl_jax.theory import procedures
+from ctrl_jax.theory.objective import Objective
 from ctrl_jax.types import Responses
 
 LETTERS = "abcdefghijklmn"
 LENGTH, REFERENCES = 6, 12
+EXPONENTIAL, RAW = (
+    Objective.parse(name, "best_of_4", 0.6).transformed(REFERENCES) for name in ("exponential(10)", "raw")
+)
 EXPERIMENT = config.Experiment("letters", data=config.Data(prompt_length=8, response_length=LENGTH))
 MODEL = config.Model(width=16, layers=1, heads=2, kv_heads=1, mlp_width=16)
 PARTS = build.models(architecture.from_config(MODEL, len(LETTERS) + 2), config.Lora())
@@ -71,7 +75,7 @@ def params(mesh):
 
 @pytest.fixture
 def session(params, mesh):
-    judge = Judge(score, REFERENCES, transforms.normalized(transforms.exponential(10)))
+    judge = Judge(score, REFERENCES, EXPONENTIAL)
     return Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, judge, Decoding())
 
 
@@ -151,7 +155,7 @@ def test_more_responses_than_references(session):
 
 
 def test_raw_rewards_stay_as_they_are_where_nothing_transforms_them(params, mesh):
-    session = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, Judge(score, REFERENCES, None), Decoding())
+    session = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, Judge(score, REFERENCES, RAW), Decoding())
     rewards = last(Scored, events(session)).rewards["policy"]
     assert rewards.transformed == rewards.raw != rewards.calibrated
 
@@ -186,12 +190,12 @@ def test_a_pick_of_what_the_page_sends_back(session):
 def test_the_same_prompt_again_gets_new_responses_and_a_new_session_the_old_ones(session, params, mesh):
     first, second = events(session), events(session)
     assert last(Drawn, first) != last(Drawn, second)
-    other = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, Judge(score, REFERENCES, None), Decoding())
+    other = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, Judge(score, REFERENCES, RAW), Decoding())
     assert last(Drawn, events(other)) == last(Drawn, first)
 
 
 def test_a_prompt_that_the_reward_cannot_score_is_answered_without_rewards(params, mesh, session, capsys):
-    judge = Judge(score, REFERENCES, None, lambda prompts: prompts.texts[0].strip().startswith("Human: abc"))
+    judge = Judge(score, REFERENCES, RAW, lambda prompts: prompts.texts[0].strip().startswith("Human: abc"))
     other = Session(EXPERIMENT, PARTS, mesh, Tokenizer(), params, judge, Decoding())
     assert {type(event) for event in events(other, "bca")} == {Drawn}
     assert "No rewards: the reward reads columns of the data" in capsys.readouterr().out.replace("\n", " ")

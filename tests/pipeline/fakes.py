@@ -28,6 +28,7 @@ from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime import checksums
 from ctrl_jax.runtime.stages import read_json, write_json
+from ctrl_jax.theory.objective import Objective
 from ctrl_jax.types import Responses, Rollouts
 from tests.pipeline.pretrained import CLASSIFIER, write_model
 
@@ -127,7 +128,6 @@ BUILD = {
     "sft_step": lambda *_, **__: None,
     "reward_model_step": lambda *_, **__: None,
     "policy_step": lambda *_, **__: None,
-    "starting_beta": lambda *_: 1.0,
 }
 
 
@@ -136,6 +136,7 @@ def fakes(monkeypatch):
     fakes = Fakes()
     for name, fake in BUILD.items():
         monkeypatch.setattr(build, name, fake)
+    monkeypatch.setattr(Objective, "beta", lambda *_: 1.0)
     monkeypatch.setattr(rollouts, "_sampling", fakes.sampling)
     monkeypatch.setattr(weights, "load", fake_weights)
     monkeypatch.setattr(weights, "load_reward_head", fake_weights)

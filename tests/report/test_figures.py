@@ -19,6 +19,7 @@ from scipy import stats
 from ctrl_jax.errors import InputError
 from ctrl_jax.report import figures
 from ctrl_jax.report.measurements import Estimate, Run, parse_evaluation, read_run, wilson
+from ctrl_jax.theory import ideal
 from tests.report import synthetic
 
 
@@ -121,14 +122,14 @@ def test_the_optimal_curve_is_above_all_others_and_a_raw_reward_has_none() -> No
 
 
 def test_a_kl_out_of_reach_leaves_a_gap(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_kl = figures.ideal.at_kl
+    at_kl = ideal.at_kl
 
     def reaches_one_nat(phi: Any, kl: float) -> Any:
         if kl > 1:
             raise InputError("out of reach")
         return at_kl(phi, kl)
 
-    monkeypatch.setattr(figures.ideal, "at_kl", reaches_one_nat)
+    monkeypatch.setattr(ideal, "at_kl", reaches_one_nat)
     figures._ideal_policy.cache_clear()
     curve = figures._ideal_curve("exponential(10)", "best_of_4", np.array([0.5, 1.5]))
     assert np.isfinite(curve[0]) and np.isnan(curve[1])

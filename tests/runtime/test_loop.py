@@ -247,7 +247,7 @@ def test_the_steps_of_the_smoke_run_compile_each_program_once(tmp_path, monkeypa
     reward = lora.overlay(*build.adapt_reward(parts, mesh, jax.random.key(1), reference))
     scorer, optimizer = build.scorer(parts, mesh), build.policy_optimizer(settings)
     step = build.policy_step(
-        parts, mesh, settings, build.transform_of(settings, 16), optimizer, lambda *batch: scorer(reward, *batch),
+        parts, mesh, settings, settings.objective.transformed(16), optimizer, lambda *batch: scorer(reward, *batch),
         key=jax.random.key(2), max_length=experiment.data.response_length, eos_ids=(1,),
     )  # fmt: skip
     size = experiment.calibration.prompts
