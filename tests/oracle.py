@@ -1,11 +1,12 @@
 """One whole step of policy training in NumPy: float64, loops and definitions, nothing of the package but data types.
 
-The policy is a table of logits over (prompt id mod 2, position, last token), as in tests/steps/fakes.py. Uniform
+The policy is a table of logits over (prompt id mod 2, position, last two tokens), as in tests/steps/fakes.py. Uniform
 numbers come from jax.random, folded as DESIGN.md says: key, step, prompt, sample.
 """
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -14,12 +15,18 @@ import numpy as np
 from ctrl_jax.types import Prompts, Responses, Rollouts
 
 NONE, EOS, LENGTH = 3, 2, 3
-"""The last token before the first one; the token that ends a response; the longest response."""
+"""The token before the first one; the token that ends a response; the longest response."""
 
 
-def log_law(table: np.ndarray, prompt: int, position: int, last: int, temperature: float) -> np.ndarray:
+def place(prompt: int, before: Sequence[int]) -> tuple[int, int, int, int]:
+    """Where the table has the logits of the token behind those `before`."""
+    last_but_one, last = [NONE, NONE, *before][-2:]
+    return int(prompt) % 2, len(before), int(last_but_one), int(last)
+
+
+def log_law(table: np.ndarray, prompt: int, before: Sequence[int], temperature: float) -> np.ndarray:
     """[V] log-probabilities of the next token."""
-    logits = np.asarray(table, np.float64)[prompt % 2, position, last] / temperature
+    logits = np.asarray(table, np.float64)[place(prompt, before)] / temperature
     return logits - math.log(np.exp(logits).sum())
 
 
@@ -30,12 +37,11 @@ def draw(table: np.ndarray, prompts: Prompts, key: jax.Array, *, samples: int, t
     lengths, log_probs = np.zeros((size, samples), np.int32), np.zeros((size, samples, LENGTH))
     for (b, prompt), n in itertools.product(enumerate(np.asarray(prompts.ids)), range(samples)):
         own = jax.random.fold_in(jax.random.fold_in(key, prompt), n)
-        last = NONE
         for t, uniform in enumerate(np.asarray(jax.random.uniform(own, (LENGTH,)), np.float64)):
-            law = log_law(table, int(prompt), t, last, temperature)
-            last = int(np.argmax(np.cumsum(np.exp(law)) > uniform))
-            tokens[b, n, t], log_probs[b, n, t], lengths[b, n] = last, law[last], t + 1
-            if last == EOS:
+            law = log_law(table, prompt, tokens[b, n, :t], temperature)
+            token = int(np.argmax(np.cumsum(np.exp(law)) > uniform))
+            tokens[b, n, t], log_probs[b, n, t], lengths[b, n] = token, law[token], t + 1
+            if token == EOS:
                 break
     return Rollouts(prompts, Responses(tokens, lengths), log_probs)
 
@@ -147,13 +153,14 @@ class Trainer:
         log_probs, gaps = np.zeros(tokens.shape), []
         slopes, kl_slopes = np.zeros((*tokens.shape, 3)), np.zeros((*tokens.shape, 3))
         places = [
-            (b, n, t, int(rollouts.prompts.ids[b]), NONE if t == 0 else int(tokens[b, n, t - 1]))
+            (b, n, t, int(rollouts.prompts.ids[b]), tokens[b, n, :t])
             for b, n in np.ndindex(size, samples)
             for t in range(lengths[b, n])
         ]
-        for b, n, t, prompt, last in places:
-            law = log_law(self.params, prompt, t, last, self.temperature)
-            reference = log_law(self.reference, prompt, t, last, self.temperature)
+        for b, n, t, prompt, before in places:
+            law, reference = (
+                log_law(table, prompt, before, self.temperature) for table in (self.params, self.reference)
+            )
             token, p = tokens[b, n, t], np.exp(law)
             kl[b, n, t] = np.sum(p * (law - reference))
             log_ratio[b, n, t], log_probs[b, n, t] = law[token] - reference[token], law[token]
@@ -168,9 +175,9 @@ class Trainer:
         ])  # fmt: skip
         loss = sum(kl[b, n, t] - advantages[b, n, t] * log_probs[b, n, t] for b, n, t, *_ in places) / (size * samples)
         gradient = np.zeros(self.params.shape)
-        for b, n, t, prompt, last in places:
+        for b, n, t, prompt, before in places:
             slope = kl_slopes[b, n, t] - advantages[b, n, t] * slopes[b, n, t]
-            gradient[prompt % 2, t, last] += slope / (size * samples)
+            gradient[place(prompt, before)] += slope / (size * samples)
         by_prompt = kl.sum(-1).mean(-1)
         last_tokens = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)
         metrics = {

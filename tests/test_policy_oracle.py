@@ -33,7 +33,7 @@ class Case:
 
 
 CASES = {
-    "identity": Case("identity", "best_of_2"),
+    "identity": Case("identity", "best_of_2", budget=0.7),
     "exponential": Case("exponential(10)", "best_of_3", temperature=0.7, micro_batches=2, tied=False),
     "exponential, clipped": Case("exponential(10)", "best_of_2", max_norm=0.1, quantiles=5, tied=False),
     "negative exponential": Case("exponential(-10)", "worst_of_2", temperature=1.4, held=True),
@@ -133,6 +133,8 @@ def test_the_cases_have_what_makes_a_step_hard():
     assert all(values["ties"] > 0.05 for values in seen.values())
     assert seen["exponential, clipped"]["gradient_norm"] > 2 * CASES["exponential, clipped"].max_norm
     assert seen["identity"]["moved"] and not seen["negative exponential"]["moved"]
+    assert 1.05 < seen["identity"]["kl"] / CASES["identity"].budget < 1.4  # where the controller's error is not clipped
+    assert abs(seen["identity"]["kl"] - seen["identity"]["kl_k1"]) > 0.01
     assert not seen["logarithm"]["moved"]  # its KL has not reached the budget yet
 
 
@@ -141,10 +143,7 @@ def objective(case: Case, params: np.ndarray, prompt: int, responses: Responses,
     total = 0.0
     for tokens, length, one in zip(responses.tokens[0], responses.lengths[0], rewards, strict=True):
         laws = [
-            [
-                oracle.log_law(table, prompt, t, oracle.NONE if t == 0 else tokens[t - 1], case.temperature)[tokens[t]]
-                for t in range(length)
-            ]
+            [oracle.log_law(table, prompt, tokens[:t], case.temperature)[tokens[t]] for t in range(length)]
             for table in (params, REFERENCE)
         ]
         log_prob, reference = map(sum, laws)
