@@ -1,23 +1,22 @@
-"""Takes the step of a training again that was not made, from the state and the batch that `fit` kept of it."""
+"""Takes the step again at which a training failed, from the state and the batch that the training kept (loop.py)."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from ctrl_jax.build import TrainState
 from ctrl_jax.devices.mesh import shard
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import train
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.console import say, table
-from ctrl_jax.runtime.loop import Batches, abstract, failed_batch, named
+from ctrl_jax.runtime.loop import Batches, Step, Update, abstract, failed_batch, named
 from ctrl_jax.runtime.stages import read_arrays
 
 QUANTITIES = {
@@ -31,11 +30,11 @@ QUANTITIES = {
 
 
 class Replayed(Exception):
-    """The step was taken again, and was told of: what would come behind it is not wanted."""
+    """Raised after the replayed step is reported, to stop the run."""
 
 
 def run(run: Run) -> None:
-    """Finds the first training of the experiment that has stopped at a step that is not finite, and takes it again.
+    """Finds the experiment's first training that stopped at a step that is not finite, and takes this step again.
 
     Nothing is trained, and nothing is written.
 
@@ -43,16 +42,16 @@ def run(run: Run) -> None:
       InputError: if there is no such step.
     """
     try:
-        train.run(dataclasses.replace(run, fit=fit))
+        train.run(dataclasses.replace(run, open_training=open_training))
     except Replayed:
         return
     raise InputError(f"No step of {run.work_dir} has failed, nor of the stages that it stands on: nothing to replay.")
 
 
-def fit(
+@contextlib.contextmanager
+def open_training(
     label: str,
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
-    state: TrainState,
+    state: Any,
     batches: Batches,
     *,
     mesh: Mesh,
@@ -60,9 +59,13 @@ def fit(
     directory: Path,
     fingerprint: str,
     **others: Any,
-) -> TrainState:
-    """In place of `jobs.fit.fit`: the final state of a training that is done; of one that failed, its failed step."""
-    with closing(Checkpoints(directory / "checkpoints", fingerprint=fingerprint)) as checkpoints:
+) -> Iterator["FailedTraining"]:
+    """In place of `loop.open_training`: opens a training that is done, or one that has failed.
+
+    Raises:
+      InputError: if the training is neither.
+    """
+    with contextlib.closing(Checkpoints(directory / "checkpoints", fingerprint=fingerprint)) as checkpoints:
         restored = checkpoints.restore(jax.tree.map(abstract, state))
     if restored is None or (restored[0] < steps and not failed_batch(directory, restored[0] + 1).exists()):
         raise InputError(
@@ -71,22 +74,45 @@ def fit(
         )
     done, state, _ = restored
     if done >= steps:
-        return state
+        yield FailedTraining(label, state, done, None)
+        return
     kept = read_arrays(failed_batch(directory, done + 1))
     like = next(batches)
-    batch = shard(mesh, jax.tree.unflatten(jax.tree.structure(like), [kept[name] for name, _ in named(like)]))
-    names = [name for name, _ in named(state.params)]
-    say(f"{label}, step {done + 1} again:")
-    try:
-        _, metrics = step(state, batch)
-    except InputError as error:
-        say(f"First to go wrong: reward. {error}", style="bold")
-        raise Replayed from error
-    _tell(jax.device_get(metrics), names)
-    raise Replayed
+    batch = jax.tree.unflatten(jax.tree.structure(like), [kept[name] for name, _ in named(like)])
+    yield FailedTraining(label, state, done, shard(mesh, batch))
 
 
-def _tell(metrics: dict[str, Any], parameters: Sequence[str]) -> None:
+@dataclasses.dataclass(frozen=True)
+class FailedTraining:
+    """A training whose next step is the one that failed."""
+
+    label: str
+    state: Any
+    done: int
+    """Updates that were made."""
+    batch: Any
+    """Of the failed step, on the devices; None where the training is done."""
+
+    def updates(self, step: Step) -> Sequence[Update]:
+        """Takes the failed step again, and none behind it.
+
+        Raises:
+          Replayed: after the step was reported.
+        """
+        if self.batch is None:
+            return ()
+        names = [name for name, _ in named(self.state.params)]
+        say(f"{self.label}, step {self.done + 1} again:")
+        try:
+            _, metrics = step(self.state, self.batch)
+        except InputError as error:
+            say(f"First to go wrong: reward. {error}", style="bold")
+            raise Replayed from error
+        _report(jax.device_get(metrics), names)
+        raise Replayed
+
+
+def _report(metrics: dict[str, Any], parameters: Sequence[str]) -> None:
     values = {told: float(metrics[name]) for name, told in QUANTITIES.items() if name in metrics}
     gradients = dict(zip(parameters, metrics["gradient_norms"].tolist(), strict=True))
     values |= {f"gradient of {name}": norm for name, norm in gradients.items() if not math.isfinite(norm)}

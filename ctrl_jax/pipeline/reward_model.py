@@ -26,9 +26,11 @@ from ctrl_jax.pipeline.run import Run, function_sources
 from ctrl_jax.pipeline.sft import Trained, finish
 from ctrl_jax.rewards import functions
 from ctrl_jax.runtime import hosts
+from ctrl_jax.runtime.loop import lowest_loss
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.types import Prompts, Responses
 
+LABEL = "reward model"
 BUCKET = 32
 """A classifier reads its own tokens padded to this or the next power of two, so that few programs are compiled."""
 
@@ -91,10 +93,8 @@ def _trained(run: Run, reference: Trained) -> Reward:
     key = build.stage_key(experiment.seed, "reward_model")
     frozen, trained = build.adapt_reward(run.models, run.mesh, key, reference.params)
     with stage.exclusive():
-        step = build.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
-        state = run.fit(
-            "reward model",
-            lambda state, batch: step(state, frozen, batch),
+        with run.open_training(
+            LABEL,
             build.init_state(trained, optimizer, run.mesh),
             batches(run.corpus.pairs("train"), batch_size=config.batch_size, seed=experiment.seed),
             mesh=run.mesh,
@@ -102,11 +102,17 @@ def _trained(run: Run, reference: Trained) -> Reward:
             checkpoint_every=config.checkpoint_every,
             directory=stage.directory,
             fingerprint=stage.directory.name,
-            columns=("loss", "accuracy"),
-            watch=watch.moving("reward model", "--reward-model", config),
-        )
-        summary = finish(stage, state.params)
-    scorer, params = build.scorer(run.models, run.mesh), lora.overlay(frozen, state.params)
+        ) as training:
+            step = build.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
+            see_it_move = watch.moving(LABEL, "--reward-model", config)
+            for update in training.updates(lambda state, batch: step(state, frozen, batch)):
+                training.refuse_unsound(update)
+                rows = training.report(update, columns=("loss", "accuracy"))
+                see_it_move(rows)
+                training.save(update, score=lowest_loss(rows))
+        trained = training.state.params
+        summary = finish(stage, trained)
+    scorer, params = build.scorer(run.models, run.mesh), lora.overlay(frozen, trained)
     name = f"{stage.directory.name}-{summary['params']}"
     return Reward(lambda prompts, responses: scorer(params, prompts, responses), name, summary["seconds"])
 

@@ -20,7 +20,7 @@ from ctrl_jax.models import architecture, huggingface, peft, weights
 from ctrl_jax.pipeline import checks, corpus, results
 from ctrl_jax.runtime import disk, hosts, imports
 from ctrl_jax.runtime.console import say
-from ctrl_jax.runtime.loop import fit
+from ctrl_jax.runtime.loop import open_training
 from ctrl_jax.runtime.platform import environment
 from ctrl_jax.runtime.stages import Stage, claim, exclusive, plain, write_json
 
@@ -51,8 +51,8 @@ class Run:
     mesh: Mesh
     wandb: bool = False
     """Whether the policy's metrics go to Weights & Biases too."""
-    fit: Callable[..., build.TrainState] = fit
-    """What takes each training to its end: `fit`, or `replay.fit`, which takes the step anew that failed."""
+    open_training: Callable[..., contextlib.AbstractContextManager[Any]] = open_training
+    """Opens each training: `loop.open_training`, or `replay.open_training`, which takes the step again that failed."""
 
     def __post_init__(self) -> None:
         check_batches_divide(self.experiment, batch_parts(self.mesh))

@@ -14,9 +14,12 @@ from ctrl_jax.models import huggingface, lora, peft, weights
 from ctrl_jax.pipeline import watch
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime import checksums, hosts
+from ctrl_jax.runtime.loop import lowest_loss
 from ctrl_jax.runtime.metrics import read_metrics
 from ctrl_jax.runtime.stages import Stage, fingerprint
 from ctrl_jax.types import Params
+
+LABEL = "reference policy (sft)"
 
 
 class Trained(NamedTuple):
@@ -51,10 +54,8 @@ def run(run: Run) -> Trained:
     start = pretrained(run) if model.path is not None else build.init_decoder(run.models, run.mesh, key)
     frozen = start if model.lora.rank else {}
     with stage.exclusive():
-        step = build.sft_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
-        state = run.fit(
-            "reference policy (sft)",
-            lambda state, batch: step(state, frozen, batch),
+        with run.open_training(
+            LABEL,
             build.init_state(build.adapt_decoder(run.models, run.mesh, key, start), optimizer, run.mesh),
             batches(run.corpus.demonstrations, batch_size=config.batch_size, seed=experiment.seed),
             mesh=run.mesh,
@@ -62,12 +63,18 @@ def run(run: Run) -> Trained:
             checkpoint_every=config.checkpoint_every,
             directory=stage.directory,
             fingerprint=stage.directory.name,
-            columns=("loss",),
-            watch=watch.moving("reference policy (sft)", "--sft", config),
-        )
-        summary = finish(stage, state.params)
+        ) as training:
+            step = build.sft_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
+            see_it_move = watch.moving(LABEL, "--sft", config)
+            for update in training.updates(lambda state, batch: step(state, frozen, batch)):
+                training.refuse_unsound(update)
+                rows = training.report(update, columns=("loss",))
+                see_it_move(rows)
+                training.save(update, score=lowest_loss(rows))
+        trained = training.state.params
+        summary = finish(stage, trained)
     # Merged, so that the reference is one copy of weights without an adapter, which the policy may then have.
-    params = build.merged(run.models, lora.overlay(frozen, state.params))
+    params = build.merged(run.models, lora.overlay(frozen, trained))
     # What was trained in float32 is frozen from here on.
     params = jax.tree.map(lambda x: x.astype(model.dtype), params)
     return Trained(params, f"{stage.directory.name}-{summary['params']}", summary["seconds"])

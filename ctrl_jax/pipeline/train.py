@@ -1,6 +1,5 @@
 """The main job: align a policy with the transformed, calibrated reward at a KL budget."""
 
-import functools
 from typing import Any, NamedTuple
 
 from ctrl_jax import build
@@ -66,9 +65,8 @@ def run(run: Run) -> Aligned:
         eos_ids=run.corpus.tokenizer.eos_ids,
     )
     prompts = run.corpus.prompts("train", experiment.calibration.prompts).prompts
-    state = run.fit(
+    with run.open_training(
         experiment.name,
-        lambda state, batch: step(state, reference.params, batch),
         state,
         batches(build.PolicyBatch(prompts, table.rewards), batch_size=config.prompts_per_step, seed=experiment.seed),
         mesh=run.mesh,
@@ -84,9 +82,13 @@ def run(run: Run) -> Aligned:
                 **depends,
             }
         ),
-        columns=("kl", "beta", "calibrated_reward", "win_rate"),
-        score=functools.partial(watch.score, config),
-        watch=watch.watcher(experiment.name, config),
         wandb=run.wandb,
-    )
-    return Aligned(lora.overlay(reference.params, state.params), reference, reward, calibration_seconds, depends)
+    ) as training:
+        see_its_health = watch.watcher(experiment.name, config)
+        for update in training.updates(lambda state, batch: step(state, reference.params, batch)):
+            training.refuse_unsound(update)
+            rows = training.report(update, columns=("kl", "beta", "calibrated_reward", "win_rate"))
+            see_its_health(rows)
+            training.save(update, score=watch.score(config, rows))
+    policy = lora.overlay(reference.params, training.state.params)
+    return Aligned(policy, reference, reward, calibration_seconds, depends)

@@ -1,9 +1,21 @@
-"""The loop of every training job: step, report the step before, checkpoint, and go on where an earlier run stopped."""
+"""The loop of every training: a generator of its updates, and what is done with each of them.
 
+    with open_training("policy", state, batches, ...) as training:
+        for update in training.updates(step):  # the next one is under way when an update's metrics are read
+            training.refuse_unsound(update)
+            rows = training.report(update, columns=("loss",))
+            training.save(update, score=lowest_loss(rows))
+    return training.state
+
+A checkpoint holds the state and the position in the data, and all randomness is a function of the step. So a training
+that was killed goes on from its last checkpoint to the same final state, bit for bit.
+"""
+
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,19 +24,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ctrl_jax import build
-from ctrl_jax.build import TrainState
 from ctrl_jax.devices.mesh import shard
 from ctrl_jax.errors import InputError
-from ctrl_jax.runtime import hosts, preemption
+from ctrl_jax.runtime import preemption
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.compilations import compilations
-from ctrl_jax.runtime.console import progress, say
+from ctrl_jax.runtime.console import Bar, progress, say
 from ctrl_jax.runtime.metrics import MetricWriter, Row
 from ctrl_jax.runtime.stages import write_arrays
 
 
 class Batches(Protocol):
-    """An endless iterator whose position is JSON."""
+    """An endless iterator of host arrays whose position is JSON."""
 
     def __next__(self) -> Any: ...
 
@@ -33,28 +44,29 @@ class Batches(Protocol):
     def set_state(self, state: dict[str, Any]) -> None: ...
 
 
-class Taken(NamedTuple):
-    """A step that was dispatched, and what is needed to take it again."""
+class Update(NamedTuple):
+    """An update that was dispatched, and all that is needed to take it again."""
 
     step: int
+    """Its number, from 1."""
     position: dict[str, Any]
-    """Of the data, before its batch."""
+    """Of the data, before the batch."""
     batch: Any
-    metrics: Mapping[str, jax.Array]
+    metrics: Mapping[str, jax.Array] = {}
+    error: InputError | None = None
+    """Why it was not made: a reward function failed on the host."""
+    at_rest: bool = False
+    """Whether the training's state is the one behind this update: no later one is dispatched yet."""
 
 
-def lowest_loss(recent: Sequence[Row]) -> float:
-    return -sum(row["loss"] for row in recent) / len(recent)
+Step = Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array]]]
+"""(state, batch on the devices) to (state, metrics); it may donate the state. The state has `step` and `params`."""
 
 
-def no_watch(recent: Sequence[Row]) -> None:
-    pass
-
-
-def fit(
+@contextlib.contextmanager
+def open_training(
     label: str,
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
-    state: TrainState,
+    state: Any,
     batches: Batches,
     *,
     mesh: Mesh,
@@ -62,125 +74,183 @@ def fit(
     checkpoint_every: int,
     directory: Path,
     fingerprint: str,
-    columns: Sequence[str],
-    score: Callable[[Sequence[Row]], float] = lowest_loss,
-    watch: Callable[[Sequence[Row]], None] = no_watch,
     wandb: bool = False,
-) -> TrainState:
-    """Takes `state` to `steps` updates, and returns it at once where that is done already.
+) -> Iterator["Training"]:
+    """Opens a training: at its newest checkpoint, or at the start where there is none.
 
-    A checkpoint holds the state, the controller in it, and the position in the data; all randomness is a function of
-    the step. So a run that was killed goes on from its last checkpoint to the same final parameters, bit for bit.
-
-    A step that is not finite is not made (build.py). The state before it is saved, and its batch beside the
-    checkpoints, from where `replay` takes the step again.
-
-    A step that compiles again after the first is warned of, once a program, and is no error: its results are right, it
-    is only slow, and some rewards must (a classifier compiles for every length of its own tokens). A run of days shall
-    not end of it.
+    Within, SIGTERM waits for an update to end.
 
     Args:
-      label: shown beside the progress bar.
-      step: one update; it may donate its state.
+      label: names the training in the progress bar and in messages.
       state: where a first run starts.
-      batches: what `step` is fed, split over the mesh.
-      mesh: the devices.
-      steps: updates to make in all.
+      batches: moved to the checkpoint's position.
+      mesh: the devices that a batch is split over.
+      steps: updates in all. Where they are all made, nothing is written.
       checkpoint_every: updates between checkpoints; the last is always kept.
       directory: holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
       fingerprint: of all that the final state depends on; a checkpoint of another is refused.
-      columns: metrics to show while it runs.
-      score: of a checkpoint, by the metrics of the last steps before it; the one with the highest is kept.
-      watch: sees the metrics of the last steps after each, and raises InputError where the training should end.
       wandb: whether metrics go to Weights & Biases too.
 
     Raises:
-      InputError: if a step is not finite, or `watch` says so.
-      Preempted: on SIGTERM, after the step at hand was saved.
+      InputError: if the newest checkpoint is another training's.
     """
-    with closing(Checkpoints(directory / "checkpoints", fingerprint=fingerprint)) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(directory / "checkpoints", fingerprint=fingerprint)
+        stack.callback(checkpoints.close)
         restored = checkpoints.restore(jax.tree.map(abstract, state))
         start = 0
         if restored is not None:
             start, state, position = restored
             batches.set_state(position)
-        if start >= steps:
-            return state
-        with (
-            preemption.deferred() as preempted,
-            closing(MetricWriter(directory, resume_step=start if restored else None, wandb=wandb)) as writer,
-            progress(label, steps, start=start) as bar,
-        ):
-            last, saved = time.monotonic(), start if restored else None
-            rows = np.asarray(build.first_rows(mesh, state.params))  # behind the step reported last
-
-            def save(index: int, position: dict[str, Any]) -> None:
-                nonlocal saved
-                if saved != index:
-                    worth = score(writer.recent) if writer.recent else -math.inf
-                    writer.sync()
-                    checkpoints.save(index, build.last_sound(state), position, score=worth)
-                    saved = index
-
-            def unsound(taken: Taken, what: str) -> InputError:
-                save(taken.step - 1, taken.position)
-                path = failed_batch(directory, taken.step)
-                _write_batch(path, taken.batch)
-                return InputError(
-                    f"{label}: step {taken.step} was not made: {what}. The state before it is the newest checkpoint, "
-                    f"and its batch is {path}; `replay` in place of `train`, with the same options, takes this step "
-                    "again and tells what went wrong first. Most often the learning rate is too large: try a smaller "
-                    "one."
-                )
-
-            def report(taken: Taken) -> None:
-                nonlocal last, rows
-                wrong = not_finite(taken.metrics, state)
-                if wrong:
-                    raise unsound(taken, " and ".join(wrong[:2]))
-                values = {name: float(value) for name, value in taken.metrics.items() if value.ndim == 0}
-                if "first_rows" in taken.metrics:
-                    before, rows = rows, np.asarray(taken.metrics["first_rows"])
-                    values["largest_update"] = float(np.max(np.abs(rows - before)))
-                values["seconds"], last = time.monotonic() - last, time.monotonic()
-                writer.write(taken.step, values)
-                bar.update(taken.step, {name: values[name] for name in columns if name in values})
-                watch(writer.recent)
-
-            pending = None
-            told = set[str]()
-            for index in range(start + 1, steps + 1):
-                position = batches.get_state()
-                batch = shard(mesh, next(batches))
-                try:
-                    with compilations() as compiled:
-                        state, metrics = step(state, batch)
-                except InputError as error:  # of a reward that is a function of the host; the state is as it was
-                    preemption.check()
-                    if pending is not None:
-                        report(pending)
-                    raise unsound(Taken(index, position, batch, {}), str(error)) from error
-                if index > start + 1:
-                    _tell_recompiled(label, index, {name: compiled[name] for name in compiled if name not in told})
-                    told.update(compiled)
-                # The step before this one: to read the one just dispatched would leave the device idle.
-                if pending is not None:
-                    report(pending)
-                pending = Taken(index, position, batch, metrics)
-                preemption.check()  # Ctrl-C within a reward function that catches everything: its step is not kept
-                stop = preempted()
-                if index % checkpoint_every == 0 or index == steps or stop:
-                    report(pending)
-                    pending = None
-                    save(index, batches.get_state())
-                if stop:
-                    raise preemption.Preempted(
-                        f"Stopped by SIGTERM. {label}: step {index} of {steps} is saved in {directory}."
-                    )
-    return state
+        training = Training(label, state, batches, mesh, start, steps, checkpoint_every, directory, checkpoints)
+        if start < steps:
+            training.stop_asked = stack.enter_context(preemption.deferred())
+            resume_step = None if restored is None else start
+            training.writer = MetricWriter(directory, resume_step=resume_step, wandb=wandb)
+            stack.callback(training.writer.close)
+            training.bar = stack.enter_context(progress(label, steps, start=start))
+            training.saved, training.reported = resume_step, time.monotonic()
+            training.rows = np.asarray(build.first_rows(mesh, state.params))
+        yield training
 
 
-def not_finite(metrics: Mapping[str, jax.Array], state: TrainState) -> list[str]:
+@dataclass
+class Training:
+    """A training that `open_training` has opened."""
+
+    label: str
+    state: Any
+    """The newest; where an update is under way, the one behind that."""
+    batches: Batches
+    mesh: Mesh
+    start: int
+    """Updates that were made before."""
+    steps: int
+    checkpoint_every: int
+    directory: Path
+    checkpoints: Checkpoints
+    writer: MetricWriter = field(init=False)
+    bar: Bar = field(init=False)
+    stop_asked: Callable[[], bool] = field(init=False)
+    """Whether SIGTERM came; asked once an update, for several processes answer together."""
+    stopping: bool = False
+    saved: int | None = None
+    """The step of the newest checkpoint."""
+    score: float = -math.inf
+    """Of the newest rows."""
+    reported: float = 0.0
+    """When the last update was, by the monotonic clock."""
+    rows: np.ndarray = field(init=False)
+    """The first row of every parameter behind the update reported last."""
+    recompiled: set[str] = field(default_factory=set)
+    """The programs that were warned of."""
+
+    def updates(self, step: Step) -> Iterator[Update]:
+        """Makes the updates that are missing, and yields each after the next one is dispatched.
+
+        To read the metrics of the update just dispatched would leave the devices idle. Only before a checkpoint, and
+        at the end, is an update yielded at once.
+
+        Raises:
+          Preempted, KeyboardInterrupt: if a reward function swallowed the signal; its update is not kept.
+        """
+        late = None
+        for index in range(self.start + 1, self.steps + 1):
+            update = Update(index, self.batches.get_state(), next(self.batches))
+            batch = shard(self.mesh, update.batch)
+            try:
+                with compilations() as compiled:
+                    self.state, metrics = step(self.state, batch)
+            except InputError as error:  # of a function of the host; the state is as it was
+                preemption.check()
+                if late is not None:
+                    yield late
+                yield update._replace(error=error)
+                return
+            if index > self.start + 1:
+                self._warn_of_recompilation(index, compiled)
+            if late is not None:
+                yield late
+            late = update._replace(metrics=metrics)
+            preemption.check()
+            self.stopping = self.stop_asked()
+            if index % self.checkpoint_every == 0 or index == self.steps or self.stopping:
+                yield late._replace(at_rest=True)
+                late = None
+
+    def refuse_unsound(self, update: Update) -> None:
+        """Ends the training at an update that was not made: its metrics are not finite, or a reward function failed.
+
+        The state before it becomes the newest checkpoint, and its batch is kept beside the checkpoints: from these
+        `replay` takes the step again.
+
+        Raises:
+          InputError: naming what was not finite, and the files.
+        """
+        reasons = [str(update.error)] if update.error else not_finite(update.metrics, self.state)
+        if not reasons:
+            return
+        self._save(update.step - 1, update.position)
+        path = failed_batch(self.directory, update.step)
+        write_arrays(path, **dict(named(update.batch)))
+        raise InputError(
+            f"{self.label}: step {update.step} was not made: {' and '.join(reasons[:2])}. The state before it is the "
+            f"newest checkpoint, and its batch is {path}; `replay` in place of `train`, with the same options, takes "
+            "this step again and tells what went wrong first. Most often the learning rate is too large: try a smaller "
+            "one."
+        ) from update.error
+
+    def report(self, update: Update, *, columns: Sequence[str]) -> Sequence[Row]:
+        """Writes a row of metrics and shows its `columns`. Returns the last rows, this one at their end."""
+        values = {name: float(value) for name, value in update.metrics.items() if value.ndim == 0}
+        if "first_rows" in update.metrics:
+            before, self.rows = self.rows, np.asarray(update.metrics["first_rows"])
+            values["largest_update"] = float(np.max(np.abs(self.rows - before)))
+        values["seconds"], self.reported = time.monotonic() - self.reported, time.monotonic()
+        self.writer.write(update.step, values)
+        self.bar.update(update.step, {name: values[name] for name in columns if name in values})
+        return self.writer.recent
+
+    def save(self, update: Update, *, score: float) -> None:
+        """Saves a checkpoint where one is due; the one with the highest `score` is kept beside the newest.
+
+        Raises:
+          Preempted: on SIGTERM, after the step at hand was saved.
+        """
+        self.score = score
+        if not update.at_rest:
+            return
+        self._save(update.step, self.batches.get_state())
+        if self.stopping:
+            raise preemption.Preempted(
+                f"Stopped by SIGTERM. {self.label}: step {update.step} of {self.steps} is saved in {self.directory}."
+            )
+
+    def _save(self, step: int, position: dict[str, Any]) -> None:
+        if self.saved != step:
+            self.writer.sync()
+            self.checkpoints.save(step, build.last_sound(self.state), position, score=self.score)
+            self.saved = step
+
+    def _warn_of_recompilation(self, step: int, compiled: Mapping[str, float]) -> None:
+        """Warns once a program. It is no error: the results are right, and some rewards must compile again (a
+        classifier does for every length of its own tokens). A training of days should not end because of it."""
+        for name in [name for name in compiled if name not in self.recompiled]:
+            say(
+                f"{self.label}: step {step} compiled `{name}` again ({compiled[name]:.1f} s): a shape, a type "
+                "or a placement is not what it was in the step before. The results are right, but if it goes on so, "
+                "the training is slow; JAX_EXPLAIN_CACHE_MISSES=1 tells what changed. This is said once a program.",
+                style="yellow",
+            )
+        self.recompiled.update(compiled)
+
+
+def lowest_loss(rows: Sequence[Row]) -> float:
+    """The score of a checkpoint by the loss alone: its mean over the last rows, negated."""
+    return -sum(row["loss"] for row in rows) / len(rows)
+
+
+def not_finite(metrics: Mapping[str, jax.Array], state: Any) -> list[str]:
     """What is not finite in a step's metrics, in the order of its computation: `the loss is nan`.
 
     Of a gradient also the parameters that it goes wrong in.
@@ -208,20 +278,6 @@ def named(tree: Any) -> list[tuple[str, Any]]:
 def failed_batch(directory: Path, step: int) -> Path:
     """Where the batch of a step that was not made is kept."""
     return directory / "failed" / f"step-{step}.npz"
-
-
-def _write_batch(path: Path, batch: Any) -> None:
-    write_arrays(path, **dict(named(hosts.fetch(batch))))
-
-
-def _tell_recompiled(label: str, step: int, compiled: Mapping[str, float]) -> None:
-    for name, seconds in compiled.items():
-        say(
-            f"{label}: step {step} compiled `{name}` again ({seconds:.1f} s): a shape, a type "
-            "or a placement is not what it was in the step before. The results are right, but if it goes on so, the "
-            "training is slow; JAX_EXPLAIN_CACHE_MISSES=1 tells what changed. This is said once a program.",
-            style="yellow",
-        )
 
 
 def abstract(array: jax.Array) -> jax.ShapeDtypeStruct:

@@ -3,6 +3,7 @@
 It takes a fraction of a second. All else is the product's own: keys, seals, claims, data, tokenizers, functions.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -22,7 +23,7 @@ from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Po
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import weights
-from ctrl_jax.pipeline import align, evaluate, rollouts, sft
+from ctrl_jax.pipeline import align, evaluate, reward_model, rollouts, sft
 from ctrl_jax.pipeline import run as run_module
 from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.pipeline.run import Run
@@ -51,7 +52,12 @@ class Fakes:
         self.made: list[str] = []
         self.experiment: Experiment
 
-    def fit(self, label, step, state, batches, *, directory, fingerprint, **others):
+    @contextlib.contextmanager
+    def open_training(self, label, state, batches, *, directory, fingerprint, **others):
+        number = self.trained(label, state, batches, directory, fingerprint)
+        yield SimpleNamespace(state=SimpleNamespace(params={"w": np.array([number], np.uint32)}), updates=lambda _: ())
+
+    def trained(self, label, state, batches, directory, fingerprint):
         saved = directory / "checkpoints" / "1" / "state.json"
         seal = saved.with_name("checksums.json")
         if checksums.broken(seal):
@@ -60,8 +66,8 @@ class Fakes:
             found = read_json(saved)
             if found["fingerprint"] != fingerprint:
                 raise InputError("was saved by another configuration")
-            return SimpleNamespace(params={"w": np.array([found["value"]], np.uint32)})
-        section = {"reference policy (sft)": "sft", "reward model": "reward_model"}.get(label, "policy")
+            return found["value"]
+        section = {sft.LABEL: "sft", reward_model.LABEL: "reward_model"}.get(label, "policy")
         self.made.append(section)
         options = without_neutral(getattr(self.experiment, section))
         drawn = build.draws(), self.experiment.seed, run_module.VERSIONS[section]
@@ -70,7 +76,7 @@ class Fakes:
         write_json(saved, {"fingerprint": fingerprint, "value": number})
         write_json(seal, checksums.sealed(saved.parent, ["state.json"], {"step": 1}))
         (directory / "metrics.jsonl").write_text(json.dumps({"step": 1, "seconds": 1.0}) + "\n")
-        return SimpleNamespace(params={"w": np.array([number], np.uint32)})
+        return number
 
     def sampling(self, run, stage, params, score, num_samples):
         experiment = run.experiment
@@ -238,7 +244,7 @@ def train(fakes: Fakes, experiment: Experiment, work_dir: str = "runs/work", sta
     for name in ("rewards", "helpers", "lazily"):
         sys.modules.pop(name, None)
     fakes.experiment, fakes.made = experiment, []
-    align.run(Run(experiment, Path(work_dir), Path(stages_dir), make_mesh(1), fit=fakes.fit))
+    align.run(Run(experiment, Path(work_dir), Path(stages_dir), make_mesh(1), open_training=fakes.open_training))
 
 
 def results(work_dir: str) -> dict[str, Any]:

@@ -22,12 +22,11 @@ from ctrl_jax.devices.mesh import make_mesh, replicate
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import lora
 from ctrl_jax.models.architecture import from_config
-from ctrl_jax.runtime import loop as fit_module
-from ctrl_jax.runtime import preemption
+from ctrl_jax.runtime import loop, preemption
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.compilations import compilations
-from ctrl_jax.runtime.loop import fit
-from ctrl_jax.runtime.metrics import read_metrics
+from ctrl_jax.runtime.loop import lowest_loss, open_training
+from ctrl_jax.runtime.metrics import MetricWriter, read_metrics
 from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.stages import read_arrays, write_arrays
 from ctrl_jax.steps import kl_budget
@@ -36,7 +35,10 @@ from ctrl_jax.types import Prompts
 DATA = np.arange(1, 9, dtype=np.float32)
 
 
-def train(directory, mesh, *, steps=6, diverges_at=None, data=None, before=None, how=fit, **options):
+def train(
+    directory, mesh, *, steps=6, every=2, diverges_at=None, data=None, before=None, score=lowest_loss,
+    opened=open_training,
+):  # fmt: skip
     """Sums its batches into the parameter."""
 
     def step(state, batch):
@@ -54,20 +56,26 @@ def train(directory, mesh, *, steps=6, diverges_at=None, data=None, before=None,
             before(int(state.step) + 1)
         return step(state, batch)
 
-    state = how(
+    with opened(
         "sum",
-        counted,
         replicate(mesh, TrainState(jnp.int32(0), params, optimizer.init(params))),
         batches(DATA, batch_size=8, seed=0) if data is None else data,
         mesh=mesh,
         steps=steps,
-        checkpoint_every=2,
+        checkpoint_every=every,
         directory=directory,
         fingerprint="sum",
-        columns=("loss",),
-        **options,
-    )
-    return float(state.params["final_norm"]["scale"][0])
+    ) as training:
+        take(training, counted, score)
+    return float(training.state.params["final_norm"]["scale"][0])
+
+
+def take(training, step, score=lowest_loss):
+    """The loop as pipeline/train.py has it."""
+    for update in training.updates(step):
+        training.refuse_unsound(update)
+        rows = training.report(update, columns=("loss",))
+        training.save(update, score=score(rows))
 
 
 def test_takes_its_steps_and_goes_on_where_it_stopped(tmp_path, mesh):
@@ -101,7 +109,7 @@ def test_replay_takes_the_kept_batch_from_the_kept_state(tmp_path, mesh, capsys,
     contents = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     write_arrays(tmp_path / "failed" / "step-3.npz", all=DATA * 10)
     with pytest.raises(replay.Replayed):
-        train(tmp_path, mesh, diverges_at=first_bad, how=replay.fit)
+        train(tmp_path, mesh, diverges_at=first_bad, opened=replay.open_training)
     printed = capsys.readouterr().out
     assert "sum, step 3 again" in printed
     assert ("First to go wrong: loss." in printed) == (first_bad is not None)
@@ -113,11 +121,11 @@ def test_replay_takes_the_kept_batch_from_the_kept_state(tmp_path, mesh, capsys,
 
 def test_a_training_without_a_failed_step_is_not_replayed(tmp_path, mesh):
     with pytest.raises(InputError, match=r"no failed step to replay.* at step 0 of 6"):
-        train(tmp_path, mesh, how=replay.fit)
+        train(tmp_path, mesh, opened=replay.open_training)
     train(tmp_path, mesh, steps=4)
     with pytest.raises(InputError, match="at step 4 of 6"):
-        train(tmp_path, mesh, how=replay.fit)
-    assert train(tmp_path, mesh, steps=4, how=replay.fit) == 4 * DATA.sum()
+        train(tmp_path, mesh, opened=replay.open_training)
+    assert train(tmp_path, mesh, steps=4, opened=replay.open_training) == 4 * DATA.sum()
 
 
 def test_a_reward_that_fails_leaves_the_step_to_be_taken_again(tmp_path, mesh):
@@ -129,6 +137,28 @@ def test_a_reward_that_fails_leaves_the_step_to_be_taken_again(tmp_path, mesh):
         train(tmp_path, mesh, before=fail)
     assert checkpoints(tmp_path)[-1] == 3
     assert train(tmp_path, mesh) == 6 * DATA.sum()
+
+
+def test_an_update_is_reported_after_the_next_is_dispatched_and_at_once_before_a_checkpoint(tmp_path, mesh):
+    """So that the devices never wait for the host to read."""
+    happened = []
+    write, save = MetricWriter.write, Checkpoints.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            MetricWriter,
+            "write",
+            lambda self, step, values: happened.append(f"read {step}") or write(self, step, values),
+        )
+        patch.setattr(
+            Checkpoints,
+            "save",
+            lambda self, step, *a, **o: happened.append(f"save {step}") or save(self, step, *a, **o),
+        )
+        train(tmp_path, mesh, steps=5, every=3, before=lambda step: happened.append(f"dispatch {step}"))
+    assert happened == [
+        "dispatch 1", "dispatch 2", "read 1", "dispatch 3", "read 2", "read 3", "save 3",
+        "dispatch 4", "dispatch 5", "read 4", "read 5", "save 5",
+    ]  # fmt: skip
 
 
 def test_a_row_of_metrics_has_how_far_the_parameters_moved(tmp_path, mesh):
@@ -261,10 +291,9 @@ def test_the_steps_of_the_smoke_run_compile_each_program_once(tmp_path, monkeypa
             yield found
         compiled.append(sorted(found))
 
-    monkeypatch.setattr(fit_module, "compilations", counted)
-    fit(
+    monkeypatch.setattr(loop, "compilations", counted)
+    with open_training(
         "smoke",
-        lambda state, batch: step(state, reference, batch),
         build.init_state(reference, optimizer, mesh, kl_budget.init(0.2, budget=settings.kl_budget)),
         batches(build.PolicyBatch(prompts, rewards), batch_size=settings.prompts_per_step, seed=0),
         mesh=mesh,
@@ -272,8 +301,8 @@ def test_the_steps_of_the_smoke_run_compile_each_program_once(tmp_path, monkeypa
         checkpoint_every=2,
         directory=tmp_path,
         fingerprint="smoke",
-        columns=(),
-    )
+    ) as training:
+        take(training, lambda state, batch: step(state, reference, batch))
     first, *others = compiled
     assert len(first) >= 4 and {"sample", "update"} <= {name.removeprefix("jit(").rstrip(")") for name in first}
     assert others == [[]] * 3, "after the first step, at checkpoints, and behind them"

@@ -1,6 +1,10 @@
-"""A language model small enough to enumerate: logits are a table over (prompt id mod 2, position, last token)."""
+"""A language model small enough to enumerate: logits are a table over (prompt id mod 2, position, last two tokens).
+
+Of three tokens that is all of a prefix, so that the table can have any law of responses.
+"""
 
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +16,36 @@ VOCABULARY, LENGTH, EOS = 3, 3, 2
 
 
 def params(key: jax.Array, scale: float = 1.0) -> jax.Array:
-    """[2, LENGTH, VOCABULARY + 1, VOCABULARY] logits; the last-token axis has one more for "none yet"."""
-    return scale * jax.random.normal(key, (2, LENGTH, VOCABULARY + 1, VOCABULARY))
+    """[2, LENGTH, VOCABULARY + 1, VOCABULARY + 1, VOCABULARY] logits; a last token has one value more, "none yet"."""
+    return scale * jax.random.normal(key, (2, LENGTH, VOCABULARY + 1, VOCABULARY + 1, VOCABULARY))
+
+
+def logits(params: np.ndarray, prompt: int, before: Sequence[int]) -> np.ndarray:
+    """[VOCABULARY] of the token behind those `before`, by the definition."""
+    last_but_one, last = [VOCABULARY, VOCABULARY, *before][-2:]
+    return params[prompt % 2, len(before), last_but_one, last]
 
 
 def _apply(params: jax.Array, prompts: Prompts, responses: Responses) -> jax.Array:
-    before = jnp.pad(responses.tokens[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=VOCABULARY)
+    none = ((0, 0), (0, 0), (2, 0))
+    before = jnp.pad(responses.tokens, none, constant_values=VOCABULARY)
     position = jnp.arange(responses.tokens.shape[-1])[None, None]
-    return params[(prompts.ids % 2)[:, None, None], position, before]
+    return params[(prompts.ids % 2)[:, None, None], position, before[..., :-2], before[..., 1:-1]]
+
+
+def _decode(params, cache, response_cache, lengths, tokens, index):
+    """The cache of a response is its last token but one."""
+    position = jnp.minimum(index + 1, LENGTH - 1)
+    before = response_cache.reshape(tokens.shape)
+    return params[(cache % 2)[:, None], position, before, tokens], tokens.reshape(-1)
 
 
 policy = Policy(
     apply=_apply,
     unembed=lambda params, features: features,
-    prefill=lambda params, prompts: (params[prompts.ids % 2, 0, VOCABULARY], prompts.ids),
-    start=lambda cache, num_samples, max_length: jnp.repeat(0.0 * cache, num_samples),
-    decode=lambda params, cache, response_cache, lengths, tokens, index: (
-        params[(cache % 2)[:, None], jnp.minimum(index + 1, LENGTH - 1), tokens],
-        response_cache,
-    ),
+    prefill=lambda params, prompts: (params[prompts.ids % 2, 0, VOCABULARY, VOCABULARY], prompts.ids),
+    start=lambda cache, num_samples, max_length: jnp.repeat(0 * cache.astype(jnp.int32) + VOCABULARY, num_samples),
+    decode=_decode,
 )
 
 

@@ -80,8 +80,7 @@ def test_responses_follow_a_truncated_law(top_k, top_p, temperature):
     for row in range(2):
         expected = []
         for tokens, length in zip(np.asarray(responses.tokens[0]), np.asarray(responses.lengths[0]), strict=True):
-            before = [fakes.VOCABULARY, *tokens]
-            laws = [truncated(tables[row, t, before[t]], top_k, top_p) for t in range(length)]
+            laws = [truncated(fakes.logits(tables, row, tokens[:t]), top_k, top_p) for t in range(length)]
             expected.append(np.prod([law[token] for law, token in zip(laws, tokens, strict=False)]))
         expected = np.array(expected)
         drawn = np.asarray(rollouts.responses.tokens[row])
@@ -292,19 +291,16 @@ def test_a_single_token():
     tokens = np.asarray(rollouts.responses.tokens)[..., 0]
     assert set(tokens.ravel()) == set(range(fakes.VOCABULARY))
     np.testing.assert_array_equal(rollouts.responses.lengths, np.ones((2, 50)))
-    law = np.asarray(jax.nn.log_softmax(PARAMS[:, 0, fakes.VOCABULARY]))
+    law = np.asarray(jax.nn.log_softmax(jnp.stack([fakes.logits(PARAMS, row, []) for row in range(2)])))
     np.testing.assert_allclose(rollouts.log_probs[..., 0], np.take_along_axis(law, tokens, 1), atol=1e-6)
 
 
 def test_towards_temperature_0_it_is_greedy():
     rollouts = sample(PARAMS, fakes.prompts(0, 1), jax.random.key(6), 20, 1e-4)
     for row in range(2):
-        token, expected = fakes.VOCABULARY, []
-        for position in range(fakes.LENGTH):
-            token = int(PARAMS[row, position, token].argmax())
-            expected.append(token)
-            if token == fakes.EOS:
-                break
+        expected = []
+        while len(expected) < fakes.LENGTH and fakes.EOS not in expected:
+            expected.append(int(fakes.logits(PARAMS, row, expected).argmax()))
         expected += [fakes.EOS] * (fakes.LENGTH - len(expected))
         np.testing.assert_array_equal(rollouts.responses.tokens[row], [expected] * 20)
 

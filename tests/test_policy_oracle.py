@@ -1,0 +1,192 @@
+"""The assembled, jitted policy step beside an independent calculation (tests/oracle.py), on one device and on eight."""
+
+import itertools
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import pytest
+
+from ctrl_jax.devices.mesh import make_mesh
+from ctrl_jax.types import Prompts, Responses, Rollouts
+from tests import assembled, oracle
+from tests.steps import fakes
+
+PROMPTS, SAMPLES, REFERENCES, STEPS = 16, 4, 12, 4
+START, REFERENCE = (np.asarray(fakes.params(jax.random.key(seed))) for seed in (1, 2))
+KEY = jax.random.key(5)
+
+
+@dataclass(frozen=True)
+class Case:
+    transform: str
+    procedure: str
+    temperature: float = 1.0
+    micro_batches: int = 1
+    quantiles: int | None = None
+    max_norm: float = 1e3
+    held: bool = False
+    beta: float = 0.2
+    tied: bool = True
+    """Whether the reward has three values, so that many responses tie; else each response has its own."""
+    budget: float = 0.4
+
+
+CASES = {
+    "identity": Case("identity", "best_of_2", budget=0.7),
+    "exponential": Case("exponential(10)", "best_of_3", temperature=0.7, micro_batches=2, tied=False),
+    "exponential, clipped": Case("exponential(10)", "best_of_2", max_norm=0.1, quantiles=5, tied=False),
+    "negative exponential": Case("exponential(-10)", "worst_of_2", temperature=1.4, held=True),
+    "logarithm": Case("logarithm", "best_of_2", micro_batches=2, tied=False, budget=5.0),
+    "logarithm of quantiles": Case("logarithm", "sampling", quantiles=4),
+    "raw": Case("raw", "sampling", temperature=0.7, micro_batches=2, beta=1.5),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast():
+    """Nearly all of the time here is LLVM's optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def prompts(seed: int) -> Prompts:
+    """Some of both tables of the language, and not as many."""
+    ids = np.random.default_rng(seed).integers(0, 2**32, PROMPTS, np.uint32)
+    return Prompts(np.zeros((PROMPTS, 2), np.int32), np.ones(PROMPTS, np.int32), ids)
+
+
+def reward(case: Case, prompts: Prompts, responses: Responses) -> np.ndarray:
+    """Raw rewards [B, N], of a scale and a place of their own for each prompt: functions of the real tokens alone."""
+    tokens, lengths = np.asarray(responses.tokens), np.asarray(responses.lengths)
+    real = np.where(np.arange(tokens.shape[-1]) < lengths[..., None], tokens + 1, 0)
+    number = real @ np.array([1, 4, 16])
+    if case.tied:
+        number = number % 3
+    by_prompt = (np.asarray(prompts.ids) % 7).astype(np.float64)[:, None]
+    return ((1 + by_prompt) * np.sin(1.0 + number) - by_prompt).astype(np.float32)
+
+
+def reference_rewards(case: Case, batch: Prompts) -> np.ndarray:
+    """[B, K] of the reference's own responses."""
+    drawn = oracle.draw(REFERENCE, batch, jax.random.key(9), samples=REFERENCES, temperature=case.temperature)
+    return reward(case, batch, drawn.responses)
+
+
+def trainings(case: Case, devices: int, **changes) -> tuple[assembled.PolicyTraining, oracle.Trainer]:
+    common = {
+        "transform": case.transform, "procedure": case.procedure, "temperature": case.temperature, "steps": 8,
+        "learning_rate": 0.05,
+    } | changes  # fmt: skip
+    product = assembled.policy_training(
+        make_mesh(devices), start=START, reference=REFERENCE, key=KEY, beta=case.beta, held=case.held,
+        score=lambda prompts, responses: reward(case, prompts, responses),
+        num_references=case.quantiles or REFERENCES, kl_budget=case.budget, prompts_per_step=PROMPTS,
+        samples_per_prompt=SAMPLES, micro_batches=case.micro_batches, max_gradient_norm=case.max_norm, warmup_steps=2,
+        **common,
+    )  # fmt: skip
+    trainer = oracle.Trainer(
+        START, REFERENCE, KEY, beta=case.beta, held=case.held, budget=case.budget, samples=SAMPLES,
+        max_norm=case.max_norm, warmup=2, **common,
+    )  # fmt: skip
+    return product, trainer
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_the_assembled_step_is_the_oracles(case, devices):
+    product, trainer = trainings(case, devices)
+    for step in range(STEPS):
+        batch = prompts(step)
+        table = reference_rewards(case, batch)
+        rollouts, expected = product.draw(batch), trainer.draw(batch)
+        np.testing.assert_array_equal(rollouts.responses.tokens, expected.responses.tokens)
+        np.testing.assert_array_equal(rollouts.responses.lengths, expected.responses.lengths)
+        np.testing.assert_allclose(rollouts.log_probs, expected.log_probs, rtol=1e-5, atol=1e-5)
+        metrics = product.train(batch, assembled.table_of(table, case.quantiles))
+        raw = reward(case, batch, expected.responses)
+        values = trainer.update(expected, raw, oracle.quantiles(table, case.quantiles))
+        for name, value in values.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-5, err_msg=f"{name}, step {step}")
+        np.testing.assert_allclose(product.second_moment, trainer.second_moment, rtol=1e-4, atol=1e-8)
+        np.testing.assert_allclose(product.params, trainer.params, rtol=1e-5, atol=1e-5)
+        assert product.beta == pytest.approx(trainer.beta, rel=1e-5)
+
+
+def test_the_cases_have_what_makes_a_step_hard():
+    """Else the test above would prove less than it seems to: ties, unequal lengths, clipping, a controller at work."""
+    seen = {}
+    for name, case in CASES.items():
+        _, trainer = trainings(case, 1)
+        batch = prompts(0)
+        table = oracle.quantiles(reference_rewards(case, batch), case.quantiles)
+        rollouts = trainer.draw(batch)
+        raw = reward(case, batch, rollouts.responses)
+        before = trainer.beta
+        seen[name] = trainer.update(rollouts, raw, table) | {
+            "ties": np.mean(raw[:, :, None] == table[:, None, :]), "moved": trainer.beta != before,
+        }  # fmt: skip
+        assert len(np.unique(rollouts.responses.lengths)) == 3
+        assert 0.1 < seen[name]["calibrated_reward"] < 0.9
+        assert 0 < seen[name]["unfinished"] < 1
+    assert all(values["ties"] > 0.05 for values in seen.values())
+    assert seen["exponential, clipped"]["gradient_norm"] > 2 * CASES["exponential, clipped"].max_norm
+    assert seen["identity"]["moved"] and not seen["negative exponential"]["moved"]
+    assert 1.05 < seen["identity"]["kl"] / CASES["identity"].budget < 1.4  # where the controller's error is not clipped
+    assert abs(seen["identity"]["kl"] - seen["identity"]["kl_k1"]) > 0.01
+    assert not seen["logarithm"]["moved"]  # its KL has not reached the budget yet
+
+
+def objective(case: Case, params: np.ndarray, prompt: int, responses: Responses, rewards: np.ndarray) -> float:
+    """J = Σ_y π(y) (R(y) / β − log π(y) / π_ref(y)) over every response."""
+    total = 0.0
+    for tokens, length, one in zip(responses.tokens[0], responses.lengths[0], rewards, strict=True):
+        laws = [
+            [oracle.log_law(table, prompt, tokens[:t], case.temperature)[tokens[t]] for t in range(length)]
+            for table in (params, REFERENCE)
+        ]
+        log_prob, reference = map(sum, laws)
+        total += np.exp(log_prob) * (one / case.beta - log_prob + reference)
+    return total
+
+
+@pytest.mark.parametrize("name", ["identity", "exponential", "negative exponential", "logarithm", "raw"])
+def test_over_every_pair_of_responses_the_step_climbs_the_objective(name):
+    """A uniform policy says a response of length l with probability 3^-l: each pair as often as it is likely, and the
+    batch's gradient is the expectation itself. That is −∇J, by differences of J: nothing of the loss enters it."""
+    case = CASES[name]
+    every = jax.tree.map(np.asarray, fakes.every_response())
+    often = 3 ** (oracle.LENGTH - every.lengths[0])
+    each = np.repeat(np.arange(len(often)), often)
+    pairs = np.array(list(itertools.product(each, each)))
+    uniform = np.zeros_like(START)
+    ids = np.zeros(len(pairs), np.uint32)
+    batch = Prompts(np.zeros((len(pairs), 2), np.int32), np.ones(len(pairs), np.int32), ids)
+    responses = Responses(every.tokens[0][pairs], every.lengths[0][pairs])
+    rollouts = Rollouts(batch, responses, np.zeros(responses.tokens.shape, np.float32))
+    one = jax.tree.map(lambda x: x[:1], batch)
+    raw, table = reward(case, one, every), reference_rewards(case, one)
+
+    product = assembled.policy_training(
+        make_mesh(1), start=uniform, reference=REFERENCE, key=KEY, beta=case.beta, held=True, score=None,
+        num_references=REFERENCES, transform=case.transform, procedure="sampling", temperature=case.temperature,
+        samples_per_prompt=2, max_gradient_norm=1e3, micro_batches=1, warmup_steps=0,
+    )  # fmt: skip
+    references = np.broadcast_to(assembled.table_of(table, None), (len(pairs), REFERENCES))
+    product.update(rollouts, raw[0][pairs], references)
+    found = np.sqrt(product.second_moment / (1 - 0.99))
+
+    ranks = oracle.calibrated(raw, table)
+    rewards = raw if case.transform == "raw" else oracle.transform(case.transform, ranks, REFERENCES)
+    gradient = np.zeros(uniform.shape)
+    for place in np.ndindex(*uniform.shape):
+        at = [uniform.astype(np.float64) for _ in range(2)]
+        at[0][place], at[1][place] = 1e-5, -1e-5
+        up, down = (objective(case, params, 0, every, np.asarray(rewards[0], np.float64)) for params in at)
+        gradient[place] = (up - down) / 2e-5
+    assert np.abs(gradient).max() > 0.05
+    np.testing.assert_allclose(found, np.abs(gradient), rtol=1e-4, atol=1e-5)
+    # Uphill: the optimiser goes against the gradient of the loss, that is along that of J.
+    moved, real = product.params - uniform, np.abs(gradient) > 1e-4
+    np.testing.assert_array_equal(np.sign(moved[real]), np.sign(gradient[real]))
