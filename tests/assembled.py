@@ -99,7 +99,7 @@ def policy_training(
         return shard(mesh, jnp.asarray(score(*jax.device_get((prompts, responses))), jnp.float32))
 
     step = build.policy_step(
-        models(), mesh, options, build.transform_of(options, num_references), optimizer, sharded_score,
+        models(), mesh, options, options.objective.transformed(num_references), optimizer, sharded_score,
         key=key, max_length=fakes.LENGTH, eos_ids=(fakes.EOS,),
     )  # fmt: skip
     controller = kl_budget.init(beta, budget=options.kl_budget, held=held)
