@@ -1,8 +1,9 @@
 """`make mutants`: one-line faults in the package, each of which must fail a test.
 
-tests/mutants.toml lists the faults. Each has a `name`, the snippet `old` that it replaces by `new`, and the `tests`, by
-file or id, that should notice. A snippet is found by its text alone, which must occur exactly once in ctrl_jax/: moving
-code between files changes nothing here, and editing the line is an error until the list follows.
+tests/mutants.toml lists the faults. Each has a `name`, the snippet `old` that it replaces by `new`, and the names of
+the `tests` that should notice. Both are found by their text alone: a snippet must occur exactly once in ctrl_jax/, and
+a test function once in tests/. So moving code between files changes nothing here, and editing the line is an error
+until the list follows.
 
 Each fault is made in a copy of the tree, in which its tests run. A fault is killed when they fail, and survives when
 they pass. Everything else is an error: tests that fail without the fault, that cannot be collected, or that hang.
@@ -55,7 +56,8 @@ class Mutant:
     old: str
     new: str
     tests: tuple[str, ...]
-    """Files or ids of pytest."""
+    """Names of test functions, perhaps with the parameters of one case and the name of the file: `test_sum[2-3]`,
+    `test_sums.py::test_padding`."""
 
 
 def read(path: Path) -> list[Mutant]:
@@ -91,6 +93,26 @@ def apply(mutant: Mutant, tree: Path) -> Path:
     [path] = places
     path.write_text(texts[path].replace(mutant.old, mutant.new), encoding="utf-8")
     return path
+
+
+def places(tests: Iterable[str], tree: Path) -> list[str]:
+    """The ids of tests, for pytest.
+
+    Raises:
+      MutantError: unless each is defined exactly once.
+    """
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted((tree / "tests").rglob("test_*.py"))}
+    ids = []
+    for test in tests:
+        file, _, name = test.rpartition("::")
+        definition = f"\ndef {name.partition('[')[0]}("
+        found = [path.relative_to(tree) for path, text in texts.items() for _ in range(text.count(definition))]
+        found = [path for path in found if not file or path.name == file]
+        if len(found) != 1:
+            where = ", ".join(map(str, found)) or "no file"
+            raise MutantError(f"{test} must be defined once in tests/, and is in {where}")
+        ids.append(f"{found[0]}::{name}")
+    return ids
 
 
 def environment(tree: Path) -> dict[str, str]:
@@ -137,7 +159,7 @@ def check_tests(root: Path, tests: Sequence[str], jobs: int) -> None:
         tree = Path(folder)
         copy(root, tree)
         check_import(tree)
-        code, printed = pytest(tree, tests, "-n", str(jobs), "--dist", "loadfile", seconds=5 * SECONDS)
+        code, printed = pytest(tree, places(tests, tree), "-n", str(jobs), "--dist", "loadfile", seconds=5 * SECONDS)
         if code != PASSED:
             raise MutantError(f"without any fault, pytest ends with {code}:\n{printed}")
 
@@ -152,7 +174,7 @@ def survives(root: Path, mutant: Mutant) -> bool:
         tree = Path(folder)
         copy(root, tree)
         apply(mutant, tree)
-        code, printed = pytest(tree, mutant.tests, "-x")
+        code, printed = pytest(tree, places(mutant.tests, tree), "-x")
     if code not in (PASSED, FAILED):
         raise MutantError(f"pytest ends with {code}:\n{printed}")
     return code == PASSED
