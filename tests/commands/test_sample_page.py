@@ -9,7 +9,7 @@ import pytest
 from ctrl_jax.commands import sample_page
 from ctrl_jax.commands.sample import Comparing, Drawn, Picked, Response, Rewards, Scored
 from ctrl_jax.errors import InputError
-from ctrl_jax.report import page as pages
+from ctrl_jax.report import sample_page as shown_page
 from ctrl_jax.runtime.web import Server
 
 NASTY = '<img src=x onerror="document.title=1"> & </script> “é” 👋🏽\n\n  {{ 7 * 7 }}'
@@ -82,7 +82,7 @@ class Shown:
         self.servers = []
 
     def open(self, session, *, prompt="", **window):
-        html = pages.sample_page(
+        html = shown_page.render(
             "bon_<helpful>",
             sides=session.sides,
             trained_for=("best_of_4", "exponential(10)") if session.has_rewards else None,
