@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "devices": BASICS | {"runtime"},
     "report": BASICS | {"theory"},
     "build": BASICS | {"theory", "steps", "config", "models", "data", "devices"},
-    "rewards": BASICS | {"theory", "steps", "config", "models", "data", "runtime", "devices", "pipeline"},
+    "rewards": BASICS | {"steps", "config", "models", "data", "runtime", "devices", "build"},
     "pipeline": BASICS
     | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "commands"},
     "planning": BASICS | {"theory", "steps", "config", "models", "data", "runtime", "devices", "build", "pipeline"},
