@@ -225,7 +225,7 @@ def test_the_test_of_import_circles_can_fail():
 
 MOST_LINES = 60
 # To become empty: functions that are still too long.
-TOO_LONG = {"build.py:_policy_update", "plan.py:_print", "loop.py:fit", "train.py:run"}
+TOO_LONG = {"build.py:_policy_update", "plan.py:_print", "train.py:run"}
 
 
 def long_functions(source: str) -> list[str]:
@@ -277,9 +277,7 @@ NOT_YET_READ = {
     "ctrl_jax/devices/partitioning.py",
     "ctrl_jax/pipeline/align.py",
     "ctrl_jax/pipeline/calibrate.py",
-    "ctrl_jax/pipeline/corpus.py",
     "ctrl_jax/pipeline/results.py",
-    "ctrl_jax/pipeline/reward_model.py",
     "ctrl_jax/pipeline/run.py",
     "ctrl_jax/pipeline/scored.py",
     "ctrl_jax/pipeline/watch.py",

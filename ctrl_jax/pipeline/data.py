@@ -43,7 +43,7 @@ def prepare(data: config.Data, stage: Stage, tokenizer: tokenizers.Tokenizer | N
 
 
 def _discard_unfinished(stage: Stage) -> None:
-    """Leaves of what an earlier process prepared only what it downloaded: nothing tells whether the rest is whole."""
+    """Removes all that an earlier process prepared but its downloads: whether the rest is whole is not known."""
     prepared = stage.directory / "tfds"
     if prepared.exists():
         say(f"{stage.directory} was left without its {DONE}: it is prepared anew.", style="yellow")

@@ -93,8 +93,8 @@ def _imported(name: str, module_name: str, attribute: str, field: str) -> TextRe
         inspect.getsource(module)
     except (OSError, TypeError) as error:
         raise InputError(
-            f"{field} is {name!r}, and {module_name} has no Python source ({error}), by which to tell "
-            "whether the reward has changed; wrap it in a function of a .py file."
+            f"{field} is {name!r}, and {module_name} has no Python source ({error}), so a change "
+            "of the reward would go unnoticed; wrap it in a function of a .py file."
         ) from error
     return function
 
