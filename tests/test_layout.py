@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": BASICS | {"config"},
     "runtime": BASICS | {"config", "build", "devices"},
     "devices": BASICS | {"runtime"},
-    "report": BASICS | {"theory"},
+    "report": BASICS | {"theory", "steps"},
     "build": BASICS | {"theory", "steps", "config", "models", "data", "devices"},
     "rewards": BASICS | {"steps", "config", "models", "data", "runtime", "devices", "build"},
     "pipeline": BASICS

@@ -22,7 +22,8 @@ from ctrl_jax.pipeline.rollouts import in_batches, respond, score
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained, training_seconds
 from ctrl_jax.pipeline.train import Aligned
-from ctrl_jax.report.measurements import RELIABILITY_ARRAYS, wilson
+from ctrl_jax.report.measurements import RELIABILITY_ARRAYS
+from ctrl_jax.report.statistics import wilson
 from ctrl_jax.rewards import gold
 from ctrl_jax.rewards.named import named
 from ctrl_jax.rewards.reward import Reward
