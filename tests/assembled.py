@@ -5,6 +5,7 @@ The oracles' tests know the product's wiring through this file alone: where that
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,8 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ctrl_jax import build, config
+from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices.mesh import replicate, shard
 from ctrl_jax.models import architecture
+from ctrl_jax.pipeline import watch
+from ctrl_jax.runtime import loop
 from ctrl_jax.steps import calibration, kl_budget
 from ctrl_jax.types import Prompts, Responses, Rollouts
 from tests.steps import fakes
@@ -78,6 +82,18 @@ class PolicyTraining:
         return self.step.key(self.state.step)
 
 
+def reference_rewards(
+    mesh: Mesh, *, reference: np.ndarray, score: Score, prompts: Prompts, samples: int, temperature: float, seed: int
+) -> np.ndarray:
+    """Raw rewards [B, K] of responses that the product's sampler draws from the reference."""
+    sample = build.sampler(
+        models(), mesh, num_samples=samples, max_length=fakes.LENGTH, eos_ids=(fakes.EOS,), temperature=temperature
+    )
+    key = build.stage_key(seed, "calibration")
+    rollouts = sample(jnp.asarray(reference, jnp.float32), shard(mesh, prompts), key)
+    return score(prompts, jax.device_get(rollouts.responses))
+
+
 def policy_training(
     mesh: Mesh,
     *,
@@ -99,9 +115,32 @@ def policy_training(
         return shard(mesh, jnp.asarray(score(*jax.device_get((prompts, responses))), jnp.float32))
 
     step = build.policy_step(
-        models(), mesh, options, build.transform_of(options, num_references), optimizer, sharded_score,
+        models(), mesh, options, options.objective.transformed(num_references), optimizer, sharded_score,
         key=key, max_length=fakes.LENGTH, eos_ids=(fakes.EOS,),
     )  # fmt: skip
     controller = kl_budget.init(beta, budget=options.kl_budget, held=held)
     state = build.init_state(jnp.asarray(start, jnp.float32), optimizer, mesh, controller)
     return PolicyTraining(mesh, replicate(mesh, jnp.asarray(reference, jnp.float32)), step, state)
+
+
+def train_policy(
+    mesh: Mesh, directory: Path, *, reference: np.ndarray, score: Score, prompts: Prompts, table: np.ndarray,
+    seed: int, **policy: Any,
+) -> np.ndarray:  # fmt: skip
+    """A whole training from the reference, by the product's own β, optimiser, controller and loop; the parameters."""
+    options = config.Policy(checkpoint_every=policy["steps"], **policy)
+    objective, num_references = options.objective, table.shape[1]
+    objective.check(num_references)
+    training = policy_training(
+        mesh, start=reference, reference=reference, score=score, key=build.stage_key(seed, "policy"),
+        beta=objective.beta(num_references, table), held=False, num_references=num_references, **policy,
+    )  # fmt: skip
+    data = batches(build.PolicyBatch(prompts, table), batch_size=options.prompts_per_step, seed=seed)
+    with loop.open_training(
+        "policy", training.state, data, mesh=mesh, steps=options.steps, checkpoint_every=options.checkpoint_every,
+        directory=directory, fingerprint="policy",
+    ) as updates:  # fmt: skip
+        for update in updates.updates(lambda state, batch: training.step(state, training.reference, batch)):
+            updates.refuse_unsound(update)
+            updates.save(update, score=watch.score(options, updates.report(update, columns=())))
+    return np.asarray(updates.state.params)

@@ -24,7 +24,8 @@ from ctrl_jax.pipeline.rollouts import in_batches, respond, score
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained, training_seconds
 from ctrl_jax.pipeline.train import Aligned
-from ctrl_jax.report.measurements import RELIABILITY_ARRAYS, wilson
+from ctrl_jax.report.measurements import RELIABILITY_ARRAYS
+from ctrl_jax.report.statistics import wilson
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import DONE, Stage, plain, read_arrays, read_json, write_arrays, write_bytes, write_json
