@@ -118,8 +118,8 @@ def judged_win_rate(
             )
     _check_procedure(procedure)
 
-    def computed(*arrays: Any) -> jax.Array:
-        return steps.judged_win_rate(*arrays, procedure=procedure)
+    def computed(policy: Any, reference: Any, ours: Any, theirs: Any) -> jax.Array:
+        return steps.judged_win_rate(policy, reference, ours, theirs, procedure)
 
     return np.asarray(_computed(computed, policy, reference, ours, theirs))
 
