@@ -8,7 +8,7 @@ import pytest
 from ctrl_jax.commands import sample_page
 from ctrl_jax.commands.sample import Comparing, Drawn, Picked, Response, Rewards, Scored
 from ctrl_jax.errors import InputError
-from ctrl_jax.report import page
+from ctrl_jax.report import sample_page as page
 from ctrl_jax.runtime.web import Server
 from tests.browser import CHROMIUM, Browser
 
@@ -75,7 +75,7 @@ class Shown:
         self.servers = []
 
     def open(self, session, *, prompt="", **window):
-        html = page.sample_page(
+        html = page.render(
             "bon_<helpful>",
             sides=session.sides,
             trained_for=("best_of_4", "exponential(10)") if session.has_rewards else None,
