@@ -29,12 +29,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "devices": BASICS | {"runtime"},
     "report": BASICS | {"theory", "steps"},
     "build": BASICS | {"theory", "steps", "config", "models", "data", "devices"},
-    "rewards": BASICS | {"theory", "steps", "config", "models", "data", "runtime", "devices", "pipeline"},
+    "rewards": BASICS | {"steps", "config", "models", "data", "runtime", "devices", "build"},
     "pipeline": BASICS
     | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "commands"},
     "planning": BASICS | {"theory", "steps", "config", "models", "data", "runtime", "devices", "build", "pipeline"},
     "commands": BASICS
     | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "pipeline"},
+    # Behind the names of `ctrl_jax/__init__.py`.
+    "library": BASICS
+    | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "pipeline"}
+    | {"commands"},
     "__main__": BASICS | {"config", "runtime", "devices", "build", "pipeline", "planning", "commands"},
 }
 PURE_PYTHON = {
@@ -139,11 +143,10 @@ def test_python_3_11_can_read_it(path):
     ast.parse(path.read_text(), feature_version=(3, 11))
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=name)
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/**/__init__.py")), ids=name)
 def test_packages_export_nothing(path):
+    """But for the whole's, which test_library.py holds."""
     body = ast.parse(path.read_text()).body
-    if path.parent == PACKAGE:
-        body = [node for node in body if not ast.unparse(node).startswith("__version__ =")]
     assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
 
 
@@ -225,7 +228,7 @@ def test_the_test_of_import_circles_can_fail():
 
 MOST_LINES = 60
 # To become empty: functions that are still too long.
-TOO_LONG = {"build.py:_policy_update", "plan.py:_print", "loop.py:fit", "train.py:run"}
+TOO_LONG = {"build.py:_policy_update", "plan.py:_print", "train.py:run"}
 
 
 def long_functions(source: str) -> list[str]:
@@ -277,9 +280,7 @@ NOT_YET_READ = {
     "ctrl_jax/devices/partitioning.py",
     "ctrl_jax/pipeline/align.py",
     "ctrl_jax/pipeline/calibrate.py",
-    "ctrl_jax/pipeline/corpus.py",
     "ctrl_jax/pipeline/results.py",
-    "ctrl_jax/pipeline/reward_model.py",
     "ctrl_jax/pipeline/run.py",
     "ctrl_jax/pipeline/scored.py",
     "ctrl_jax/pipeline/watch.py",

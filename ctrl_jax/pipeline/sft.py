@@ -11,7 +11,7 @@ from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import partitioning
 from ctrl_jax.models import huggingface, lora, peft, weights
-from ctrl_jax.pipeline import watch
+from ctrl_jax.pipeline import data, watch
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.loop import lowest_loss
@@ -42,7 +42,7 @@ def run(run: Run) -> Trained:
         return Trained(pretrained(run), f"model-{fingerprint(content)}")
     stage = run.stage(
         "sft",
-        corpus=run.corpus.key("train"),
+        corpus=data.key(run.corpus, "train"),
         demonstrations=experiment.data.demonstrations,
         vocabulary_size=run.architecture.vocabulary_size,
         model=run.model_key,
@@ -53,11 +53,12 @@ def run(run: Run) -> Trained:
     key = build.stage_key(experiment.seed, "sft")
     start = pretrained(run) if model.path is not None else build.init_decoder(run.models, run.mesh, key)
     frozen = start if model.lora.rank else {}
+    demonstrations = data.demonstrations(run.corpus, experiment.data.demonstrations)
     with stage.exclusive():
         with run.open_training(
             LABEL,
             build.init_state(build.adapt_decoder(run.models, run.mesh, key, start), optimizer, run.mesh),
-            batches(run.corpus.demonstrations, batch_size=config.batch_size, seed=experiment.seed),
+            batches(demonstrations, batch_size=config.batch_size, seed=experiment.seed),
             mesh=run.mesh,
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,
