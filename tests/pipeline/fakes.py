@@ -23,8 +23,7 @@ from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Po
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import weights
-from ctrl_jax.pipeline import align, evaluate, reward_model, rollouts, sft
-from ctrl_jax.pipeline import run as run_module
+from ctrl_jax.pipeline import align, evaluate, reward_model, rollouts, sft, stages
 from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime import checksums
@@ -70,7 +69,7 @@ class Fakes:
         section = {sft.LABEL: "sft", reward_model.LABEL: "reward_model"}.get(label, "policy")
         self.made.append(section)
         options = without_neutral(getattr(self.experiment, section))
-        drawn = build.draws(), self.experiment.seed, run_module.VERSIONS[section]
+        drawn = build.draws(), self.experiment.seed, stages.VERSIONS[section]
         model = without_neutral(self.experiment.model.lora)
         number = digest(value(state.params), value(next(batches)), batches._fingerprint, options, drawn, model)
         write_json(saved, {"fingerprint": fingerprint, "value": number})
@@ -81,7 +80,7 @@ class Fakes:
     def sampling(self, run, stage, params, score, num_samples):
         experiment = run.experiment
         settings = (stage, value(params), experiment.seed, experiment.policy.temperature, build.draws())
-        settings += (run.corpus.tokenizer.eos_ids, experiment.model.dtype, run_module.VERSIONS)
+        settings += (run.corpus.tokenizer.eos_ids, experiment.model.dtype, stages.VERSIONS)
         length = experiment.data.response_length
 
         def both(batch):

@@ -20,7 +20,7 @@ from ctrl_jax.errors import InputError
 from tests.pipeline.fakes import EXPERIMENTS, Fakes, results, train
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "stages.md"
-STAGES = ("data", "sft", "reward_model", "calibration", "reference_evaluation", "policy", "evaluation")
+STAGES = [stage.name for stage in TABLE if stage.name != "reference_judge"]  # it has a row of its own
 
 Change = Callable[[Path, Experiment], Experiment | None]
 """Changes the files in a folder, or gives another experiment."""
