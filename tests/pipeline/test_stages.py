@@ -69,7 +69,9 @@ def described() -> str:
         fields = sorted(path for path in stage.reads.values() if path.split(".")[0] not in whole)
         reads = ", ".join(f"`{path}`" for path in whole + fields) if stage.name != "data" else "`data`"
         place = "`runs/stages`" if stage.shared else "the work directory"
-        lines.append(f"| {stage.name} | {needs} | {reads or ('all options' if stage.name == 'evaluation' else '–')} | {place} |")
+        lines.append(
+            f"| {stage.name} | {needs} | {reads or ('all options' if stage.name == 'evaluation' else '–')} | {place} |"
+        )
     return "\n".join(lines)
 
 
