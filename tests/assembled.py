@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from ctrl_jax import build, config
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices.mesh import replicate, shard
-from ctrl_jax.models import architecture
 from ctrl_jax.pipeline import watch
 from ctrl_jax.runtime import loop
 from ctrl_jax.steps import calibration, kl_budget
@@ -29,7 +28,7 @@ Score = Callable[[Prompts, Responses], np.ndarray]
 
 def models(reward: RewardApply | None = None) -> build.Models:
     """The language's policy, and a reward model if one is given, in place of networks."""
-    sizes = architecture.from_config(config.Model(width=8, layers=1, heads=2, kv_heads=1, mlp_width=8), 3)
+    sizes = config.Model(width=8, layers=1, heads=2, kv_heads=1, mlp_width=8).architecture(3)
     return build.models(sizes, config.Lora())._replace(policy=fakes.policy, reward=reward)
 
 
