@@ -13,6 +13,13 @@ from tests import mutants
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "extending.md"
+# Of tests/test_layout.py: what code that is added must keep to.
+RULES = (
+    "test_a_module_imports_only_what_its_row_names",
+    "test_steps_are_pure",
+    "test_no_modules_import_each_other",
+    "test_no_function_is_long",
+)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -75,7 +82,8 @@ class Section:
 
 
 SECTIONS = [
-    Section(*part.split("\n", 1)) for part in re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    Section(*part.split("\n", 1))
+    for part in re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
 ]
 EXAMPLES = [section for section in SECTIONS if section.new_files or section.changes]
 
@@ -91,7 +99,7 @@ def tree(tmp_path_factory):
 
 
 def test_the_page_has_an_example_of_each():
-    wanted = ["transform", "procedure", "decoder", "algorithm", "reward", "data source", "architecture"]
+    wanted = ["transform", "procedure", "decoder", "reward", "data source", "architecture"]
     titles = [section.title for section in EXAMPLES]
     assert [name for name in wanted if not any(name in title for title in titles)] == []
 
@@ -109,8 +117,18 @@ def test_the_tests_that_the_page_brings_pass(tree):
     brought = [name for section in EXAMPLES for name in section.new_files if name.startswith("tests/")]
     assert len(brought) == len(EXAMPLES)
     mutants.check_import(tree)
-    code, printed = mutants.pytest(tree, [*brought, "tests/test_layout.py", "tests/test_config.py"])
+    rules = [f"tests/test_layout.py::{rule}" for rule in RULES]
+    code, printed = mutants.pytest(tree, [*brought, *rules])
     assert code == mutants.PASSED, printed
+
+
+def test_the_code_of_the_page_is_formatted(tree):
+    touched = sorted({name for section in EXAMPLES for name in (*section.new_files, *section.changes)})
+    for check in (("check", "-q"), ("format", "-q", "--check")):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *check, *touched], cwd=tree, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
