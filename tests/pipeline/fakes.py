@@ -19,12 +19,12 @@ from safetensors.numpy import save_file
 
 from ctrl_jax import build
 from ctrl_jax.commands import report, summary
+from ctrl_jax.commands.train import align
 from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, RewardModel, Supervised
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import weights
-from ctrl_jax.pipeline import align, evaluate, reward_model, rollouts, sft
-from ctrl_jax.pipeline import run as run_module
+from ctrl_jax.pipeline import evaluate, reward_model, rollouts, sft, stages
 from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime import checksums
@@ -75,7 +75,7 @@ class Fakes:
         section = {sft.LABEL: "sft", reward_model.LABEL: "reward_model"}.get(label, "policy")
         self.made.append(section)
         options = without_neutral(getattr(self.experiment, section))
-        drawn = build.draws(), self.experiment.seed, run_module.VERSIONS[section]
+        drawn = build.draws(), self.experiment.seed, stages.VERSIONS[section]
         model = without_neutral(self.experiment.model.lora)
         number = digest(value(state.params), value(next(batches)), batches._fingerprint, options, drawn, model)
         write_json(saved, {"fingerprint": fingerprint, "value": number})
@@ -86,7 +86,7 @@ class Fakes:
     def sampling(self, run, stage, params, score, num_samples):
         experiment = run.experiment
         settings = (stage, value(params), experiment.seed, experiment.policy.temperature, build.draws())
-        settings += (run.corpus.tokenizer.eos_ids, experiment.model.dtype, run_module.VERSIONS)
+        settings += (run.corpus.tokenizer.eos_ids, experiment.model.dtype, stages.VERSIONS)
         length = experiment.data.response_length
 
         def both(batch):
@@ -163,7 +163,7 @@ def fakes(monkeypatch):
     monkeypatch.setattr(
         evaluate, "_kl_by_prompt", lambda run, aligned, sampled: 1.0 + np.arange(len(sampled.log_probs))
     )
-    monkeypatch.setattr(report, "run", lambda work_dir: work_dir)
+    monkeypatch.setattr(report, "write", lambda work_dir: work_dir)
     monkeypatch.setattr(summary, "print_run", lambda *_: None)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     return fakes
@@ -257,7 +257,7 @@ def train(fakes: Fakes, experiment: Experiment, work_dir: str = "runs/work", sta
     for name in ("rewards", "helpers", "lazily"):
         sys.modules.pop(name, None)
     fakes.experiment, fakes.made = experiment, []
-    align.run(Run(experiment, Path(work_dir), Path(stages_dir), make_mesh(1), open_training=fakes.open_training))
+    align(Run(experiment, Path(work_dir), Path(stages_dir), make_mesh(1), open_training=fakes.open_training))
 
 
 def results(work_dir: str) -> dict[str, Any]:
