@@ -109,7 +109,7 @@ def test_a_beta_and_the_kl_that_it_ends_at_agree():
 
 @pytest.mark.parametrize(
     ("procedure", "beta"),
-    # The mixture has two stationary points at this β: one of 0.4 nats, and one of 3.8 that wins more and costs too much.
+    # The mixture has two stationary points: one of 0.4 nats, and one of 3.8 that wins more and costs too much.
     [(WorstOfN(8), 0.3), (WorstOfN(8), 0.02), (procedures.parse("0.3*best_of_16+0.7*worst_of_16"), 0.05)],
     ids=str,
 )
