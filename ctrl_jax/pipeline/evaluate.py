@@ -16,6 +16,7 @@ import numpy as np
 
 from ctrl_jax import build
 from ctrl_jax.data.pipelines import PromptSet
+from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import data, results, reward_model, scored
 from ctrl_jax.pipeline.rollouts import in_batches, respond, score
@@ -370,8 +371,7 @@ def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, Judged], ranks
     rows: list[dict[str, Any]] = [{"prompt": text} for text in prompts.texts]
     for name, judged in sides.items():
         picks = np.asarray(procedure.select(jnp.asarray(judged.rewards[:, : procedure.num_samples]), key))
-        at_pick = (np.arange(len(rows)), picks)
-        picked = Responses(judged.responses.tokens[at_pick][:, None], judged.responses.lengths[at_pick][:, None])
+        picked = order.take(judged.responses, jnp.asarray(picks))
         values = {"reward": judged.rewards, "calibrated": ranks[f"{name}_calibrated"]}
         values |= {other: found for other in ("gold", "judge") if (found := getattr(judged, other)) is not None}
         for i, (row, (text,)) in enumerate(zip(rows, run.corpus.texts(picked), strict=True)):
