@@ -2,8 +2,8 @@
 
 The layer adds: a checkpoint of another configuration or structure is refused by name; every file's checksum is
 checked before it is read (Orbax restores some flipped bits in silence), and a damaged checkpoint is reported and set
-aside; and the best is kept beside the newest. Orbax can do the last, but reads the metrics of every checkpoint at its start
-for it, and stops at those of a damaged one.
+aside; and the best is kept beside the newest. Orbax can do the last, but reads the metrics of every checkpoint at its
+start for it, and stops at those of a damaged one.
 """
 
 import contextlib
