@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.report.measurements import Estimate, RewardQuality, parse_evaluation, unfinished_warning
 from ctrl_jax.report.names import short_name
 from ctrl_jax.report.statistics import lift_share
@@ -12,7 +12,7 @@ from ctrl_jax.runtime.console import say, table
 from ctrl_jax.theory import procedures
 
 
-def print_run(run: Run, evaluation: dict[str, Any], report: Path | None) -> None:
+def print_run(run: Workspace, evaluation: dict[str, Any], report: Path | None) -> None:
     experiment, policy = run.experiment, run.experiment.policy
     measured = parse_evaluation(evaluation, source=run.work_dir / "evaluation.json", remedy="evaluate the run again.")
     kl, procedure = measured.kl, procedures.parse(policy.procedure).name
@@ -53,7 +53,7 @@ def print_run(run: Run, evaluation: dict[str, Any], report: Path | None) -> None
     print_address(run)
 
 
-def print_address(run: Run) -> None:
+def print_address(run: Workspace) -> None:
     """How to ask the policy something, without its options."""
     say(f"Ask it something: make sample EXP={shlex.quote(str(run.work_dir))}")
 

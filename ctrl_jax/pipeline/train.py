@@ -1,11 +1,12 @@
 """The main job: align a policy with the transformed, calibrated reward at a KL budget."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.models import lora
-from ctrl_jax.pipeline import calibrate, data, reward_model, sft, watch
+from ctrl_jax.pipeline import data, watch
+from ctrl_jax.pipeline.calibrate import Calibrated
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained
 from ctrl_jax.pipeline.stages import inputs_key, options_key
@@ -22,36 +23,29 @@ class Aligned(NamedTuple):
     reward: Reward
     seconds: dict[str, float]
     """What the stages before took."""
-    depends: dict[str, Any]
-    """What the policy depends on besides the options, in clear."""
 
 
-def run(run: Run) -> Aligned:
-    """Runs the stages that are missing, and trains the policy, or goes on, or reads it where it is done.
+def run(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated) -> Params:
+    """The trained policy, all of it: trained from the reference, continued, or read where it is done.
 
     Raises:
-      InputError: if no policy of the transform reaches the KL budget, or the policy stops changing (watch.py).
+      InputError: if a step is not finite, the KL runs away, or the policy stops changing (watch.py).
     """
     experiment, config = run.experiment, run.experiment.policy
     objective, num_references = config.objective, experiment.calibration.rewards_per_prompt
-    if config.beta is None:
-        objective.check(num_references)
-    reference = sft.run(run)
-    reward, reward_seconds = reward_model.run(run, reference)
-    table, calibration_seconds, table_digest = calibrate.run(run, reference, reward)
     depends = inputs_key(
         "policy",
         {
             "corpus": data.key(run.corpus, "train"),
             "reference": reference.stage,
             "reward_model": reward.fingerprint,
-            "calibration": table_digest,
+            "calibration": calibrated.digest,
         },
         build.draws(),
     )
     run.renew(depends)
 
-    beta = objective.beta(num_references, table.rewards) if config.beta is None else config.beta
+    beta = objective.beta(num_references, calibrated.table.rewards) if config.beta is None else config.beta
     optimizer = build.policy_optimizer(config)
     controller = kl_budget.init(beta, budget=config.kl_budget, held=config.beta is not None)
     trained = build.adapt_decoder(run.models, run.mesh, build.stage_key(experiment.seed, "adapter"), reference.params)
@@ -67,11 +61,13 @@ def run(run: Run) -> Aligned:
         max_length=experiment.data.response_length,
         eos_ids=run.corpus.tokenizer.eos_ids,
     )
-    prompts = run.corpus.prompts("train", experiment.calibration.prompts).prompts
+    prompts = build.PolicyBatch(
+        run.corpus.prompts("train", experiment.calibration.prompts).prompts, calibrated.table.rewards
+    )
     with run.open_training(
         experiment.name,
         state,
-        batches(build.PolicyBatch(prompts, table.rewards), batch_size=config.prompts_per_step, seed=experiment.seed),
+        batches(prompts, batch_size=config.prompts_per_step, seed=experiment.seed),
         mesh=run.mesh,
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
@@ -85,6 +81,4 @@ def run(run: Run) -> Aligned:
             rows = training.report(update, columns=("kl", "beta", "calibrated_reward", "win_rate"))
             see_its_health(rows)
             training.save(update, score=watch.score(config, rows))
-    policy = lora.overlay(reference.params, training.state.params)
-    seconds = {"sft": reference.seconds, "reward_model": reward_seconds, "calibration": calibration_seconds}
-    return Aligned(policy, reference, reward, seconds, depends)
+    return lora.overlay(reference.params, training.state.params)
