@@ -17,26 +17,29 @@ PACKAGE = ROOT / "ctrl_jax"
 
 # Rows in order: a module imports from rooms above its own, and of those only these. It may always import its own room.
 BASICS = {"errors", "types"}
+PURE = BASICS | {"theory", "steps"}
+LIBRARY = PURE | {"algorithms", "config", "models", "data", "runtime", "devices"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "theory": {"errors"},
     "steps": BASICS | {"theory"},
+    "algorithms": PURE,
     "config": BASICS | {"theory"},
     "models": BASICS | {"config"},
     "data": BASICS | {"config"},
-    "runtime": BASICS | {"config", "build", "devices"},
-    "devices": BASICS | {"runtime"},
+    # The loop shards batches and halts states; the mesh asks the hosts where a batch's rows are.
+    "runtime": BASICS | {"config", "devices"},
+    "devices": BASICS | {"steps", "models", "runtime"},
     "report": BASICS | {"theory"},
-    "build": BASICS | {"theory", "steps", "config", "models", "data", "devices"},
-    "rewards": BASICS | {"theory", "steps", "config", "models", "data", "runtime", "devices", "pipeline"},
-    "pipeline": BASICS
-    | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "commands"},
-    "planning": BASICS | {"theory", "steps", "config", "models", "data", "runtime", "devices", "build", "pipeline"},
-    "commands": BASICS
-    | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "pipeline"},
-    "__main__": BASICS | {"config", "runtime", "devices", "build", "pipeline", "planning", "commands"},
+    "rewards": LIBRARY - {"algorithms"} | {"pipeline"},
+    "pipeline": LIBRARY | {"rewards", "report", "commands"},
+    "planning": LIBRARY | {"pipeline"},
+    "commands": LIBRARY - {"algorithms"} | {"rewards", "report", "pipeline"},
+    "__main__": BASICS | {"config", "runtime", "devices", "pipeline", "planning", "commands"},
 }
+# Of a room that a row names, these modules alone.
+ONLY = {"devices": {"steps": {"masked"}}}
 PURE_PYTHON = {
     "abc",
     "collections",
@@ -97,7 +100,10 @@ def breaches(room_name: str, source: str) -> list[str]:
         first, *rest = imported.split(".")
         if first == "ctrl_jax":
             target = rest[0] if rest else ""
+            only = ONLY.get(room_name, {}).get(target)
             if target != room_name and target not in MAY_IMPORT[room_name]:
+                found.append(imported)
+            elif only is not None and not set(rest[1:2]) <= only:
                 found.append(imported)
         elif first not in MAY_IMPORT_FROM_OUTSIDE.get(room_name, {first}):
             found.append(imported)
@@ -116,14 +122,21 @@ def test_an_experiment_is_made_of_config_alone(path):
     assert all(imported.startswith(("ctrl_jax.config", "experiments.")) for imported in inside), inside
 
 
+IMPURE = {"jit", "pmap", "shard_map", "print", "open", "callback", "io_callback", "pure_callback", "debug"}
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "steps").glob("*.py")), ids=name)
 def test_steps_are_pure(path):
-    impure = {"jit", "pmap", "shard_map", "print", "open", "callback", "io_callback", "pure_callback", "debug"}
-    assert impure.isdisjoint(identifiers(path.read_text()))
+    assert IMPURE.isdisjoint(identifiers(path.read_text()))
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if room(path) not in ("build", "theory")], ids=name)
-def test_only_build_compiles_and_maps_over_devices(path):
+@pytest.mark.parametrize("path", sorted((PACKAGE / "algorithms").glob("*.py")), ids=name)
+def test_algorithms_are_pure(path):
+    assert IMPURE.isdisjoint(identifiers(path.read_text()))
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if room(path) not in ("devices", "theory")], ids=name)
+def test_only_devices_compile_and_map(path):
     # theory/ may compile its own solvers, which no step calls.
     assert {"jit", "pmap", "shard_map"}.isdisjoint(identifiers(path.read_text()))
 
@@ -170,12 +183,15 @@ for module in {modules}:
         ("steps", "import flax", ["flax"]),
         ("steps", "from ctrl_jax.config import Policy", ["ctrl_jax.config.Policy"]),
         ("steps", "def f():\n    import time", ["time"]),
-        ("steps", "from ctrl_jax import build", ["ctrl_jax.build"]),
+        ("steps", "from ctrl_jax.devices import programs", ["ctrl_jax.devices.programs"]),
+        ("devices", "from ctrl_jax.steps import kl", ["ctrl_jax.steps.kl"]),
+        ("devices", "from ctrl_jax.steps.masked import Mean", []),
+        ("algorithms", "from ctrl_jax.models import lora", ["ctrl_jax.models.lora"]),
         ("steps", "from ctrl_jax.theory import ideal\nfrom ctrl_jax.steps import kl\nimport jax.numpy as jnp", []),
         ("theory", "from ctrl_jax.types import Transform", ["ctrl_jax.types.Transform"]),
         ("models", "import flax\nfrom ctrl_jax.steps import kl", ["ctrl_jax.steps.kl"]),
         ("config", "import ctrl_jax.pipeline.train", ["ctrl_jax.pipeline.train"]),
-        ("pipeline", "from ctrl_jax import build, theory", []),
+        ("pipeline", "from ctrl_jax import devices, theory", []),
     ],
 )
 def test_this_test_can_fail(room_name, source, expected):
@@ -225,7 +241,7 @@ def test_the_test_of_import_circles_can_fail():
 
 MOST_LINES = 60
 # To become empty: functions that are still too long.
-TOO_LONG = {"build.py:_policy_update", "plan.py:_print", "loop.py:fit", "train.py:run"}
+TOO_LONG = {"plan.py:_print", "loop.py:fit", "train.py:run"}
 
 
 def long_functions(source: str) -> list[str]:
@@ -264,7 +280,6 @@ QUOTED = {"ctrl_jax/data/phrases.py"}
 # To become empty: files whose words nobody has gone through yet.
 NOT_YET_READ = {
     "ctrl_jax/__main__.py",
-    "ctrl_jax/build.py",
     "ctrl_jax/commands/address.py",
     "ctrl_jax/commands/runs.py",
     "ctrl_jax/commands/sample.py",

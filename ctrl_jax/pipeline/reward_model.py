@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ctrl_jax import build
+from ctrl_jax.algorithms.bradley_terry import BradleyTerry
 from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import Conversation
 from ctrl_jax.data.pipelines import batches, padded
-from ctrl_jax.devices import partitioning
+from ctrl_jax.devices import parameters, partitioning, programs
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import huggingface, lora, weights
-from ctrl_jax.pipeline import watch
+from ctrl_jax.models import huggingface, lora, networks, weights
+from ctrl_jax.pipeline import assembly, optimizers, randomness, watch
 from ctrl_jax.pipeline.corpus import Corpus
 from ctrl_jax.pipeline.run import Run, function_sources
 from ctrl_jax.pipeline.sft import Trained, finish
@@ -28,7 +28,7 @@ from ctrl_jax.rewards import functions
 from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.loop import lowest_loss
 from ctrl_jax.runtime.stages import fingerprint
-from ctrl_jax.types import Prompts, Responses
+from ctrl_jax.types import Prompts, Responses, Score
 
 LABEL = "reward model"
 BUCKET = 32
@@ -36,7 +36,7 @@ BUCKET = 32
 
 
 class Reward(NamedTuple):
-    score: build.Score
+    score: Score
     stage: str
     """Names what it is, by content: the key of whatever depends on it."""
     seconds: float = 0.0
@@ -89,30 +89,31 @@ def _trained(run: Run, reference: Trained) -> Reward:
         reward_model=config,
         seed=experiment.seed,
     )
-    optimizer = build.supervised_optimizer(config)
-    key = build.stage_key(experiment.seed, "reward_model")
-    frozen, trained = build.adapt_reward(run.models, run.mesh, key, reference.params)
+    optimizer = optimizers.supervised(config)
+    key = randomness.stage_key(experiment.seed, "reward_model")
+    frozen, trained = parameters.adapt_reward(run.models, run.mesh, key, reference.params)
     with stage.exclusive():
         with run.open_training(
             LABEL,
-            build.init_state(trained, optimizer, run.mesh),
+            programs.init_state(trained, optimizer, run.mesh),
             batches(run.corpus.pairs("train"), batch_size=config.batch_size, seed=experiment.seed),
+            metrics=BradleyTerry.metrics,
             mesh=run.mesh,
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,
             directory=stage.directory,
             fingerprint=stage.directory.name,
         ) as training:
-            step = build.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
+            step = assembly.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
             see_it_move = watch.moving(LABEL, "--reward-model", config)
             for update in training.updates(lambda state, batch: step(state, frozen, batch)):
                 training.refuse_unsound(update)
-                rows = training.report(update, columns=("loss", "accuracy"))
+                rows = training.report(update)
                 see_it_move(rows)
                 training.save(update, score=lowest_loss(rows))
         trained = training.state.params
         summary = finish(stage, trained)
-    scorer, params = build.scorer(run.models, run.mesh), lora.overlay(frozen, trained)
+    scorer, params = assembly.scorer(run.models, run.mesh), lora.overlay(frozen, trained)
     name = f"{stage.directory.name}-{summary['params']}"
     return Reward(lambda prompts, responses: scorer(params, prompts, responses), name, summary["seconds"])
 
@@ -136,7 +137,7 @@ def _classifier(run: Run, folder: Path) -> Reward:
     trunk = weights.load(folder, architecture, place=place)
     head = weights.load_reward_head(folder, architecture, place=place)
     params = {"params": {"trunk": trunk, "head": head}}
-    scorer = build.scorer(build.models(architecture, run.experiment.model.lora), run.mesh)
+    scorer = assembly.scorer(networks.create(architecture, run.experiment.model.lora), run.mesh)
     pad, context = huggingface.pad_token_id(folder), huggingface.context(folder)
 
     def tokens_of(conversation: Conversation, text: str) -> list[int]:

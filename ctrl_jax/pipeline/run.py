@@ -11,13 +11,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from ctrl_jax import build
 from ctrl_jax.config import Experiment
 from ctrl_jax.data import downloads, pretrained_tokenizers, sources
 from ctrl_jax.devices.mesh import batch_parts
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import architecture, huggingface, peft, weights
-from ctrl_jax.pipeline import checks, corpus, results
+from ctrl_jax.models import architecture, huggingface, networks, peft, weights
+from ctrl_jax.pipeline import checks, corpus, randomness, results
 from ctrl_jax.runtime import disk, hosts, imports
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.loop import open_training
@@ -61,7 +60,7 @@ class Run:
             raise InputError("--wandb is given, and wandb is not installed. Install it: make setup EXTRA=wandb")
 
     def stage(self, name: str, **key: Any) -> Stage:
-        drawn = {} if name == "data" else {"draws": build.draws()}
+        drawn = {} if name == "data" else {"draws": randomness.draws()}
         return Stage.open(self.stages_dir, name, {"version": VERSIONS[name], **drawn, **results.without_neutral(key)})
 
     @contextlib.contextmanager
@@ -153,9 +152,9 @@ class Run:
         return found
 
     @cached_property
-    def models(self) -> build.Models:
+    def models(self) -> networks.Networks:
         model = self.experiment.model
-        return build.models(self.architecture, model.lora, rematerialize=model.rematerialize)
+        return networks.create(self.architecture, model.lora, rematerialize=model.rematerialize)
 
 
 def check_claim(experiment: Experiment, work_dir: Path) -> None:
@@ -182,7 +181,7 @@ def contents(experiment: Experiment) -> dict[str, Any]:
         "adapter": None if model.adapter is None else downloads.fingerprint(peft.files(Path(model.adapter))),
         "reward_model": None if reward.path is None else _of_model(Path(reward.path)),
         "reward_function": None if reward.function is None else function_sources(reward.function),
-        "draws": build.random_settings(),
+        "draws": randomness.random_settings(),
     }
 
 
