@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from ctrl_jax.report.figures import PALETTE
+from ctrl_jax.report.style import PALETTE
 
 TITLES = {"sampling": "Sampling", "step": "A whole RL step"}
 BAR_INCHES, HEAD_INCHES = 0.26, 0.62

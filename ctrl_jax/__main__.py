@@ -349,7 +349,8 @@ def _do(job: str, run: "Run", options: Options) -> None:
             reward_model.run(run, sft.run(run))
         case "calibrate":
             reference = sft.run(run)
-            calibrate.run(run, reference, reward_model.run(run, reference))
+            reward, _ = reward_model.run(run, reference)
+            calibrate.run(run, reference, reward)
         case "evaluate":
             with run.claimed():
                 evaluate.independent_judge(run)  # refused before anything is trained

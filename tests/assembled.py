@@ -19,20 +19,20 @@ from ctrl_jax.algorithms.ctrl import Ctrl
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import programs
 from ctrl_jax.devices.mesh import replicate, shard
-from ctrl_jax.models import architecture, networks
+from ctrl_jax.models import networks
 from ctrl_jax.pipeline import assembly, optimizers, randomness, watch
 from ctrl_jax.runtime import loop
 from ctrl_jax.steps import calibration
-from ctrl_jax.types import Experience, PolicyBatch, Prompts, Responses, Rollouts
+from ctrl_jax.types import Examples, Experience, PolicyBatch, Prompts, Responses, RewardApply, Rollouts
 from tests.steps import fakes
 
 Score = Callable[[Prompts, Responses], np.ndarray]
 """Raw rewards [B, N]."""
 
 
-def models(reward: Any = None) -> networks.Networks:
+def models(reward: RewardApply | None = None) -> networks.Networks:
     """The language's policy, and a reward model if one is given, in place of networks."""
-    sizes = architecture.from_config(config.Model(width=8, layers=1, heads=2, kv_heads=1, mlp_width=8), 3)
+    sizes = config.Model(width=8, layers=1, heads=2, kv_heads=1, mlp_width=8).architecture(3)
     return networks.create(sizes, config.Lora())._replace(policy=fakes.policy, reward=reward)
 
 
@@ -148,3 +148,31 @@ def train_policy(
             updates.refuse_unsound(update)
             updates.save(update, score=watch.score(options, updates.report(update)))
     return np.asarray(updates.state.params)
+
+
+@dataclass
+class SupervisedTraining:
+    """A training on examples: of demonstrations for the reference policy, or of preference pairs for a reward model."""
+
+    mesh: Mesh
+    step: programs.Step
+    state: programs.TrainState
+
+    @property
+    def params(self) -> np.ndarray:
+        return np.asarray(self.state.params)
+
+    def train(self, batch: Examples) -> dict[str, np.ndarray]:
+        """One step; returns its metrics."""
+        self.state, metrics = self.step(self.state, {}, shard(self.mesh, batch))
+        return jax.device_get(metrics)
+
+
+def supervised_training(
+    mesh: Mesh, *, start: np.ndarray, reward: RewardApply | None, micro_batches: int, **stage: Any
+) -> SupervisedTraining:
+    """SFT, or Bradley-Terry where there is a reward model; `stage` are the fields of config.Supervised."""
+    optimizer = optimizers.supervised(config.Supervised(**stage))
+    make = assembly.sft_step if reward is None else assembly.reward_model_step
+    step = make(models(reward), mesh, optimizer, micro_batches=micro_batches)
+    return SupervisedTraining(mesh, step, programs.init_state(jnp.asarray(start, jnp.float32), optimizer, mesh))

@@ -25,17 +25,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "theory": {"errors"},
     "steps": BASICS | {"theory"},
     "algorithms": PURE,
-    "config": BASICS | {"theory"},
-    "models": BASICS | {"config"},
-    "data": BASICS | {"config"},
+    "models": BASICS,
+    "data": BASICS,
     # The loop shards batches and halts states; the mesh asks the hosts where a batch's rows are.
     "runtime": BASICS | {"config", "devices"},
     "devices": BASICS | {"steps", "models", "runtime"},
-    "report": BASICS | {"theory"},
-    "rewards": LIBRARY - {"algorithms"} | {"pipeline"},
+    # The options of adapters and the names of a row's fields belong to the rooms that use them.
+    "config": BASICS | {"theory", "models", "data"},
+    "report": PURE,
+    "rewards": LIBRARY - {"algorithms", "theory"},
     "pipeline": LIBRARY | {"rewards", "report", "commands"},
-    "planning": LIBRARY | {"pipeline"},
+    "planning": LIBRARY | {"rewards", "pipeline"},
     "commands": LIBRARY - {"algorithms"} | {"rewards", "report", "pipeline"},
+    # Behind the names of `ctrl_jax/__init__.py`.
+    "library": LIBRARY | {"rewards", "report", "pipeline", "commands"},
     "__main__": BASICS | {"config", "runtime", "devices", "pipeline", "planning", "commands"},
 }
 # Of a room that a row names, these modules alone.
@@ -101,9 +104,8 @@ def breaches(room_name: str, source: str) -> list[str]:
         if first == "ctrl_jax":
             target = rest[0] if rest else ""
             only = ONLY.get(room_name, {}).get(target)
-            if target != room_name and target not in MAY_IMPORT[room_name]:
-                found.append(imported)
-            elif only is not None and not set(rest[1:2]) <= only:
+            whole = target == room_name or target in MAY_IMPORT[room_name]
+            if not whole or (only is not None and not set(rest[1:2]) <= only):
                 found.append(imported)
         elif first not in MAY_IMPORT_FROM_OUTSIDE.get(room_name, {first}):
             found.append(imported)
@@ -152,11 +154,10 @@ def test_python_3_11_can_read_it(path):
     ast.parse(path.read_text(), feature_version=(3, 11))
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=name)
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/**/__init__.py")), ids=name)
 def test_packages_export_nothing(path):
+    """But for the whole's, which test_library.py holds."""
     body = ast.parse(path.read_text()).body
-    if path.parent == PACKAGE:
-        body = [node for node in body if not ast.unparse(node).startswith("__version__ =")]
     assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
 
 
@@ -241,7 +242,7 @@ def test_the_test_of_import_circles_can_fail():
 
 MOST_LINES = 60
 # To become empty: functions that are still too long.
-TOO_LONG = {"plan.py:_print", "loop.py:fit", "train.py:run"}
+TOO_LONG = {"plan.py:_print", "train.py:run"}
 
 
 def long_functions(source: str) -> list[str]:
@@ -292,9 +293,7 @@ NOT_YET_READ = {
     "ctrl_jax/devices/partitioning.py",
     "ctrl_jax/pipeline/align.py",
     "ctrl_jax/pipeline/calibrate.py",
-    "ctrl_jax/pipeline/corpus.py",
     "ctrl_jax/pipeline/results.py",
-    "ctrl_jax/pipeline/reward_model.py",
     "ctrl_jax/pipeline/run.py",
     "ctrl_jax/pipeline/scored.py",
     "ctrl_jax/pipeline/watch.py",

@@ -12,7 +12,10 @@ from matplotlib.axes import Axes
 
 from ctrl_jax.config import expand_user
 from ctrl_jax.errors import InputError
-from ctrl_jax.report import figures
+from ctrl_jax.report import pictures
+from ctrl_jax.report.names import spoken
+from ctrl_jax.report.panel import Panel
+from ctrl_jax.report.style import light
 from ctrl_jax.runtime import console
 from ctrl_jax.runtime.stages import write_bytes
 from ctrl_jax.theory import procedures
@@ -125,25 +128,24 @@ def _draw(procedure: Procedure, kl: float, path: Path) -> None:
     kls = max(2.0, 1.5 * kl) * np.linspace(0, 1, 21) ** 2
     policies = {name: [_ideal(name, procedure, value) for value in kls[1:]] for name in LOOKS}
 
-    def panel(decoded_by: Procedure) -> figures.Panel:
+    def panel(decoded_by: Procedure) -> Panel:
         def draw(axes: Axes) -> None:
             for name, (color, dashes) in LOOKS.items():
                 curve = [0.5, *(math.nan if one is None else one.win_rate(decoded_by) for one in policies[name])]
                 width = 2.0 if name == "optimal" else 1.4
-                light = figures.PALETTE[color].light
-                axes.plot(kls, 100 * np.array(curve), color=light, linestyle=dashes, linewidth=width, label=name)
-            axes.axvline(kl, color=figures.PALETTE["muted"].light, linewidth=0.8, zorder=1)
+                axes.plot(kls, 100 * np.array(curve), color=light(color), linestyle=dashes, linewidth=width, label=name)
+            axes.axvline(kl, color=light("muted"), linewidth=0.8, zorder=1)
             axes.set_xlim(0, kls[-1])
             axes.set_ylim(50, 100)
             axes.set_xlabel("KL, nats per response")
             axes.set_ylabel("win rate against the reference, %")
             axes.legend(loc="lower right", handlelength=3.2)
 
-        title = f"decoded by {figures.spoken(decoded_by.name)}"
-        return figures.Panel(title, "win rate of ideal policies over their KL, a line for each transform", draw)
+        title = f"decoded by {spoken(decoded_by.name)}"
+        return Panel(title, "win rate of ideal policies over their KL, a line for each transform", draw)
 
     panels = [panel(one) for one in reversed(_shown_procedures(procedure))]
-    optimum = figures.spoken(procedure.name)
+    optimum = spoken(procedure.name)
     kind = path.suffix.removeprefix(".")
     title = f"Ideal policies; optimal is the best under {optimum}"
-    write_bytes(path, figures.pictures(panels, (kind,), columns=2, title=title)[kind])
+    write_bytes(path, pictures.draw(panels, (kind,), columns=2, title=title)[kind])

@@ -7,8 +7,14 @@ from typing import Any
 
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import results
-from ctrl_jax.report import figures, page
-from ctrl_jax.report.measurements import Evaluation, Run, lift_share, parse_evaluation, read_run
+from ctrl_jax.report import pictures, run_page, sweep_page, table
+from ctrl_jax.report.charts import CHARTS, headline
+from ctrl_jax.report.measurements import Evaluation, Run, parse_evaluation, read_run
+from ctrl_jax.report.names import spoken
+from ctrl_jax.report.panel import Panel
+from ctrl_jax.report.panels import pareto
+from ctrl_jax.report.points import Point
+from ctrl_jax.report.statistics import lift_share
 from ctrl_jax.runtime.stages import write_bytes
 
 PICTURES = ("png", "svg", "pdf")
@@ -24,26 +30,18 @@ def run(work_dir: pathlib.Path) -> pathlib.Path:
     results.check(work_dir)
     measured = read_run(work_dir)
     report_dir = work_dir / "report"
-    charts = {
-        "win_rate_vs_kl": figures.frontier(measured),
-        "win_rate_vs_n": figures.win_rate_vs_n(measured),
-        "training": figures.training(measured),
-        "calibration": figures.calibration(measured),
-        "reliability": figures.reliability(measured),
-        "proxy_gold": figures.proxy_gold(measured),
-        "response_length": figures.lengths(measured),
-    }
+    charts = {name: panels(measured) for name, panels in CHARTS.items()}
     for name, panels in charts.items():
         for kind in (*PICTURES, "csv"):
             (report_dir / "figures" / f"{name}.{kind}").unlink(missing_ok=True)
         if panels:
             _write_figure(report_dir / "figures" / name, panels, columns=2)
-    headline = figures.pictures(
-        figures.headline(measured), ("png",), columns=3, title=_headline(measured), ground="white", dots_per_inch=130
+    picture = pictures.draw(
+        headline(measured), ("png",), columns=3, title=_headline(measured), ground="white", dots_per_inch=130
     )
-    write_bytes(report_dir / "headline.png", headline["png"])
+    write_bytes(report_dir / "headline.png", picture["png"])
     index = report_dir / "index.html"
-    write_bytes(index, page.run_page(measured).encode())
+    write_bytes(index, run_page.render(measured).encode())
     return index
 
 
@@ -58,23 +56,23 @@ def write_sweep_report(sweep_dir: pathlib.Path, points: Sequence[Mapping[str, An
     notes = [f"{point['name']} failed: {point['reason']}" for point in points if point.get("reason")]
     checked = [_point(point, notes) for point in points]
     for procedure in dict.fromkeys(point.procedure for point in checked):
-        panels = figures.pareto([point for point in checked if point.procedure == procedure], procedure)
+        panels = pareto.panels([point for point in checked if point.procedure == procedure], procedure)
         if panels:
             name = f"pareto_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure)}"
             _write_figure(sweep_dir / name, panels, columns=1)
     index = sweep_dir / "sweep.html"
-    write_bytes(index, page.sweep_page(sweep_dir.name, checked, notes).encode())
+    write_bytes(index, sweep_page.render(sweep_dir.name, checked, notes).encode())
     return index
 
 
-def _write_figure(path: pathlib.Path, panels: Sequence[figures.Panel], *, columns: int) -> None:
+def _write_figure(path: pathlib.Path, panels: Sequence[Panel], *, columns: int) -> None:
     """`path` with the endings of the pictures and of their numbers."""
-    for kind, picture in figures.pictures(panels, PICTURES, columns=columns).items():
+    for kind, picture in pictures.draw(panels, PICTURES, columns=columns).items():
         write_bytes(path.with_name(f"{path.name}.{kind}"), picture)
-    write_bytes(path.with_name(f"{path.name}.csv"), figures.table(panels).encode())
+    write_bytes(path.with_name(f"{path.name}.csv"), table.of_panels(panels).encode())
 
 
-def _point(point: Mapping[str, Any], notes: list[str]) -> figures.Point:
+def _point(point: Mapping[str, Any], notes: list[str]) -> Point:
     evaluation: Evaluation | None = None
     state = point["state"]
     if point["evaluation"] is not None:
@@ -86,7 +84,7 @@ def _point(point: Mapping[str, Any], notes: list[str]) -> figures.Point:
             state = "failed"
             notes.append(str(error))
     fields = {name: point[name] for name in ("name", "transform", "procedure", "kl_budget", "report")}
-    return figures.Point(**fields, state=state, evaluation=evaluation)
+    return Point(**fields, state=state, evaluation=evaluation)
 
 
 def _headline(measured: Run) -> str:
@@ -96,7 +94,7 @@ def _headline(measured: Run) -> str:
     )
     share = lift_share(estimate.mean, ideal.transform if ideal else None)
     return (
-        f"{figures.spoken(measured.procedure).capitalize()} win rate {100 * estimate.mean:.1f} % "
+        f"{spoken(measured.procedure).capitalize()} win rate {100 * estimate.mean:.1f} % "
         + (
             ""
             if estimate.low is None or estimate.high is None

@@ -7,7 +7,7 @@ from typing import Any
 from ctrl_jax.commands.sample import MAX_SAMPLES, Asked, Event, Session, said
 from ctrl_jax.config import Decoding, Experiment
 from ctrl_jax.errors import InputError
-from ctrl_jax.report import page
+from ctrl_jax.report import sample_page
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import plain
 from ctrl_jax.runtime.web import Answer, Server, open_browser
@@ -29,7 +29,7 @@ def serve(
       InputError: if the port is taken.
     """
     trained_for = (experiment.policy.procedure, experiment.policy.transform) if session.has_rewards else None
-    html = page.sample_page(
+    html = sample_page.render(
         experiment.name,
         sides=session.sides,
         trained_for=trained_for,

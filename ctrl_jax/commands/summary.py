@@ -5,14 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ctrl_jax.pipeline.run import Run
-from ctrl_jax.report.figures import short_name
-from ctrl_jax.report.measurements import (
-    Estimate,
-    RewardQuality,
-    lift_share,
-    parse_evaluation,
-    unfinished_warning,
-)
+from ctrl_jax.report.measurements import Estimate, RewardQuality, parse_evaluation, unfinished_warning
+from ctrl_jax.report.names import short_name
+from ctrl_jax.report.statistics import lift_share
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.theory import procedures
 

@@ -19,7 +19,7 @@ from ctrl_jax.devices.programs import Metrics, Step, TrainState, batch_spec, fol
 from ctrl_jax.models import costs, lora, networks
 from ctrl_jax.models.networks import Networks
 from ctrl_jax.steps import kl, logprobs, sampling
-from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, RewardApply, Rollouts, Score
+from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Rollouts, Score
 
 
 @dataclass(frozen=True)
@@ -166,12 +166,6 @@ def streamer(
     batch = batch_spec(mesh)
     specs: Any = sampling.State(batch, P(), batch, batch, batch, batch)  # type: ignore[arg-type]
     return reader(mesh, start, (batch, P()), specs), reader(mesh, advance, (specs,), specs, donate=(1,))
-
-
-def scorer(parts: Networks, mesh: Mesh) -> RewardApply:
-    """(reward params, prompts, responses) to raw rewards [B, N]."""
-    batch = batch_spec(mesh)
-    return reader(mesh, parts.reward, (batch, batch), batch)
 
 
 def kl_of_responses(

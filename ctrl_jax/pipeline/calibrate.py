@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import rollouts, scored
-from ctrl_jax.pipeline.reward_model import Reward
+from ctrl_jax.pipeline import data, rollouts, scored
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained
+from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import DONE, RowFile, Stage, read_arrays, read_rows, write_arrays
@@ -39,9 +39,9 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
     config = experiment.calibration
     stage = run.stage(
         "calibration",
-        corpus=run.corpus.key("train"),
+        corpus=data.key(run.corpus, "train"),
         reference=reference.stage,
-        reward_model=reward.stage,
+        reward_model=reward.fingerprint,
         calibration=config,
         temperature=experiment.policy.temperature,
         seed=experiment.seed,
@@ -108,9 +108,8 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
         if bad.any():
             raise InputError(
                 f"{np.sum(bad)} of {batch.size} reference rewards are not finite, or beyond "
-                f"{calibration.MOST_REWARD:g} ({batch[bad][0]} the first): the reward {reward.stage} is broken. If it "
-                f"was trained here, train it with a smaller "
-                "--reward-model.learning-rate."
+                f"{calibration.MOST_REWARD:g} ({batch[bad][0]} the first): the reward {reward.fingerprint} is "
+                "broken. If it was trained here, train it with a smaller --reward-model.learning-rate."
             )
         if file.rows == 0:
             scored.keep(run, reward, stage.directory, prompts, responses)

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.data.conversations import transcript
+from ctrl_jax.data.corpus import Corpus
+from ctrl_jax.data.pipelines import Demonstrations
 from ctrl_jax.data.rows import listed
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline.corpus import Corpus
+from ctrl_jax.rewards import function
 
 LONGEST_PROMPT = 512
 """Tokens, up to which a longer context is proposed rather than a cut."""
@@ -22,8 +24,11 @@ class Problem(NamedTuple):
     """What would mend it, by option."""
 
 
-def check(experiment: Experiment, corpus: Corpus, *, parts: int) -> None:
+def check(experiment: Experiment, corpus: Corpus, *, parts: int, given: function.Function | None = None) -> None:
     """Refuses data that the experiment cannot be run on; batches are split into `parts`.
+
+    Args:
+      given: the function that stands for reward_model.function, where it is not to be imported by name.
 
     Raises:
       InputError: with every problem, and the options that mend them all.
@@ -31,8 +36,8 @@ def check(experiment: Experiment, corpus: Corpus, *, parts: int) -> None:
     problems = [*_vocabulary(corpus), *_prompts(experiment, corpus, parts)]
     if any({"--data.prompt-length", "--data.long-prompts"} & problem.options.keys() for problem in problems):
         # What else there is to say, is said of the data with its long prompts let in.
-        corpus = replace(corpus, data=replace(corpus.data, long_prompts="truncate"))
-    problems += [*_demonstrations(experiment, corpus, parts), *_reward(experiment, corpus, parts)]
+        corpus = replace(corpus, long_prompts="truncate")
+    problems += [*_demonstrations(experiment, corpus, parts), *_reward(experiment, corpus, parts, given)]
     if not problems:
         return
     where = f" at {experiment.data.path}" if experiment.data.path else ""
@@ -106,7 +111,7 @@ def _demonstrations(experiment: Experiment, corpus: Corpus, parts: int) -> Itera
     if not sft.steps or not corpus.records["train"]:
         return
     field = data.demonstrations
-    found, pairs = _usable(corpus, "demonstrations", sft.batch_size), _usable(corpus, "pairs", sft.batch_size)
+    found, pairs = _usable(corpus, field, sft.batch_size), _usable(corpus, "pairs", sft.batch_size)
     options: dict[str, Any] = {}
     if not found:
         text = (
@@ -125,13 +130,11 @@ def _demonstrations(experiment: Experiment, corpus: Corpus, parts: int) -> Itera
         yield from _batch("demonstrations", found, sft.batch_size, "--sft.batch-size", parts)
 
 
-def _reward(experiment: Experiment, corpus: Corpus, parts: int) -> Iterator[Problem]:
+def _reward(experiment: Experiment, corpus: Corpus, parts: int, given: function.Function | None) -> Iterator[Problem]:
     config = experiment.reward_model
     if config.function is not None and corpus.records["train"]:
-        from ctrl_jax.pipeline import reward_model  # it imports the module that calls this one
-
         try:
-            reward_model.check_function(config.function, corpus)
+            function.check(given or function.load(config.function), corpus)
         except InputError as error:
             yield Problem(str(error))
     if config.trained and corpus.records["train"]:
@@ -155,10 +158,13 @@ def _batch(what: str, found: int, batch: int, option: str, parts: int) -> Iterat
         )
 
 
-def _usable(corpus: Corpus, kind: str, most: int) -> int:
+def _usable(corpus: Corpus, field: Demonstrations | Literal["pairs"], most: int) -> int:
     """How many demonstrations or pairs of the train split can be learned from, counted up to `most`."""
     try:
-        found = corpus.first_pairs("train", most) if kind == "pairs" else corpus.first_demonstrations(most)
+        found = (
+            corpus.pairs("train", count=most) if field == "pairs"
+            else corpus.demonstrations(field, count=most)
+        )  # fmt: skip
     except InputError:
         return 0
     return len(found.examples.prompts.ids)

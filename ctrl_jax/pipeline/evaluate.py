@@ -14,16 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax.data.language import gold_reward
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import assembly, randomness, results, reward_model, scored
-from ctrl_jax.pipeline.reward_model import Reward
+from ctrl_jax.pipeline import assembly, data, randomness, results, reward_model, scored
 from ctrl_jax.pipeline.rollouts import in_batches, respond, score
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained, training_seconds
 from ctrl_jax.pipeline.train import Aligned
-from ctrl_jax.report.measurements import RELIABILITY_ARRAYS, wilson
+from ctrl_jax.report.measurements import RELIABILITY_ARRAYS
+from ctrl_jax.report.statistics import wilson
+from ctrl_jax.rewards import gold
+from ctrl_jax.rewards.named import named
+from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import DONE, Stage, plain, read_arrays, read_json, write_arrays, write_bytes, write_json
@@ -61,26 +63,28 @@ def read(run: Run) -> dict[str, Any] | None:
         return None
     if run.experiment.reward_model.function is not None:
         # What a function's answers depend on besides its source is seen by asking it again.
-        reason = scored.changed(run, reward_model.run(run, Trained({}, "")), run.work_dir)
+        reason = scored.changed(run, reward_model.run(run, Trained({}, ""))[0], run.work_dir)
         if reason:
             say(f"{reason}. What depends on it is made anew.", style="yellow")
             return None
     path = run.work_dir / "evaluation.json"
     evaluation = read_json(path)
-    if judge is not None and (evaluation.get("judge") or {}).get("fingerprint") != judge.stage:
+    if judge is not None and (evaluation.get("judge") or {}).get("fingerprint") != judge.fingerprint:
         say(f"{path} has no win rates by this --evaluation.judge, and is made anew from the trained policy.")
         return None
     return evaluation
 
 
 def independent_judge(run: Run) -> Reward | None:
-    """--evaluation.judge, or None where none is given.
+    """The reward that evaluation.judge names, or None where none is given.
 
     Raises:
       InputError: if it cannot be used.
     """
     name = run.experiment.evaluation.judge
-    return None if name is None else reward_model.named(run, name, "--evaluation.judge")
+    if name is None:
+        return None
+    return named(name, run.corpus, run.mesh, dtype=run.experiment.model.dtype, field="evaluation.judge")
 
 
 def run(run: Run, aligned: Aligned) -> dict[str, Any]:
@@ -111,7 +115,7 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
     evaluation = {
         **_kl(run, kl_by_prompt),
         **_win_rates(run, policy, reference),
-        "judge": None if judge is None else {"name": config.judge, "fingerprint": judge.stage},
+        "judge": None if judge is None else {"name": config.judge, "fingerprint": judge.fingerprint},
         "ideal": {
             name: _ideal(run.experiment.policy.objective, name, float(kl_by_prompt.mean())) for name in _procedures(run)
         },
@@ -119,9 +123,7 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
         "ties": float(np.mean(win_rate.share_of_ties(jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)))),
         **_lengths(run, {"policy": policy.responses, "reference": reference.responses}),
         "timings": {
-            "sft": aligned.reference.seconds,
-            "reward_model": aligned.reward.seconds,
-            "calibrate": aligned.calibration_seconds,
+            **aligned.seconds,
             **timings,
             "train": training_seconds(run.work_dir),
             "evaluate": time.monotonic() - started,
@@ -137,9 +139,9 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
     config = run.experiment.evaluation
     stage = run.stage(
         "reference_evaluation",
-        corpus=run.corpus.key("test"),
+        corpus=data.key(run.corpus, "test"),
         reference=aligned.reference.stage,
-        reward_model=aligned.reward.stage,
+        reward_model=aligned.reward.fingerprint,
         prompts=config.prompts,
         responses_per_prompt=config.responses_per_prompt,
         temperature=run.experiment.policy.temperature,
@@ -183,7 +185,7 @@ def _reference_judge(
     run: Run, judge: Reward, reference: Stage, prompts: PromptSet, responses: Responses
 ) -> tuple[np.ndarray, float]:
     """[B, M] what the judge gives the reference's responses, and the seconds it took: a stage of each judge."""
-    stage = run.stage("reference_judge", reference_evaluation=reference.directory.name, judge=judge.stage)
+    stage = run.stage("reference_judge", reference_evaluation=reference.directory.name, judge=judge.fingerprint)
     path = stage.directory / "judge.npz"
     with stage.exclusive():
         if not stage.complete:
@@ -194,12 +196,8 @@ def _reference_judge(
 
 
 def _gold(run: Run, prompts: PromptSet, responses: Responses) -> np.ndarray | None:
-    if not run.experiment.data.generated:
-        return None
-    texts = run.corpus.texts(responses)
-    return np.array(
-        [[gold_reward(prompt, text) for text in row] for prompt, row in zip(prompts.texts, texts, strict=True)]
-    )
+    """Gold rewards [B, M], which generated data alone has."""
+    return gold.reward(run.corpus).score(prompts.prompts, responses) if run.experiment.data.generated else None
 
 
 def _judges(policy: Judged, reference: Judged) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -345,7 +343,7 @@ def _reward_quality(run: Run, reward: Reward) -> tuple[dict[str, float], dict[st
     config = run.experiment.reward_model
     if not run.corpus.has_pairs("test"):
         return {}, {}
-    pairs = run.corpus.pairs("test")
+    pairs = data.pairs(run.corpus, "test")
     rewards = score(run, reward.score, pairs.prompts, pairs.responses)
     count = len(rewards)
     if config.function is not None:

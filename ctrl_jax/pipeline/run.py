@@ -13,11 +13,14 @@ from jax.sharding import Mesh
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.data import downloads, pretrained_tokenizers, sources
+from ctrl_jax.data.corpus import Corpus
 from ctrl_jax.devices.mesh import batch_parts
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import architecture, huggingface, networks, peft, weights
-from ctrl_jax.pipeline import checks, corpus, randomness, results
-from ctrl_jax.runtime import disk, hosts, imports
+from ctrl_jax.pipeline import checks, randomness, results
+from ctrl_jax.pipeline import data as data_stage
+from ctrl_jax.rewards import function
+from ctrl_jax.runtime import disk, hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.loop import open_training
 from ctrl_jax.runtime.platform import environment
@@ -53,7 +56,15 @@ class Run:
     open_training: Callable[..., contextlib.AbstractContextManager[Any]] = open_training
     """Opens each training: `loop.open_training`, or `replay.open_training`, which takes the step again that failed."""
 
+    reward_function: function.Function | None = None
+    """What reward_model.function names, where it is a function at hand and not one to import (function.given)."""
+
     def __post_init__(self) -> None:
+        if self.reward_function is not None and self.reward_function.name != self.experiment.reward_model.function:
+            raise InputError(
+                f"reward_model.function is {self.experiment.reward_model.function!r}, but the function given for it is "
+                f"{self.reward_function.name!r}; give both the same name."
+            )
         check_batches_divide(self.experiment, batch_parts(self.mesh))
         check_models(self.experiment)
         if self.wandb and importlib.util.find_spec("wandb") is None:
@@ -121,13 +132,13 @@ class Run:
     @cached_property
     def contents(self) -> dict[str, Any]:
         """What the files say that the experiment names: where they changed, what was made of them is not its result."""
-        return hosts.of_first(lambda: contents(self.experiment))
+        return hosts.of_first(lambda: contents(self.experiment, self.reward_function))
 
     @cached_property
     def architecture(self) -> architecture.Architecture:
         model = self.experiment.model
         if model.path is None:
-            return architecture.from_config(model, self.corpus.tokenizer.vocabulary_size)
+            return model.architecture(self.corpus.tokenizer.vocabulary_size)
         return pretrained_architecture(self.experiment)
 
     @property
@@ -140,15 +151,15 @@ class Run:
         }
 
     @cached_property
-    def corpus(self) -> corpus.Corpus:
+    def corpus(self) -> Corpus:
         data, model = self.experiment.data, self.experiment.model
         tokenizer = None
         if model.path is not None:
             rows = self.architecture.vocabulary_size
             tokenizer = pretrained_tokenizers.load(Path(model.path), embedding_rows=rows)
         key = {**plain(data), "path": self.contents["data"], "tokenizer": tokenizer and tokenizer.fingerprint}
-        found = corpus.prepare(data, self.stage("data", **key), tokenizer)
-        checks.check(self.experiment, found, parts=batch_parts(self.mesh))
+        found = data_stage.prepare(data, self.stage("data", **key), tokenizer)
+        checks.check(self.experiment, found, parts=batch_parts(self.mesh), given=self.reward_function)
         return found
 
     @cached_property
@@ -172,15 +183,18 @@ def claimed(experiment: Experiment, contents: dict[str, Any]) -> dict[str, Any]:
     return {**tree, "versions": VERSIONS, "contents": contents}
 
 
-def contents(experiment: Experiment) -> dict[str, Any]:
+def contents(experiment: Experiment, given: function.Function | None = None) -> dict[str, Any]:
     """Fingerprints of what the experiment names: files, the sources of a function, and how jax is set to draw."""
     model, reward = experiment.model, experiment.reward_model
+    of_function = None
+    if reward.function is not None:
+        of_function = given.sources if given is not None else function.sources_of(reward.function)
     return {
         "data": sources.fingerprint(experiment.data),
         "model": None if model.path is None else _of_model(Path(model.path)),
         "adapter": None if model.adapter is None else downloads.fingerprint(peft.files(Path(model.adapter))),
         "reward_model": None if reward.path is None else _of_model(Path(reward.path)),
-        "reward_function": None if reward.function is None else function_sources(reward.function),
+        "reward_function": of_function,
         "draws": randomness.random_settings(),
     }
 
@@ -192,11 +206,6 @@ def _of_model(folder: Path) -> dict[str, str]:
         "weights": weights.fingerprint(folder),
         **{name: downloads.fingerprint({name: beside[name]}) for name in beside},
     }
-
-
-def function_sources(function: str) -> dict[str, str]:
-    """What is known of the module of a reward `module:name`, and of those that it imports (imports.py)."""
-    return imports.sources(function.partition(":")[0], Path.cwd())
 
 
 def pretrained_architecture(experiment: Experiment) -> architecture.Architecture:

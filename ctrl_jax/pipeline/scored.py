@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from ctrl_jax.devices.mesh import batch_parts, shard
-from ctrl_jax.pipeline.reward_model import Reward
 from ctrl_jax.pipeline.run import Run
+from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import read_arrays, write_arrays
@@ -19,11 +19,6 @@ from ctrl_jax.types import Prompts, Responses
 
 FILE = "scored.npz"
 PROMPTS, RESPONSES = 4, 4
-TOLERANCES = {"float32": 0.02, "bfloat16": 0.1}
-"""Of a network, as shares of the largest reward: rounding differs between devices, and another network's answers differ
-by far more. Its weights are known by its key."""
-OF_A_FUNCTION = 1e-5
-"""Of a function of the host: it may be a network as well, on another machine than before."""
 
 
 def keep(run: Run, reward: Reward, folder: Path, prompts: Prompts, responses: Responses) -> None:
@@ -37,8 +32,8 @@ def keep(run: Run, reward: Reward, folder: Path, prompts: Prompts, responses: Re
     rewards, again = (_scores(run, reward, prompts, responses) for _ in range(2))
     if not np.array_equal(rewards, again):
         say(
-            f"{name(run)} does not answer alike twice (up to {np.abs(rewards - again).max():.3g} apart). So "
-            "nothing can tell whether it is another one when its answers are used again.",
+            f"The reward {reward.name} does not answer alike twice (up to {np.abs(rewards - again).max():.3g} apart). "
+            "So nothing can tell whether it is another one when its answers are used again.",
             style="yellow",
         )
     write_arrays(
@@ -63,24 +58,21 @@ def changed(run: Run, reward: Reward, folder: Path) -> str | None:
     responses = Responses(*(kept[name] for name in ("responses", "lengths")))  # type: ignore[arg-type]
     now = _scores(run, reward, prompts, responses)
     apart = np.abs(now - stored)
-    if apart.max() <= _tolerance(run) * np.abs(stored).max():
+    if apart.max() <= reward.tolerance * np.abs(stored).max():
         return None
     if not np.array_equal(now, _scores(run, reward, prompts, responses)):
-        say(f"{name(run)} does not answer alike twice any more: what it answered before is kept.", style="yellow")
+        say(
+            f"The reward {reward.name} does not answer alike twice any more: what it answered before is kept.",
+            style="yellow",
+        )
         return None
     row, column = np.unravel_index(int(apart.argmax()), apart.shape)
     text = run.corpus.texts(jax.tree.map(lambda x: x[row, column][None, None], responses))[0][0]
     return (
-        f"{name(run)} answers otherwise than before, though its source is the same: to {text[:60]!r} it gave "
-        f"{stored[row, column]:.6g}, and gives {now[row, column]:.6g} now. A file that it reads, a service that it "
-        "asks or a package that it loads has changed"
+        f"The reward {reward.name} answers otherwise than before, though its source is the same: to {text[:60]!r} it "
+        f"gave {stored[row, column]:.6g}, and gives {now[row, column]:.6g} now. A file that it reads, a service that "
+        "it asks or a package that it loads has changed"
     )
-
-
-def name(run: Run) -> str:
-    """What to call the experiment's reward."""
-    config = run.experiment.reward_model
-    return f"The reward {config.function or config.path or 'model'}"
 
 
 def _scores(run: Run, reward: Reward, prompts: Prompts, responses: Responses) -> np.ndarray:
@@ -89,7 +81,3 @@ def _scores(run: Run, reward: Reward, prompts: Prompts, responses: Responses) ->
     index = np.arange(-(-count // parts) * parts) % count
     batch = shard(run.mesh, jax.tree.map(lambda x: x[index], (prompts, responses)))
     return np.asarray(hosts.fetch(reward.score(*batch)))[:count]
-
-
-def _tolerance(run: Run) -> float:
-    return OF_A_FUNCTION if run.experiment.reward_model.function else TOLERANCES[run.experiment.model.dtype]

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ctrl_jax.algorithms.sft import Sft
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, partitioning, programs
 from ctrl_jax.models import huggingface, lora, networks, peft, weights
-from ctrl_jax.pipeline import assembly, optimizers, randomness, watch
+from ctrl_jax.pipeline import assembly, data, optimizers, randomness, watch
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.loop import lowest_loss
@@ -42,7 +41,7 @@ def run(run: Run) -> Trained:
         return Trained(pretrained(run), f"model-{fingerprint(content)}")
     stage = run.stage(
         "sft",
-        corpus=run.corpus.key("train"),
+        corpus=data.key(run.corpus, "train"),
         demonstrations=experiment.data.demonstrations,
         vocabulary_size=run.architecture.vocabulary_size,
         model=run.model_key,
@@ -53,12 +52,12 @@ def run(run: Run) -> Trained:
     key = randomness.stage_key(experiment.seed, "sft")
     start = pretrained(run) if model.path is not None else parameters.init_decoder(run.models, run.mesh, key)
     frozen = start if model.lora.rank else {}
+    demonstrations = data.demonstrations(run.corpus, experiment.data.demonstrations)
     with stage.exclusive():
         with run.open_training(
             LABEL,
             programs.init_state(parameters.adapt_decoder(run.models, run.mesh, key, start), optimizer, run.mesh),
-            batches(run.corpus.demonstrations, batch_size=config.batch_size, seed=experiment.seed),
-            metrics=Sft.metrics,
+            batches(demonstrations, batch_size=config.batch_size, seed=experiment.seed),
             mesh=run.mesh,
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, programs
 from ctrl_jax.models import lora
-from ctrl_jax.pipeline import assembly, calibrate, optimizers, randomness, reward_model, sft, watch
+from ctrl_jax.pipeline import assembly, calibrate, data, optimizers, randomness, reward_model, sft, watch
 from ctrl_jax.pipeline.results import without_neutral
-from ctrl_jax.pipeline.reward_model import Reward
 from ctrl_jax.pipeline.run import VERSIONS, Run
 from ctrl_jax.pipeline.sft import Trained
+from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.types import Params, PolicyBatch
 
@@ -19,7 +19,8 @@ class Aligned(NamedTuple):
     """The whole policy: what was trained over what was frozen."""
     reference: Trained
     reward: Reward
-    calibration_seconds: float
+    seconds: dict[str, float]
+    """What the stages before took."""
     depends: dict[str, Any]
     """What the policy depends on besides the options, in clear."""
 
@@ -35,13 +36,13 @@ def run(run: Run) -> Aligned:
     if config.beta is None:
         objective.check(num_references)
     reference = sft.run(run)
-    reward = reward_model.run(run, reference)
+    reward, reward_seconds = reward_model.run(run, reference)
     table, calibration_seconds, table_digest = calibrate.run(run, reference, reward)
     depends = {
         "version": VERSIONS["policy"],
-        "corpus": run.corpus.key("train"),
+        "corpus": data.key(run.corpus, "train"),
         "reference": reference.stage,
-        "reward_model": reward.stage,
+        "reward_model": reward.fingerprint,
         "calibration": table_digest,
         "draws": randomness.draws(),
     }
@@ -94,4 +95,5 @@ def run(run: Run) -> Aligned:
             see_its_health(rows)
             training.save(update, score=watch.score(config, rows))
     policy = lora.overlay(reference.params, training.state.params)
-    return Aligned(policy, reference, reward, calibration_seconds, depends)
+    seconds = {"sft": reference.seconds, "reward_model": reward_seconds, "calibrate": calibration_seconds}
+    return Aligned(policy, reference, reward, seconds, depends)

@@ -26,6 +26,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import lora, networks
 from ctrl_jax.pipeline import assembly, optimizers, randomness
 from ctrl_jax.planning import plan
+from ctrl_jax.rewards.reward import scorer
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.runtime.stages import write_json
 from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Responses, Score
@@ -139,10 +140,10 @@ def _score(
         trunk = jax.tree.map(lambda x: x.astype(parts.architecture.dtype), parameters.init_decoder(parts, mesh, key))
     frozen, trained = parameters.adapt_reward(parts, mesh, key, trunk)
     params = lora.overlay(frozen, trained)
-    scorer = assembly.scorer(parts, mesh)
+    score = scorer(parts, mesh)
     return (
-        lambda prompts, responses: scorer(params, prompts, responses),
-        lambda prompts, responses: _text(scorer, params, prompts, responses),
+        lambda prompts, responses: score(params, prompts, responses),
+        lambda prompts, responses: _text(score, params, prompts, responses),
     )
 
 

@@ -123,13 +123,6 @@ class Run:
         return procedures.parse(str(self.config["policy"]["procedure"])).name
 
 
-def lift_share(win_rate: float, ideal: float | None) -> float | None:
-    """(W − ½) / (W_ideal − ½), or None where the ideal is unknown or lifts nothing."""
-    if ideal is None or abs(ideal - 0.5) < 1e-6:
-        return None
-    return (win_rate - 0.5) / (ideal - 0.5)
-
-
 UNFINISHED = 0.05
 """The share of responses without an end from which a run is warned of it."""
 
@@ -149,14 +142,6 @@ def unfinished_warning(evaluation: Evaluation, longest: Any) -> str | None:
             "end-of-sequence token of its generation_config.json."
         )
     return f"{counted} do not end within {within}: they are cut off, and rewarded as they stand. {advice}"
-
-
-def wilson(share: Any, count: Any) -> tuple[Any, Any]:
-    """Wilson's 95 % interval of a share of `count`: right also near 0 and 1, where the normal one leaves [0, 1]."""
-    z = 1.96
-    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return center - half, center + half
 
 
 def read_run(work_dir: pathlib.Path) -> Run:

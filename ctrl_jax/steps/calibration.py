@@ -41,7 +41,8 @@ def calibrate_sorted(rewards: jax.Array, reference_rewards: jax.Array) -> jax.Ar
             "Calibration got 0 reference rewards a prompt; it needs at least 1, and some 100 to be precise."
         )
     below, not_above = ranks(rewards, reference_rewards)
-    calibrated = (below + not_above) / (2 * num_references)
+    dtype = jnp.promote_types(rewards.dtype, jnp.float32)
+    calibrated = (below + not_above).astype(dtype) / (2 * num_references)
     # A binary search takes nan for the largest number, which would make a broken reward the best one.
     nan = jnp.isnan(rewards) | jnp.isnan(reference_rewards[..., -1:])
     return jnp.where(nan, jnp.nan, calibrated)

@@ -16,7 +16,7 @@ from ctrl_jax.data.conversations import Turn
 from ctrl_jax.devices import parameters
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import architecture, networks
+from ctrl_jax.models import networks
 from ctrl_jax.pipeline import assembly, randomness
 from ctrl_jax.steps import sampling
 from ctrl_jax.theory import procedures
@@ -30,7 +30,7 @@ EXPONENTIAL, RAW = (
 )
 EXPERIMENT = config.Experiment("letters", data=config.Data(prompt_length=8, response_length=LENGTH))
 MODEL = config.Model(width=16, layers=1, heads=2, kv_heads=1, mlp_width=16)
-PARTS = networks.create(architecture.from_config(MODEL, len(LETTERS) + 2), config.Lora())
+PARTS = networks.create(MODEL.architecture(len(LETTERS) + 2), config.Lora())
 
 
 class Tokenizer:

@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from ctrl_jax import config
 from ctrl_jax.devices import parameters, programs
 from ctrl_jax.devices.mesh import make_mesh, replicate, shard
-from ctrl_jax.models import architecture, costs, lora, networks
+from ctrl_jax.models import costs, lora, networks
 from ctrl_jax.pipeline import assembly, optimizers
+from ctrl_jax.rewards.reward import scorer
 from ctrl_jax.steps import kl_budget
 from ctrl_jax.types import Examples, Experience, PolicyBatch, Prompts, Responses, Rollouts
 
@@ -25,7 +26,7 @@ VOCABULARY, P, T, EOS = 24, 5, 6, 1
 GUARDED = ("raw_reward", "kl", "loss", "gradient_norm")
 # All sizes divide by 8, but not the heads of keys and values.
 MODEL = config.Model(width=32, layers=1, heads=8, kv_heads=2, mlp_width=8, tied_embeddings=False)
-SIZES = dataclasses.replace(architecture.from_config(MODEL, VOCABULARY), qkv_bias=True, output_bias=True)
+SIZES = dataclasses.replace(MODEL.architecture(VOCABULARY), qkv_bias=True, output_bias=True)
 WHOLE, ADAPTED = networks.create(SIZES, config.Lora()), networks.create(SIZES, config.Lora(rank=2, alpha=4.0))
 POLICY = config.Policy(steps=50, warmup_steps=0, samples_per_prompt=4, prompts_per_step=8, learning_rate=0.01)
 SUPERVISED = config.Supervised(steps=50, warmup_steps=0, learning_rate=0.01, batch_size=8)
@@ -110,10 +111,10 @@ def policy(mesh: Mesh, beta: float | None = None, parts: networks.Networks = WHO
     start, reference, reward = params(mesh)
     optimizer = optimizers.policy(POLICY)
     given = dataclasses.replace(POLICY, beta=beta)
-    scorer = assembly.scorer(WHOLE, mesh)
+    score = scorer(WHOLE, mesh)
     algorithm = assembly.ctrl(parts, mesh, given, beta=beta or 0.2, num_references=16, eos_ids=(EOS,))
     step = assembly.policy_step(
-        parts, mesh, given, algorithm, optimizer, lambda *batch: scorer(reward, *batch),
+        parts, mesh, given, algorithm, optimizer, lambda *batch: score(reward, *batch),
         key=jax.random.key(5), max_length=T, eos_ids=(EOS,),
     )  # fmt: skip
     if parts is ADAPTED:
@@ -521,7 +522,7 @@ def measured(mesh: Mesh):
     batch = examples(3)
     rollouts = shard(mesh, Rollouts(batch.prompts, batch.responses, np.zeros((8, 3, T), np.float32)))
     measure = assembly.kl_of_responses(WHOLE, mesh, temperature=0.7)
-    scores = assembly.scorer(WHOLE, mesh)(reward, rollouts.prompts, rollouts.responses)
+    scores = scorer(WHOLE, mesh)(reward, rollouts.prompts, rollouts.responses)
     return jax.device_get((scores, measure(start, reference, rollouts), measure(start, start, rollouts)))
 
 
@@ -554,7 +555,7 @@ def communication(mesh: Mesh) -> dict[str, dict[str, int]]:
     step, state, supervised = sft(mesh)
     return {
         "sample": collectives(sampler(mesh), policy_params, batch.prompts, jax.random.key(1)),
-        "score": collectives(assembly.scorer(WHOLE, mesh), reward, batch.prompts, batch.responses),
+        "score": collectives(scorer(WHOLE, mesh), reward, batch.prompts, batch.responses),
         "update": collectives(step, state, *supervised(0)),
     }
 

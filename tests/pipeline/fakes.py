@@ -27,6 +27,7 @@ from ctrl_jax.pipeline import align, assembly, evaluate, randomness, reward_mode
 from ctrl_jax.pipeline import run as run_module
 from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.pipeline.run import Run
+from ctrl_jax.rewards import classifier, trained
 from ctrl_jax.runtime import checksums
 from ctrl_jax.runtime.stages import read_json, write_json
 from ctrl_jax.theory.objective import Objective
@@ -124,7 +125,8 @@ def key_data(key):
 
 
 FAKES = {
-    (assembly, "scorer"): fake_scorer,
+    (trained, "scorer"): fake_scorer,
+    (classifier, "scorer"): fake_scorer,
     (parameters, "check_they_divide"): lambda *_: None,
     (parameters, "init_decoder"): lambda parts, mesh, key: {
         "key": key_data(key),

@@ -10,9 +10,9 @@ from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import calibrate, rollouts
-from ctrl_jax.pipeline.reward_model import Reward
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained
+from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime.stages import read_rows
 from ctrl_jax.types import Prompts, Responses
 
@@ -29,7 +29,7 @@ def answering(sign: float = 1.0, noise: float = 0.0) -> Reward:
         tokens = np.asarray(responses.tokens)[..., 0]
         return (sign * tokens + noise * random.normal(size=tokens.shape)).astype(np.float32)
 
-    return Reward(score, "function-1")
+    return Reward(score, "function-1", name="rewards:reward")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def table_of(tmp_path, monkeypatch):
         run = Run(experiment, tmp_path / "work", tmp_path / "stages", make_mesh(1))
         run.__dict__["corpus"] = SimpleNamespace(
             prompts=lambda split, count: SimpleNamespace(prompts=PROMPTS),
-            key=lambda *splits: "data-1",
+            contents=lambda *splits: "data-1",
             texts=lambda responses: [[str(token) for token in row] for row in np.asarray(responses.tokens)[..., 0]],
         )
         return calibrate.run(run, Trained(None, "sft-1"), reward or answering()), asked

@@ -9,6 +9,7 @@ import pytest
 from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Policy, RewardModel, Supervised
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
+from ctrl_jax.pipeline import data as data_stage
 from ctrl_jax.pipeline.run import Run
 
 PAIRS = [
@@ -83,7 +84,7 @@ def test_forty_pairs_take_one_wrong_turn(tmp_path, devices):
         expected["policy"] = {"prompts_per_step": fitting}
     assert options(message) == expected
     found = corpus(tmp_path, PAIRS, devices, **mended(message))
-    assert found.demonstrations.prompts.ids.size == train
+    assert found.demonstrations("chosen").examples.prompts.ids.size == train
     assert found.tokenizer.vocabulary_size < 512
 
 
@@ -116,8 +117,9 @@ def test_prompts_that_are_all_too_long_hide_no_demonstrations(tmp_path, words):
     assert "no row has" not in message and "no preference pairs" not in message
     found = corpus(tmp_path, rows, **mended(message))
     train, _ = sizes(tmp_path, rows)
-    assert found.demonstrations.prompts.ids.size == found.pairs("train").prompts.ids.size == train
-    assert found.data.long_prompts == ("drop" if words == 20 else "truncate")
+    learned = found.demonstrations("response"), found.pairs("train")
+    assert [len(of_kind.examples.prompts.ids) for of_kind in learned] == [train, train]
+    assert found.long_prompts == ("drop" if words == 20 else "truncate")
 
 
 def test_prompts_alone_want_demonstrations_and_name_what_is_not_read(tmp_path):
@@ -171,11 +173,11 @@ def test_what_is_left_out_and_cut_is_said(tmp_path, capsys):
     capsys.readouterr()
     same = sum(record.chosen == record.response and record.chosen != "Me." for record in found.records["train"])
     assert 0 < same < train
-    assert found.pairs("train").prompts.ids.size == train - same
+    assert data_stage.pairs(found, "train").prompts.ids.size == train - same
     assert f"{same} train preference pairs left out: their replies are equal in the first 6 tokens" in (
         capsys.readouterr().out.replace("\n", " ")
     )
-    assert found.demonstrations.prompts.ids.size == train
+    assert data_stage.demonstrations(found, "response").prompts.ids.size == train
     share = f"{same} of {train} demonstrations ({same / train:.1%}) do not end within 6 tokens"
     assert share in capsys.readouterr().out
     only = replace(found, records={"test": [record for record in found.records["train"] if record.response != "Me."]})

@@ -134,8 +134,8 @@ def test_a_damaged_evaluation_is_made_anew_and_nothing_is_to_be_deleted(finished
     ("judge", "message"),
     [
         ("nowhere", "neither a directory here nor module:name"),
-        ("nowhere:near", r"--evaluation\.judge is 'nowhere:near', and the module 'nowhere' cannot be imported"),
-        ("opinions:none", r"--evaluation\.judge is .*has no function 'none'"),
+        ("nowhere:near", r"evaluation\.judge is 'nowhere:near', and the module 'nowhere' cannot be imported"),
+        ("opinions:none", r"evaluation\.judge is .*has no function 'none'"),
         (".", r"config\.json"),
     ],
 )
@@ -143,7 +143,7 @@ def test_a_judge_that_is_none_is_refused_before_any_work(finished, judge, messag
     _, with_judge = finished
     with pytest.raises(InputError, match=message) as caught:
         evaluate.read(with_judge(judge))
-    assert "--reward-model" not in str(caught.value)
+    assert "reward_model" not in str(caught.value)
 
 
 def test_the_reward_that_is_trained_on_is_no_independent_judge():
@@ -156,7 +156,8 @@ def quality(monkeypatch, config: RewardModel, margins: list[float]) -> tuple[dic
     rewards = np.array([[margin, 0.0] for margin in margins], np.float32)
     monkeypatch.setattr(evaluate, "score", lambda *_: rewards)
     pairs = SimpleNamespace(prompts=None, responses=None)
-    corpus = SimpleNamespace(has_pairs=lambda split: True, pairs=lambda split: pairs)
+    monkeypatch.setattr(evaluate.data, "pairs", lambda corpus, split: pairs)
+    corpus = SimpleNamespace(has_pairs=lambda split: True)
     run: Any = SimpleNamespace(experiment=Experiment("a", reward_model=config), corpus=corpus)
     return evaluate._reward_quality(run, reward_model.Reward(lambda *_: None, "stage"))
 

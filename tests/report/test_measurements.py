@@ -10,15 +10,8 @@ import numpy as np
 import pytest
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.report.measurements import Estimate, lift_share, parse_evaluation, read_run
+from ctrl_jax.report.measurements import Estimate, parse_evaluation, read_run
 from tests.report import synthetic
-
-
-def test_lift_share_is_the_lift_over_one_half() -> None:
-    assert lift_share(0.8, 0.9) == pytest.approx((0.8 - 0.5) / (0.9 - 0.5))
-    assert lift_share(0.5, 0.9) == 0
-    assert lift_share(0.8, None) is None
-    assert lift_share(0.8, 0.5) is None
 
 
 def test_reads_what_the_files_say(work_dir: pathlib.Path) -> None:
@@ -244,3 +237,8 @@ def test_a_sample_without_text_is_named_by_its_line(work_dir: pathlib.Path) -> N
         lines.write(json.dumps({"prompt": "x", "policy": {"text": "y"}, "reference": {}}) + "\n")
     with pytest.raises(InputError, match=r"reference\.text on line 33"):
         read_run(work_dir)
+
+
+def test_a_point_is_parsed_like_a_run(finished: pathlib.Path) -> None:
+    tree = json.loads((finished / "evaluation.json").read_text())
+    assert parse_evaluation(tree, source="x", remedy="") == read_run(finished).evaluation

@@ -22,8 +22,8 @@ from ctrl_jax.devices.mesh import make_mesh, replicate
 from ctrl_jax.devices.programs import TrainState
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import lora, networks
-from ctrl_jax.models.architecture import from_config
 from ctrl_jax.pipeline import assembly, optimizers
+from ctrl_jax.rewards.reward import scorer
 from ctrl_jax.runtime import loop, preemption
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.compilations import compilations
@@ -274,13 +274,13 @@ def test_the_steps_of_the_smoke_run_compile_each_program_once(tmp_path, monkeypa
     request.addfinalizer(lambda: jax.config.update("jax_disable_most_optimizations", False))
     experiment = load_experiment("smoke").experiment()
     settings, mesh = experiment.policy, make_mesh(1)
-    parts = networks.create(from_config(experiment.model, 512), experiment.model.lora)
+    parts = networks.create(experiment.model.architecture(512), experiment.model.lora)
     reference = parameters.init_decoder(parts, mesh, jax.random.key(0))
     reward = lora.overlay(*parameters.adapt_reward(parts, mesh, jax.random.key(1), reference))
-    scorer, optimizer = assembly.scorer(parts, mesh), optimizers.policy(settings)
+    score, optimizer = scorer(parts, mesh), optimizers.policy(settings)
     algorithm = assembly.ctrl(parts, mesh, settings, beta=0.2, num_references=16, eos_ids=(1,))
     step = assembly.policy_step(
-        parts, mesh, settings, algorithm, optimizer, lambda *batch: scorer(reward, *batch),
+        parts, mesh, settings, algorithm, optimizer, lambda *batch: score(reward, *batch),
         key=jax.random.key(2), max_length=experiment.data.response_length, eos_ids=(1,),
     )  # fmt: skip
     size = experiment.calibration.prompts

@@ -6,7 +6,7 @@ import pytest
 
 from ctrl_jax.config import Evaluation, Experiment, Policy, grid
 from ctrl_jax.errors import InputError
-from ctrl_jax.report.figures import spoken
+from ctrl_jax.report.names import spoken
 from ctrl_jax.theory import names, procedures, transforms
 
 PROCEDURES = [

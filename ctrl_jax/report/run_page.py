@@ -1,30 +1,25 @@
-"""The report's pages: numbers into words, words and figures into one self-contained HTML file.
-
-Nothing is fetched: style and figures stand in the page. All text that comes from data or models is escaped, and what
-would steer the reader's screen in it (control characters, changes of the writing direction) is made visible.
-"""
+"""The report of one run, as a page."""
 
 import math
-import re
-import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from ctrl_jax.report import figures, glossary
-from ctrl_jax.report.measurements import Estimate, Run, finite, lift_share, unfinished_warning
+from ctrl_jax.report import html
+from ctrl_jax.report.html import TEXT_CHARACTERS, brackets
+from ctrl_jax.report.measurements import Estimate, Run, unfinished_warning
+from ctrl_jax.report.names import procedure_order, short_name, spoken
+from ctrl_jax.report.panel import Panel
+from ctrl_jax.report.panels import calibrated, frontier, judges, lengths, reliability, training, win_rate_vs_n
+from ctrl_jax.report.statistics import lift_share
 
 SAMPLES_SHOWN = 20
 SAMPLES_CHARACTERS = 400_000
 """Of all texts together, so that the page stays light; the rest is in samples.jsonl."""
-TEXT_CHARACTERS = 4_000
 
 
-def run_page(run: Run) -> str:
+def render(run: Run) -> str:
     """The report of one run, as HTML."""
-    return _render(
+    return html.render(
         "run.html",
         title=f"{run.name}: report",
         run=run,
@@ -34,132 +29,25 @@ def run_page(run: Run) -> str:
         tiles=list(_tiles(run)),
         sections={
             "frontier": _section(
-                "result", "What training bought", [*figures.frontier(run), *figures.calibration(run)]
+                "result", "What training bought", [*frontier.panels(run), *calibrated.panels(run)]
             ),
-            "win_rate_vs_n": _section("win-rate-vs-n", "Win rate over N", figures.win_rate_vs_n(run)),
-            "training": _section("training", "Training", figures.training(run)),
-            "reliability": _section("reliability", "Reward model", figures.reliability(run)),
-            "proxy_gold": _section("proxy-gold", "Other judges", figures.proxy_gold(run)),
-            "lengths": _section("lengths", "Response length", figures.lengths(run)),
+            "win_rate_vs_n": _section("win-rate-vs-n", "Win rate over N", win_rate_vs_n.panels(run)),
+            "training": _section("training", "Training", training.panels(run)),
+            "reliability": _section("reliability", "Reward model", reliability.panels(run)),
+            "proxy_gold": _section("proxy-gold", "Other judges", judges.panels(run)),
+            "lengths": _section("lengths", "Response length", lengths.panels(run)),
         },
         samples=_samples(run.samples),
         judges=[name for name, table in _other_judges(run) if table],
-        win_rates=[_win_rate_row(run, name) for name in sorted(run.evaluation.win_rates, key=figures.procedure_order)],
+        win_rates=[_win_rate_row(run, name) for name in sorted(run.evaluation.win_rates, key=procedure_order)],
         configuration=list(_flat(run.config)),
         timings=[*((name, _duration(seconds)) for name, seconds in run.evaluation.timings.items()),
                  *([("all", _duration(sum(run.evaluation.timings.values())))] if run.evaluation.timings else [])],
     )  # fmt: skip
 
 
-def sweep_page(name: str, points: Sequence[figures.Point], notes: Sequence[str] = ()) -> str:
-    """The report of a sweep, as HTML: the Pareto figure of each procedure in it, and all runs with their states."""
-    order = list(dict.fromkeys(point.procedure for point in points))
-    panels = [panel for procedure in order for panel in figures.pareto(_of(points, procedure), procedure)]
-    done = sum(point.evaluation is not None for point in points)
-    judges = list(
-        dict.fromkeys(p.evaluation.judge for p in points if p.evaluation is not None and p.evaluation.judge is not None)
-    )
-    return _render(
-        "sweep.html",
-        title=f"{name}: sweep",
-        name=name,
-        lead=f"{done} of {len(points)} runs evaluated.",
-        charts=_charts("pareto", panels),
-        rows=[_sweep_row(point) for point in points],
-        procedures=order,
-        judge=figures.short_name(judges[0]) if judges else None,
-        has_gold=any(point.evaluation is not None and point.evaluation.gold_win_rates for point in points),
-        notes=notes,
-    )  # fmt: skip
-
-
-def sample_page(
-    experiment: str,
-    *,
-    sides: Sequence[str],
-    trained_for: tuple[str, str] | None,
-    prompt: str,
-    num_samples: int,
-    procedure: str,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    examples: Sequence[str] = (),
-) -> str:
-    """The page of `make sample`, as HTML: a form, and the script that shows what is answered.
-
-    `trained_for` is the policy's procedure and transform, or None for a model without rewards; `examples` are prompts
-    that a button offers one after the other.
-    """
-    return _render(
-        "sample.html",
-        title=f"{experiment}: sample",
-        experiment=experiment,
-        sides=sides,
-        trained_for=trained_for,
-        prompt=prompt,
-        num_samples=num_samples,
-        procedure=procedure,
-        temperature=temperature,
-        top_p=top_p,
-        examples=[visible(example) for example in examples],
-        procedures=["sampling", "best_of_2", "best_of_4", "worst_of_4", "soft_best_of_4(0.1)"],
-    )  # fmt: skip
-
-
-_STEERING = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
-)
-
-
-def visible(text: str) -> str:
-    """The text with what has no look of its own, yet steers a screen or hides words, as `⟦U+202E⟧`.
-
-    Control characters but line feed and tab, overrides of the writing direction, lone surrogates (which no file can
-    hold), and tag characters. A carriage return before a line feed is left out.
-    """
-    return _STEERING.sub(lambda match: f"⟦U+{ord(match[0]):04X}⟧", text.replace("\r\n", "\n"))
-
-
-def _render(template: str, **values: Any) -> str:
-    words: set[str] = set()
-
-    def finished(value: Any) -> Any:
-        # What is markup is the page's own; all else is text of data, models, files or users.
-        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ctrl_jax", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=finished,
-    )
-    environment.globals["words"] = lambda: glossary.glossary(words)
-    environment.filters |= {
-        "percent": lambda share: "–" if share is None else f"{100 * share:.1f} %",
-        "percent_number": lambda share: f"{100 * share:.1f}",
-        "whole_percent": lambda share: "–" if share is None else f"{100 * share:.0f} %",
-        "brackets": _brackets,
-        "kl_brackets": lambda estimate: _brackets(estimate, scale=1, digits=3),
-        "finite": finite,
-        "spoken": figures.spoken,
-        "explained": lambda text: glossary.explained(finished(text), words=words),
-        "clipped": lambda text: text if len(text) <= TEXT_CHARACTERS else f"{text[:TEXT_CHARACTERS]} … (cut)",
-    }
-    return environment.get_template(template).render(palette=figures.PALETTE, fonts=figures.FONTS, **values)
-
-
-def _section(identifier: str, heading: str, panels: Sequence[figures.Panel]) -> dict[str, Any]:
-    return {"id": identifier, "heading": heading, "svgs": _charts(identifier, panels)}
-
-
-def _charts(identifier: str, panels: Iterable[figures.Panel]) -> list[dict[str, Any]]:
-    # `figures.svg` escapes the texts that it is given; all else in the drawing is its own.
-    return [
-        {"title": panel.title, "svg": Markup(figures.svg(panel, f"{identifier}-{index}"))}
-        for index, panel in enumerate(panels)
-    ]
+def _section(identifier: str, heading: str, panels: Sequence[Panel]) -> dict[str, Any]:
+    return {"id": identifier, "heading": heading, "svgs": html.charts(identifier, panels)}
 
 
 def _at(tree: Any, *path: str) -> Any:
@@ -172,14 +60,14 @@ def _at(tree: Any, *path: str) -> Any:
 def _kicker(run: Run) -> str:
     prompts, responses = run.arrays["policy_rewards"].shape
     source = _at(run.config, "data", "source")
-    words = f"Trained for {figures.spoken(run.procedure)} with {run.transform}"
+    words = f"Trained for {spoken(run.procedure)} with {run.transform}"
     tested = f"tested on {prompts} {'prompt' if prompts == 1 else 'prompts'} × {responses} responses"
     return f"{words}{f' on {source}' if source else ''} · {tested}"
 
 
 def _other_judges(run: Run) -> list[tuple[str, Mapping[str, Estimate]]]:
     """Who judges beside the training reward, with their win rates; empty where one does not exist."""
-    judge = figures.short_name(run.evaluation.judge)
+    judge = short_name(run.evaluation.judge)
     return [("gold", run.evaluation.gold_win_rates), (judge, run.evaluation.judge_win_rates)]
 
 
@@ -187,7 +75,7 @@ def _lead(run: Run) -> str:
     evaluation = run.evaluation
     measured, ideal = evaluation.win_rates[run.procedure], evaluation.ideal.get(run.procedure)
     text = (
-        f"Decoded with {figures.spoken(run.procedure)} on both sides, the policy beats the reference "
+        f"Decoded with {spoken(run.procedure)} on both sides, the policy beats the reference "
         f"{_percent(measured)} of the time, {evaluation.kl.mean:.3f} nats per response away from it. "
         f"The judge is {evaluation.judged_by}."
     )
@@ -212,13 +100,13 @@ def _lead(run: Run) -> str:
 
 def _tiles(run: Run) -> Iterable[dict[str, str]]:
     evaluation = run.evaluation
-    yield _win_rate_tile(f"{figures.spoken(run.procedure).capitalize()} win rate", run, run.procedure)
+    yield _win_rate_tile(f"{spoken(run.procedure).capitalize()} win rate", run, run.procedure)
     if run.procedure != "sampling":
         yield _win_rate_tile("Standard win rate (one sample)", run, "sampling")
     yield {
         "label": "KL from the reference, nats per response",
         "value": f"{evaluation.kl.mean:.3f}",
-        "interval": _brackets(evaluation.kl, scale=1, digits=3),
+        "interval": brackets(evaluation.kl, scale=1, digits=3),
         "detail": _landing(run),
     }
     for name, table in _other_judges(run):
@@ -226,9 +114,9 @@ def _tiles(run: Run) -> Iterable[dict[str, str]]:
             estimate = table[run.procedure]
             ahead = 100 * (evaluation.win_rates[run.procedure].mean - estimate.mean)
             yield {
-                "label": f"{figures.spoken(run.procedure).capitalize()} win rate by {name}",
+                "label": f"{spoken(run.procedure).capitalize()} win rate by {name}",
                 "value": f"{100 * estimate.mean:.1f} %",
-                "interval": _brackets(estimate),
+                "interval": brackets(estimate),
                 "detail": f"on the same picks, which the training reward puts {abs(ahead):.1f} points "
                 f"{'higher' if ahead >= 0 else 'lower'}",
             }
@@ -259,7 +147,7 @@ def _quality_tile(run: Run) -> Iterable[dict[str, str]]:
         yield {
             "label": "Reward model accuracy",
             "value": f"{100 * quality.accuracy:.1f} %",
-            "interval": "" if quality.accuracy_low is None else _brackets(bounds),
+            "interval": "" if quality.accuracy_low is None else brackets(bounds),
             "detail": "; ".join(text for text in (pairs, ece) if text),
         }
     if quality.agreements is not None:
@@ -280,7 +168,7 @@ def _win_rate_tile(label: str, run: Run, procedure: str) -> dict[str, str]:
         if share is not None and low is not None and high is not None:
             detail += f"; {100 * share:.0f} % of its lift"
             detail += "" if estimate.low is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
-    return {"label": label, "value": f"{100 * estimate.mean:.1f} %", "interval": _brackets(estimate), "detail": detail}
+    return {"label": label, "value": f"{100 * estimate.mean:.1f} %", "interval": brackets(estimate), "detail": detail}
 
 
 def _landing(run: Run) -> str:
@@ -295,14 +183,7 @@ def _landing(run: Run) -> str:
 
 
 def _percent(estimate: Estimate) -> str:
-    return f"{100 * estimate.mean:.1f} % {_brackets(estimate)}"
-
-
-def _brackets(estimate: Estimate, *, scale: float = 100, digits: int = 1) -> str:
-    """The interval, in percent by default, or that there is none: a single prompt has no spread to take one from."""
-    if estimate.low is None or estimate.high is None:
-        return "no interval: 1 prompt"
-    return f"[{scale * estimate.low:.{digits}f}, {scale * estimate.high:.{digits}f}]"
+    return f"{100 * estimate.mean:.1f} % {brackets(estimate)}"
 
 
 def _win_rate_row(run: Run, procedure: str) -> dict[str, Any]:
@@ -314,28 +195,6 @@ def _win_rate_row(run: Run, procedure: str) -> dict[str, Any]:
         "ideal": ideal,
         "share": lift_share(estimate.mean, ideal.transform if ideal else None),
     }
-
-
-def _sweep_row(point: figures.Point) -> dict[str, Any]:
-    evaluation = point.evaluation
-    win_rate = evaluation.win_rates.get(point.procedure) if evaluation else None
-    ideals = evaluation.ideal.get(point.procedure) if evaluation else None
-    ideal = ideals.transform if ideals else None
-    return {
-        "point": point,
-        "kl": evaluation.kl if evaluation else None,
-        "win_rate": win_rate,
-        "standard": evaluation.win_rates.get("sampling") if evaluation else None,
-        "gold": evaluation.gold_win_rates.get(point.procedure) if evaluation else None,
-        "judge": evaluation.judge_win_rates.get(point.procedure) if evaluation else None,
-        "ideal": ideal,
-        "share": lift_share(win_rate.mean, ideal) if win_rate else None,
-        "link": urllib.parse.quote(point.report) if point.report else None,
-    }
-
-
-def _of(points: Sequence[figures.Point], procedure: str) -> list[figures.Point]:
-    return [point for point in points if point.procedure == procedure]
 
 
 def _samples(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 import copy
 import dataclasses
-import html.parser
 import json
 import math
 import pathlib
@@ -10,42 +9,11 @@ from typing import Any
 
 import pytest
 
-from ctrl_jax.report import figures, glossary, page
-from ctrl_jax.report.measurements import Estimate, RewardQuality, Run, lift_share, parse_evaluation, read_run
-
-
-@pytest.fixture(scope="module")
-def run(finished: pathlib.Path) -> Run:
-    return read_run(finished)
-
-
-@pytest.fixture
-def words_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No drawings: what then differs between two pages are their words."""
-    monkeypatch.setattr(figures, "svg", lambda panel, identifier: "<svg></svg>")
-
-
-class Links(html.parser.HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.tags: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.found += [
-            value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "poster", "data")
-        ]
-
-
-def links(text: str) -> Links:
-    parser = Links()
-    parser.feed(text)
-    return parser
-
-
-def visible(text: str) -> str:
-    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<(style|svg|title).*?</\1>", "", text, flags=re.DOTALL)).split())
+from ctrl_jax.report import glossary, html, run_page, sweep_page
+from ctrl_jax.report.measurements import Estimate, RewardQuality, Run, parse_evaluation
+from ctrl_jax.report.points import Point
+from ctrl_jax.report.statistics import lift_share
+from tests.report.pages import links, visible
 
 
 def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -57,7 +25,7 @@ def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 
 def test_the_page_is_self_contained(run: Run) -> None:
-    text = page.run_page(run)
+    text = run_page.render(run)
     found = links(text)
     assert {link for link in found.found if not link.startswith("#")} == {"data:,"}
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", text)
@@ -82,7 +50,7 @@ def another(parent: dict[str, Any], key: str) -> Any:
 
 def test_every_number_of_the_evaluation_reaches_the_page(words_only: None, run: Run, finished: pathlib.Path) -> None:
     tree = json.loads((finished / "evaluation.json").read_text())
-    before = visible(page.run_page(run))
+    before = visible(run_page.render(run))
     paths = list(leaves(tree))
     assert len(paths) > 40
     # The judge's fingerprint is for programs.
@@ -93,11 +61,11 @@ def test_every_number_of_the_evaluation_reaches_the_page(words_only: None, run: 
             parent = parent[key]
         parent[path[-1]] = another(parent, path[-1])
         evaluation = parse_evaluation(changed, source="", remedy="")
-        assert visible(page.run_page(dataclasses.replace(run, evaluation=evaluation))) != before, path
+        assert visible(run_page.render(dataclasses.replace(run, evaluation=evaluation))) != before, path
 
 
 def test_every_field_of_the_configuration_reaches_the_page(words_only: None, run: Run) -> None:
-    text = visible(page.run_page(run))
+    text = visible(run_page.render(run))
     for path in leaves(run.config):
         assert ".".join(path) in text
     assert "policy.beta –" in text
@@ -106,7 +74,7 @@ def test_every_field_of_the_configuration_reaches_the_page(words_only: None, run
 
 def test_drawings_follow_the_arrays_and_the_metrics(run: Run) -> None:
     def drawings(changed: Run) -> list[str]:
-        return re.findall(r"<svg.*?</svg>", page.run_page(changed), flags=re.DOTALL)
+        return re.findall(r"<svg.*?</svg>", run_page.render(changed), flags=re.DOTALL)
 
     before = drawings(run)
     arrays = {name: array if "reliability" in name else array[::, ::2] for name, array in run.arrays.items()}
@@ -118,7 +86,7 @@ def test_drawings_follow_the_arrays_and_the_metrics(run: Run) -> None:
 
 
 def test_headline_numbers_are_those_of_the_files(words_only: None, run: Run) -> None:
-    text = visible(page.run_page(run))
+    text = visible(run_page.render(run))
     measured, ideal = run.evaluation.win_rates["best_of_4"], run.evaluation.ideal["best_of_4"]
     assert ideal.transform is not None and ideal.identity is not None
     share = lift_share(measured.mean, ideal.transform)
@@ -134,12 +102,12 @@ def test_headline_numbers_are_those_of_the_files(words_only: None, run: Run) -> 
 
 def test_a_held_beta_is_said(words_only: None, run: Run) -> None:
     policy = {**run.config["policy"], "beta": 0.06}
-    text = visible(page.run_page(dataclasses.replace(run, config={**run.config, "policy": policy})))
+    text = visible(run_page.render(dataclasses.replace(run, config={**run.config, "policy": policy})))
     assert "with β held at 0.06" in text
 
 
 def test_who_judges_is_said(words_only: None, run: Run) -> None:
-    text = visible(page.run_page(run))
+    text = visible(run_page.render(run))
     assert "The judge is the reward model that the policy was trained on." in text
     gold, judge = (table["best_of_4"] for table in (run.evaluation.gold_win_rates, run.evaluation.judge_win_rates))
     assert f"it wins {100 * gold.mean:.1f} % by gold and {100 * judge.mean:.1f} % by second_opinion." in text
@@ -153,7 +121,7 @@ def test_a_function_has_no_accuracy_and_a_classifier_no_calibration(words_only: 
     def words(quality: RewardQuality) -> str:
         arrays = {name: array for name, array in run.arrays.items() if "reliability" not in name}
         evaluation = dataclasses.replace(run.evaluation, reward_model=quality)
-        return visible(page.run_page(dataclasses.replace(run, evaluation=evaluation, arrays=arrays)))
+        return visible(run_page.render(dataclasses.replace(run, evaluation=evaluation, arrays=arrays)))
 
     function = words(RewardQuality(pairs=20, agreements=12, equal=3))
     assert "Held-out pairs that the function ranks as their labels do 12 of 20" in function
@@ -169,7 +137,7 @@ def test_a_function_has_no_accuracy_and_a_classifier_no_calibration(words_only: 
 def test_responses_that_never_end_are_a_warning_with_the_fix(words_only: None, run: Run) -> None:
     def words(policy: float, reference: float) -> str:
         shares = {"policy": policy, "reference": reference}
-        return visible(page.run_page(dataclasses.replace(run, evaluation=dataclasses.replace(
+        return visible(run_page.render(dataclasses.replace(run, evaluation=dataclasses.replace(
             run.evaluation, unfinished=shares
         ))))  # fmt: skip
 
@@ -188,16 +156,16 @@ def test_one_prompt_has_no_interval(words_only: None, run: Run) -> None:
     )
     arrays = {name: array if "reliability" in name else array[:1] for name, array in run.arrays.items()}
     bare = dataclasses.replace(run, evaluation=evaluation, arrays=arrays)
-    text = visible(page.run_page(bare))
+    text = visible(run_page.render(bare))
     assert "tested on 1 prompt ×" in text
     assert f"{run.evaluation.kl.mean:.3f} no interval: 1 prompt" in text
     assert f"{100 * alone['sampling'].mean:.1f} % no interval: 1 prompt" in text
-    point = figures.Point("a", "identity", "best_of_4", 0.75, "done", evaluation)
-    assert "no interval: 1 prompt" in visible(page.sweep_page("bon", [point]))
+    point = Point("a", "identity", "best_of_4", 0.75, "done", evaluation)
+    assert "no interval: 1 prompt" in visible(sweep_page.render("bon", [point]))
 
 
 def test_words_are_explained_where_they_stand_and_once_for_readers_of_lists(words_only: None, run: Run) -> None:
-    text = page.run_page(run)
+    text = run_page.render(run)
     terms = re.findall(r'<span class="term" tabindex="0" aria-describedby="([^"]+)" data-tip="([^"]+)">([^<]+)<', text)
     assert {"KL", "nats", "ties", "lift", "gold", "accuracy"} <= {word.lower() if word != "KL" else word
                                                                  for _, _, word in terms}  # fmt: skip
@@ -207,9 +175,9 @@ def test_words_are_explained_where_they_stand_and_once_for_readers_of_lists(word
 
 
 def test_the_configuration_is_folded(words_only: None, run: Run) -> None:
-    _, _, configuration = page.run_page(run).partition('<details class="configuration">')
+    _, _, configuration = run_page.render(run).partition('<details class="configuration">')
     assert "policy.kl_budget" in configuration.partition("</details>")[0]
-    assert "policy.kl_budget" not in page.run_page(run).partition('<details class="configuration">')[0]
+    assert "policy.kl_budget" not in run_page.render(run).partition('<details class="configuration">')[0]
 
 
 @pytest.mark.parametrize(
@@ -224,9 +192,9 @@ def test_the_configuration_is_folded(words_only: None, run: Run) -> None:
     ],
 )
 def test_what_steers_the_screen_is_visible(words_only: None, run: Run, text: str, shown: str) -> None:
-    assert page.visible(text) == shown
+    assert html.visible(text) == shown
     sample = {"prompt": text, "policy": {"text": text, "reward": 1.0}, "reference": {"text": text}}
-    written = page.run_page(dataclasses.replace(run, samples=[sample], config={**run.config, "name": text}))
+    written = run_page.render(dataclasses.replace(run, samples=[sample], config={**run.config, "name": text}))
     written.encode()
     assert written.count(shown.strip()) >= 4
     assert shown == text or text not in written
@@ -242,7 +210,7 @@ def test_what_is_missing_is_said_in_a_line(words_only: None, run: Run) -> None:
             run.evaluation, gold_win_rates={}, judge_win_rates={}, judge=None, timings={}, response_length={}
         ),
     )
-    text = visible(page.run_page(bare))
+    text = visible(run_page.render(bare))
     notes = (
         "no metrics.jsonl", "no reliability arrays", "no judge beside the training reward", "no samples.jsonl",
         "no timings", "no response lengths",
@@ -259,14 +227,14 @@ def test_a_raw_reward_has_no_ideal(words_only: None, run: Run) -> None:
         config={**run.config, "policy": {**run.config["policy"], "transform": "raw"}},
         evaluation=dataclasses.replace(run.evaluation, ideal=ideal),
     )
-    assert "a raw reward has no ideal" in visible(page.run_page(raw))
+    assert "a raw reward has no ideal" in visible(run_page.render(raw))
 
 
 def test_text_of_models_data_and_users_is_escaped(words_only: None, run: Run) -> None:
     bad = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
     sample = {"prompt": bad, "policy": {"text": bad, "reward": 1.0}, "reference": {"text": bad, "gold": None}}
     config = {**run.config, "name": bad, "data": {"source": bad, bad: bad}}
-    text = page.run_page(dataclasses.replace(run, samples=[sample], config=config))
+    text = run_page.render(dataclasses.replace(run, samples=[sample], config=config))
     assert "<script" not in text and "<img" not in text
     assert text.count("&lt;script&gt;") >= 7
 
@@ -274,13 +242,13 @@ def test_text_of_models_data_and_users_is_escaped(words_only: None, run: Run) ->
 def test_rewards_out_of_range_are_left_out(words_only: None, run: Run) -> None:
     side = {"text": "a", "reward": 10**400, "calibrated": math.inf, "gold": "0.5", "judge": 0.25}
     text = visible(
-        page.run_page(dataclasses.replace(run, samples=[{"prompt": "p", "policy": side, "reference": side}]))
+        run_page.render(dataclasses.replace(run, samples=[{"prompt": "p", "policy": side, "reference": side}]))
     )
     assert "policy · judge 0.250 a" in text
 
 
 def test_twenty_samples_are_shown_and_the_rest_unfolds(words_only: None, run: Run) -> None:
-    shown, _, more = page.run_page(run).partition("<details><summary>12")
+    shown, _, more = run_page.render(run).partition("<details><summary>12")
     assert (shown.count('class="pick"'), more.count('class="pick"')) == (20, 12)
     assert more.startswith(" more")
     assert all(f"basil number {index} " in shown for index in range(20))
@@ -288,8 +256,8 @@ def test_twenty_samples_are_shown_and_the_rest_unfolds(words_only: None, run: Ru
 
 def test_long_samples_are_cut_and_left_to_their_file(words_only: None, run: Run) -> None:
     long = {"prompt": "p", "policy": {"text": "w" * 50_000}, "reference": {"text": "r" * 50_000}}
-    text = page.run_page(dataclasses.replace(run, samples=[long] * 100))
-    kept = page.SAMPLES_CHARACTERS // (2 * page.TEXT_CHARACTERS + 1)
+    text = run_page.render(dataclasses.replace(run, samples=[long] * 100))
+    kept = run_page.SAMPLES_CHARACTERS // (2 * html.TEXT_CHARACTERS + 1)
     assert text.count('class="pick"') == kept
     assert f"{100 - kept} more in samples.jsonl" in text
     assert "… (cut)" in text
@@ -297,35 +265,6 @@ def test_long_samples_are_cut_and_left_to_their_file(words_only: None, run: Run)
 
 
 def test_durations_are_for_people() -> None:
-    assert [page._duration(seconds) for seconds in (0.04, 59.94, 60, 125.6, 7384)] == [
+    assert [run_page._duration(seconds) for seconds in (0.04, 59.94, 60, 125.6, 7384)] == [
         "0.0 s", "59.9 s", "1 min 00 s", "2 min 06 s", "2 h 03 min",
     ]  # fmt: skip
-
-
-def test_a_sweep_shows_every_point_with_its_state(run: Run) -> None:
-    points = [
-        figures.Point("a b", "exponential(10)", "best_of_4", 0.75, "done", run.evaluation, "a b/report/index.html"),
-        figures.Point("b", "identity", "best_of_4", 0.75, "running"),
-        figures.Point("<b>", "raw", "best_of_4", 0.5, "failed"),
-        figures.Point("d", "raw", "best_of_4", 1.5, "missing"),
-    ]
-    text = page.sweep_page("bon", points, ["b went wrong"])
-    assert set(links(text).found) - {link for link in links(text).found if link.startswith("#")} == {
-        "data:,", "a%20b/report/index.html",
-    }  # fmt: skip
-    words = visible(text)
-    assert "1 of 4 runs evaluated" in words and "b went wrong" in words
-    for state in ("done", "running", "failed", "missing"):
-        assert state in words
-    measured = run.evaluation.win_rates["best_of_4"]
-    share = lift_share(measured.mean, run.evaluation.ideal["best_of_4"].transform)
-    assert share is not None
-    assert f"{100 * measured.mean:.1f} % [{100 * measured.low:.1f}, {100 * measured.high:.1f}]" in words
-    assert f"{100 * share:.0f} % running" in words, "each row starts with its state"
-    assert "<b>" not in text
-    assert text.count("<svg ") == 1
-
-
-def test_a_sweep_of_nothing_yet_says_so(words_only: None) -> None:
-    text = page.sweep_page("bon", [figures.Point("a", "identity", "best_of_4", 0.5, "missing")])
-    assert "No run of the sweep has been evaluated yet" in text

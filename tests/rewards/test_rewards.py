@@ -20,6 +20,8 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import huggingface, weights
 from ctrl_jax.models.reward import RewardModel
 from ctrl_jax.pipeline import reward_model
+from ctrl_jax.rewards import classifier, function
+from ctrl_jax.rewards.named import named
 from ctrl_jax.types import Prompts, Responses
 from tests.models.oracles import chats
 from tests.pipeline.pretrained import BYTES, CLASSIFIER, SPECIAL, write_model
@@ -59,6 +61,14 @@ def run():
     )
 
 
+def reward_of(run, name):
+    return function.reward(function.load(name), run.corpus)
+
+
+def classifier_of(run, folder):
+    return classifier.reward(folder, run.corpus, run.mesh, dtype="float32")
+
+
 NUMBERS = itertools.count()
 
 
@@ -81,7 +91,7 @@ def write(tmp_path, monkeypatch):
 
 def test_a_function_gets_every_response_after_its_transcript(run, write):
     name = write("calls.append((prompts, responses)); return range(len(responses))\ncalls = []")
-    reward = reward_model._function(run, name)
+    reward = reward_of(run, name)
     scores = reward.score(PROMPTS, RESPONSES)
     np.testing.assert_array_equal(scores, [[0, 1, 2], [3, 4, 5]])
     assert scores.dtype == np.float32
@@ -97,13 +107,13 @@ def test_a_function_gets_every_response_after_its_transcript(run, write):
 
 def test_what_numpy_takes_as_numbers_is_a_reward(run, write):
     for values in ("[len(text) for text in responses]", "numpy.array([len(text) for text in responses])"):
-        reward = reward_model._function(run, write(f"import numpy; return {values}"))
+        reward = reward_of(run, write(f"import numpy; return {values}"))
         np.testing.assert_array_equal(reward.score(PROMPTS, RESPONSES), [[len(text) for text in row] for row in TEXTS])
 
 
 def test_another_source_is_another_reward(run, write):
     def stage(name):
-        return reward_model._function(run, name).stage
+        return reward_of(run, name).fingerprint
 
     name = write("return [1.0] * len(responses)")
     first = stage(name)
@@ -119,12 +129,12 @@ def test_another_source_is_another_reward(run, write):
 def test_a_module_that_it_imports_is_part_of_it(run, write, tmp_path):
     (tmp_path / "helper_of_a_reward.py").write_text("SIGN = 1")
     name = write("import helper_of_a_reward; return [float(len(text)) for text in responses]")
-    first = reward_model._function(run, name).stage
+    first = reward_of(run, name).fingerprint
     (tmp_path / "helper_of_a_reward.py").write_text("SIGN = -1")
     with pytest.raises(InputError, match=r"has changed \(helper_of_a_reward\) since this process imported it"):
-        reward_model._function(run, name)
+        reward_of(run, name)
     sys.modules.pop(name.split(":")[0])  # as another process
-    assert reward_model._function(run, name).stage != first
+    assert reward_of(run, name).fingerprint != first
 
 
 @pytest.mark.parametrize(
@@ -145,7 +155,7 @@ def test_a_module_that_it_imports_is_part_of_it(run, write, tmp_path):
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_what_is_no_reward_is_refused(run, write, body, message):
     name = write(body)
-    reward = reward_model._function(run, name)
+    reward = reward_of(run, name)
     with pytest.raises(InputError, match=message) as caught:
         reward.score(PROMPTS, RESPONSES)
     assert f"The reward {name} returned" in str(caught.value)
@@ -171,8 +181,8 @@ def test_a_name_without_a_function_is_refused(run, tmp_path, monkeypatch, name, 
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
     with pytest.raises(InputError, match=message) as caught:
-        reward_model._function(run, name)
-    assert f"--reward-model.function is {name!r}" in str(caught.value)
+        reward_of(run, name)
+    assert f"reward_model.function is {name!r}" in str(caught.value)
     assert sys.path == path
 
 
@@ -191,7 +201,7 @@ def padded(rows, size):
 
 def test_a_classifier_reads_the_conversation_in_its_own_tokens(run, tmp_path):
     folder = write_model(tmp_path / "classifier", **CLASSIFIER)
-    found = np.asarray(reward_model._classifier(run, folder).score(PROMPTS, RESPONSES))
+    found = np.asarray(classifier_of(run, folder).score(PROMPTS, RESPONSES))
 
     written = [
         "<|im_start|>user\nWhere do swifts sleep?<|im_end|>\n<|im_start|>assistant\n",
@@ -223,17 +233,17 @@ def test_a_classifier_scores_as_transformers_does(name, run, tmp_path):
     ]
     conversations, texts, expected = zip(*cases, strict=True)
     corpus = SimpleNamespace(conversations=lambda prompts: conversations, texts=lambda responses: texts)
-    reward = reward_model._classifier(SimpleNamespace(**{**vars(run), "corpus": corpus}), folder)
+    reward = classifier.reward(folder, corpus, run.mesh, dtype="float32")
     np.testing.assert_allclose(reward.score(PROMPTS, RESPONSES), expected, rtol=0, atol=2e-5)
     assert np.ptp(expected, axis=1).min() > 0.01, "the replies are told apart"
 
 
 def test_the_score_is_read_before_padding_wherever_the_padding_is():
     """As transformers has it, also where the token that pads is the one that ends a turn, or stands within."""
-    assert reward_model._without_padding([5, 9, 6, 9, 9], 9) == [5, 9, 6]
-    assert reward_model._without_padding([5, 9, 6], 9) == [5, 9, 6]
-    assert reward_model._without_padding([5, 9, 6, 9], None) == [5, 9, 6, 9]
-    assert reward_model._without_padding([9, 9], 9) == [9]
+    assert classifier._without_padding([5, 9, 6, 9, 9], 9) == [5, 9, 6]
+    assert classifier._without_padding([5, 9, 6], 9) == [5, 9, 6]
+    assert classifier._without_padding([5, 9, 6, 9], None) == [5, 9, 6, 9]
+    assert classifier._without_padding([9, 9], 9) == [9]
 
 
 @pytest.mark.parametrize(
@@ -246,7 +256,7 @@ def test_the_score_is_read_before_padding_wherever_the_padding_is():
     ],
 )
 def test_sequences_are_divided_where_a_rows_part(rows):
-    prompts, responses = reward_model._divided(rows, PROMPTS.ids)
+    prompts, responses = classifier._divided(rows, PROMPTS.ids)
     for i, row in enumerate(rows):
         start = prompts.tokens[i][: prompts.lengths[i]].tolist()
         ends = [
@@ -259,26 +269,24 @@ def test_sequences_are_divided_where_a_rows_part(rows):
 
 def test_a_conversation_beyond_a_classifiers_context_is_refused(run, tmp_path):
     folder = write_model(tmp_path / "classifier", **CLASSIFIER, max_position_embeddings=80)
-    with pytest.raises(
-        InputError, match=r"has \d\d tokens of the classifier .*for 80 \(max_position_emb.*--data\.resp"
-    ):
-        reward_model._classifier(run, folder).score(PROMPTS, RESPONSES)
+    with pytest.raises(InputError, match=r"has \d\d tokens of the classifier .*for 80 \(max_position_emb.*data\.resp"):
+        classifier_of(run, folder).score(PROMPTS, RESPONSES)
 
 
 def test_a_classifier_is_keyed_by_its_content(run, tmp_path):
-    one = reward_model._classifier(run, write_model(tmp_path / "one", **CLASSIFIER)).stage
-    assert reward_model._classifier(run, write_model(tmp_path / "moved", **CLASSIFIER)).stage == one
+    one = classifier_of(run, write_model(tmp_path / "one", **CLASSIFIER)).fingerprint
+    assert classifier_of(run, write_model(tmp_path / "moved", **CLASSIFIER)).fingerprint == one
     other = write_model(tmp_path / "other", **CLASSIFIER, rms_norm_eps=1e-6)
-    assert reward_model._classifier(run, other).stage != one
+    assert classifier_of(run, other).fingerprint != one
     template = tmp_path / "moved" / "tokenizer_config.json"
     template.write_text(template.read_text().replace("assistant", "model"))
-    assert reward_model._classifier(run, tmp_path / "moved").stage != one, "it reads other tokens"
+    assert classifier_of(run, tmp_path / "moved").fingerprint != one, "it reads other tokens"
 
 
 def test_a_language_model_is_no_classifier(run, tmp_path):
     folder = write_model(tmp_path / "given")
     with pytest.raises(InputError, match=r"config\.json is not a sequence classifier's; give one with a single label"):
-        reward_model._classifier(run, folder)
+        classifier_of(run, folder)
 
 
 def test_two_labels_are_no_reward(run, tmp_path):
@@ -286,7 +294,7 @@ def test_two_labels_are_no_reward(run, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "BAD", "1": "GOOD"}}))
     with pytest.raises(InputError, match=r"given/config\.json: it is a classifier with 2 labels"):
-        reward_model._classifier(run, folder)
+        classifier_of(run, folder)
 
 
 def test_a_classifier_without_its_head_or_tokenizer_is_refused(run, tmp_path):
@@ -294,22 +302,65 @@ def test_a_classifier_without_its_head_or_tokenizer_is_refused(run, tmp_path):
     config = json.loads((headless / "config.json").read_text())
     (headless / "config.json").write_text(json.dumps(config | CLASSIFIER))
     with pytest.raises(InputError, match=r"no tensor score\.weight, the head of a reward model"):
-        reward_model._classifier(run, headless)
+        classifier_of(run, headless)
     (headless / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"tokenizer\.json"):
-        reward_model._classifier(run, headless)
+        classifier_of(run, headless)
     with pytest.raises(InputError, match=r"nowhere.*config\.json|config\.json.*nowhere"):
-        reward_model._classifier(run, tmp_path / "nowhere")
+        classifier_of(run, tmp_path / "nowhere")
 
 
 def test_the_experiment_says_which_reward(tmp_path, run, write):
     def stage(**given):
         chosen = replace(run.experiment, reward_model=replace(run.experiment.reward_model, **given))
-        return reward_model.run(SimpleNamespace(corpus=run.corpus, mesh=run.mesh, experiment=chosen), None).stage
+        given = SimpleNamespace(corpus=run.corpus, mesh=run.mesh, experiment=chosen, reward_function=None)
+        return reward_model.run(given, None)[0].fingerprint
 
     name = write("return [float(len(text)) for text in responses]")
-    assert stage(function=name) == reward_model._function(run, name).stage
+    assert stage(function=name) == reward_of(run, name).fingerprint
     folder = write_model(tmp_path / "classifier", **CLASSIFIER)
     found = stage(path=str(folder))
-    assert found == reward_model._classifier(run, folder).stage
+    assert found == classifier_of(run, folder).fingerprint
     assert found.startswith("classifier-")
+
+
+def test_a_text_names_a_directory_or_a_function(tmp_path, run, write):
+    name, folder = write("return [1.0] * len(responses)"), write_model(tmp_path / "classifier", **CLASSIFIER)
+    for text, expected in ((name, reward_of(run, name)), (str(folder), classifier_of(run, folder))):
+        found = named(text, run.corpus, run.mesh, dtype="float32", field="evaluation.judge")
+        assert (found.fingerprint, found.name) == (expected.fingerprint, text)
+    with pytest.raises(InputError, match=r"evaluation\.judge is 'nowhere', which is neither a directory here"):
+        named("nowhere", run.corpus, run.mesh, dtype="float32", field="evaluation.judge")
+
+
+def test_a_function_at_hand_is_known_by_its_source(run):
+    """As one of a notebook, which no module has."""
+
+    def brevity(prompts, responses):
+        return [-float(len(response)) for response in responses]
+
+    def other(prompts, responses):
+        return [float(len(response)) for response in responses]
+
+    mine = function.given(brevity)
+    assert mine.name == f"{__name__}:brevity" and mine.call is brevity
+    reward = function.reward(mine, run.corpus)
+    np.testing.assert_array_equal(reward.score(PROMPTS, RESPONSES), [[-len(text) for text in row] for row in TEXTS])
+
+    def fingerprint(call, name=None):
+        return function.reward(function.given(call, name), run.corpus).fingerprint
+
+    assert fingerprint(brevity) == reward.fingerprint
+    assert fingerprint(other, "brevity") != fingerprint(brevity, "brevity"), "another source of the same name"
+    assert fingerprint(brevity, "brevity") != fingerprint(brevity, "brevity_2")
+    assert function.given(brevity, "brevity").name == "__main__:brevity"
+
+
+def test_a_callable_without_a_source_needs_a_name(run):
+    without = eval("lambda prompts, responses: [0.0] * len(responses)")
+    with pytest.raises(InputError, match="has no Python source to recognise it by; give it a name"):
+        function.given(without)
+    named_one = function.reward(function.given(without, "nothing"), run.corpus)
+    assert named_one.fingerprint != function.reward(function.given(without, "nothing-2"), run.corpus).fingerprint
+    with pytest.raises(InputError, match="which cannot be called"):
+        function.given("brevity")

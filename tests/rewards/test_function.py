@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from ctrl_jax.config import Data
 from ctrl_jax.data import files, tokenizers
 from ctrl_jax.data.conversations import Record, Turn, messages, parse, transcript
+from ctrl_jax.data.corpus import Corpus
 from ctrl_jax.data.pipelines import PromptSet, prompt_ids, prompts
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline.corpus import Corpus
-from ctrl_jax.rewards import functions
+from ctrl_jax.rewards import function as rewards
+from ctrl_jax.rewards.function import Function
 from ctrl_jax.types import Prompts
 
 TOKENIZER = tokenizers.train([f"What is {i} plus {2 * i}?" for i in range(40)], vocabulary_size=40)
@@ -23,14 +23,13 @@ ROWS = [
 def corpus_of(tmp_path, *rows):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = Data(source="files", path=str(path), prompt_length=80)
-    return Corpus(data, files.load(path).records, TOKENIZER, "data-1")
+    return Corpus(files.load(path).records, TOKENIZER, prompt_length=80, response_length=36)
 
 
 def called(function, corpus, records, responses):
-    columns = corpus.values(functions.columns_of(function, "rewards:f", corpus))
+    columns = corpus.values(rewards.columns_of(function, "rewards:f", corpus))
     of_prompts = [columns[corpus.id_of(record)] for record in records]
-    return functions.rewards(function, "rewards:f", records, responses, of_prompts)
+    return rewards.rewards(function, "rewards:f", records, responses, of_prompts)
 
 
 def test_columns_come_by_keyword_once_a_response_and_prompts_as_they_are_written(tmp_path):
@@ -91,22 +90,22 @@ def test_a_function_may_change_the_messages_that_it_is_given(tmp_path):
 def test_what_a_function_asks_for_and_the_data_lacks_is_refused_at_once(tmp_path, function, words):
     corpus = corpus_of(tmp_path, *ROWS)
     with pytest.raises(InputError, match=words):
-        functions.check(function, "rewards:f", corpus)
+        rewards.check(Function("rewards:f", function, {}), corpus)
 
 
 def test_functions_without_a_signature_of_their_own_are_called_with_both(tmp_path):
     corpus = corpus_of(tmp_path, *ROWS)
-    assert functions.columns_of(max, "rewards:f", corpus) == ()
-    assert functions.columns_of(lambda *both: [], "rewards:f", corpus) == ()
-    functions.check(lambda *both: [float(len(both))], "rewards:f", corpus)
+    assert rewards.columns_of(max, "rewards:f", corpus) == ()
+    assert rewards.columns_of(lambda *both: [], "rewards:f", corpus) == ()
+    rewards.check(Function("rewards:f", lambda *both: [float(len(both))], {}), corpus)
 
 
 def test_a_function_that_fails_is_refused_with_its_line(tmp_path):
     def reward(prompts, responses):
         return [response.nowhere for response in responses]
 
-    with pytest.raises(InputError, match=r"failed with AttributeError: .*nowhere.*test_functions.py, line \d+"):
-        functions.check(reward, "rewards:f", corpus_of(tmp_path, *ROWS))
+    with pytest.raises(InputError, match=r"failed with AttributeError: .*nowhere.*test_function.py, line \d+"):
+        rewards.check(Function("rewards:f", reward, {}), corpus_of(tmp_path, *ROWS))
 
 
 def test_two_values_for_one_prompt_are_refused_where_they_are_asked_for(tmp_path):
@@ -121,8 +120,8 @@ def test_two_values_for_one_prompt_are_refused_where_they_are_asked_for(tmp_path
         return [0.0] * len(responses)
 
     with pytest.raises(InputError, match=r"'What is 0 plus 1\?' has two values of 'answer', 1 and 7"):
-        functions.check(exact, "rewards:f", corpus)
-    functions.check(by_topic, "rewards:f", corpus)
+        rewards.check(Function("rewards:f", exact, {}), corpus)
+    rewards.check(Function("rewards:f", by_topic, {}), corpus)
 
 
 def of_elsewhere(*texts):

@@ -1,0 +1,55 @@
+"""The report of a sweep, as a page."""
+
+import urllib.parse
+from collections.abc import Sequence
+from typing import Any
+
+from ctrl_jax.report import html
+from ctrl_jax.report.names import short_name
+from ctrl_jax.report.panels import pareto
+from ctrl_jax.report.points import Point
+from ctrl_jax.report.statistics import lift_share
+
+
+def render(name: str, points: Sequence[Point], notes: Sequence[str] = ()) -> str:
+    """The report of a sweep, as HTML: the Pareto figure of each procedure in it, and all runs with their states."""
+    order = list(dict.fromkeys(point.procedure for point in points))
+    panels = [panel for procedure in order for panel in pareto.panels(_of(points, procedure), procedure)]
+    done = sum(point.evaluation is not None for point in points)
+    judges = list(
+        dict.fromkeys(p.evaluation.judge for p in points if p.evaluation is not None and p.evaluation.judge is not None)
+    )
+    return html.render(
+        "sweep.html",
+        title=f"{name}: sweep",
+        name=name,
+        lead=f"{done} of {len(points)} runs evaluated.",
+        charts=html.charts("pareto", panels),
+        rows=[_sweep_row(point) for point in points],
+        procedures=order,
+        judge=short_name(judges[0]) if judges else None,
+        has_gold=any(point.evaluation is not None and point.evaluation.gold_win_rates for point in points),
+        notes=notes,
+    )  # fmt: skip
+
+
+def _sweep_row(point: Point) -> dict[str, Any]:
+    evaluation = point.evaluation
+    win_rate = evaluation.win_rates.get(point.procedure) if evaluation else None
+    ideals = evaluation.ideal.get(point.procedure) if evaluation else None
+    ideal = ideals.transform if ideals else None
+    return {
+        "point": point,
+        "kl": evaluation.kl if evaluation else None,
+        "win_rate": win_rate,
+        "standard": evaluation.win_rates.get("sampling") if evaluation else None,
+        "gold": evaluation.gold_win_rates.get(point.procedure) if evaluation else None,
+        "judge": evaluation.judge_win_rates.get(point.procedure) if evaluation else None,
+        "ideal": ideal,
+        "share": lift_share(win_rate.mean, ideal) if win_rate else None,
+        "link": urllib.parse.quote(point.report) if point.report else None,
+    }
+
+
+def _of(points: Sequence[Point], procedure: str) -> list[Point]:
+    return [point for point in points if point.procedure == procedure]

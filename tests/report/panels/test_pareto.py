@@ -1,0 +1,48 @@
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from ctrl_jax.report.measurements import Estimate, read_run
+from ctrl_jax.report.panels import pareto
+from ctrl_jax.report.points import Point
+from tests.report import synthetic
+from tests.report.drawing import drawn, marks
+
+
+def points(finished: pathlib.Path) -> list[Point]:
+    evaluation = read_run(finished).evaluation
+    other = dataclasses.replace(evaluation, kl=evaluation.kl._replace(mean=0.5, low=0.48, high=0.52))
+    return [
+        Point("a", "exponential(10)", "best_of_4", 0.75, "done", evaluation),
+        Point("b", "raw", "best_of_4", 0.5, "done", other),
+        Point("c", "identity", "best_of_4", 1.0, "failed"),
+    ]
+
+
+def test_pareto_draws_every_measured_point(finished: pathlib.Path) -> None:
+    axes = drawn(pareto.panels(points(finished), "best_of_4")[0])
+    height = 100 * read_run(finished).evaluation.win_rates["best_of_4"].mean
+    np.testing.assert_allclose(sorted(marks(axes)), [(0.5, height), (synthetic.KL, height)])
+    legend = axes.get_legend()
+    assert legend and [text.get_text() for text in legend.get_texts()] == ["exponential(10)", "raw", "best possible"]
+
+
+def test_pareto_of_nothing_measured_is_nothing(finished: pathlib.Path) -> None:
+    assert pareto.panels(points(finished)[2:], "best_of_4") == []
+    assert pareto.panels(points(finished), "worst_of_32") == []
+
+
+def test_points_that_coincide_are_nested(finished: pathlib.Path) -> None:
+    evaluation = read_run(finished).evaluation
+    names = ("exponential(10)", "logarithm", "identity")
+    same = [Point(name, name, "best_of_4", 0.75, "done", evaluation) for name in names]
+    far = dataclasses.replace(evaluation, kl=Estimate(0.1, 0.09, 0.11))
+    panel = pareto.panels([*same, Point("far", "logit", "best_of_4", 0.1, "done", far)], "best_of_4")[0]
+    marks = {str(c.get_label()): c[0] for c in drawn(panel).containers if not str(c.get_label()).startswith("_")}
+    sizes = {name: mark.get_markersize() for name, mark in marks.items()}
+    assert len({sizes[name] for name in names}) == 3, "each shows around the next"
+    by_size = sorted(names, key=lambda name: -sizes[name])
+    orders = [marks[name].get_zorder() for name in by_size]
+    assert orders == sorted(orders), "the smallest in front"
+    assert sizes["far"] == min(sizes.values())

@@ -1,0 +1,27 @@
+import dataclasses
+import re
+
+from ctrl_jax.report.charts import headline
+from ctrl_jax.report.measurements import Estimate, Run
+from ctrl_jax.report.panels import frontier, judges, lengths, reliability, training
+from tests.report.drawing import drawn, rows
+
+
+def test_charts_of_missing_inputs_are_left_out(run: Run) -> None:
+    arrays = {name: array for name, array in run.arrays.items() if not re.match("reliability|.*(gold|lengths)", name)}
+    evaluation = dataclasses.replace(run.evaluation, gold_win_rates={}, judge_win_rates={})
+    bare = dataclasses.replace(run, arrays=arrays, metrics={}, evaluation=evaluation)
+    assert judges.panels(bare) == training.panels(bare) == reliability.panels(bare) == []
+    assert lengths.panels(bare) == []
+    assert len(headline(bare)) == 3
+
+
+def test_no_interval_is_drawn_where_there_is_none(run: Run) -> None:
+    alone = {name: Estimate(value.mean, None, None) for name, value in run.evaluation.win_rates.items()}
+    kl = Estimate(run.evaluation.kl.mean, None, None)
+    evaluation = dataclasses.replace(run.evaluation, kl=kl, win_rates=alone)
+    bare = dataclasses.replace(run, evaluation=evaluation)
+    [point] = [row for row in rows(frontier.panels(bare)) if row["series"] == "policy"]
+    assert point["y_low"] == point["y"] == point["y_high"]
+    for panel in (*headline(bare), *judges.panels(bare)):
+        drawn(panel)

@@ -1,0 +1,34 @@
+from ctrl_jax.report import sweep_page
+from ctrl_jax.report.measurements import Run
+from ctrl_jax.report.points import Point
+from ctrl_jax.report.statistics import lift_share
+from tests.report.pages import links, visible
+
+
+def test_a_sweep_shows_every_point_with_its_state(run: Run) -> None:
+    points = [
+        Point("a b", "exponential(10)", "best_of_4", 0.75, "done", run.evaluation, "a b/report/index.html"),
+        Point("b", "identity", "best_of_4", 0.75, "running"),
+        Point("<b>", "raw", "best_of_4", 0.5, "failed"),
+        Point("d", "raw", "best_of_4", 1.5, "missing"),
+    ]
+    text = sweep_page.render("bon", points, ["b went wrong"])
+    assert set(links(text).found) - {link for link in links(text).found if link.startswith("#")} == {
+        "data:,", "a%20b/report/index.html",
+    }  # fmt: skip
+    words = visible(text)
+    assert "1 of 4 runs evaluated" in words and "b went wrong" in words
+    for state in ("done", "running", "failed", "missing"):
+        assert state in words
+    measured = run.evaluation.win_rates["best_of_4"]
+    share = lift_share(measured.mean, run.evaluation.ideal["best_of_4"].transform)
+    assert share is not None
+    assert f"{100 * measured.mean:.1f} % [{100 * measured.low:.1f}, {100 * measured.high:.1f}]" in words
+    assert f"{100 * share:.0f} % running" in words, "each row starts with its state"
+    assert "<b>" not in text
+    assert text.count("<svg ") == 1
+
+
+def test_a_sweep_of_nothing_yet_says_so(words_only: None) -> None:
+    text = sweep_page.render("bon", [Point("a", "identity", "best_of_4", 0.5, "missing")])
+    assert "No run of the sweep has been evaluated yet" in text

@@ -1,0 +1,65 @@
+"""The names of `import ctrl_jax as cj`, and the pages that show them."""
+
+import ast
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ctrl_jax as cj
+
+ROOT = Path(__file__).parents[1]
+LAZY = ("jax", "flax", "numpy", "orbax", "matplotlib")
+
+
+def imported_for_types() -> dict[str, tuple[str, str]]:
+    """Public name to (module, name there), as type checkers read them."""
+    tree = ast.parse((ROOT / "ctrl_jax" / "__init__.py").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    return {
+        alias.asname or alias.name: (str(node.module), alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def test_type_checkers_and_programs_see_the_same_names():
+    places = {name: (f"ctrl_jax.{module}", attribute) for name, (module, attribute) in cj._PLACES.items()}
+    assert imported_for_types() == places
+    assert {*places, "__version__"} == set(cj.__all__)
+    assert len(cj.__all__) == len(set(cj.__all__))
+
+
+@pytest.mark.parametrize("name", cj.__all__)
+def test_every_name_is_there_and_described(name):
+    value = getattr(cj, name)
+    assert name == "__version__" or value.__doc__
+    assert name in dir(cj)
+
+
+def test_importing_imports_nothing_else():
+    program = f"import sys; before = set(sys.modules); import ctrl_jax; print(*({LAZY} & sys.modules.keys()))"
+    program = program.replace(str(LAZY), str(set(LAZY)))
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=True)
+    assert run.stdout.split() == []
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="'calibrat'"):
+        _ = cj.calibrat
+
+
+def test_the_page_shows_every_name():
+    page = (ROOT / "docs" / "library.md").read_text()
+    missing = [name for name in cj.__all__ if f"cj.{name}" not in page and f"`{name}" not in page]
+    assert missing == []
+
+
+def test_the_page_is_right():
+    results = doctest.testfile(
+        str(ROOT / "docs" / "library.md"), module_relative=False, optionflags=doctest.ELLIPSIS, encoding="utf-8"
+    )
+    assert results.attempted > 20 and results.failed == 0
