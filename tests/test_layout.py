@@ -34,12 +34,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": BASICS | {"theory", "models", "data"},
     "report": PURE,
     "rewards": LIBRARY - {"algorithms", "theory"},
-    "pipeline": LIBRARY | {"rewards", "report", "commands"},
+    "pipeline": LIBRARY | {"rewards", "report"},
     "planning": LIBRARY | {"rewards", "pipeline"},
-    "commands": LIBRARY - {"algorithms"} | {"rewards", "report", "pipeline"},
+    "commands": LIBRARY - {"algorithms"} | {"rewards", "report", "pipeline", "planning"},
     # Behind the names of `ctrl_jax/__init__.py`.
     "library": LIBRARY | {"rewards", "report", "pipeline", "commands"},
-    "__main__": BASICS | {"config", "runtime", "devices", "pipeline", "planning", "commands"},
+    "__main__": {"errors", "runtime", "commands"},
 }
 # Of a room that a row names, these modules alone.
 ONLY = {"devices": {"steps": {"masked"}}}
@@ -280,10 +280,9 @@ WORDS = {
 QUOTED = {"ctrl_jax/data/phrases.py"}
 # To become empty: files whose words nobody has gone through yet.
 NOT_YET_READ = {
-    "ctrl_jax/__main__.py",
     "ctrl_jax/commands/address.py",
     "ctrl_jax/commands/runs.py",
-    "ctrl_jax/commands/sample.py",
+    "ctrl_jax/commands/sample_session.py",
     "ctrl_jax/data/chat_templates.py",
     "ctrl_jax/data/downloads.py",
     "ctrl_jax/data/language.py",
@@ -291,7 +290,6 @@ NOT_YET_READ = {
     "ctrl_jax/devices/accelerators.py",
     "ctrl_jax/devices/mesh.py",
     "ctrl_jax/devices/partitioning.py",
-    "ctrl_jax/pipeline/align.py",
     "ctrl_jax/pipeline/calibrate.py",
     "ctrl_jax/pipeline/results.py",
     "ctrl_jax/pipeline/run.py",

@@ -9,7 +9,7 @@ from benchmarks.cases import Case, prompt_tokens
 from benchmarks.worker import Turn
 from ctrl_jax import config
 from ctrl_jax.devices.mesh import divide_cpu, make_mesh, num_cores, replicate, shard
-from ctrl_jax.models import huggingface, networks, weights
+from ctrl_jax.models import attention, huggingface, networks, weights
 from ctrl_jax.pipeline import assembly
 from ctrl_jax.pipeline.run import PROMPTS_A_CORE
 from ctrl_jax.runtime.platform import peak_memory
@@ -38,7 +38,8 @@ def load(
         jnp.full(case.prompts, case.prompt_length),
         jnp.arange(case.prompts, dtype=jnp.uint32),
     )
-    return networks.create(architecture, config.Lora()), mesh, params, shard(mesh, prompts)
+    parts = networks.create(architecture, config.Lora(), fused_attention=attention.has_kernel(mesh))
+    return parts, mesh, params, shard(mesh, prompts)
 
 
 def log_prob(parts: networks.Networks, params: Params, tokens: jax.Array) -> float:

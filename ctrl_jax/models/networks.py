@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.config import Lora
 from ctrl_jax.models import decoder, lora, reward
 from ctrl_jax.models.architecture import Architecture
+from ctrl_jax.models.lora import Lora
 from ctrl_jax.types import Params, Policy, Prompts, Responses, RewardApply
 
 
@@ -21,9 +21,12 @@ class Networks(NamedTuple):
     reward: RewardApply
 
 
-def create(architecture: Architecture, adapters: Lora, *, rematerialize: bool = False) -> Networks:
-    language_model = decoder.Decoder(architecture, adapters, rematerialize)
-    reward_model = reward.RewardModel(architecture, adapters, rematerialize)
+def create(
+    architecture: Architecture, adapters: Lora, *, rematerialize: bool = False, fused_attention: bool = False
+) -> Networks:
+    """The networks of an architecture; `fused_attention` as `attention.has_kernel` finds it on their mesh."""
+    language_model = decoder.Decoder(architecture, adapters, rematerialize, fused_attention)
+    reward_model = reward.RewardModel(architecture, adapters, rematerialize, fused_attention)
     return Networks(
         architecture, adapters, language_model, decoder.policy(language_model), reward.reward_apply(reward_model)
     )

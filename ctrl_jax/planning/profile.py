@@ -23,7 +23,7 @@ from ctrl_jax.config import Experiment
 from ctrl_jax.devices import accelerators, parameters, programs
 from ctrl_jax.devices.mesh import batch_parts, shard
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import lora, networks
+from ctrl_jax.models import attention, lora, networks
 from ctrl_jax.pipeline import assembly, optimizers, randomness
 from ctrl_jax.planning import plan
 from ctrl_jax.rewards.reward import scorer
@@ -87,7 +87,9 @@ def run(experiment: Experiment, mesh: Mesh, work_dir: Path, *, steps: int) -> di
 
 def _prepare(experiment: Experiment, mesh: Mesh) -> Step:
     sizes, model, data, policy = plan.sizes(experiment), experiment.model, experiment.data, experiment.policy
-    parts = networks.create(sizes.policy, model.lora, rematerialize=model.rematerialize)
+    parts = networks.create(
+        sizes.policy, model.lora, rematerialize=model.rematerialize, fused_attention=attention.has_kernel(mesh)
+    )
     key = randomness.stage_key(experiment.seed, "profile")
     reference = jax.tree.map(lambda x: x.astype(model.dtype), parameters.init_decoder(parts, mesh, key))
     count, references = policy.prompts_per_step, experiment.calibration.rewards_per_prompt
@@ -133,7 +135,7 @@ def _score(
             return rewards[shape]
 
         return constant, None
-    parts = networks.create(sizes.reward, sizes.reward_lora)
+    parts = networks.create(sizes.reward, sizes.reward_lora, fused_attention=attention.has_kernel(mesh))
     if sizes.reward == sizes.policy:
         trunk = reference
     else:

@@ -419,7 +419,7 @@ def test_a_step_makes_no_copy_of_the_state_that_it_takes_over():
     state = programs.init_state({"params": kernels}, optimizer, mesh_of(1))
     jax.config.update("jax_disable_most_optimizations", False)
     try:
-        text = programs.guarded(mesh_of(1), optimizer, step).lower(state).compile().as_text()
+        text = programs.guarded(mesh_of(1), optimizer, step, ("loss",)).lower(state).compile().as_text()
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
     assert "f32[56,72]" in text

@@ -13,16 +13,15 @@ import numpy as np
 import optax
 import pytest
 
-from ctrl_jax.__main__ import load_experiment
 from ctrl_jax.algorithms.sft import Sft
-from ctrl_jax.commands import replay
+from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, programs
 from ctrl_jax.devices.mesh import make_mesh, replicate
 from ctrl_jax.devices.programs import TrainState
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import lora, networks
-from ctrl_jax.pipeline import assembly, optimizers
+from ctrl_jax.pipeline import assembly, optimizers, replay
 from ctrl_jax.rewards.reward import scorer
 from ctrl_jax.runtime import loop, preemption
 from ctrl_jax.runtime.checkpoints import Checkpoints
