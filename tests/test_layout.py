@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "theory": {"errors"},
     "steps": BASICS | {"theory"},
     "algorithms": PURE,
+    "decoding": PURE,
     "models": BASICS,
     "data": BASICS,
     # The loop shards batches and halts states; the mesh asks the hosts where a batch's rows are.
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": BASICS | {"theory", "models", "data"},
     "report": PURE,
     "rewards": LIBRARY - {"algorithms", "theory"},
-    "pipeline": LIBRARY | {"rewards", "report"},
+    "pipeline": LIBRARY | {"decoding", "rewards", "report"},
     "planning": LIBRARY | {"rewards", "pipeline"},
     "commands": LIBRARY - {"algorithms"} | {"rewards", "report", "pipeline", "planning"},
     # Behind the names of `ctrl_jax/__init__.py`.
@@ -62,6 +63,7 @@ MAY_IMPORT_FROM_OUTSIDE = {
     "types": PURE_PYTHON | {"jax"},
     "theory": PURE_PYTHON | {"contextlib", "difflib", "hashlib", "inspect", "jax", "numpy"},
     "steps": PURE_PYTHON | {"chex", "jax", "numpy"},
+    "decoding": PURE_PYTHON | {"chex", "jax", "numpy"},
 }
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -127,7 +129,7 @@ def test_an_experiment_is_made_of_config_alone(path):
 IMPURE = {"jit", "pmap", "shard_map", "print", "open", "callback", "io_callback", "pure_callback", "debug"}
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "steps").glob("*.py")), ids=name)
+@pytest.mark.parametrize("path", [path for path in SOURCES if room(path) in ("steps", "decoding")], ids=name)
 def test_steps_are_pure(path):
     assert IMPURE.isdisjoint(identifiers(path.read_text()))
 

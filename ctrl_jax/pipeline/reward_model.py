@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ctrl_jax.algorithms.bradley_terry import BradleyTerry
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, programs
 from ctrl_jax.models import lora
@@ -32,14 +33,7 @@ def run(run: Run, reference: Trained) -> tuple[Reward, float]:
 def _train(run: Run, reference: Trained) -> tuple[Reward, float]:
     experiment = run.experiment
     config = experiment.reward_model
-    stage = run.stage(
-        "reward_model",
-        corpus=data.key(run.corpus, "train"),
-        reference=reference.stage,
-        lora=experiment.model.lora,
-        reward_model=config,
-        seed=experiment.seed,
-    )
+    stage = run.stage("reward_model", corpus=data.key(run.corpus, "train"), reference=reference.stage)
     optimizer = optimizers.supervised(config)
     key = randomness.stage_key(experiment.seed, "reward_model")
     frozen, start = parameters.adapt_reward(run.models, run.mesh, key, reference.params)
@@ -48,6 +42,7 @@ def _train(run: Run, reference: Trained) -> tuple[Reward, float]:
             LABEL,
             programs.init_state(start, optimizer, run.mesh),
             batches(data.pairs(run.corpus, "train"), batch_size=config.batch_size, seed=experiment.seed),
+            metrics=BradleyTerry.metrics,
             mesh=run.mesh,
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ctrl_jax.algorithms.sft import Sft
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, partitioning, programs
 from ctrl_jax.models import huggingface, lora, networks, peft, weights
@@ -37,17 +38,9 @@ def run(run: Run) -> Trained:
     config, model = experiment.sft, experiment.model
     parameters.check_they_divide(run.models, run.mesh)
     if config.steps == 0:
-        content = {name: run.model_key[name] for name in ("path", "adapter", "dtype")}
-        return Trained(pretrained(run), f"model-{fingerprint(content)}")
-    stage = run.stage(
-        "sft",
-        corpus=data.key(run.corpus, "train"),
-        demonstrations=experiment.data.demonstrations,
-        vocabulary_size=run.architecture.vocabulary_size,
-        model=run.model_key,
-        sft=config,
-        seed=experiment.seed,
-    )
+        weights_and_adapter = {"path": run.contents["model"]["weights"], "adapter": run.contents["adapter"]}
+        return Trained(pretrained(run), f"model-{fingerprint({**weights_and_adapter, 'dtype': model.dtype})}")
+    stage = run.stage("sft", corpus=data.key(run.corpus, "train"), vocabulary_size=run.architecture.vocabulary_size)
     optimizer = optimizers.supervised(config)
     key = randomness.stage_key(experiment.seed, "sft")
     start = pretrained(run) if model.path is not None else parameters.init_decoder(run.models, run.mesh, key)
@@ -58,6 +51,7 @@ def run(run: Run) -> Trained:
             LABEL,
             programs.init_state(parameters.adapt_decoder(run.models, run.mesh, key, start), optimizer, run.mesh),
             batches(demonstrations, batch_size=config.batch_size, seed=experiment.seed),
+            metrics=Sft.metrics,
             mesh=run.mesh,
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,
