@@ -3,11 +3,10 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ctrl_jax import build
 from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.corpus import Corpus
 from ctrl_jax.devices.mesh import batch_parts
-from ctrl_jax.models import architecture, attention
+from ctrl_jax.models import architecture, attention, networks
 from ctrl_jax.pipeline import checks
 from ctrl_jax.pipeline import data as data_stage
 from ctrl_jax.pipeline.directories import pretrained_architecture
@@ -19,7 +18,7 @@ class Run(Workspace):
     """A workspace whose data is prepared. Plain data: nothing is computed behind an attribute."""
 
     corpus: Corpus
-    models: build.Models
+    models: networks.Networks
 
     @property
     def architecture(self) -> architecture.Architecture:
@@ -43,14 +42,14 @@ def prepare(workspace: Workspace) -> Run:
     stage = workspace.stage("data", tokenizer=tokenizer and tokenizer.fingerprint)
     corpus = data_stage.prepare(data, stage, tokenizer)
     checks.check(experiment, corpus, parts=batch_parts(mesh), given=workspace.reward_function)
-    models = networks(workspace, sizes or model.architecture(corpus.tokenizer.vocabulary_size))
+    models = networks_of(workspace, sizes or model.architecture(corpus.tokenizer.vocabulary_size))
     given = {field.name: getattr(workspace, field.name) for field in fields(Workspace)}
     return Run(**given, corpus=corpus, models=models)
 
 
-def networks(workspace: Workspace, sizes: architecture.Architecture) -> build.Models:
+def networks_of(workspace: Workspace, sizes: architecture.Architecture) -> networks.Networks:
     """The networks of these sizes, with the attention that runs on the workspace's devices."""
     model = workspace.experiment.model
-    return build.models(
+    return networks.create(
         sizes, model.lora, rematerialize=model.rematerialize, fused_attention=attention.has_kernel(workspace.mesh)
     )

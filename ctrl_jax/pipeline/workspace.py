@@ -11,13 +11,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from ctrl_jax import build
 from ctrl_jax.config import Experiment
 from ctrl_jax.data import downloads, pretrained_tokenizers, sources
 from ctrl_jax.devices.mesh import batch_parts
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import peft, weights
-from ctrl_jax.pipeline import results
+from ctrl_jax.pipeline import randomness, results
 from ctrl_jax.pipeline.directories import check_models
 from ctrl_jax.pipeline.divisible import check_batches_divide
 from ctrl_jax.pipeline.stages import VERSIONS, open_stage
@@ -59,7 +58,7 @@ class Workspace:
 
     def stage(self, name: str, **inputs: Any) -> Stage:
         """The folder of a stage, by the inputs that the table of stages names."""
-        return open_stage(self.stages_dir, name, self.experiment, self.contents, build.draws(), **inputs)
+        return open_stage(self.stages_dir, name, self.experiment, self.contents, randomness.draws(), **inputs)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -149,7 +148,7 @@ def contents(experiment: Experiment, given: function.Function | None = None) -> 
         "adapter": None if model.adapter is None else downloads.fingerprint(peft.files(Path(model.adapter))),
         "reward_model": None if reward.path is None else _of_model(Path(reward.path)),
         "reward_function": of_function,
-        "draws": build.random_settings(),
+        "draws": randomness.random_settings(),
     }
 
 
