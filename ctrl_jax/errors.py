@@ -18,9 +18,7 @@ class InputError(ValueError):
       remedy: what to do.
     """
 
-    def __init__(
-        self, problem: str, *, field: str | None = None, value: Any = None, remedy: str | None = None
-    ) -> None:
+    def __init__(self, problem: str, *, field: str | None = None, value: Any = None, remedy: str | None = None) -> None:
         join = "" if remedy is None else " " if problem.endswith(".") else "; "
         super().__init__(f"{problem}{join}{remedy or ''}")
         self.field, self.value, self.remedy = field, value, remedy
