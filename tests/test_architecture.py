@@ -30,7 +30,6 @@ ROLES = {
     "config": "the options of an experiment",
     "evaluation": "evaluation.json as one value",
     "report": "pages and figures of what was measured",
-    "build": "the steps, compiled on a mesh",
     "rewards": "trained, classifier, function: each makes a score and its fingerprint",
     "pipeline": "the stages of a run: data, sft, reward model, calibration, training, evaluation",
     "planning": "time and memory of an experiment, and a profile of its steps",
