@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from ctrl_jax.algorithms.protocol import Source
 from ctrl_jax.config import Experiment
-from ctrl_jax.pipeline import calibrate, evaluate, reward_model, sft, train
+from ctrl_jax.pipeline import assembly, calibrate, evaluate, reward_model, sft, train
 from ctrl_jax.pipeline.run import Run, prepare
 from ctrl_jax.pipeline.train import Aligned
 from ctrl_jax.pipeline.workspace import Workspace
@@ -38,13 +39,21 @@ def policy(run: Run) -> Aligned:
     check_budget(run.experiment)
     reference = sft.run(run)
     reward, reward_seconds = reward_model.run(run, reference)
-    calibrated = calibrate.run(run, reference, reward)
+    seconds = {"sft": reference.seconds, "reward_model": reward_seconds}
+    calibrated = None
+    if is_on_policy(run.experiment):
+        calibrated = calibrate.run(run, reference, reward)
+        seconds["calibration"] = calibrated.seconds
     policy = train.run(run, reference, reward, calibrated)
-    seconds = {"sft": reference.seconds, "reward_model": reward_seconds, "calibration": calibrated.seconds}
     return Aligned(policy, reference, reward, seconds)
+
+
+def is_on_policy(experiment: Experiment) -> bool:
+    """Whether the algorithm learns from the policy's own responses, whose rewards are calibrated."""
+    return assembly.algorithm_class(experiment.policy).source is Source.POLICY
 
 
 def check_budget(experiment: Experiment) -> None:
     """Refuses a KL budget that no policy of the transform reaches. A β that is given aims at no budget."""
-    if experiment.policy.beta is None:
+    if is_on_policy(experiment) and experiment.policy.beta is None:
         experiment.policy.objective.check(experiment.calibration.rewards_per_prompt)

@@ -1,7 +1,10 @@
-"""The main job: align a policy with the transformed, calibrated reward at a KL budget."""
+"""The main job: align a policy, by the algorithm that the experiment chooses."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import optax
+
+from ctrl_jax.algorithms.protocol import Algorithm, Source
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, programs
 from ctrl_jax.models import lora
@@ -24,50 +27,46 @@ class Aligned(NamedTuple):
     """What the stages before took."""
 
 
-def run(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated) -> Params:
+def run(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None) -> Params:
     """The trained policy, all of it: trained from the reference, continued, or read where it is done.
+
+    Args:
+      run: has the data and the options.
+      reference: where the policy starts, and what its KL is measured against.
+      reward: scores the policy's responses, where the algorithm samples them.
+      calibrated: the reference's rewards, or None where the algorithm learns from preference pairs.
 
     Raises:
       InputError: if a step is not finite, the KL runs away, or the policy stops changing (watch.py).
     """
     experiment, config = run.experiment, run.experiment.policy
-    objective, num_references = config.objective, experiment.calibration.rewards_per_prompt
+    num_references = experiment.calibration.rewards_per_prompt
     depends = inputs_key(
         "policy",
         {
             "corpus": data.key(run.corpus, "train"),
             "reference": reference.stage,
             "reward_model": reward.fingerprint,
-            "calibration": calibrated.digest,
+            "calibration": calibrated and calibrated.digest,
         },
         randomness.draws(),
     )
     run.renew(depends)
 
-    beta = objective.beta(num_references, calibrated.table.rewards) if config.beta is None else config.beta
-    eos_ids = run.corpus.tokenizer.eos_ids
-    algorithm = assembly.ctrl(run.models, run.mesh, config, beta=beta, num_references=num_references, eos_ids=eos_ids)
+    beta = config.beta
+    if beta is None and calibrated is not None:
+        beta = config.objective.beta(num_references, calibrated.table.rewards)
+    algorithm = assembly.algorithm(
+        run.models, run.mesh, config, beta=beta, num_references=num_references, eos_ids=run.corpus.tokenizer.eos_ids
+    )
     optimizer = optimizers.policy(config, updates=algorithm.updates)
-    trained = parameters.adapt_decoder(
-        run.models, run.mesh, randomness.stage_key(experiment.seed, "adapter"), reference.params
-    )
-    state = programs.init_state(trained, optimizer, run.mesh, algorithm.start())
-    step = assembly.policy_step(
-        run.models,
-        run.mesh,
-        config,
-        algorithm,
-        optimizer,
-        reward.score,
-        key=randomness.stage_key(experiment.seed, "policy"),
-        max_length=experiment.data.response_length,
-        eos_ids=eos_ids,
-    )
-    prompts = PolicyBatch(run.corpus.prompts("train", experiment.calibration.prompts).prompts, calibrated.table.rewards)
+    adapter_key = randomness.stage_key(experiment.seed, "adapter")
+    trained = parameters.adapt_decoder(run.models, run.mesh, adapter_key, reference.params)
+    step = _step(run, algorithm, optimizer, reward)
     with run.open_training(
         experiment.name,
-        state,
-        batches(prompts, batch_size=config.prompts_per_step, seed=experiment.seed),
+        programs.init_state(trained, optimizer, run.mesh, algorithm.start()),
+        batches(_examples(run, calibrated), batch_size=config.prompts_per_step, seed=experiment.seed),
         metrics=algorithm.metrics,
         mesh=run.mesh,
         steps=config.steps,
@@ -83,3 +82,32 @@ def run(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated) ->
             see_its_health(rows)
             training.save(update, score=watch.score(config, rows))
     return lora.overlay(reference.params, training.state.params)
+
+
+def _examples(run: Run, calibrated: Calibrated | None) -> Any:
+    """What an algorithm learns from: prompts with the rewards that calibrate, or preference pairs."""
+    if calibrated is None:
+        return data.pairs(run.corpus, "train")
+    prompts = run.corpus.prompts("train", run.experiment.calibration.prompts).prompts
+    return PolicyBatch(prompts, calibrated.table.rewards)
+
+
+def _step(
+    run: Run, algorithm: Algorithm, optimizer: optax.GradientTransformation, reward: Reward
+) -> assembly.PolicyStep | programs.Step:
+    """(state, reference, batch) to (state, metrics)."""
+    experiment = run.experiment
+    if algorithm.source is not Source.POLICY:
+        micro_batches = experiment.policy.micro_batches
+        return assembly.update(run.models, run.mesh, optimizer, algorithm, micro_batches=micro_batches)
+    return assembly.policy_step(
+        run.models,
+        run.mesh,
+        experiment.policy,
+        algorithm,
+        optimizer,
+        reward.score,
+        key=randomness.stage_key(experiment.seed, "policy"),
+        max_length=experiment.data.response_length,
+        eos_ids=run.corpus.tokenizer.eos_ids,
+    )

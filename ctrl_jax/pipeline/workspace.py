@@ -133,6 +133,7 @@ def claimed(experiment: Experiment, contents: dict[str, Any]) -> dict[str, Any]:
     tree = plain(experiment)
     # The judge decides nothing that is trained: it may be given, or changed, once the policy is there.
     del tree["evaluation"]["judge"]
+    tree["policy"] |= experiment.policy.named_algorithm
     return {**tree, "versions": VERSIONS, "contents": contents}
 
 
