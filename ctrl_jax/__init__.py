@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ctrl_jax.errors import InputError
+    from ctrl_jax.library.model import Model, generate, load_model
     from ctrl_jax.library.ranks import Interval, calibrate, interval, judged_win_rate, win_rate
     from ctrl_jax.library.theory import (
         best_of,
@@ -63,6 +64,10 @@ __all__ = [  # noqa: RUF022 (in the order of docs/library.md)
     "worst_of",
     "ideal_policy",
     "optimal_transform",
+    # Language models.
+    "Model",
+    "generate",
+    "load_model",
     # Parts of a loop of your own, for jax.jit.
     "exact_kl",
     "exact_kl_loss",
@@ -76,6 +81,7 @@ __all__ = [  # noqa: RUF022 (in the order of docs/library.md)
 
 _MODULES = {
     "errors": ("InputError",),
+    "library.model": ("Model", "generate", "load_model"),
     "library.ranks": ("Interval", "calibrate", "interval", "judged_win_rate", "win_rate"),
     "library.theory": (
         *("best_of", "best_of_poisson", "ideal_policy", "mixture", "procedure", "sampling", "soft_best_of"),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ctrl_jax.errors import InputError
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import Objective, Raw
+from ctrl_jax.theory.transforms import Transform
 
 SOURCES = (
     "dialogues/helpful",
@@ -24,6 +25,8 @@ SOURCES = (
     "files",
     "jsonl",
 )
+GIVEN = "given"
+"""The source of prompts that a program gives (ctrl_jax.align): they lie in no file that a command could read."""
 FIELDS = ("prompt", "messages", "response", "chosen", "rejected")
 """What is read of a row of one's own; its other columns reach a function reward."""
 VOCABULARY = 512
@@ -123,7 +126,7 @@ class Data:
         if self.vocabulary_size is not None:
             _positive(self, "vocabulary_size")
         _require(
-            self.source in SOURCES,
+            self.source in (*SOURCES, GIVEN),
             f"Data.source is {self.source!r}; it is one of {', '.join(SOURCES)}.",
         )
         _require(
@@ -340,6 +343,19 @@ class Calibration:
         return self.samples_per_prompt if self.quantiles is None else self.quantiles
 
 
+class TransformName(str):
+    """A transform's name in a configuration, with the function that it stands for, which no text says."""
+
+    transform: Transform
+
+    @classmethod
+    def of(cls, objective: Objective) -> "TransformName":
+        name = cls(objective.fingerprint["transform"])
+        assert callable(objective.transform), "raw and optimal are names"
+        name.transform = objective.transform
+        return name
+
+
 @dataclass(frozen=True)
 class Policy:
     """KL-regularised RL on the transformed calibrated reward."""
@@ -405,10 +421,14 @@ class Policy:
             self.samples_per_prompt >= 2,
             f"Policy.samples_per_prompt is {self.samples_per_prompt}; the leave-one-out baseline needs at least 2.",
         )
-        _set(self, procedure=objective.procedure.name, transform=str(objective.transform))
+        _set(self, procedure=objective.procedure.name)
+        if not isinstance(self.transform, TransformName):
+            _set(self, transform=str(objective.transform))
 
     @property
     def objective(self) -> Objective:
+        if isinstance(self.transform, TransformName):
+            return Objective(self.transform.transform, procedures.parse(self.procedure), self.kl_budget)
         return Objective.parse(self.transform, self.procedure, self.kl_budget)
 
 

@@ -17,6 +17,11 @@ def load(data: config.Data, data_dir: Path) -> Loaded:
     kind, _, subset = data.source.partition("/")
     path = _path(data)
     match kind:
+        case config.GIVEN:
+            raise InputError(
+                "The prompts of this run were given by a Python program (ctrl_jax.align), and lie in no file. Continue "
+                "it there; `report` works here too."
+            )
         case "dialogues":
             records = dialogues.load(subset, seed=data.seed, count=data.dialogues, data_dir=data_dir)
             loaded = Loaded(records, sum(map(len, records.values())), {}, "generated here")
