@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.config import Lora
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.models.decoder import Decoder
+from ctrl_jax.models.lora import Lora
 from ctrl_jax.types import Params, Prompts, Responses, RewardApply
 
 

@@ -142,7 +142,7 @@ class Run:
     def architecture(self) -> architecture.Architecture:
         model = self.experiment.model
         if model.path is None:
-            return architecture.from_config(model, self.corpus.tokenizer.vocabulary_size)
+            return model.architecture(self.corpus.tokenizer.vocabulary_size)
         return pretrained_architecture(self.experiment)
 
     @property

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from jax.sharding import Mesh
 
 from ctrl_jax import build
-from ctrl_jax.config import Lora
 from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import Conversation
 from ctrl_jax.data.corpus import Corpus
@@ -17,6 +16,7 @@ from ctrl_jax.data.pipelines import padded
 from ctrl_jax.devices import partitioning
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import huggingface, weights
+from ctrl_jax.models.lora import Lora
 from ctrl_jax.rewards.reward import ROUNDING, Reward
 from ctrl_jax.runtime import hosts
 from ctrl_jax.types import Prompts, Responses
