@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import tyro
 
 from ctrl_jax import build
-from ctrl_jax.__main__ import load_experiment
+from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.pipeline import calibrate, train
 from ctrl_jax.pipeline.run import Run

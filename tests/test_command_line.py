@@ -14,7 +14,8 @@ import pytest
 
 from ctrl_jax import __main__ as command_line
 from ctrl_jax import config
-from ctrl_jax.commands import ideal, runs
+from ctrl_jax.commands import export, ideal, options, runs, sweep
+from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime import hosts, platform, stages
 from ctrl_jax.runtime.preemption import Preempted
@@ -143,7 +144,7 @@ def test_batch_jobs_of_a_sweep_run_its_points_on_the_same_options(tmp_path, monk
     os.umask(umask)
     assert {stat.S_IMODE(script.stat().st_mode) for script in jobs.iterdir()} == {0o777 & ~umask}
     scripts = {script.stem: script.read_text().splitlines()[-1] for script in jobs.iterdir()}
-    points = command_line.load_experiment("bon_helpful").sweep()
+    points = load_experiment("bon_helpful").sweep()
     assert scripts.keys() == {point.name for point in points}
     for name, line in scripts.items():
         _, command = line.split(" && exec ")
@@ -228,12 +229,12 @@ def test_an_argument_that_is_no_text_is_refused(refused, argument):
 
 def test_a_home_folder_is_expanded_in_every_path(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    kinds = [command_line.Places, command_line.ExportOptions, command_line.SweepOptions, ideal.Options, runs.Options]
+    kinds = [options.Places, export.Options, sweep.Options, ideal.Options, runs.Options]
     kinds += [config.Data, config.Model, config.RewardModel]
     experiment = config.Experiment("any")
     found = 0
     for kind in kinds:
-        needed = {"experiment": experiment} if issubclass(kind, command_line.Options) else {}
+        needed = {"experiment": experiment} if issubclass(kind, options.Options) else {}
         needed |= {"source": "jsonl"} if kind is config.Data else {"path": "x"} if kind is config.Model else {}
         for field in dataclasses.fields(kind):
             if "Path" in str(field.type) or field.name in ("path", "adapter"):
@@ -247,7 +248,7 @@ def test_a_home_folder_is_expanded_in_every_path(monkeypatch, tmp_path):
 def test_help_lists_every_job(capsys):
     assert command_line.main([]) == 0
     printed = capsys.readouterr().out
-    assert all(f"  {job} " in printed for job in command_line.JOBS)
+    assert all(f"  {job} " in printed for job in command_line.COMMANDS)
 
 
 def test_a_work_directory_that_cannot_be_written(refused, tmp_path):

@@ -32,15 +32,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "build": BASICS | {"theory", "steps", "config", "models", "data", "devices"},
     "rewards": BASICS | {"steps", "config", "models", "data", "runtime", "devices", "build"},
     "pipeline": BASICS
-    | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "commands"},
+    | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build"},
     "planning": BASICS | {"theory", "steps", "config", "models", "data", "runtime", "devices", "build", "pipeline"},
     "commands": BASICS
-    | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "pipeline"},
+    | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "pipeline"}
+    | {"planning"},
     # Behind the names of `ctrl_jax/__init__.py`.
     "library": BASICS
     | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "pipeline"}
     | {"commands"},
-    "__main__": BASICS | {"config", "runtime", "devices", "build", "pipeline", "planning", "commands"},
+    "__main__": {"errors", "runtime", "commands"},
 }
 PURE_PYTHON = {
     "abc",
@@ -267,11 +268,10 @@ WORDS = {
 QUOTED = {"ctrl_jax/data/phrases.py"}
 # To become empty: files whose words nobody has gone through yet.
 NOT_YET_READ = {
-    "ctrl_jax/__main__.py",
     "ctrl_jax/build.py",
     "ctrl_jax/commands/address.py",
     "ctrl_jax/commands/runs.py",
-    "ctrl_jax/commands/sample.py",
+    "ctrl_jax/commands/sample_session.py",
     "ctrl_jax/data/chat_templates.py",
     "ctrl_jax/data/downloads.py",
     "ctrl_jax/data/language.py",
@@ -279,7 +279,6 @@ NOT_YET_READ = {
     "ctrl_jax/devices/accelerators.py",
     "ctrl_jax/devices/mesh.py",
     "ctrl_jax/devices/partitioning.py",
-    "ctrl_jax/pipeline/align.py",
     "ctrl_jax/pipeline/calibrate.py",
     "ctrl_jax/pipeline/results.py",
     "ctrl_jax/pipeline/run.py",

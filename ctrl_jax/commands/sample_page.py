@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ctrl_jax.commands.sample import MAX_SAMPLES, Asked, Event, Session, said
+from ctrl_jax.commands.sample_session import MAX_SAMPLES, Asked, Event, Session, said
 from ctrl_jax.config import Decoding, Experiment
 from ctrl_jax.errors import InputError
 from ctrl_jax.report import sample_page

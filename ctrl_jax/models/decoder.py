@@ -84,6 +84,7 @@ class Block(nn.Module):
     architecture: Architecture
     layer: Layer
     lora: Lora
+    fused_attention: bool
 
     def setup(self) -> None:
         sizes, shapes = self.architecture, self.architecture.shapes()
@@ -136,7 +137,7 @@ class Block(nn.Module):
         """The layer's output [B, N, T, D] once its keys are known; masks as in `attention.attend`."""
         sizes = self.architecture
         scale, softcap = sizes.query_scale, sizes.attention_softcap
-        if attention.is_fused(queries, softcap):
+        if self.fused_attention and attention.fits_kernel(queries, softcap):
             mixed = attention.attend_fused(queries, shared, shared_mask, own, own_mask, scale=scale)
         else:
             mixed = attention.attend(queries, shared, shared_mask, own, own_mask, scale=scale, softcap=softcap)
@@ -192,6 +193,8 @@ class Decoder(nn.Module):
     lora: Lora = Lora()
     rematerialize: bool = False
     """Whether the backward pass computes each layer again instead of keeping what it needs of the forward pass."""
+    fused_attention: bool = False
+    """Whether the devices have cuDNN's kernel (`attention.has_kernel`), to be taken where it fits."""
 
     def setup(self) -> None:
         sizes = self.architecture
@@ -199,7 +202,7 @@ class Decoder(nn.Module):
             sizes.vocabulary_size, sizes.width, embedding_init=nn.initializers.normal(sizes.width**-0.5)
         )
         block = nn.remat(Block, methods=["project", "finish"]) if self.rematerialize else Block
-        self.layers = [block(sizes, layer, self.lora) for layer in sizes.layers]
+        self.layers = [block(sizes, layer, self.lora, self.fused_attention) for layer in sizes.layers]
         self.final_norm = Norm(sizes.norm_epsilon, sizes.norm_offset)
         if not sizes.tied_embeddings:
             self.head = Head(sizes.vocabulary_size)

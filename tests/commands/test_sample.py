@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ctrl_jax import build, config
-from ctrl_jax.commands import sample
-from ctrl_jax.commands.sample import Asked, Comparing, Drawn, Judge, Picked, Scored, Session
+from ctrl_jax.commands import sample_session as sample
+from ctrl_jax.commands.sample_session import Asked, Comparing, Drawn, Judge, Picked, Scored, Session
 from ctrl_jax.config import Decoding
 from ctrl_jax.data.conversations import Turn
 from ctrl_jax.devices.mesh import make_mesh

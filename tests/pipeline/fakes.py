@@ -19,11 +19,12 @@ from safetensors.numpy import save_file
 
 from ctrl_jax import build
 from ctrl_jax.commands import report, summary
+from ctrl_jax.commands.train import align
 from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, RewardModel, Supervised
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import weights
-from ctrl_jax.pipeline import align, evaluate, reward_model, rollouts, sft
+from ctrl_jax.pipeline import evaluate, reward_model, rollouts, sft
 from ctrl_jax.pipeline import run as run_module
 from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.pipeline.run import Run
@@ -150,7 +151,7 @@ def fakes(monkeypatch):
     monkeypatch.setattr(
         evaluate, "_kl_by_prompt", lambda run, aligned, sampled: 1.0 + np.arange(len(sampled.log_probs))
     )
-    monkeypatch.setattr(report, "run", lambda work_dir: work_dir)
+    monkeypatch.setattr(report, "write", lambda work_dir: work_dir)
     monkeypatch.setattr(summary, "print_run", lambda *_: None)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     return fakes
@@ -244,7 +245,7 @@ def train(fakes: Fakes, experiment: Experiment, work_dir: str = "runs/work", sta
     for name in ("rewards", "helpers", "lazily"):
         sys.modules.pop(name, None)
     fakes.experiment, fakes.made = experiment, []
-    align.run(Run(experiment, Path(work_dir), Path(stages_dir), make_mesh(1), open_training=fakes.open_training))
+    align(Run(experiment, Path(work_dir), Path(stages_dir), make_mesh(1), open_training=fakes.open_training))
 
 
 def results(work_dir: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import tyro
 
 from ctrl_jax import __main__ as command_line
 from ctrl_jax import build
+from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.config import Data, Experiment, Lora, Model, Policy, RewardModel, Supervised
 from ctrl_jax.devices.accelerators import KINDS, Accelerator
 from ctrl_jax.devices.mesh import make_mesh
@@ -220,7 +221,7 @@ def test_the_tables_say_what_does_not_fit_and_what_would(large, capsys, monkeypa
 
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.py")), ids=lambda file: file.stem)
 def test_every_experiment_can_be_planned(file, tmp_path):
-    experiment = command_line.load_experiment(str(file)).experiment()
+    experiment = load_experiment(str(file)).experiment()
     if experiment.model.path is not None:
         path = config_only(tmp_path / "model", max_position_embeddings=4096)
         experiment = replace(experiment, model=replace(experiment.model, path=path))

@@ -14,13 +14,13 @@ import optax
 import pytest
 
 from ctrl_jax import build
-from ctrl_jax.__main__ import load_experiment
 from ctrl_jax.build import TrainState
-from ctrl_jax.commands import replay
+from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices.mesh import make_mesh, replicate
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import lora
+from ctrl_jax.pipeline import replay
 from ctrl_jax.runtime import loop, preemption
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.compilations import compilations
