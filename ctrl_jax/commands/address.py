@@ -61,7 +61,7 @@ def check_versions(work_dir: Path) -> None:
     Raises:
       InputError: naming each stage with both versions.
     """
-    from ctrl_jax.pipeline.run import VERSIONS  # libraries of seconds
+    from ctrl_jax.pipeline.stages import VERSIONS
 
     others = differences(read_config(work_dir).get("versions") or {}, VERSIONS)
     if others:

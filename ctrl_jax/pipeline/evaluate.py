@@ -16,11 +16,13 @@ import numpy as np
 
 from ctrl_jax import build
 from ctrl_jax.data.pipelines import PromptSet
+from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import data, results, reward_model, scored
 from ctrl_jax.pipeline.rollouts import in_batches, respond, score
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained, training_seconds
+from ctrl_jax.pipeline.stages import timings
 from ctrl_jax.pipeline.train import Aligned
 from ctrl_jax.report.measurements import RELIABILITY_ARRAYS
 from ctrl_jax.report.statistics import wilson
@@ -94,9 +96,9 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
     judge = independent_judge(run)
     prompts = run.corpus.prompts("test", config.prompts)
     reference, stage = _reference(run, aligned, prompts)
-    timings = {"reference_evaluation": stage.summary["seconds"]}
+    seconds = {"reference_evaluation": stage.summary["seconds"]}
     if judge is not None:
-        values, timings["reference_judge"] = _reference_judge(run, judge, stage, prompts, reference.responses)
+        values, seconds["reference_judge"] = _reference_judge(run, judge, stage, prompts, reference.responses)
         reference = reference._replace(judge=values)
     started = time.monotonic()
     rollouts, rewards = respond(
@@ -123,12 +125,14 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
         "reward_model": reward_quality,
         "ties": float(np.mean(win_rate.share_of_ties(jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)))),
         **_lengths(run, {"policy": policy.responses, "reference": reference.responses}),
-        "timings": {
-            **aligned.seconds,
-            **timings,
-            "train": training_seconds(run.work_dir),
-            "evaluate": time.monotonic() - started,
-        },
+        "timings": timings(
+            {
+                **aligned.seconds,
+                **seconds,
+                "policy": training_seconds(run.work_dir),
+                "evaluation": time.monotonic() - started,
+            }
+        ),
     }
     write_json(run.work_dir / "evaluation.json", evaluation)
     results.seal(run.work_dir, run.claimed_config, draws=build.draws())
@@ -143,10 +147,6 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
         corpus=data.key(run.corpus, "test"),
         reference=aligned.reference.stage,
         reward_model=aligned.reward.fingerprint,
-        prompts=config.prompts,
-        responses_per_prompt=config.responses_per_prompt,
-        temperature=run.experiment.policy.temperature,
-        seed=run.experiment.seed,
     )
     path = stage.directory / "responses.npz"
     with stage.exclusive():
@@ -371,8 +371,7 @@ def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, Judged], ranks
     rows: list[dict[str, Any]] = [{"prompt": text} for text in prompts.texts]
     for name, judged in sides.items():
         picks = np.asarray(procedure.select(jnp.asarray(judged.rewards[:, : procedure.num_samples]), key))
-        at_pick = (np.arange(len(rows)), picks)
-        picked = Responses(judged.responses.tokens[at_pick][:, None], judged.responses.lengths[at_pick][:, None])
+        picked = order.take(judged.responses, jnp.asarray(picks))
         values = {"reward": judged.rewards, "calibrated": ranks[f"{name}_calibrated"]}
         values |= {other: found for other in ("gold", "judge") if (found := getattr(judged, other)) is not None}
         for i, (row, (text,)) in enumerate(zip(rows, run.corpus.texts(picked), strict=True)):

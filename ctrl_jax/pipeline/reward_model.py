@@ -32,14 +32,7 @@ def run(run: Run, reference: Trained) -> tuple[Reward, float]:
 def _train(run: Run, reference: Trained) -> tuple[Reward, float]:
     experiment = run.experiment
     config = experiment.reward_model
-    stage = run.stage(
-        "reward_model",
-        corpus=data.key(run.corpus, "train"),
-        reference=reference.stage,
-        lora=experiment.model.lora,
-        reward_model=config,
-        seed=experiment.seed,
-    )
+    stage = run.stage("reward_model", corpus=data.key(run.corpus, "train"), reference=reference.stage)
     optimizer = build.supervised_optimizer(config)
     key = build.stage_key(experiment.seed, "reward_model")
     frozen, start = build.adapt_reward(run.models, run.mesh, key, reference.params)

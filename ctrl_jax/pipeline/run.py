@@ -20,28 +20,13 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import architecture, attention, huggingface, peft, weights
 from ctrl_jax.pipeline import checks, results
 from ctrl_jax.pipeline import data as data_stage
+from ctrl_jax.pipeline.stages import VERSIONS, open_stage
 from ctrl_jax.rewards import function
 from ctrl_jax.runtime import disk, hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.loop import open_training
 from ctrl_jax.runtime.platform import environment
 from ctrl_jax.runtime.stages import Stage, claim, exclusive, plain, write_json
-
-VERSIONS = {
-    "data": 3,
-    "sft": 3,
-    "reward_model": 3,
-    "calibration": 4,
-    "reference_evaluation": 3,
-    "reference_judge": 1,
-    "policy": 3,
-    "evaluation": 3,
-}
-"""Raise a number when the code behind it gives other results, so that what older code left on disk is not used."""
-# A stage's key is what its results depend on: options without those that change none, its inputs by their content (of
-# another stage by what that holds, however it came to be), the code by VERSIONS, and how jax draws. Not in it are how
-# many devices there are and of what kind, nor the versions of libraries that draw alike: by these, results differ in
-# rounding alone.
 
 
 @dataclass(frozen=True)
@@ -73,9 +58,9 @@ class Run:
         if self.wandb and importlib.util.find_spec("wandb") is None:
             raise InputError("--wandb is given, and wandb is not installed. Install it: make setup EXTRA=wandb")
 
-    def stage(self, name: str, **key: Any) -> Stage:
-        drawn = {} if name == "data" else {"draws": build.draws()}
-        return Stage.open(self.stages_dir, name, {"version": VERSIONS[name], **drawn, **results.without_neutral(key)})
+    def stage(self, name: str, **inputs: Any) -> Stage:
+        """The folder of a stage, by the inputs that the table of stages names."""
+        return open_stage(self.stages_dir, name, self.experiment, self.contents, build.draws(), **inputs)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -145,15 +130,6 @@ class Run:
             return model.architecture(self.corpus.tokenizer.vocabulary_size)
         return pretrained_architecture(self.experiment)
 
-    @property
-    def model_key(self) -> dict[str, Any]:
-        """The part of a stage's key that is the model: a directory enters by its content, wherever it lies."""
-        return {
-            **plain(self.experiment.model),
-            "path": self.contents["model"] and self.contents["model"]["weights"],
-            "adapter": self.contents["adapter"],
-        }
-
     @cached_property
     def corpus(self) -> Corpus:
         if self.given is not None:
@@ -163,8 +139,8 @@ class Run:
         if model.path is not None:
             rows = self.architecture.vocabulary_size
             tokenizer = pretrained_tokenizers.load(Path(model.path), embedding_rows=rows)
-        key = {**plain(data), "path": self.contents["data"], "tokenizer": tokenizer and tokenizer.fingerprint}
-        found = data_stage.prepare(data, self.stage("data", **key), tokenizer)
+        stage = self.stage("data", tokenizer=tokenizer and tokenizer.fingerprint)
+        found = data_stage.prepare(data, stage, tokenizer)
         checks.check(self.experiment, found, parts=batch_parts(self.mesh), given=self.reward_function)
         return found
 

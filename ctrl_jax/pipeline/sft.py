@@ -38,17 +38,9 @@ def run(run: Run) -> Trained:
     config, model = experiment.sft, experiment.model
     build.check_parameters_divide(run.models, run.mesh)
     if config.steps == 0:
-        content = {name: run.model_key[name] for name in ("path", "adapter", "dtype")}
-        return Trained(pretrained(run), f"model-{fingerprint(content)}")
-    stage = run.stage(
-        "sft",
-        corpus=data.key(run.corpus, "train"),
-        demonstrations=experiment.data.demonstrations,
-        vocabulary_size=run.architecture.vocabulary_size,
-        model=run.model_key,
-        sft=config,
-        seed=experiment.seed,
-    )
+        weights_and_adapter = {"path": run.contents["model"]["weights"], "adapter": run.contents["adapter"]}
+        return Trained(pretrained(run), f"model-{fingerprint({**weights_and_adapter, 'dtype': model.dtype})}")
+    stage = run.stage("sft", corpus=data.key(run.corpus, "train"), vocabulary_size=run.architecture.vocabulary_size)
     optimizer = build.supervised_optimizer(config)
     key = build.stage_key(experiment.seed, "sft")
     start = pretrained(run) if model.path is not None else build.init_decoder(run.models, run.mesh, key)

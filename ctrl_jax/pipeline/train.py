@@ -6,9 +6,9 @@ from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.models import lora
 from ctrl_jax.pipeline import calibrate, data, reward_model, sft, watch
-from ctrl_jax.pipeline.results import without_neutral
-from ctrl_jax.pipeline.run import VERSIONS, Run
+from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained
+from ctrl_jax.pipeline.stages import inputs_key, options_key
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.steps import kl_budget
@@ -39,14 +39,16 @@ def run(run: Run) -> Aligned:
     reference = sft.run(run)
     reward, reward_seconds = reward_model.run(run, reference)
     table, calibration_seconds, table_digest = calibrate.run(run, reference, reward)
-    depends = {
-        "version": VERSIONS["policy"],
-        "corpus": data.key(run.corpus, "train"),
-        "reference": reference.stage,
-        "reward_model": reward.fingerprint,
-        "calibration": table_digest,
-        "draws": build.draws(),
-    }
+    depends = inputs_key(
+        "policy",
+        {
+            "corpus": data.key(run.corpus, "train"),
+            "reference": reference.stage,
+            "reward_model": reward.fingerprint,
+            "calibration": table_digest,
+        },
+        build.draws(),
+    )
     run.renew(depends)
 
     beta = objective.beta(num_references, table.rewards) if config.beta is None else config.beta
@@ -74,15 +76,7 @@ def run(run: Run) -> Aligned:
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
         directory=run.work_dir,
-        fingerprint=fingerprint(
-            {
-                "policy": without_neutral(config),
-                "lora": experiment.model.lora,
-                "table": experiment.calibration,
-                "seed": experiment.seed,
-                **depends,
-            }
-        ),
+        fingerprint=fingerprint({**options_key("policy", experiment, run.contents), **depends}),
         wandb=run.wandb,
     ) as training:
         see_its_health = watch.watcher(experiment.name, config)
@@ -92,5 +86,5 @@ def run(run: Run) -> Aligned:
             see_its_health(rows)
             training.save(update, score=watch.score(config, rows))
     policy = lora.overlay(reference.params, training.state.params)
-    seconds = {"sft": reference.seconds, "reward_model": reward_seconds, "calibrate": calibration_seconds}
+    seconds = {"sft": reference.seconds, "reward_model": reward_seconds, "calibration": calibration_seconds}
     return Aligned(policy, reference, reward, seconds, depends)

@@ -15,7 +15,8 @@ from ctrl_jax.commands import address, sample
 from ctrl_jax.commands.experiments import find, load_experiment
 from ctrl_jax.config import Data, Experiment, Lora, Model, Policy
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline.run import VERSIONS, Run
+from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.stages import VERSIONS
 from ctrl_jax.runtime import platform
 from ctrl_jax.runtime.stages import fingerprint, plain, write_json
 from tests.test_command_line import refused  # noqa: F401

@@ -24,8 +24,7 @@ from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Po
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import weights
-from ctrl_jax.pipeline import evaluate, reward_model, rollouts, sft
-from ctrl_jax.pipeline import run as run_module
+from ctrl_jax.pipeline import evaluate, reward_model, rollouts, sft, stages
 from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime import checksums
@@ -47,10 +46,15 @@ def value(tree: Any) -> str:
 
 
 class Fakes:
-    """In place of trainings and samplings; `made` is which were done and not read."""
+    """In place of trainings, samplings and scorings."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
+        """The trainings that were done and not read."""
+        self.sampled: dict[str, tuple[Rollouts, np.ndarray]] = {}
+        """The last rollouts of each stage with their raw rewards [B, N]."""
+        self.scored: list[np.ndarray] = []
+        """The raw rewards [B, N] that the reward model gave."""
         self.experiment: Experiment
 
     @contextlib.contextmanager
@@ -71,7 +75,7 @@ class Fakes:
         section = {sft.LABEL: "sft", reward_model.LABEL: "reward_model"}.get(label, "policy")
         self.made.append(section)
         options = without_neutral(getattr(self.experiment, section))
-        drawn = build.draws(), self.experiment.seed, run_module.VERSIONS[section]
+        drawn = build.draws(), self.experiment.seed, stages.VERSIONS[section]
         model = without_neutral(self.experiment.model.lora)
         number = digest(value(state.params), value(next(batches)), batches._fingerprint, options, drawn, model)
         write_json(saved, {"fingerprint": fingerprint, "value": number})
@@ -82,31 +86,39 @@ class Fakes:
     def sampling(self, run, stage, params, score, num_samples):
         experiment = run.experiment
         settings = (stage, value(params), experiment.seed, experiment.policy.temperature, build.draws())
-        settings += (run.corpus.tokenizer.eos_ids, experiment.model.dtype, run_module.VERSIONS)
+        settings += (run.corpus.tokenizer.eos_ids, experiment.model.dtype, stages.VERSIONS)
         length = experiment.data.response_length
 
         def both(batch):
             batch = jax.tree.map(np.asarray, batch)
             shape = (len(batch.ids), num_samples)
-            tokens, lengths = np.zeros((*shape, length), np.int32), np.full(shape, length, np.int32)
+            tokens, lengths = np.zeros((*shape, length), np.int32), np.zeros(shape, np.int32)
+            eos = run.corpus.tokenizer.eos_ids[0]
             for row, prompt in enumerate(zip(batch.ids.tolist(), batch.tokens.tolist(), strict=True)):
                 for sample in range(num_samples):
                     random = np.random.default_rng(digest(settings, prompt, sample))
                     tokens[row, sample] = random.integers(3, 200, length)
-            responses = Responses(tokens, lengths)
-            return Rollouts(batch, responses, np.zeros(tokens.shape, np.float32)), score(batch, responses)
+                    # One in three is cut at the most tokens; the others end in EOS, and more of it behind.
+                    lengths[row, sample] = end = random.integers(1, 1 + 3 * length // 2)
+                    tokens[row, sample, end - 1 :] = eos
+            lengths = np.minimum(lengths, length)
+            rollouts = Rollouts(batch, Responses(tokens, lengths), np.zeros(tokens.shape, np.float32))
+            self.sampled[stage] = rollouts, np.asarray(score(batch, rollouts.responses))
+            return self.sampled[stage]
 
         return both
 
+    def scorer(self, models, mesh):
+        def score(params, prompts, responses):
+            prompts, responses = jax.tree.map(np.asarray, (prompts, responses))
+            seen = value(params)
+            rows = zip(prompts.tokens.tolist(), responses.tokens.tolist(), strict=True)
+            # Some tie, and their differences are log-odds that say something.
+            rewards = [[digest(seen, row, text) % 13 / 4 for text in texts] for row, texts in rows]
+            self.scored.append(np.array(rewards, np.float32))
+            return self.scored[-1]
 
-def fake_scorer(models, mesh):
-    def score(params, prompts, responses):
-        prompts, responses = jax.tree.map(np.asarray, (prompts, responses))
-        seen = value(params)
-        rows = zip(prompts.tokens.tolist(), responses.tokens.tolist(), strict=True)
-        return np.array([[digest(seen, row, text) % 997 for text in texts] for row, texts in rows], np.float32)
-
-    return score
+        return score
 
 
 def fake_weights(folder, *_, **__):
@@ -125,7 +137,6 @@ def key_data(key):
 
 
 BUILD = {
-    "scorer": fake_scorer,
     "check_parameters_divide": lambda *_: None,
     "init_decoder": lambda parts, mesh, key: {"key": key_data(key), "sizes": np.array([digest(parts.architecture)])},
     "adapt_decoder": lambda parts, mesh, key, params: {"key": key_data(key), "params": params},
@@ -144,6 +155,7 @@ def fakes(monkeypatch):
     for name, fake in BUILD.items():
         monkeypatch.setattr(build, name, fake)
     monkeypatch.setattr(Objective, "beta", lambda *_: 1.0)
+    monkeypatch.setattr(build, "scorer", fakes.scorer)
     monkeypatch.setattr(rollouts, "_sampling", fakes.sampling)
     monkeypatch.setattr(weights, "load", fake_weights)
     monkeypatch.setattr(weights, "load_reward_head", fake_weights)

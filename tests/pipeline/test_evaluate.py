@@ -220,7 +220,7 @@ def test_a_judge_scores_the_responses_that_are_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate, "score", score)
     run = Run(Experiment("a"), tmp_path / "a", tmp_path / "stages", make_mesh(1))
-    reference = run.stage("reference_evaluation", key=1)
+    reference = run.stage("reference_evaluation", corpus="c", reference="r", reward_model="m")
     write_json(reference.directory / "x.json", {})
     prompts: Any = SimpleNamespace(prompts=Prompts(jnp.ones((1, 1)), jnp.ones(1), jnp.ones(1)))
     responses = Responses(jnp.ones((1, 2, 3)), jnp.array([[1, 3]]))
