@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ctrl_jax.errors import InputError
+    from ctrl_jax.library.align import Aligned, align
     from ctrl_jax.library.model import Model, generate, load_model
     from ctrl_jax.library.ranks import Interval, calibrate, interval, judged_win_rate, win_rate
     from ctrl_jax.library.theory import (
@@ -65,7 +66,9 @@ __all__ = [  # noqa: RUF022 (in the order of docs/library.md)
     "ideal_policy",
     "optimal_transform",
     # Language models.
+    "Aligned",
     "Model",
+    "align",
     "generate",
     "load_model",
     # Parts of a loop of your own, for jax.jit.
@@ -81,6 +84,7 @@ __all__ = [  # noqa: RUF022 (in the order of docs/library.md)
 
 _MODULES = {
     "errors": ("InputError",),
+    "library.align": ("Aligned", "align"),
     "library.model": ("Model", "generate", "load_model"),
     "library.ranks": ("Interval", "calibrate", "interval", "judged_win_rate", "win_rate"),
     "library.theory": (

@@ -20,7 +20,7 @@ from ctrl_jax.data.tokenizers import Tokenizer
 from ctrl_jax.devices import partitioning
 from ctrl_jax.devices.mesh import batch_parts, make_mesh, shard
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import huggingface, peft, weights
+from ctrl_jax.models import attention, huggingface, peft, weights
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.pipeline.rollouts import prompts_at_a_time
 from ctrl_jax.runtime import platform
@@ -32,6 +32,8 @@ Prompt = str | Sequence[dict[str, str]]
 
 LENGTHS = 16
 """Prompts are padded to a multiple of it, so that few programs are compiled."""
+UNLIMITED = 2**20
+"""Tokens, for a model that names no limit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ class Model:
 
     @functools.cached_property
     def networks(self) -> build.Models:
-        return build.models(self.architecture, self.lora)
+        return build.models(self.architecture, self.lora, fused_attention=attention.has_kernel(self.mesh))
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 (a model is kept as long as what it compiled)
     def sampler(self, num_samples: int, max_length: int, temperature: float) -> Callable[..., Any]:
@@ -171,7 +173,9 @@ def generate(
     found = records(prompts, "prompts")
     if not found:
         return []
-    asked = prompt_set(model, found, "prompts", max_length=max_length)
+    longest, room = longest_prompt(model, found, "prompts", max_length=max_length)
+    length = min(-(-longest // LENGTHS) * LENGTHS, room)
+    asked = pipelines.prompts(found, model.tokenizer, prompt_length=length)
     texts = dict(zip(asked.texts, _sampled(model, asked, num_samples, max_length, temperature, seed), strict=True))
     return [[*texts[transcript(record.prompt)]] for record in found]
 
@@ -185,24 +189,20 @@ def records(prompts: Sequence[Prompt], name: str) -> list[Record]:
     return [record for record in found if isinstance(record, Record)]
 
 
-def prompt_set(
-    model: Model, found: Sequence[Record], name: str, *, max_length: int, prompt_length: int | None = None
-) -> pipelines.PromptSet:
-    """The distinct prompts in the model's tokens, padded to a multiple of LENGTHS, or to `prompt_length`.
+def longest_prompt(model: Model, found: Sequence[Record], name: str, *, max_length: int) -> tuple[int, int]:
+    """Tokens of the longest prompt, and those that the model has room for beside a response of `max_length`.
 
     Raises:
-      InputError: if a prompt leaves no room for a response of `max_length` tokens.
+      InputError: if the longest has no room.
     """
     longest = max(len(model.tokenizer.encode_prompt(record.prompt)) for record in found)
-    room = None if model.context is None else model.context - max_length
-    if room is not None and longest > room:
+    room = UNLIMITED if model.context is None else model.context - max_length
+    if longest > room:
         raise InputError(
             f"The longest of the {name} has {longest} tokens and max_length is {max_length}, but {model.path} was made "
             f"for {model.context} tokens together; shorten one of them."
         )
-    padded = -(-longest // LENGTHS) * LENGTHS
-    length = prompt_length or (padded if room is None else min(padded, room))
-    return pipelines.prompts(found, model.tokenizer, prompt_length=length)
+    return longest, room
 
 
 def _sampled(
