@@ -11,20 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import build, config
+from ctrl_jax import config
 from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import Conversation, Record, Turn
 from ctrl_jax.data.pipelines import PromptSet, prompts
 from ctrl_jax.data.tokenizers import Tokenizer
 from ctrl_jax.devices.mesh import batch_parts, shard
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import sft, train
+from ctrl_jax.models import networks
+from ctrl_jax.pipeline import assembly, randomness, sft, train
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime.console import progress, say, table
 from ctrl_jax.steps.calibration import calibrate, leave_one_out
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import Transformed
-from ctrl_jax.types import Params, Prompts, Responses
+from ctrl_jax.types import Params, Prompts, Responses, Score
 
 MAX_SAMPLES = 256
 EXAMPLES = 20
@@ -90,7 +91,7 @@ Event = Drawn | Comparing | Scored | Picked
 class Judge:
     """How responses are rewarded: raw by `score`, calibrated against the side `reference`, and transformed."""
 
-    score: build.Score
+    score: Score
     references: int
     """K."""
     transformed: Transformed
@@ -114,7 +115,7 @@ class Session:
     """
 
     def __init__(
-        self, experiment: config.Experiment, parts: build.Models, mesh: Any, tokenizer: Tokenizer,
+        self, experiment: config.Experiment, parts: networks.Networks, mesh: Any, tokenizer: Tokenizer,
         sides: Mapping[str, Params], judge: Judge | None, decoding: config.Decoding, examples: Sequence[str] = (),
     ):  # fmt: skip
         self.sides = tuple(sides)
@@ -131,7 +132,7 @@ class Session:
         self._drawn = 0
 
         self._streamer = lru_cache(maxsize=8)(
-            lambda num_samples, temperature, top_p: build.streamer(
+            lambda num_samples, temperature, top_p: assembly.streamer(
                 parts, mesh,
                 num_samples=num_samples, max_length=self.max_length, eos_ids=tokenizer.eos_ids,
                 temperature=temperature, top_k=decoding.top_k, top_p=top_p,
@@ -172,7 +173,7 @@ class Session:
           InputError: if it is no procedure, or looks at more responses than there are.
         """
         rule = _looking_at(procedure, min(map(len, rewards.values())))
-        key = jax.random.fold_in(build.stage_key(self._experiment.seed, "pick"), self._drawn)
+        key = jax.random.fold_in(randomness.stage_key(self._experiment.seed, "pick"), self._drawn)
         picks = {
             side: int(rule.select(jnp.array([*map(float, raw[: rule.num_samples])]), jax.random.fold_in(key, place)))
             for place, (side, raw) in enumerate(rewards.items())
@@ -228,7 +229,7 @@ class Session:
         A response depends on the side, the prompt, its index and how many prompts came before, not on N.
         """
         start, advance = self._streamer(num_samples, *law)
-        key = jax.random.fold_in(build.stage_key(self._experiment.seed, f"sample, {side}"), self._drawn)
+        key = jax.random.fold_in(randomness.stage_key(self._experiment.seed, f"sample, {side}"), self._drawn)
         state = start(self._params[side], prompts, key)
         unfinished = True
         while unfinished:
