@@ -1,7 +1,7 @@
 """A small language model to try things with: a Llama of 0.3 M parameters that writes the embedded dialogues.
 
-`write("models/small")` makes it in less than a minute on two CPU cores, from nothing that is downloaded: a tokenizer and
-random weights, fine-tuned on generated dialogues, as a Hugging Face directory.
+`write("models/small")` makes it in less than a minute on two CPU cores, and downloads nothing: a tokenizer and random
+weights, fine-tuned on generated dialogues, as a Hugging Face directory.
 """
 
 import json
