@@ -121,7 +121,12 @@ class Aligned:
           InputError: before `evaluate`.
         """
         if not (self.work_dir / "evaluation.json").exists():
-            raise InputError(f"{self.work_dir} has no evaluation.json yet; call evaluate(test_prompts) first.")
+            raise InputError(
+                f"{self.work_dir} has no evaluation.json yet",
+                field="work_dir",
+                value=str(self.work_dir),
+                remedy="call evaluate(test_prompts) first.",
+            )
         return report.write(self.work_dir)
 
     def export(self, path: str | os.PathLike[str], *, form: Literal["merged", "adapter"] = "merged") -> Path:
@@ -208,7 +213,7 @@ def align(
     _check(model, objective)
     found = records(prompts, "prompts")
     if not found:
-        raise InputError("prompts is empty; give at least one prompt, and better some dozens.")
+        raise _empty()
     length = _prompt_length(model, found, prompt_length, max_length)
     corpus = Corpus({"train": [], "validation": [], "test": []}, model.tokenizer, length, max_length, source=GIVEN)
     corpus.records["train"] = _distinct(corpus, found)
@@ -252,11 +257,20 @@ def align(
 
 def _check(model: Any, objective: Any) -> None:
     if not isinstance(model, Model):
-        raise InputError(f"model is {model!r:.80}; give what load_model returns.")
+        raise InputError(f"model is {model!r:.80}", field="model", value=model, remedy="give what load_model returns.")
     if not isinstance(objective, Objective):
         raise InputError(
-            f"objective is {objective!r:.80}; give one such as Objective(exponential(10), best_of(4), kl_budget=0.6)."
+            f"objective is {objective!r:.80}",
+            field="objective",
+            value=objective,
+            remedy="give one such as Objective(exponential(10), best_of(4), kl_budget=0.6).",
         )
+
+
+def _empty() -> InputError:
+    return InputError(
+        "prompts is empty", field="prompts", value=[], remedy="give at least one, and better some dozens."
+    )
 
 
 def _prompt_length(model: Model, found: Sequence[Record], given: int | None, max_length: int) -> int:
@@ -264,8 +278,10 @@ def _prompt_length(model: Model, found: Sequence[Record], given: int | None, max
     longest, room = longest_prompt(model, found, "prompts", max_length=max_length)
     if given is not None and not longest <= given <= room:
         raise InputError(
-            f"prompt_length is {given}; the longest of the prompts has {longest} tokens, and {model.path} has room for "
-            f"{room} beside max_length {max_length}. Give a number between."
+            f"prompt_length is {given}, and the longest of the prompts has {longest} tokens",
+            field="prompt_length",
+            value=given,
+            remedy=f"give {longest} to {room}, for which {model.path} has room beside max_length {max_length}.",
         )
     return min(max(PROMPT_LENGTH, longest), room) if given is None else given
 
@@ -277,13 +293,15 @@ def _distinct(corpus: Corpus, found: Sequence[Record]) -> list[Record]:
       InputError: if there is none, or one is longer than the policy's prompts may be.
     """
     if not found:
-        raise InputError("prompts is empty; give at least one prompt, and better some dozens.")
+        raise _empty()
     for i, record in enumerate(found):
         length = len(corpus.tokenizer.encode_prompt(record.prompt))
         if length > corpus.prompt_length:
             raise InputError(
-                f"prompts[{i}] has {length} tokens, and the policy's prompts have at most {corpus.prompt_length}; "
-                f"shorten it, or train with prompt_length={length}."
+                f"prompts[{i}] has {length} tokens, and the policy's prompts have at most {corpus.prompt_length}",
+                field=f"prompts[{i}]",
+                value=length,
+                remedy=f"shorten it, or train with prompt_length={length}.",
             )
     return [*{record.prompt: record for record in reversed(found)}.values()][::-1]
 
@@ -298,7 +316,12 @@ def _model(model: Model, lora: config.Lora, rematerialize: bool) -> config.Model
 def _prompts_per_step(given: int | None, count: int) -> int:
     """By default 32; fewer where there are fewer prompts."""
     if given is not None and given > count:
-        raise InputError(f"prompts_per_step is {given}, and there are {count} prompts; make it at most {count}.")
+        raise InputError(
+            f"prompts_per_step is {given}, and there are {count} prompts",
+            field="prompts_per_step",
+            value=given,
+            remedy=f"make it at most {count}.",
+        )
     return min(32, count) if given is None else given
 
 

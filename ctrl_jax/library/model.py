@@ -11,8 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ctrl_jax import build
-from ctrl_jax.config import Data, Lora
+from ctrl_jax.config import Data
 from ctrl_jax.data import pipelines, pretrained_tokenizers
 from ctrl_jax.data.conversations import Record, transcript
 from ctrl_jax.data.rows import read_row
@@ -20,8 +19,10 @@ from ctrl_jax.data.tokenizers import Tokenizer
 from ctrl_jax.devices import partitioning
 from ctrl_jax.devices.mesh import batch_parts, make_mesh, shard
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import attention, huggingface, peft, weights
+from ctrl_jax.models import attention, huggingface, networks, peft, weights
 from ctrl_jax.models.architecture import Architecture
+from ctrl_jax.models.lora import Lora
+from ctrl_jax.pipeline import assembly
 from ctrl_jax.pipeline.rollouts import prompts_at_a_time
 from ctrl_jax.runtime import platform
 from ctrl_jax.runtime.console import progress
@@ -67,13 +68,13 @@ class Model:
         return huggingface.context(self.path)
 
     @functools.cached_property
-    def networks(self) -> build.Models:
-        return build.models(self.architecture, self.lora, fused_attention=attention.has_kernel(self.mesh))
+    def networks(self) -> networks.Networks:
+        return networks.create(self.architecture, self.lora, fused_attention=attention.has_kernel(self.mesh))
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 (a model is kept as long as what it compiled)
     def sampler(self, num_samples: int, max_length: int, temperature: float) -> Callable[..., Any]:
         """The compiled sampler of these settings."""
-        return build.sampler(
+        return assembly.sampler(
             self.networks,
             self.mesh,
             num_samples=num_samples,
@@ -114,15 +115,22 @@ def load_model(
     folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"path is {str(path)!r}, which has no config.json; give the directory of a Hugging Face model, such as "
-            "models/SmolLM2-135M-Instruct."
+            f"path is {str(path)!r}, which has no config.json",
+            field="path",
+            value=str(path),
+            remedy="give the directory of a Hugging Face model, such as models/SmolLM2-135M-Instruct.",
         )
     if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"dtype is {dtype!r}; it is float32 or bfloat16.")
+        raise InputError(f"dtype is {dtype!r}", field="dtype", value=dtype, remedy="give float32 or bfloat16.")
     mesh = make_mesh(devices, fsdp=fsdp, model=model_parallel)
     base = huggingface.architecture(folder, dtype=dtype)
     if huggingface.is_classifier(folder):
-        raise InputError(f"path is {folder}, a sequence classifier, which writes no text; give a language model.")
+        raise InputError(
+            f"path is {folder}, a sequence classifier, which writes no text",
+            field="path",
+            value=str(path),
+            remedy="give a language model.",
+        )
     weights.check(folder, base)
     of_adapter = None if adapter is None else Path(adapter).expanduser()
     architecture = base if of_adapter is None else peft.architecture(of_adapter, base)
@@ -167,9 +175,16 @@ def generate(
     """
     for name, value in (("num_samples", num_samples), ("max_length", max_length)):
         if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}; give a whole number of at least 1.")
+            raise InputError(
+                f"{name} is {value!r}", field=name, value=value, remedy="give a whole number of at least 1."
+            )
     if not 1e-3 <= temperature <= 1e3:
-        raise InputError(f"temperature is {temperature!r}; it must be between 0.001 and 1000.")
+        raise InputError(
+            f"temperature is {temperature!r}",
+            field="temperature",
+            value=temperature,
+            remedy="give a number between 0.001 and 1000.",
+        )
     found = records(prompts, "prompts")
     if not found:
         return []
@@ -183,7 +198,9 @@ def generate(
 def records(prompts: Sequence[Prompt], name: str) -> list[Record]:
     """The prompts as the pipeline reads them. Raises InputError with the place, `name`[i], of one that is none."""
     if isinstance(prompts, str):
-        raise InputError(f"{name} is one text, {prompts[:40]!r}; give a list of prompts.")
+        raise InputError(
+            f"{name} is one text, {prompts[:40]!r}", field=name, value=prompts, remedy="give a list of prompts."
+        )
     rows = [[*prompt] if isinstance(prompt, tuple) else prompt for prompt in prompts]
     found = [read_row({"prompt": prompt}, f"{name}[{i}]") for i, prompt in enumerate(rows)]
     return [record for record in found if isinstance(record, Record)]
@@ -200,7 +217,10 @@ def longest_prompt(model: Model, found: Sequence[Record], name: str, *, max_leng
     if longest > room:
         raise InputError(
             f"The longest of the {name} has {longest} tokens and max_length is {max_length}, but {model.path} was made "
-            f"for {model.context} tokens together; shorten one of them."
+            f"for {model.context} tokens together",
+            field="max_length",
+            value=max_length,
+            remedy="shorten one of them.",
         )
     return longest, room
 
@@ -236,6 +256,8 @@ def _check_jax() -> None:
     for name, value in platform.PINNED.items():
         if getattr(jax.config, name) != value:
             raise InputError(
-                f"{name} is {getattr(jax.config, name)!r}, under which trainings are not what their seeds say. Set "
-                f"jax.config.update({name!r}, {value!r}) first."
+                f"{name} is {getattr(jax.config, name)!r}, under which a seed gives other draws",
+                field=name,
+                value=getattr(jax.config, name),
+                remedy=f"call jax.config.update({name!r}, {value!r}) first.",
             )

@@ -52,8 +52,10 @@ def calibrate(rewards: Any, reference_rewards: Any) -> Any:
     rewards, reference_rewards = _array("rewards", rewards), _array("reference_rewards", reference_rewards)
     if not rewards.ndim == reference_rewards.ndim >= 1 or rewards.shape[:-1] != reference_rewards.shape[:-1]:
         raise InputError(
-            f"rewards has shape {rewards.shape} and reference_rewards {reference_rewards.shape}; give rewards [..., N] "
-            "and reference_rewards [..., K] with the same leading shape, one row a prompt."
+            f"rewards has shape {rewards.shape} and reference_rewards {reference_rewards.shape}",
+            field="reference_rewards",
+            value=reference_rewards.shape,
+            remedy="give rewards [..., N] and reference_rewards [..., K] of the same leading shape, one row a prompt.",
         )
     return _computed(calibration.calibrate, rewards, reference_rewards)
 
@@ -113,8 +115,10 @@ def judged_win_rate(
     for name, values, rewards in (("policy", ours, policy), ("reference", theirs, reference)):
         if values.shape != rewards.shape:
             raise InputError(
-                f"{name}_judged has shape {values.shape} and {name}_rewards {rewards.shape}; give one value for each "
-                "response."
+                f"{name}_judged has shape {values.shape} and {name}_rewards {rewards.shape}",
+                field=f"{name}_judged",
+                value=values.shape,
+                remedy="give one value for each response.",
             )
     _check_procedure(procedure)
 
@@ -150,7 +154,12 @@ def interval(
     """
     values = _array("per_prompt", per_prompt)
     if values.ndim != 1:
-        raise InputError(f"per_prompt has shape {values.shape}; give one number a prompt, such as win_rate returns.")
+        raise InputError(
+            f"per_prompt has shape {values.shape}",
+            field="per_prompt",
+            value=values.shape,
+            remedy="give one number a prompt, such as win_rate returns.",
+        )
     key = jax.random.key(0) if key is None else key
     found = _computed(
         lambda row: steps.interval(row, key, level=level, resamples=resamples, bounds=bounds), np.asarray(values)
@@ -165,7 +174,9 @@ def _array(name: str, values: Any) -> Any:
     try:
         return np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} is no array of numbers ({error}); give rows of equal length.") from error
+        raise InputError(
+            f"{name} is no array of numbers ({error})", field=name, value=values, remedy="give rows of equal length."
+        ) from error
 
 
 def _computed(function: Callable[..., Any], *arrays: Any) -> Any:
@@ -182,13 +193,18 @@ def _computed(function: Callable[..., Any], *arrays: Any) -> Any:
 def _check_sides(policy: Any, reference: Any) -> None:
     if not policy.ndim == reference.ndim == 2 or len(policy) != len(reference):
         raise InputError(
-            f"policy_rewards has shape {policy.shape} and reference_rewards {reference.shape}; give [B, M] and "
-            "[B, M'], a row for each of the same B prompts."
+            f"policy_rewards has shape {policy.shape} and reference_rewards {reference.shape}",
+            field="reference_rewards",
+            value=reference.shape,
+            remedy="give [B, M] and [B, M'], a row for each of the same B prompts.",
         )
 
 
 def _check_procedure(procedure: Any) -> None:
     if not isinstance(procedure, Procedure):
         raise InputError(
-            f"procedure is {procedure!r}; give a procedure, such as best_of(4). `ctrl_jax.procedure` reads names."
+            f"procedure is {procedure!r}",
+            field="procedure",
+            value=procedure,
+            remedy="give a procedure, such as best_of(4); ctrl_jax.procedure reads names.",
         )

@@ -126,3 +126,10 @@ def test_bad_input_is_refused_with_its_value(call, match):
     with pytest.raises(cj.InputError, match=match) as raised:
         call()
     assert "--" not in str(raised.value)
+
+
+def test_errors_carry_field_value_and_remedy():
+    with pytest.raises(cj.InputError) as raised:
+        cj.win_rate(np.ones((1, 4)), np.ones((1, 4)), "best_of_4")
+    assert (raised.value.field, raised.value.value) == ("procedure", "best_of_4")
+    assert raised.value.remedy in str(raised.value)
