@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ctrl_jax.errors import InputError
     from ctrl_jax.library.align import Aligned, align
     from ctrl_jax.library.model import Model, generate, load_model
-    from ctrl_jax.library.ranks import Interval, calibrate, interval, judged_win_rate, win_rate
+    from ctrl_jax.library.ranks import Interval, calibrate, interval, judged_win_rate, score, win_rate
     from ctrl_jax.library.theory import (
         best_of,
         best_of_poisson,
@@ -80,13 +80,14 @@ __all__ = [  # noqa: RUF022 (in the order of docs/library.md)
     "kl_per_response",
     "leave_one_out",
     "sampled_kl_loss",
+    "score",
 ]
 
 _MODULES = {
     "errors": ("InputError",),
     "library.align": ("Aligned", "align"),
     "library.model": ("Model", "generate", "load_model"),
-    "library.ranks": ("Interval", "calibrate", "interval", "judged_win_rate", "win_rate"),
+    "library.ranks": ("Interval", "calibrate", "interval", "judged_win_rate", "score", "win_rate"),
     "library.theory": (
         *("best_of", "best_of_poisson", "ideal_policy", "mixture", "procedure", "sampling", "soft_best_of"),
         *("transform", "worst_of"),

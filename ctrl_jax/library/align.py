@@ -243,6 +243,7 @@ def align(
         calibration=config.Calibration(prompts=count, samples_per_prompt=references_per_prompt),
         policy=policy,
         evaluation=_evaluation(objective.procedure, prompts=1),
+        seed=seed,
     )
     stages = place.parent / "stages" if stages_dir is None else Path(stages_dir).expanduser()
     with leftovers.removed_on_failure(place, stages):

@@ -16,8 +16,10 @@ from numpy.typing import ArrayLike
 from ctrl_jax.errors import InputError
 from ctrl_jax.steps import calibration
 from ctrl_jax.steps import win_rate as steps
+from ctrl_jax.theory.objective import Objective
 from ctrl_jax.theory.precision import double_precision
 from ctrl_jax.theory.procedures import Procedure
+from ctrl_jax.types import Scored
 
 
 class Interval(NamedTuple):
@@ -58,6 +60,26 @@ def calibrate(rewards: Any, reference_rewards: Any) -> Any:
             remedy="give rewards [..., N] and reference_rewards [..., K] of the same leading shape, one row a prompt.",
         )
     return _computed(calibration.calibrate, rewards, reference_rewards)
+
+
+def score(rewards: ArrayLike, reference_rewards: ArrayLike, objective: Objective) -> Scored:
+    """Raw rewards with what an objective makes of them: (raw, calibrated, transformed), each [B, N].
+
+    The transformed rewards are Φ on the range [0, 1]; with `objective.beta(K, reference_rewards)` they are what
+    `exact_kl_loss` takes. JAX arrays may be traced.
+
+    Args:
+      rewards: [B, N] raw rewards of the policy's responses.
+      reference_rewards: [B, K] raw rewards of the reference policy's responses to the same prompts.
+      objective: the transform, for a procedure, at a KL budget.
+
+    Raises:
+      InputError: if the leading shapes differ.
+    """
+    raw, references = _array("rewards", rewards), _array("reference_rewards", reference_rewards)
+    calibrated = calibrate(raw, references)
+    transformed = objective.transformed(references.shape[-1])
+    return Scored(raw, calibrated, _computed(transformed, raw, calibrated))  # type: ignore[arg-type]
 
 
 @overload

@@ -95,7 +95,6 @@ def test_another_run_is_refused_in_its_directory(aligned, model):
     ):
         with pytest.raises(cj.InputError, match="belongs to another"):
             align(model, aligned.work_dir, **change)
-            print(change)
 
 
 @pytest.mark.parametrize(
