@@ -211,13 +211,8 @@ def align(
       InputError: if an argument cannot be used, or the work directory is another run's.
     """
     _check(model, objective)
-    found = records(prompts, "prompts")
-    if not found:
-        raise _empty()
-    length = _prompt_length(model, found, prompt_length, max_length)
-    corpus = Corpus({"train": [], "validation": [], "test": []}, model.tokenizer, length, max_length, source=GIVEN)
-    corpus.records["train"] = _distinct(corpus, found)
-    count = len(corpus.records["train"])
+    corpus = _corpus(model, prompts, prompt_length, max_length)
+    count, length = len(corpus.records["train"]), corpus.prompt_length
     given = function.given(reward, reward_name)
     place = Path(work_dir).expanduser()
     policy = config.Policy(
@@ -246,14 +241,19 @@ def align(
         seed=seed,
     )
     stages = place.parent / "stages" if stages_dir is None else Path(stages_dir).expanduser()
-    with leftovers.removed_on_failure(place, stages):
-        run = _current(Run(experiment, place, stages, model.mesh, reward_function=given, given=corpus))
-        function.check(given, corpus)
+    return _trained(Run(experiment, place, stages, model.mesh, reward_function=given, given=corpus), model, objective)
+
+
+def _trained(run: Run, model: Model, objective: Objective) -> Aligned:
+    assert run.given is not None and run.reward_function is not None, "align gives both"
+    with leftovers.removed_on_failure(run.work_dir, run.stages_dir):
+        run = _current(run)
+        function.check(run.reward_function, run.given)
         with run.claimed():
             trained = train.run(run)
-    aligned = replace(model, lora=experiment.model.lora, load=lambda: trained.policy)
+    policy = replace(model, lora=run.experiment.model.lora, load=lambda: trained.policy)
     reference = replace(model, load=lambda: trained.reference.params)
-    return Aligned(aligned, reference, objective, run, trained)
+    return Aligned(policy, reference, objective, run, trained)
 
 
 def _check(model: Any, objective: Any) -> None:
@@ -272,6 +272,17 @@ def _empty() -> InputError:
     return InputError(
         "prompts is empty", field="prompts", value=[], remedy="give at least one, and better some dozens."
     )
+
+
+def _corpus(model: Model, prompts: Sequence[Prompt], prompt_length: int | None, max_length: int) -> Corpus:
+    """The distinct prompts to train on."""
+    found = records(prompts, "prompts")
+    if not found:
+        raise _empty()
+    length = _prompt_length(model, found, prompt_length, max_length)
+    corpus = Corpus({"train": [], "validation": [], "test": []}, model.tokenizer, length, max_length, source=GIVEN)
+    corpus.records["train"] = _distinct(corpus, found)
+    return corpus
 
 
 def _prompt_length(model: Model, found: Sequence[Record], given: int | None, max_length: int) -> int:
