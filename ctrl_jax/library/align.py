@@ -247,8 +247,8 @@ def align(
 def _trained(run: Run, model: Model, objective: Objective) -> Aligned:
     assert run.given is not None and run.reward_function is not None, "align gives both"
     with leftovers.removed_on_failure(run.work_dir, run.stages_dir):
-        run = _current(run)
         function.check(run.reward_function, run.given)
+        run = _current(run)
         with run.claimed():
             trained = train.run(run)
     policy = replace(model, lora=run.experiment.model.lora, load=lambda: trained.policy)

@@ -79,7 +79,7 @@ def score(rewards: ArrayLike, reference_rewards: ArrayLike, objective: Objective
     raw, references = _array("rewards", rewards), _array("reference_rewards", reference_rewards)
     calibrated = calibrate(raw, references)
     transformed = objective.transformed(references.shape[-1])
-    return Scored(raw, calibrated, _computed(transformed, raw, calibrated))  # type: ignore[arg-type]
+    return Scored(raw, calibrated, _computed(transformed, raw, calibrated))
 
 
 @overload
