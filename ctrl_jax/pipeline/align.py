@@ -45,7 +45,7 @@ def policy(run: Run) -> Aligned:
         calibrated = calibrate.run(run, reference, reward)
         seconds["calibration"] = calibrated.seconds
     policy = train.run(run, reference, reward, calibrated)
-    return Aligned(policy, reference, reward, seconds)
+    return Aligned(policy, reference, reward, seconds, train.depends_on(run, reference, reward, calibrated))
 
 
 def is_on_policy(experiment: Experiment) -> bool:

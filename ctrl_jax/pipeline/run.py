@@ -38,10 +38,13 @@ def prepare(workspace: Workspace) -> Run:
     tokenizer = sizes = None
     if model.path is not None:
         sizes = pretrained_architecture(experiment)
-        tokenizer = pretrained_tokenizers.load(Path(model.path), embedding_rows=sizes.vocabulary_size)
-    stage = workspace.stage("data", tokenizer=tokenizer and tokenizer.fingerprint)
-    corpus = data_stage.prepare(data, stage, tokenizer)
-    checks.check(experiment, corpus, parts=batch_parts(mesh), given=workspace.reward_function)
+    if sizes is not None and workspace.given is None:
+        tokenizer = pretrained_tokenizers.load(Path(str(model.path)), embedding_rows=sizes.vocabulary_size)
+    corpus = workspace.given
+    if corpus is None:
+        stage = workspace.stage("data", tokenizer=tokenizer and tokenizer.fingerprint)
+        corpus = data_stage.prepare(data, stage, tokenizer)
+        checks.check(experiment, corpus, parts=batch_parts(mesh), given=workspace.reward_function)
     models = networks_of(workspace, sizes or model.architecture(corpus.tokenizer.vocabulary_size))
     given = {field.name: getattr(workspace, field.name) for field in fields(Workspace)}
     return Run(**given, corpus=corpus, models=models)

@@ -25,6 +25,8 @@ class Aligned(NamedTuple):
     reward: Reward
     seconds: dict[str, float]
     """What the stages before took."""
+    depends: dict[str, Any]
+    """What the policy depends on besides the options, in clear."""
 
 
 def run(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None) -> Params:
@@ -41,16 +43,7 @@ def run(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | N
     """
     experiment, config = run.experiment, run.experiment.policy
     num_references = experiment.calibration.rewards_per_prompt
-    depends = inputs_key(
-        "policy",
-        {
-            "corpus": data.key(run.corpus, "train"),
-            "reference": reference.stage,
-            "reward_model": reward.fingerprint,
-            "calibration": calibrated and calibrated.digest,
-        },
-        randomness.draws(),
-    )
+    depends = depends_on(run, reference, reward, calibrated)
     run.renew(depends)
 
     beta = config.beta
@@ -82,6 +75,17 @@ def run(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | N
             see_its_health(rows)
             training.save(update, score=watch.score(config, rows))
     return lora.overlay(reference.params, training.state.params)
+
+
+def depends_on(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None) -> dict[str, Any]:
+    """What the policy depends on besides the options, in clear."""
+    inputs = {
+        "corpus": data.key(run.corpus, "train"),
+        "reference": reference.stage,
+        "reward_model": reward.fingerprint,
+        "calibration": calibrated and calibrated.digest,
+    }
+    return inputs_key("policy", inputs, randomness.draws())
 
 
 def _examples(run: Run, calibrated: Calibrated | None) -> Any:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.data import downloads, pretrained_tokenizers, sources
+from ctrl_jax.data.corpus import Corpus
 from ctrl_jax.devices.mesh import batch_parts
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import peft, weights
@@ -44,6 +45,8 @@ class Workspace:
     """Opens each training: `loop.open_training`, or `replay.open_training`, which takes the failed step again."""
     reward_function: function.Function | None = None
     """What reward_model.function names, where it is a function at hand and not one to import (function.given)."""
+    given: Corpus | None = None
+    """The records of data.source `given`, which are in no file."""
 
     def __post_init__(self) -> None:
         if self.reward_function is not None and self.reward_function.name != self.experiment.reward_model.function:
@@ -118,7 +121,8 @@ class Workspace:
     @cached_property
     def contents(self) -> dict[str, Any]:
         """Fingerprints of the input files, taken at the claim; a changed file invalidates the stages made from it."""
-        return hosts.of_first(lambda: contents(self.experiment, self.reward_function))
+        found = hosts.of_first(lambda: contents(self.experiment, self.reward_function))
+        return found if self.given is None else {**found, "data": self.given.digests}
 
 
 def check_claim(experiment: Experiment, work_dir: Path) -> None:
