@@ -22,23 +22,27 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "theory": {"errors"},
     "steps": BASICS | {"theory"},
+    "checked_json": BASICS,
+    "evaluation": BASICS | {"theory", "checked_json"},
     "config": BASICS | {"theory"},
     "models": BASICS | {"config"},
     "data": BASICS | {"config"},
     "runtime": BASICS | {"config", "build", "devices"},
     "devices": BASICS | {"runtime"},
-    "report": BASICS | {"theory", "steps"},
+    "report": BASICS | {"theory", "steps", "checked_json", "evaluation"},
     "build": BASICS | {"theory", "steps", "config", "models", "data", "devices"},
     "rewards": BASICS | {"steps", "config", "models", "data", "runtime", "devices", "build"},
     "pipeline": BASICS
-    | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "commands"},
+    | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "commands"}
+    | {"evaluation"},
     "planning": BASICS | {"theory", "steps", "config", "models", "data", "runtime", "devices", "build", "pipeline"},
     "commands": BASICS
-    | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "pipeline"},
+    | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "pipeline"}
+    | {"evaluation"},
     # Behind the names of `ctrl_jax/__init__.py`.
     "library": BASICS
     | {"theory", "steps", "config", "models", "data", "runtime", "devices", "rewards", "report", "build", "pipeline"}
-    | {"commands"},
+    | {"commands", "evaluation"},
     "__main__": BASICS | {"config", "runtime", "devices", "build", "pipeline", "planning", "commands"},
 }
 PURE_PYTHON = {

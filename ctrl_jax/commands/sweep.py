@@ -5,6 +5,7 @@ follows from these alone, so that it is right after any kill, and for batch jobs
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import shlex
@@ -19,9 +20,10 @@ from typing import Any, NamedTuple
 from ctrl_jax.commands import report, summary
 from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
+from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.pipeline import align, results
 from ctrl_jax.pipeline.run import Run, check_batches_divide, check_claim, claimed, contents
-from ctrl_jax.report.measurements import parse_evaluation
+from ctrl_jax.report.status import Status
 from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.console import latest_lines, say, table
 from ctrl_jax.runtime.preemption import Preempted
@@ -199,10 +201,9 @@ def publish(sweep_dir: Path, points: Sequence[Point], running: Collection[str] =
     """
     # Read and written under one lock: of two batch jobs that end together, the last to write has seen both.
     with locked(sweep_dir / "sweep.lock"):
-        states = [_state(point, sweep_dir, point.name in running) for point in points]
-        index = [{name: value for name, value in state.items() if name != "evaluation"} for state in states]
-        write_json(sweep_dir / "sweep.json", {"points": index})
-        return report.write_sweep_report(sweep_dir, states)
+        found = [_status(point, sweep_dir, point.name in running) for point in points]
+        write_json(sweep_dir / "sweep.json", {"points": [status.as_json() for status in found]})
+        return report.write_sweep_report(sweep_dir, found)
 
 
 def write_jobs(
@@ -330,21 +331,34 @@ def _note(point: Point, attempts: int, reason: str | None) -> None:
     write_json(point.work_dir / "point.json", {"attempts": attempts, "reason": reason})
 
 
-def _state(point: Point, sweep_dir: Path, started: bool) -> dict[str, Any]:
+def _status(point: Point, sweep_dir: Path, started: bool) -> Status:
     done, page, record, policy = _done(point), _page(point), _record(point), point.experiment.policy
     running = not done and (started or _is_locked(point.work_dir / "point.lock"))
     failed = not done and not running and record["reason"] is not None
-    return {
-        "name": point.name,
-        "transform": policy.transform,
-        "procedure": procedures.parse(policy.procedure).name,
-        "kl_budget": policy.kl_budget,
-        "state": "done" if done else "running" if running else "failed" if failed else "missing",
-        "attempts": record["attempts"],
-        "reason": record["reason"] if failed else None,
-        "evaluation": _read(point.work_dir / "evaluation.json") if done else None,
-        "report": str(page.relative_to(sweep_dir)) if page.exists() and page.is_relative_to(sweep_dir) else None,
-    }
+    status = Status(
+        name=point.name,
+        transform=policy.transform,
+        procedure=procedures.parse(policy.procedure).name,
+        kl_budget=policy.kl_budget,
+        state="done" if done else "running" if running else "failed" if failed else "missing",
+        attempts=record["attempts"],
+        reason=record["reason"] if failed else None,
+        report=str(page.relative_to(sweep_dir)) if page.exists() and page.is_relative_to(sweep_dir) else None,
+    )
+    if not done:
+        return status
+    try:
+        return dataclasses.replace(status, evaluation=_evaluation(point))
+    except InputError as error:  # it was written, and has a number that no evaluation can have
+        return dataclasses.replace(status, state="failed", reason=str(error))
+
+
+def _evaluation(point: Point) -> Evaluation:
+    return Evaluation.from_json(
+        _read(point.work_dir / "evaluation.json"),
+        source=f"evaluation.json of {point.name}",
+        remedy="evaluate that run again.",
+    )
 
 
 def _done(point: Point) -> bool:
@@ -377,11 +391,8 @@ def _print(points: Sequence[Point]) -> None:
     rows = []
     for point in points:
         if _done(point):
-            path, procedure = (
-                point.work_dir / "evaluation.json",
-                procedures.parse(point.experiment.policy.procedure).name,
-            )
-            evaluation = parse_evaluation(read_json(path), source=path, remedy="evaluate that point again.")
+            procedure = procedures.parse(point.experiment.policy.procedure).name
+            evaluation = _evaluation(point)
             cells = [evaluation.kl, evaluation.win_rates[procedure], evaluation.win_rates["sampling"]]
             rows.append([point.name, *map(summary.estimate, cells)])
         else:
