@@ -31,7 +31,7 @@ STAMP := .venv/.installed$(if $(EXTRA),-$(EXTRA))
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
 TARGETS := help setup train sft reward-model calibrate evaluate export report sample replay runs sweep plan profile ideal \
-	test test-slow chaos check bench bench-kl clean
+	test test-slow mutants chaos check bench bench-kl clean
 .DEFAULT_GOAL := help
 .PHONY: $(TARGETS)
 
@@ -116,6 +116,9 @@ test: $(STAMP) ## the fast tests; ARGS="-x tests/theory" goes to pytest
 
 test-slow: $(STAMP) ## the tests that take minutes: whole runs, kills and resumes
 	$(RUN) $(BIN)/python -m pytest -q -m slow
+
+mutants: $(STAMP) ## one-line faults, each made in a copy of the tree, where tests must fail; 20 minutes; ARGS="interval"
+	$(RUN) $(BIN)/python -m tests.mutants
 
 chaos: $(STAMP) ## 25 kills over a whole pipeline, which must end bit-identical to one left alone; minutes
 	$(RUN) $(BIN)/python -m tests.chaos

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import tyro
 
+from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.models import attention
-from ctrl_jax.models.attention import KeysValues, attend, attend_fused, visible
+from ctrl_jax.models.attention import KeysValues, attend, attend_fused, has_kernel, visible
 from ctrl_jax.runtime.console import say, table
 
 SHAPES = ((32, 16, 128, 128), (4, 8, 512, 512), (4, 4, 1024, 1024))
@@ -76,7 +77,7 @@ def main(heads: int = 32, kv_heads: int = 8, dim: int = 64, repeats: int = 10, s
       repeats: of which the median is taken.
       shorter: divides all lengths, for a small machine.
     """
-    fits = attention.is_fused(jnp.zeros((1, 1, 2, heads, dim), jnp.bfloat16), None)
+    fits = attention.fits_kernel(jnp.zeros((1, 1, 2, heads, dim), jnp.bfloat16), None) and has_kernel(make_mesh(1))
     forms = {"plain": attend, "fused": functools.partial(attend_fused, implementation="cudnn" if fits else "xla")}
     rows: list[list[object]] = []
     for prompts, samples, *lengths in SHAPES:

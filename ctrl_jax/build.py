@@ -171,9 +171,12 @@ class PolicyStep:
         return self.update(state, reference, rollouts, rewards, batch.reference_rewards)
 
 
-def models(architecture: Architecture, adapters: config.Lora, *, rematerialize: bool = False) -> Models:
-    language_model = decoder.Decoder(architecture, adapters, rematerialize)
-    reward_model = reward.RewardModel(architecture, adapters, rematerialize)
+def models(
+    architecture: Architecture, adapters: config.Lora, *, rematerialize: bool = False, fused_attention: bool = False
+) -> Models:
+    """The networks of an architecture; `fused_attention` as `attention.has_kernel` finds it on their mesh."""
+    language_model = decoder.Decoder(architecture, adapters, rematerialize, fused_attention)
+    reward_model = reward.RewardModel(architecture, adapters, rematerialize, fused_attention)
     return Models(
         architecture,
         adapters,

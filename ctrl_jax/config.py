@@ -6,10 +6,13 @@ Every field is an option of the command line: `policy.kl_budget` is `--policy.kl
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ctrl_jax.data.rows import FIELDS
 from ctrl_jax.errors import InputError
+from ctrl_jax.models.architecture import Architecture, from_scratch
+from ctrl_jax.models.lora import Lora as Lora
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import Objective, Raw
 
@@ -24,8 +27,6 @@ SOURCES = (
     "files",
     "jsonl",
 )
-FIELDS = ("prompt", "messages", "response", "chosen", "rejected")
-"""What is read of a row of one's own; its other columns reach a function reward."""
 VOCABULARY = 512
 """Pieces of the trained tokenizer by default, where the data holds so many."""
 
@@ -180,31 +181,6 @@ def _mapping(text: str) -> tuple[str, tuple[str, ...]]:
     return name, columns
 
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) A B, of which A and B are trained."""
-
-    rank: int = 0
-    """0 trains the whole model."""
-    alpha: float = 16.0
-    targets: tuple[str, ...] = PROJECTIONS
-    """Which projections have one: of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj."""
-
-    def __post_init__(self) -> None:
-        if self.rank != 0:
-            _positive(self, "rank")
-        _positive(self, "alpha")
-        _between(self, 1e-6, 1e6, "it scales what the adapters add to weights in float32", "alpha")
-        unknown = [target for target in self.targets if target not in PROJECTIONS]
-        _require(
-            not unknown and bool(self.targets),
-            f"Lora.targets has {unknown or 'nothing'}; choose from {', '.join(PROJECTIONS)}.",
-        )
-
-
 @dataclass(frozen=True)
 class Model:
     """A Hugging Face directory, or a decoder from scratch: RMSNorm, rotary positions, grouped-query attention."""
@@ -216,7 +192,7 @@ class Model:
     """A PEFT adapter of that model, merged into it before anything else."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What is computed in, and held in where it is not trained; bfloat16 is for accelerators."""
-    lora: Lora = Lora()
+    lora: Lora = field(default_factory=Lora)
     rematerialize: bool = False
     """Compute each layer again in the backward pass instead of keeping what it needs: more work for less memory."""
     width: int = 96
@@ -251,6 +227,21 @@ class Model:
         _require(
             self.heads % self.kv_heads == 0,
             f"Model.heads is {self.heads} and Model.kv_heads {self.kv_heads}; heads must be a multiple of kv_heads.",
+        )
+
+    def architecture(self, vocabulary_size: int) -> Architecture:
+        """The decoder from scratch; a model with a path has its own (models/huggingface.py)."""
+        return from_scratch(
+            vocabulary_size=vocabulary_size,
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            mlp_width=self.mlp_width,
+            tied_embeddings=self.tied_embeddings,
+            rope_theta=self.rope_theta,
+            norm_epsilon=self.norm_epsilon,
+            dtype=self.dtype,
         )
 
 

@@ -16,20 +16,19 @@ from jax.sharding import Mesh
 from ctrl_jax import build, config
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices.mesh import replicate, shard
-from ctrl_jax.models import architecture
 from ctrl_jax.pipeline import watch
 from ctrl_jax.runtime import loop
 from ctrl_jax.steps import calibration, kl_budget
-from ctrl_jax.types import Prompts, Responses, Rollouts
+from ctrl_jax.types import Examples, Prompts, Responses, RewardApply, Rollouts
 from tests.steps import fakes
 
 Score = Callable[[Prompts, Responses], np.ndarray]
 """Raw rewards [B, N]."""
 
 
-def models(reward: Any = None) -> build.Models:
+def models(reward: RewardApply | None = None) -> build.Models:
     """The language's policy, and a reward model if one is given, in place of networks."""
-    sizes = architecture.from_config(config.Model(width=8, layers=1, heads=2, kv_heads=1, mlp_width=8), 3)
+    sizes = config.Model(width=8, layers=1, heads=2, kv_heads=1, mlp_width=8).architecture(3)
     return build.models(sizes, config.Lora())._replace(policy=fakes.policy, reward=reward)
 
 
@@ -144,3 +143,31 @@ def train_policy(
             updates.refuse_unsound(update)
             updates.save(update, score=watch.score(options, updates.report(update, columns=())))
     return np.asarray(updates.state.params)
+
+
+@dataclass
+class SupervisedTraining:
+    """A training on examples: of demonstrations for the reference policy, or of preference pairs for a reward model."""
+
+    mesh: Mesh
+    step: build.Step
+    state: build.TrainState
+
+    @property
+    def params(self) -> np.ndarray:
+        return np.asarray(self.state.params)
+
+    def train(self, batch: Examples) -> dict[str, np.ndarray]:
+        """One step; returns its metrics."""
+        self.state, metrics = self.step(self.state, {}, shard(self.mesh, batch))
+        return jax.device_get(metrics)
+
+
+def supervised_training(
+    mesh: Mesh, *, start: np.ndarray, reward: RewardApply | None, micro_batches: int, **stage: Any
+) -> SupervisedTraining:
+    """SFT, or Bradley-Terry where there is a reward model; `stage` are the fields of config.Supervised."""
+    optimizer = build.supervised_optimizer(config.Supervised(**stage))
+    make = build.sft_step if reward is None else build.reward_model_step
+    step = make(models(reward), mesh, optimizer, micro_batches=micro_batches)
+    return SupervisedTraining(mesh, step, build.init_state(jnp.asarray(start, jnp.float32), optimizer, mesh))

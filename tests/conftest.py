@@ -1,6 +1,8 @@
 """Strictness and devices for every test, set before jax is imported."""
 
 import os
+import re
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -10,6 +12,36 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help = f"fail where a test is skipped for a reason that is not in {ALLOWED_SKIPS.name}"
+    parser.addoption("--forbid-skips", action="store_true", help=help)
+
+
+def forbidden(reasons: list[str]) -> list[str]:
+    """The reasons that no line of allowed_skips.txt matches."""
+    lines = ALLOWED_SKIPS.read_text(encoding="utf-8").splitlines()
+    allowed = [re.compile(line) for line in lines if line and not line.startswith("#")]
+    return [reason for reason in reasons if not any(pattern.search(reason) for pattern in allowed)]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not session.config.getoption("--forbid-skips") or reporter is None:  # the latter in a worker of xdist
+        return
+    # A report's longrepr is (file, line, reason).
+    skips = [str(report.longrepr[-1]).removeprefix("Skipped: ") for report in reporter.stats.get("skipped", [])]
+    if found := forbidden(skips):
+        reporter.write_line("")
+        for reason in dict.fromkeys(found):
+            reporter.write_line(
+                f"{found.count(reason)} tests skipped, which --forbid-skips forbids: {reason}", red=True
+            )
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_configure(config: pytest.Config) -> None:

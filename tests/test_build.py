@@ -15,14 +15,14 @@ from jax.sharding import Mesh
 
 from ctrl_jax import build, config
 from ctrl_jax.devices.mesh import make_mesh, replicate, shard
-from ctrl_jax.models import architecture, costs, lora
+from ctrl_jax.models import costs, lora
 from ctrl_jax.steps import kl_budget
 from ctrl_jax.types import Examples, Prompts, Responses
 
 VOCABULARY, P, T, EOS = 24, 5, 6, 1
 # All sizes divide by 8, but not the heads of keys and values.
 MODEL = config.Model(width=32, layers=1, heads=8, kv_heads=2, mlp_width=8, tied_embeddings=False)
-SIZES = dataclasses.replace(architecture.from_config(MODEL, VOCABULARY), qkv_bias=True, output_bias=True)
+SIZES = dataclasses.replace(MODEL.architecture(VOCABULARY), qkv_bias=True, output_bias=True)
 WHOLE, ADAPTED = build.models(SIZES, config.Lora()), build.models(SIZES, config.Lora(rank=2, alpha=4.0))
 POLICY = config.Policy(steps=50, warmup_steps=0, samples_per_prompt=4, prompts_per_step=8, learning_rate=0.01)
 SUPERVISED = config.Supervised(steps=50, warmup_steps=0, learning_rate=0.01, batch_size=8)

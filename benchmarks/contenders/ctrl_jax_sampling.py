@@ -9,7 +9,7 @@ from benchmarks.cases import Case, prompt_tokens
 from benchmarks.worker import Turn
 from ctrl_jax import build, config
 from ctrl_jax.devices.mesh import divide_cpu, make_mesh, num_cores, replicate, shard
-from ctrl_jax.models import huggingface, weights
+from ctrl_jax.models import attention, huggingface, weights
 from ctrl_jax.pipeline.run import PROMPTS_A_CORE
 from ctrl_jax.runtime.platform import peak_memory
 from ctrl_jax.steps import logprobs
@@ -37,7 +37,8 @@ def load(
         jnp.full(case.prompts, case.prompt_length),
         jnp.arange(case.prompts, dtype=jnp.uint32),
     )
-    return build.models(architecture, config.Lora()), mesh, params, shard(mesh, prompts)
+    parts = build.models(architecture, config.Lora(), fused_attention=attention.has_kernel(mesh))
+    return parts, mesh, params, shard(mesh, prompts)
 
 
 def log_prob(parts: build.Models, params: Params, tokens: jax.Array) -> float:

@@ -5,7 +5,6 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ctrl_jax.config import FIELDS
 from ctrl_jax.data.conversations import Conversation, Record, Turn, Written, messages, parse, turns
 from ctrl_jax.data.splits import defect
 from ctrl_jax.errors import InputError
@@ -13,6 +12,8 @@ from ctrl_jax.errors import InputError
 Row = dict[str, Any]
 """A row by column, its values as JSON has them; Parquet and Arrow have other types too, which no field may have."""
 
+FIELDS = ("prompt", "messages", "response", "chosen", "rejected")
+"""What is read of a row; its other columns reach a function reward."""
 REPLIES = ("response", "chosen", "rejected")
 FOREIGN = {
     "prompt": ("instruction", "question", "query", "problem", "input"),

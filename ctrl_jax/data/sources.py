@@ -1,18 +1,44 @@
 """The data of an experiment, whatever its source."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
-from ctrl_jax import config
 from ctrl_jax.data import dialogues, downloads, files, hh_rlhf, tldr
 from ctrl_jax.data.splits import Loaded
 from ctrl_jax.errors import InputError
 
 
-def load(data: config.Data, data_dir: Path) -> Loaded:
+class Source(Protocol):
+    """Where records come from; `config.Data` is one."""
+
+    @property
+    def source(self) -> str:
+        """One of `config.SOURCES`."""
+
+    @property
+    def path(self) -> str | None:
+        """A local copy, or the file or folder of one's own rows."""
+
+    @property
+    def mapping(self) -> Mapping[str, tuple[str, ...]]:
+        """Fields of a row of one's own, with the columns that hold them."""
+
+    @property
+    def seed(self) -> int:
+        """Of generated dialogues."""
+
+    @property
+    def dialogues(self) -> int:
+        """How many dialogues to generate for training."""
+
+
+def load(data: Source, data_dir: Path) -> Loaded:
     """The records of every split; what is generated or downloaded is kept in `data_dir`.
 
-    Errors: InputError where a file is missing, unreadable or not of its source's form, a download fails, or nothing is
-    left to train on.
+    Raises:
+      InputError: if a file is missing, unreadable or not of its source's form, a download fails, or nothing is left to
+        train on.
     """
     kind, _, subset = data.source.partition("/")
     path = _path(data)
@@ -36,10 +62,11 @@ def load(data: config.Data, data_dir: Path) -> Loaded:
     return loaded
 
 
-def fingerprint(data: config.Data) -> str | None:
+def fingerprint(data: Source) -> str | None:
     """Names the contents of the local files behind `data.path`; None where the data is generated or downloaded.
 
-    Errors: InputError where the files are missing.
+    Raises:
+      InputError: if the files are missing.
     """
     path = _path(data)
     if path is None:
@@ -61,7 +88,7 @@ def fingerprint(data: config.Data) -> str | None:
         ) from error
 
 
-def _path(data: config.Data) -> Path | None:
+def _path(data: Source) -> Path | None:
     if data.path is None:
         return None
     try:

@@ -13,18 +13,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.models.architecture import MATRICES
 
 AXES = {"width": "fsdp", "heads": "model", "kv_heads": "model", "mlp": "model", "vocabulary": "model"}
 """What each axis of a parameter is split over."""
 
 _KERNELS = {
-    "q_proj": ("width", "heads"),
-    "k_proj": ("width", "kv_heads"),
-    "v_proj": ("width", "kv_heads"),
-    "o_proj": ("heads", "width"),
-    "gate_proj": ("width", "mlp"),
-    "up_proj": ("width", "mlp"),
-    "down_proj": ("mlp", "width"),
+    **{matrix.name: (matrix.inputs, matrix.outputs) for matrix in MATRICES},
     # Of a decoder, or of a reward model, which has one column: an axis of size 1 is not split.
     "head": ("width", "vocabulary"),
 }

@@ -1,9 +1,39 @@
 """What a decoder computes, as one value: the model families that can be read differ in these fields alone."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from ctrl_jax import config
+
+class Matrix(NamedTuple):
+    """One of the matrices of a layer, whose axes have the model's names."""
+
+    name: str
+    block: Literal["self_attn", "mlp"]
+    """The part of a layer that Hugging Face's names have it in."""
+    inputs: str
+    outputs: str
+    bias: Literal["qkv_bias", "output_bias", "mlp_bias"]
+    """The field of an architecture that says whether it has a bias."""
+
+
+MATRICES = (
+    Matrix("q_proj", "self_attn", "width", "heads", "qkv_bias"),
+    Matrix("k_proj", "self_attn", "width", "kv_heads", "qkv_bias"),
+    Matrix("v_proj", "self_attn", "width", "kv_heads", "qkv_bias"),
+    Matrix("o_proj", "self_attn", "heads", "width", "output_bias"),
+    Matrix("gate_proj", "mlp", "width", "mlp", "mlp_bias"),
+    Matrix("up_proj", "mlp", "width", "mlp", "mlp_bias"),
+    Matrix("down_proj", "mlp", "mlp", "width", "mlp_bias"),
+)
+"""Every matrix of a layer, in the order in which they are applied."""
+
+
+class Shape(NamedTuple):
+    """The size of a matrix in a certain architecture."""
+
+    inputs: int
+    outputs: int
+    bias: bool
 
 
 @dataclass(frozen=True)
@@ -51,24 +81,46 @@ class Architecture:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations, and of weights that are not trained; norms and softmax are computed in float32."""
 
+    def shapes(self) -> dict[str, Shape]:
+        """The size of each of `MATRICES`, by name."""
+        sizes = {
+            "width": self.width,
+            "heads": self.heads * self.head_dim,
+            "kv_heads": self.kv_heads * self.head_dim,
+            "mlp": self.mlp_width,
+        }
+        return {one.name: Shape(sizes[one.inputs], sizes[one.outputs], getattr(self, one.bias)) for one in MATRICES}
 
-def from_config(model: config.Model, vocabulary_size: int) -> Architecture:
-    """The decoder that is trained from scratch."""
-    head_dim = model.width // model.heads
+
+def from_scratch(
+    *,
+    vocabulary_size: int,
+    width: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    mlp_width: int,
+    tied_embeddings: bool = True,
+    rope_theta: float = 10_000.0,
+    norm_epsilon: float = 1e-5,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Architecture:
+    """The decoder that is trained from random weights."""
+    head_dim = width // heads
     return Architecture(
         vocabulary_size=vocabulary_size,
-        width=model.width,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads,
         head_dim=head_dim,
-        mlp_width=model.mlp_width,
-        layers=(Layer(None, rotary_frequencies(head_dim, model.rope_theta)),) * model.layers,
-        tied_embeddings=model.tied_embeddings,
+        mlp_width=mlp_width,
+        layers=(Layer(None, rotary_frequencies(head_dim, rope_theta)),) * layers,
+        tied_embeddings=tied_embeddings,
         # Unit variance into the first norm, though the tied table is small enough to give logits of order one.
-        embedding_scale=model.width**0.5,
+        embedding_scale=width**0.5,
         query_scale=head_dim**-0.5,
-        norm_epsilon=model.norm_epsilon,
-        dtype=model.dtype,
+        norm_epsilon=norm_epsilon,
+        dtype=dtype,
     )
 
 

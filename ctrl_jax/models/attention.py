@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 
 class KeysValues(NamedTuple):
@@ -76,21 +77,22 @@ def attend(
     return out.transpose(0, 1, 4, 2, 3, 5).reshape(batch, samples, length, heads * dim)
 
 
-def is_fused(queries: jax.Array, softcap: float | None) -> bool:
-    """Whether `attend_fused` can, and should, be taken for queries [B, N, T, H, d] on the devices that jax has.
+def has_kernel(mesh: Mesh) -> bool:
+    """Whether a program on the mesh's devices can take cuDNN's kernel, which is for NVIDIA's GPUs since Ampere."""
+    device = mesh.devices.flat[0]
+    # jax 0.10 has no gradient of it under shard_map, which several devices have.
+    differentiable = jax.__version_info__ >= (0, 11) or mesh.size == 1
+    return differentiable and device.device_kind.startswith("NVIDIA") and float(device.compute_capability) >= 8
 
-    cuDNN's kernel is for bfloat16 on NVIDIA's GPUs since Ampere, with heads of up to 128 that are a multiple of 8, and
-    knows no softcap. One token at a time reads its prompt's one copy faster by `attend`.
+
+def fits_kernel(queries: jax.Array, softcap: float | None) -> bool:
+    """Whether cuDNN's kernel can, and should, be taken for queries [B, N, T, H, d], where there is one.
+
+    It is for bfloat16, with heads of up to 128 that are a multiple of 8, and knows no softcap. One token at a time
+    reads its prompt's one copy faster by `attend`.
     """
     fits = queries.dtype == jnp.bfloat16 and queries.shape[-1] % 8 == 0 and queries.shape[-1] <= 128
-    devices = jax.devices()
-    # jax 0.10 has no gradient of it under shard_map, which several devices have.
-    differentiable = jax.__version_info__ >= (0, 11) or len(devices) == 1
-    return fits and differentiable and softcap is None and queries.shape[2] > 1 and _has_kernel(devices[0])
-
-
-def _has_kernel(device: jax.Device) -> bool:
-    return device.device_kind.startswith("NVIDIA") and float(device.compute_capability) >= 8
+    return fits and softcap is None and queries.shape[2] > 1
 
 
 def attend_fused(

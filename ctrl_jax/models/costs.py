@@ -7,8 +7,8 @@ product, norm and softmax reads its operands there and writes its result: fused 
 
 from dataclasses import dataclass
 
-from ctrl_jax.config import Lora
 from ctrl_jax.models.architecture import Architecture
+from ctrl_jax.models.lora import Lora
 
 FLOAT32 = 4
 # A value that a layer makes is written once, and read by the one or two that follow.
@@ -73,25 +73,9 @@ def itemsize(sizes: Architecture) -> int:
     return 2 if sizes.dtype == "bfloat16" else FLOAT32
 
 
-def projections(sizes: Architecture) -> dict[str, tuple[int, int]]:
-    """(in, out) of the matrices of a layer."""
-    queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    return {
-        "q_proj": (sizes.width, queries),
-        "k_proj": (sizes.width, keys),
-        "v_proj": (sizes.width, keys),
-        "o_proj": (queries, sizes.width),
-        "gate_proj": (sizes.width, sizes.mlp_width),
-        "up_proj": (sizes.width, sizes.mlp_width),
-        "down_proj": (sizes.mlp_width, sizes.width),
-    }
-
-
 def parameters(sizes: Architecture) -> int:
     """Of the decoder, without an adapter."""
-    biased = {"o_proj": sizes.output_bias, "gate_proj": sizes.mlp_bias, "up_proj": sizes.mlp_bias}
-    biased |= {"down_proj": sizes.mlp_bias, **dict.fromkeys(("q_proj", "k_proj", "v_proj"), sizes.qkv_bias)}
-    layer = sum(rows * columns + biased[name] * columns for name, (rows, columns) in projections(sizes).items())
+    layer = sum(rows * columns + bias * columns for rows, columns, bias in sizes.shapes().values())
     layer += (4 if sizes.post_norms else 2) * sizes.width + 2 * sizes.query_key_norm * sizes.head_dim
     tables = 1 if sizes.tied_embeddings else 2
     return len(sizes.layers) * layer + sizes.width + tables * sizes.vocabulary_size * sizes.width
@@ -99,13 +83,14 @@ def parameters(sizes: Architecture) -> int:
 
 def adapter_parameters(sizes: Architecture, lora: Lora) -> int:
     """Of the low-rank adapters of all layers; 0 at rank 0."""
-    found = projections(sizes)
-    return len(sizes.layers) * lora.rank * sum(sum(found[target]) for target in lora.targets)
+    shapes = sizes.shapes()
+    ends = sum(shapes[target].inputs + shapes[target].outputs for target in lora.targets)
+    return len(sizes.layers) * lora.rank * ends
 
 
 def _dense(sizes: Architecture) -> int:
     """FLOPs a token in the layers' matrices."""
-    return 2 * len(sizes.layers) * sum(rows * columns for rows, columns in projections(sizes).values())
+    return 2 * len(sizes.layers) * sum(rows * columns for rows, columns, _ in sizes.shapes().values())
 
 
 def _attention(sizes: Architecture, pairs: float) -> float:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from ctrl_jax.config import Lora
 from ctrl_jax.models import attention
 from ctrl_jax.models.architecture import Architecture, Layer
 from ctrl_jax.models.attention import KeysValues, visible
+from ctrl_jax.models.lora import Lora
 from ctrl_jax.types import Cache, Params, Policy, Prompts, Responses
 
 
@@ -84,13 +84,15 @@ class Block(nn.Module):
     architecture: Architecture
     layer: Layer
     lora: Lora
+    fused_attention: bool
 
     def setup(self) -> None:
-        sizes = self.architecture
+        sizes, shapes = self.architecture, self.architecture.shapes()
 
-        def projection(features: int, use_bias: bool, scale: float = 1.0) -> Projection:
+        def projection(name: str, scale: float = 1.0) -> Projection:
             init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
-            return Projection(features, use_bias, init, self.lora.alpha / max(1, self.lora.rank))
+            shape = shapes[name]
+            return Projection(shape.outputs, shape.bias, init, self.lora.alpha / max(1, self.lora.rank))
 
         def norm() -> Norm:
             return Norm(sizes.norm_epsilon, sizes.norm_offset)
@@ -98,14 +100,14 @@ class Block(nn.Module):
         # The projections that write to the residual stream start smaller the deeper the model (Radford et al. 2019).
         residual = 1.0 / (2 * len(sizes.layers))
         self.attention_norm = norm()
-        self.q_proj = projection(sizes.heads * sizes.head_dim, sizes.qkv_bias)
-        self.k_proj = projection(sizes.kv_heads * sizes.head_dim, sizes.qkv_bias)
-        self.v_proj = projection(sizes.kv_heads * sizes.head_dim, sizes.qkv_bias)
-        self.o_proj = projection(sizes.width, sizes.output_bias, residual)
+        self.q_proj = projection("q_proj")
+        self.k_proj = projection("k_proj")
+        self.v_proj = projection("v_proj")
+        self.o_proj = projection("o_proj", residual)
         self.mlp_norm = norm()
-        self.gate_proj = projection(sizes.mlp_width, sizes.mlp_bias)
-        self.up_proj = projection(sizes.mlp_width, sizes.mlp_bias)
-        self.down_proj = projection(sizes.width, sizes.mlp_bias, residual)
+        self.gate_proj = projection("gate_proj")
+        self.up_proj = projection("up_proj")
+        self.down_proj = projection("down_proj", residual)
         if sizes.query_key_norm:
             self.q_norm, self.k_norm = norm(), norm()
         if sizes.post_norms:
@@ -135,7 +137,7 @@ class Block(nn.Module):
         """The layer's output [B, N, T, D] once its keys are known; masks as in `attention.attend`."""
         sizes = self.architecture
         scale, softcap = sizes.query_scale, sizes.attention_softcap
-        if attention.is_fused(queries, softcap):
+        if self.fused_attention and attention.fits_kernel(queries, softcap):
             mixed = attention.attend_fused(queries, shared, shared_mask, own, own_mask, scale=scale)
         else:
             mixed = attention.attend(queries, shared, shared_mask, own, own_mask, scale=scale, softcap=softcap)
@@ -191,6 +193,8 @@ class Decoder(nn.Module):
     lora: Lora = Lora()
     rematerialize: bool = False
     """Whether the backward pass computes each layer again instead of keeping what it needs of the forward pass."""
+    fused_attention: bool = False
+    """Whether the devices have cuDNN's kernel (`attention.has_kernel`), to be taken where it fits."""
 
     def setup(self) -> None:
         sizes = self.architecture
@@ -198,7 +202,7 @@ class Decoder(nn.Module):
             sizes.vocabulary_size, sizes.width, embedding_init=nn.initializers.normal(sizes.width**-0.5)
         )
         block = nn.remat(Block, methods=["project", "finish"]) if self.rematerialize else Block
-        self.layers = [block(sizes, layer, self.lora) for layer in sizes.layers]
+        self.layers = [block(sizes, layer, self.lora, self.fused_attention) for layer in sizes.layers]
         self.final_norm = Norm(sizes.norm_epsilon, sizes.norm_offset)
         if not sizes.tied_embeddings:
             self.head = Head(sizes.vocabulary_size)

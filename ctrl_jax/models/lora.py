@@ -4,13 +4,40 @@ A network's variables are {"params": ...} and, with an adapter, {"lora": ...}. W
 before adaptation, so that one copy of the weights serves a policy, its reference, and the trunk of a reward model.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.config import Lora
+from ctrl_jax.errors import InputError
+from ctrl_jax.models.architecture import MATRICES
 from ctrl_jax.types import Params
+
+PROJECTIONS = tuple(matrix.name for matrix in MATRICES)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) A B, of which A and B are trained."""
+
+    rank: int = 0
+    """0 trains the whole model."""
+    alpha: float = 16.0
+    targets: tuple[str, ...] = PROJECTIONS
+    """Which projections have one: of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise InputError(f"Lora.rank is {self.rank!r}; it must be 0 or greater.")
+        if not 1e-6 <= self.alpha <= 1e6:
+            raise InputError(
+                f"Lora.alpha is {self.alpha!r}; it must be between 1e-06 and 1e+06: it scales what the adapters add to "
+                "weights in float32."
+            )
+        unknown = [target for target in self.targets if target not in PROJECTIONS]
+        if unknown or not self.targets:
+            raise InputError(f"Lora.targets has {unknown or 'nothing'}; choose from {', '.join(PROJECTIONS)}.")
 
 
 def init(params: Params, lora: Lora, key: jax.Array) -> Params:

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from ctrl_jax.config import PROJECTIONS, Lora
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import lora, weights
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.models.files import Tensor, exists, read_header, read_json, reading, shown, size
+from ctrl_jax.models.lora import PROJECTIONS, Lora
 from ctrl_jax.models.weights import Place, Target, new_folder, targets
 from ctrl_jax.types import Params
 

@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.config import Lora
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.models.decoder import Decoder
+from ctrl_jax.models.lora import Lora
 from ctrl_jax.types import Params, Prompts, Responses, RewardApply
 
 
@@ -14,9 +14,10 @@ class RewardModel(nn.Module):
     architecture: Architecture
     lora: Lora = Lora()
     rematerialize: bool = False
+    fused_attention: bool = False
 
     def setup(self) -> None:
-        self.trunk = Decoder(self.architecture, self.lora, self.rematerialize)
+        self.trunk = Decoder(self.architecture, self.lora, self.rematerialize, self.fused_attention)
         # Zero: every response starts with the same reward, whatever the trunk.
         self.head = nn.Dense(1, kernel_init=nn.initializers.zeros)
 

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import files, huggingface
-from ctrl_jax.models.architecture import Architecture
+from ctrl_jax.models.architecture import MATRICES, Architecture
 from ctrl_jax.models.files import Tensor
 from ctrl_jax.types import Params
 
@@ -57,18 +57,8 @@ class Target(NamedTuple):
 
 def targets(architecture: Architecture) -> dict[str, Target]:
     """The tensors of a language model's checkpoint by name, and the parameters they become."""
-    width, head_dim, mlp_width = architecture.width, architecture.head_dim, architecture.mlp_width
-    queries, keys = architecture.heads * head_dim, architecture.kv_heads * head_dim
+    width, head_dim, shapes = architecture.width, architecture.head_dim, architecture.shapes()
     found = {"model.embed_tokens.weight": Target(("embedding", "embedding"), (architecture.vocabulary_size, width))}
-    projections = [
-        ("self_attn.q_proj", queries, width, architecture.qkv_bias),
-        ("self_attn.k_proj", keys, width, architecture.qkv_bias),
-        ("self_attn.v_proj", keys, width, architecture.qkv_bias),
-        ("self_attn.o_proj", width, queries, architecture.output_bias),
-        ("mlp.gate_proj", mlp_width, width, architecture.mlp_bias),
-        ("mlp.up_proj", mlp_width, width, architecture.mlp_bias),
-        ("mlp.down_proj", width, mlp_width, architecture.mlp_bias),
-    ]
     norms = [("input_layernorm", "attention_norm", width)]
     if architecture.post_norms:
         # The same name as below, for another norm: Gemma's is after attention, the others' before the MLP.
@@ -83,11 +73,11 @@ def targets(architecture: Architecture) -> dict[str, Target]:
         norms += [("self_attn.q_norm", "q_norm", head_dim), ("self_attn.k_norm", "k_norm", head_dim)]
     for index in range(len(architecture.layers)):
         prefix, layer = f"model.layers.{index}", f"layers_{index}"
-        for name, out, into, bias in projections:
-            path = (layer, name.split(".")[1])
-            found[f"{prefix}.{name}.weight"] = Target((*path, "kernel"), (out, into), transposed=True)
-            if bias:
-                found[f"{prefix}.{name}.bias"] = Target((*path, "bias"), (out,))
+        for matrix in MATRICES:
+            name, path, shape = f"{prefix}.{matrix.block}.{matrix.name}", (layer, matrix.name), shapes[matrix.name]
+            found[f"{name}.weight"] = Target((*path, "kernel"), (shape.outputs, shape.inputs), transposed=True)
+            if shape.bias:
+                found[f"{name}.bias"] = Target((*path, "bias"), (shape.outputs,))
         for name, norm, size in norms:
             found[f"{prefix}.{name}.weight"] = Target((layer, norm, "scale"), (size,))
     found["model.norm.weight"] = Target(("final_norm", "scale"), (width,))

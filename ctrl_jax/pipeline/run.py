@@ -17,7 +17,7 @@ from ctrl_jax.data import downloads, pretrained_tokenizers, sources
 from ctrl_jax.data.corpus import Corpus
 from ctrl_jax.devices.mesh import batch_parts
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import architecture, huggingface, peft, weights
+from ctrl_jax.models import architecture, attention, huggingface, peft, weights
 from ctrl_jax.pipeline import checks, results
 from ctrl_jax.pipeline import data as data_stage
 from ctrl_jax.rewards import function
@@ -139,7 +139,7 @@ class Run:
     def architecture(self) -> architecture.Architecture:
         model = self.experiment.model
         if model.path is None:
-            return architecture.from_config(model, self.corpus.tokenizer.vocabulary_size)
+            return model.architecture(self.corpus.tokenizer.vocabulary_size)
         return pretrained_architecture(self.experiment)
 
     @property
@@ -166,7 +166,12 @@ class Run:
     @cached_property
     def models(self) -> build.Models:
         model = self.experiment.model
-        return build.models(self.architecture, model.lora, rematerialize=model.rematerialize)
+        return build.models(
+            self.architecture,
+            model.lora,
+            rematerialize=model.rematerialize,
+            fused_attention=attention.has_kernel(self.mesh),
+        )
 
 
 def check_claim(experiment: Experiment, work_dir: Path) -> None:

@@ -21,7 +21,7 @@ from ctrl_jax.config import VOCABULARY, Experiment, Lora, Supervised
 from ctrl_jax.devices import accelerators
 from ctrl_jax.devices.accelerators import Accelerator
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import architecture, costs, huggingface
+from ctrl_jax.models import costs, huggingface
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.models.costs import Batch, Work
 from ctrl_jax.pipeline.rollouts import prompts_at_a_time
@@ -140,7 +140,7 @@ def sizes(experiment: Experiment, device_memory: float | None = accelerators.SMA
     """
     model, reward = experiment.model, experiment.reward_model
     if model.path is None:
-        policy = architecture.from_config(model, experiment.data.vocabulary_size or VOCABULARY)
+        policy = model.architecture(experiment.data.vocabulary_size or VOCABULARY)
     else:
         policy = pretrained_architecture(experiment)
     if reward.function is not None:

@@ -24,7 +24,7 @@ from ctrl_jax.config import Experiment
 from ctrl_jax.devices import accelerators
 from ctrl_jax.devices.mesh import batch_parts, shard
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import lora
+from ctrl_jax.models import attention, lora
 from ctrl_jax.planning import plan
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.runtime.stages import write_json
@@ -87,7 +87,9 @@ def run(experiment: Experiment, mesh: Mesh, work_dir: Path, *, steps: int) -> di
 
 def _prepare(experiment: Experiment, mesh: Mesh) -> Step:
     sizes, model, data, policy = plan.sizes(experiment), experiment.model, experiment.data, experiment.policy
-    parts = build.models(sizes.policy, model.lora, rematerialize=model.rematerialize)
+    parts = build.models(
+        sizes.policy, model.lora, rematerialize=model.rematerialize, fused_attention=attention.has_kernel(mesh)
+    )
     key = build.stage_key(experiment.seed, "profile")
     reference = jax.tree.map(lambda x: x.astype(model.dtype), build.init_decoder(parts, mesh, key))
     state = build.init_state(
@@ -130,7 +132,7 @@ def _score(
             return rewards[shape]
 
         return constant, None
-    parts = build.models(sizes.reward, sizes.reward_lora)
+    parts = build.models(sizes.reward, sizes.reward_lora, fused_attention=attention.has_kernel(mesh))
     if sizes.reward == sizes.policy:
         trunk = reference
     else:

@@ -1,11 +1,10 @@
-import html
 import json
 import pathlib
 import re
 import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,11 +13,9 @@ from ctrl_jax.commands import report
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.report.status import Status
-from tests.browser import Browser
 from tests.report import synthetic
 
 NAMES = ("sampling", "best_of_2", "best_of_4", "worst_of_2", "worst_of_4")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FIGURES = {
     "calibration", "proxy_gold", "reliability", "response_length", "training", "win_rate_vs_kl", "win_rate_vs_n",
 }  # fmt: skip
@@ -114,39 +111,21 @@ def test_a_sweep_is_written_with_its_picture(index: pathlib.Path, tmp_path: path
     assert [re.findall(r"done|failed|missing", row)[0] for row in rows] == ["done", "failed", "missing"]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-@pytest.mark.parametrize(("width", "dark"), [(375, False), (375, True), (1200, False)])
-def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(
-    index: pathlib.Path, tmp_path: pathlib.Path, width: int, dark: bool
-) -> None:
-    probe = """<script>
+PROBE = """(() => {
     const all = Array.from(document.querySelectorAll("svg.chart text"));
     const paper = getComputedStyle(document.body);
-    parent.document.body.dataset.probe = JSON.stringify({
+    return {
         inner: innerWidth, scroll: document.documentElement.scrollWidth,
         paper: paper.backgroundColor, ink: paper.color,
-        drawn: getComputedStyle(all[0]).fill, small: Math.min(...all.map(t => t.getBoundingClientRect().height))});
-    </script></body>"""
-    # A window of a headless browser is never narrower than 500 pixels; a frame in it may be.
-    page = html.escape(index.read_text().replace("</body>", probe))
-    outside = tmp_path / "frame.html"
-    outside.write_text(
-        '<!doctype html><html><head><meta name="color-scheme" content="light dark"></head><body>'
-        f'<iframe style="border: 0; width: {width}px; height: 900px" srcdoc="{page}"></iframe></body></html>'
-    )
-    shown = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,1000", "--enable-logging=stderr",
-            *(["--blink-settings=preferredColorScheme=0"] if dark else []), "--dump-dom", outside.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert "CONSOLE" not in shown.stderr
-    found = re.search(r"data-probe=\"([^\"]*)\"", shown.stdout)
-    assert found, shown.stderr[-2000:]
-    seen = json.loads(html.unescape(found[1]))
+        drawn: getComputedStyle(all[0]).fill, small: Math.min(...all.map(t => t.getBoundingClientRect().height))};
+})()"""
+
+
+@pytest.mark.parametrize(("width", "dark"), [(375, False), (375, True), (1200, False)])
+def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(
+    index: pathlib.Path, open_page: Callable[..., Any], width: int, dark: bool
+) -> None:
+    seen = open_page(index.as_uri(), width=width, dark=dark).evaluate(PROBE)
     assert seen["inner"] == width
     assert seen["scroll"] <= width
     assert seen["small"] >= 9
@@ -158,47 +137,36 @@ def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(
     assert (paper < 60 and ink > 180 and drawn > 120) if dark else (paper > 200 and ink < 80 and drawn < 130)
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.quit()
-
-
 @pytest.mark.parametrize("width", [390, 1100])
 def test_a_word_explains_itself_to_the_keyboard_within_the_window(
-    index: pathlib.Path, browser: Browser, width: int
+    index: pathlib.Path, open_page: Callable[..., Any], width: int
 ) -> None:
-    browser.open(index.as_uri(), width=width)
-    browser.press("Tab")
+    page = open_page(index.as_uri(), width=width)
+    page.keyboard.press("Tab")
     style = "getComputedStyle(document.activeElement, '::after')"
-    assert browser.value("document.activeElement.className") == "term"
-    tip = browser.value("document.activeElement.dataset.tip")
-    assert tip in browser.value(f"{style}.content")
-    assert browser.value(f"[{style}.position, {style}.display]") == ["fixed", "block"]
+    assert page.evaluate("document.activeElement.className") == "term"
+    tip = page.evaluate("document.activeElement.dataset.tip")
+    assert tip in page.evaluate(f"{style}.content")
+    assert page.evaluate(f"[{style}.position, {style}.display]") == ["fixed", "block"]
     described = "document.getElementById(document.activeElement.getAttribute('aria-describedby')).textContent"
-    assert browser.value(described) == tip
-    assert browser.value("document.documentElement.scrollWidth") <= width
-    assert not browser.value("document.querySelector('details.configuration').open")
-    assert browser.problems == []
+    assert page.evaluate(described) == tip
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not page.evaluate("document.querySelector('details.configuration').open")
 
 
 def test_the_table_of_a_sweep_fits_a_window_and_starts_with_the_states(
-    index: pathlib.Path, browser: Browser, tmp_path: pathlib.Path
+    index: pathlib.Path, open_page: Callable[..., Any], tmp_path: pathlib.Path
 ) -> None:
     running = Status("exponential(10)_kl1", "exponential(10)", "best_of_4", 1.0, "running")
     done = replace(running, name="exponential(10)_kl0.75", kl_budget=0.75, state="done", evaluation=evaluation(index))
     points = [done, running]
-    page = report.write_sweep_report(tmp_path, points)
+    path = report.write_sweep_report(tmp_path, points)
     for width in (390, 1100):
-        browser.open(page.as_uri(), width=width)
-        assert browser.value("document.documentElement.scrollWidth") <= width
+        page = open_page(path.as_uri(), width=width)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
         firsts = "Array.from(document.querySelectorAll('tbody tr'), row => row.children[0].textContent)"
-        assert browser.value(firsts) == ["done", "running"]
+        assert page.evaluate(firsts) == ["done", "running"]
     assert (
-        browser.value("(() => {const t = document.querySelector('.scroll'); return t.scrollWidth - t.clientWidth})()")
+        page.evaluate("(() => {const t = document.querySelector('.scroll'); return t.scrollWidth - t.clientWidth})()")
         == 0
     )
-    assert browser.problems == []

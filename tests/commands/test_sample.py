@@ -15,7 +15,6 @@ from ctrl_jax.config import Decoding
 from ctrl_jax.data.conversations import Turn
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import architecture
 from ctrl_jax.steps import sampling
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import Objective
@@ -28,7 +27,7 @@ EXPONENTIAL, RAW = (
 )
 EXPERIMENT = config.Experiment("letters", data=config.Data(prompt_length=8, response_length=LENGTH))
 MODEL = config.Model(width=16, layers=1, heads=2, kv_heads=1, mlp_width=16)
-PARTS = build.models(architecture.from_config(MODEL, len(LETTERS) + 2), config.Lora())
+PARTS = build.models(MODEL.architecture(len(LETTERS) + 2), config.Lora())
 
 
 class Tokenizer:

@@ -1,6 +1,7 @@
 """The page of `make sample` in a headless browser, over a session that a test steers: no model."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -8,13 +9,11 @@ import pytest
 from ctrl_jax.commands import sample_page
 from ctrl_jax.commands.sample import Comparing, Drawn, Picked, Response, Rewards, Scored
 from ctrl_jax.errors import InputError
-from ctrl_jax.report import sample_page as page
+from ctrl_jax.report import sample_page as shown_page
 from ctrl_jax.runtime.web import Server
-from tests.browser import CHROMIUM, Browser
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 NASTY = '<img src=x onerror="document.title=1"> & </script> “é” 👋🏽\n\n  {{ 7 * 7 }}'
+SECONDS = 60
 RAW = (-1.25, 0.5, 2.0, 1.0)
 
 
@@ -67,15 +66,23 @@ class Session:
         raise InputError(f"There is no procedure {procedure!r}.")
 
 
+def wait(page, expression):
+    """Until the expression is true. (`page.wait_for_function` polls from within the page, whose policy forbids it.)"""
+    end = time.monotonic() + SECONDS
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"{expression} never came true: {page.inner_text('body')}"
+        page.wait_for_timeout(20)
+
+
 class Shown:
     """The page of a session, open in a browser."""
 
-    def __init__(self, browser):
-        self.browser = browser
+    def __init__(self, open_page):
+        self.open_page = open_page
         self.servers = []
 
     def open(self, session, *, prompt="", **window):
-        html = page.render(
+        html = shown_page.render(
             "bon_<helpful>",
             sides=session.sides,
             trained_for=("best_of_4", "exponential(10)") if session.has_rewards else None,
@@ -89,8 +96,8 @@ class Shown:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         self.servers.append((server, thread, session))
-        self.browser.open(server.url, **window)
-        self.browser.wait(f"{FOCUS} === 'prompt'")
+        self.page = self.open_page(server.url, **window)
+        wait(self.page, f"{FOCUS} === 'prompt'")
 
     def close(self):
         for server, thread, session in self.servers:
@@ -100,21 +107,11 @@ class Shown:
             server.server_close()
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[Browser]:
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.quit()
-
-
 @pytest.fixture
-def shown(browser) -> Iterator[Shown]:
-    browser.problems.clear()
-    shown = Shown(browser)
+def shown(open_page) -> Iterator[Shown]:
+    shown = Shown(open_page)
     yield shown
     shown.close()
-    browser.close_page()
-    assert browser.problems == []
 
 
 IDLE = "!document.querySelector('button[type=submit]').disabled"
@@ -136,78 +133,78 @@ def texts(side: str) -> str:
 def test_a_prompt_is_answered_with_rewards_and_the_pick(shown):
     session = Session()
     shown.open(session)
-    browser = shown.browser
-    assert browser.value("document.querySelector('h1').textContent") == "bon_<helpful>"
-    browser.write("How do I")
-    browser.press("Enter", shift=True)
-    browser.write("bake <b>bread</b>?")
-    browser.press("Enter")
-    browser.wait(f"{IDLE} && document.querySelectorAll('.picked').length === 2")
+    page = shown.page
+    assert page.evaluate("document.querySelector('h1').textContent") == "bon_<helpful>"
+    page.keyboard.insert_text("How do I")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.insert_text("bake <b>bread</b>?")
+    page.keyboard.press("Enter")
+    wait(page, f"{IDLE} && document.querySelectorAll('.picked').length === 2")
     assert session.asked == [("How do I\nbake <b>bread</b>?", 4, "best_of_4")]
-    assert browser.value("document.querySelector('summary').textContent") == "How do I\nbake <b>bread</b>?"
+    assert page.evaluate("document.querySelector('summary').textContent") == "How do I\nbake <b>bread</b>?"
     for side in session.sides:
-        *ended, cut = browser.value(texts(side))
+        *ended, cut = page.evaluate(texts(side))
         assert ended == [NASTY] * 3
         assert cut.startswith("cut")
-        rows = browser.value(ROWS.replace("SIDE", side))
+        rows = page.evaluate(ROWS.replace("SIDE", side))
         assert [row[0] for row in rows] == ["", "", "picked", ""]
         assert rows[2][1] == "▸ best_of_4 picks this"
         assert [row[2]["raw"] for row in rows] == ["−1.250", "0.500", "2.000", "1.000"]
         assert [row[2]["calibrated"] for row in rows] == ["0.000", "0.250", "1.000", "nan"]
-    assert browser.value("document.querySelectorAll('p.cut').length") == 2
-    assert browser.value(STATUS) == "best_of_4 picks policy 3, reference 3."
+    assert page.evaluate("document.querySelectorAll('p.cut').length") == 2
+    assert page.evaluate(STATUS) == "best_of_4 picks policy 3, reference 3."
     # Nothing that was said became part of the page.
-    assert browser.value("document.title") == "bon_<helpful>: sample"
-    assert browser.value("document.querySelectorAll('main img, main b').length") == 0
+    assert page.evaluate("document.title") == "bon_<helpful>: sample"
+    assert page.evaluate("document.querySelectorAll('main img, main b').length") == 0
 
 
 def test_responses_stream_and_escape_stops_them(shown):
     session = Session()
     session.gate = threading.Semaphore(0)
     shown.open(session)
-    browser = shown.browser
-    browser.write("Hello")
-    browser.press("Enter")
+    page = shown.page
+    page.keyboard.insert_text("Hello")
+    page.keyboard.press("Enter")
     words = NASTY.split(" ")
     for count in (1, 2, 3):
         session.gate.release()
-        browser.wait(f"({texts('policy')})[0] === {' '.join(words[:count])!r}")
-    assert browser.value("document.querySelectorAll('p.growing').length") == 8
-    assert browser.value("document.getElementById('turns').getAttribute('aria-busy')") == "true"
-    assert not browser.value(IDLE)
-    browser.press("Enter")  # one at a time
-    browser.press("Escape")
-    browser.wait(IDLE)
-    assert browser.value(STATUS) == "Stopped."
-    assert browser.value("document.querySelectorAll('p.growing').length") == 0
-    assert browser.value(FOCUS) == "prompt"
+        wait(page, f"({texts('policy')})[0] === {' '.join(words[:count])!r}")
+    assert page.evaluate("document.querySelectorAll('p.growing').length") == 8
+    assert page.evaluate("document.getElementById('turns').getAttribute('aria-busy')") == "true"
+    assert not page.evaluate(IDLE)
+    page.keyboard.press("Enter")  # one at a time
+    page.keyboard.press("Escape")
+    wait(page, IDLE)
+    assert page.evaluate(STATUS) == "Stopped."
+    assert page.evaluate("document.querySelectorAll('p.growing').length") == 0
+    assert page.evaluate(FOCUS) == "prompt"
     session.gate.release(1000)
-    browser.write("Again")  # over the selected text
-    browser.press("Enter")
-    browser.wait(f"{IDLE} && document.querySelectorAll('.picked').length === 2")
+    page.keyboard.insert_text("Again")  # over the selected text
+    page.keyboard.press("Enter")
+    wait(page, f"{IDLE} && document.querySelectorAll('.picked').length === 2")
     assert [text for text, *_ in session.asked] == ["Hello", "Again"]
 
 
 def test_another_procedure_picks_among_the_same_responses(shown):
     session = Session()
     shown.open(session, prompt="Hello")
-    browser = shown.browser
-    browser.press("Enter")
-    browser.wait(f"{IDLE} && document.querySelectorAll('.picked').length === 2")
-    browser.value("document.getElementById('procedure').select()")
-    browser.value("document.getElementById('procedure').focus()")
-    browser.write("worst_of_2")
-    browser.press("Tab")
-    browser.wait("document.querySelectorAll('.policy li')[0].className === 'picked'")
-    classes = browser.value("Array.from(document.querySelectorAll('.policy li'), li => li.className)")
+    page = shown.page
+    page.keyboard.press("Enter")
+    wait(page, f"{IDLE} && document.querySelectorAll('.picked').length === 2")
+    page.evaluate("document.getElementById('procedure').select()")
+    page.evaluate("document.getElementById('procedure').focus()")
+    page.keyboard.insert_text("worst_of_2")
+    page.keyboard.press("Tab")
+    wait(page, "document.querySelectorAll('.policy li')[0].className === 'picked'")
+    classes = page.evaluate("Array.from(document.querySelectorAll('.policy li'), li => li.className)")
     assert classes == ["picked", "", "unseen", "unseen"]
-    assert browser.value(STATUS) == "worst_of_2, of the first 2, picks policy 1, reference 1."
+    assert page.evaluate(STATUS) == "worst_of_2, of the first 2, picks policy 1, reference 1."
     assert len(session.asked) == 1
-    browser.value("document.getElementById('procedure').focus()")
-    browser.value("document.getElementById('procedure').select()")
-    browser.write("bset_of_4")
-    browser.press("Tab")
-    browser.wait(f"({ERROR}) === \"There is no procedure 'bset_of_4'.\"")
+    page.evaluate("document.getElementById('procedure').focus()")
+    page.evaluate("document.getElementById('procedure').select()")
+    page.keyboard.insert_text("bset_of_4")
+    page.keyboard.press("Tab")
+    wait(page, f"({ERROR}) === \"There is no procedure 'bset_of_4'.\"")
 
 
 @pytest.mark.parametrize(
@@ -231,110 +228,110 @@ def test_another_procedure_picks_among_the_same_responses(shown):
 )
 def test_bad_input_is_told_on_the_page_which_then_goes_on(shown, prompt, field, value, told):
     shown.open(Session())
-    browser = shown.browser
-    browser.write(prompt)
+    page = shown.page
+    page.keyboard.insert_text(prompt)
     if field:
-        browser.value(f"document.getElementById('{field}').value = {value!r}")
-    browser.press("Enter")
-    browser.wait(f"{IDLE} && ({ERROR})")
-    assert told in browser.value(ERROR)
-    assert browser.value("document.getElementById('error').getAttribute('role')") == "alert"
-    assert browser.value("document.querySelectorAll('.turn').length") == 0
-    assert browser.value("document.getElementById('prompt').value") == prompt
-    browser.value(
+        page.evaluate(f"document.getElementById('{field}').value = {value!r}")
+    page.keyboard.press("Enter")
+    wait(page, f"{IDLE} && ({ERROR})")
+    assert told in page.evaluate(ERROR)
+    assert page.evaluate("document.getElementById('error').getAttribute('role')") == "alert"
+    assert page.evaluate("document.querySelectorAll('.turn').length") == 0
+    assert page.evaluate("document.getElementById('prompt').value") == prompt
+    page.evaluate(
         "prompt.value = 'Hello', samples.value = '4', procedure.value = 'best_of_4', temperature.value = '1',"
         "topP.value = '', prompt.focus()"
     )
-    browser.press("Enter")
-    browser.wait(f"{IDLE} && document.querySelectorAll('.picked').length === 2")
-    assert browser.value(ERROR) == ""
+    page.keyboard.press("Enter")
+    wait(page, f"{IDLE} && document.querySelectorAll('.picked').length === 2")
+    assert page.evaluate(ERROR) == ""
 
 
-def test_a_server_that_has_ended_is_told(shown):
+def test_a_server_that_has_ended_is_told(shown, problems):
     shown.open(Session(), prompt="Hello")
     server, *_ = shown.servers[0]
     server.closing.set()  # a connection that the browser has opened in advance would still be answered
     server.shutdown()
     server.server_close()
-    shown.browser.press("Enter")
-    shown.browser.wait(f"{IDLE} && ({ERROR})")
-    assert "Start it again" in shown.browser.value(ERROR)
-    assert all("ERR_CONNECTION_REFUSED" in problem for problem in shown.browser.problems)
-    shown.browser.problems.clear()
+    shown.page.keyboard.press("Enter")
+    wait(shown.page, f"{IDLE} && ({ERROR})")
+    assert "Start it again" in shown.page.evaluate(ERROR)
+    assert all("ERR_CONNECTION_REFUSED" in problem for problem in problems)
+    problems.clear()
 
 
 def test_the_arrows_bring_back_earlier_prompts(shown):
     shown.open(Session())
-    browser = shown.browser
+    page = shown.page
     for index, text in enumerate(("first", "second")):
-        browser.write(text)
-        browser.press("Enter")
-        browser.wait(f"{IDLE} && document.querySelectorAll('.turn').length === {index + 1}")
-    assert browser.value("document.querySelectorAll('.turn[open]').length") == 1
+        page.keyboard.insert_text(text)
+        page.keyboard.press("Enter")
+        wait(page, f"{IDLE} && document.querySelectorAll('.turn').length === {index + 1}")
+    assert page.evaluate("document.querySelectorAll('.turn[open]').length") == 1
     value = "prompt.value"
-    browser.write("draft")
-    assert browser.value(value) == "draft"
+    page.keyboard.insert_text("draft")
+    assert page.evaluate(value) == "draft"
     seen = []
     for key in ("ArrowUp", "ArrowUp", "ArrowUp", "ArrowDown", "ArrowDown", "ArrowDown"):
-        browser.press(key)
-        seen.append(browser.value(value))
+        page.keyboard.press(key)
+        seen.append(page.evaluate(value))
     assert seen == ["second", "first", "first", "second", "draft", "draft"]
 
 
 def test_the_keyboard_reaches_everything_in_order(shown):
     shown.open(Session(), prompt="Hello")
-    browser = shown.browser
-    browser.press("Enter")
-    browser.wait(f"{IDLE} && document.querySelectorAll('.picked').length === 2")
+    page = shown.page
+    page.keyboard.press("Enter")
+    wait(page, f"{IDLE} && document.querySelectorAll('.picked').length === 2")
     order = []
     for _ in range(10):
-        order.append(browser.value(FOCUS))
-        outline = browser.value("getComputedStyle(document.activeElement).outlineStyle")
+        order.append(page.evaluate(FOCUS))
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid", order
-        browser.press("Tab")
+        page.keyboard.press("Tab")
     terms = ["raw reward", "calibrated reward", "reference"]
     fields = ["prompt", "num_samples", "procedure", "temperature", "top_p", "Send", "example"]
     assert order == [*fields, *terms]
-    labels = browser.value("Array.from(document.querySelectorAll('textarea, input'), i => i.labels.length)")
+    labels = page.evaluate("Array.from(document.querySelectorAll('textarea, input'), i => i.labels.length)")
     assert labels == [1, 1, 1, 1, 1]
 
 
 def test_temperature_and_top_p_reach_the_session(shown):
     session = Session()
     shown.open(session, prompt="Hello")
-    browser = shown.browser
-    browser.press("Enter")
-    browser.wait(f"{IDLE} && document.querySelectorAll('.picked').length === 2")
-    browser.value("temperature.value = '1.5', topP.value = '0.9'")
-    browser.press("Enter")
-    browser.wait(f"{IDLE} && document.querySelectorAll('.turn[open] .picked').length === 2")
-    browser.wait("document.querySelectorAll('.turn').length === 2")
-    browser.value("temperature.value = '', topP.value = ' '")
-    browser.press("Enter")
-    browser.wait(f"{IDLE} && document.querySelectorAll('.turn').length === 3")
+    page = shown.page
+    page.keyboard.press("Enter")
+    wait(page, f"{IDLE} && document.querySelectorAll('.picked').length === 2")
+    page.evaluate("temperature.value = '1.5', topP.value = '0.9'")
+    page.keyboard.press("Enter")
+    wait(page, f"{IDLE} && document.querySelectorAll('.turn[open] .picked').length === 2")
+    wait(page, "document.querySelectorAll('.turn').length === 2")
+    page.evaluate("temperature.value = '', topP.value = ' '")
+    page.keyboard.press("Enter")
+    wait(page, f"{IDLE} && document.querySelectorAll('.turn').length === 3")
     assert session.laws == [(0.7, 1.0), (1.5, 0.9), (None, None)], "an empty field leaves it to the session"
 
 
 def test_examples_come_one_after_the_other(shown):
     shown.open(Session())
-    browser = shown.browser
+    page = shown.page
     seen = []
     for _ in range(3):
-        browser.value("example.click()")
-        seen.append(browser.value("prompt.value"))
-        assert browser.value(FOCUS) == "prompt"
+        page.evaluate("example.click()")
+        seen.append(page.evaluate("prompt.value"))
+        assert page.evaluate(FOCUS) == "prompt"
     assert seen == ["How are you?", "<b>⟦U+202E⟧Why?", "How are you?"]
-    browser.press("Enter")
-    browser.wait(f"{IDLE} && document.querySelectorAll('.picked').length === 2")
+    page.keyboard.press("Enter")
+    wait(page, f"{IDLE} && document.querySelectorAll('.picked').length === 2")
 
 
 def test_who_wins_is_said_and_counted(shown):
     session = Session()
     shown.open(session, prompt="Hello")
-    browser = shown.browser
+    page = shown.page
     verdict = "document.querySelector('.turn[open] .verdict')?.textContent"
     score = "document.getElementById('score').textContent"
-    assert browser.value("document.getElementById('score').hidden")
+    assert page.evaluate("document.getElementById('score').hidden")
     rounds = [
         ({"policy": RAW, "reference": (-3.0, 0.0, 1.5, 9.0)}, "The policy wins: 2.000 against 1.500 by raw reward."),
         ({"policy": (0.0,) * 4, "reference": RAW}, "The reference wins: 2.000 against 0.000 by raw reward."),
@@ -342,23 +339,23 @@ def test_who_wins_is_said_and_counted(shown):
         ({"policy": (0.0, 0.0, float("nan"), 0.0), "reference": RAW}, None),
     ]
     for count, (session.raw, expected) in enumerate(rounds, start=1):
-        browser.press("Enter")
-        browser.wait(f"{IDLE} && document.querySelectorAll('.turn').length === {count}")
-        browser.wait("document.querySelectorAll('.turn[open] .picked').length === 2")
-        assert browser.value(verdict) == expected
-    assert browser.value(score) == "So far: policy 1, reference 1, ties 1."
+        page.keyboard.press("Enter")
+        wait(page, f"{IDLE} && document.querySelectorAll('.turn').length === {count}")
+        wait(page, "document.querySelectorAll('.turn[open] .picked').length === 2")
+        assert page.evaluate(verdict) == expected
+    assert page.evaluate(score) == "So far: policy 1, reference 1, ties 1."
     # Another procedure picks others in the latest turn alone.
     session.raw = {"policy": RAW, "reference": (-3.0, 0.0, 1.5, 9.0)}
-    browser.press("Enter")
-    browser.wait(f"{IDLE} && ({score}) === 'So far: policy 2, reference 1, ties 1.'")
-    browser.value("procedure.value = 'worst_of_2', procedure.dispatchEvent(new Event('change'))")
-    browser.wait(f"({verdict}) === 'The policy wins: −1.250 against −3.000 by raw reward.'")
-    assert browser.value(score) == "So far: policy 2, reference 1, ties 1."
+    page.keyboard.press("Enter")
+    wait(page, f"{IDLE} && ({score}) === 'So far: policy 2, reference 1, ties 1.'")
+    page.evaluate("procedure.value = 'worst_of_2', procedure.dispatchEvent(new Event('change'))")
+    wait(page, f"({verdict}) === 'The policy wins: −1.250 against −3.000 by raw reward.'")
+    assert page.evaluate(score) == "So far: policy 2, reference 1, ties 1."
 
 
 def test_what_steers_the_screen_is_visible(shown):
     shown.open(Session(), prompt="")
-    shown_text = shown.browser.value(r"visible('a\u202eb\u001b[2J\ud83d c\r\n\t👋🏽')")
+    shown_text = shown.page.evaluate(r"visible('a\u202eb\u001b[2J\ud83d c\r\n\t👋🏽')")
     assert shown_text == "a⟦U+202E⟧b⟦U+001B⟧[2J⟦U+D83D⟧ c\n\t👋🏽"
 
 
@@ -405,30 +402,30 @@ def test_every_field_of_a_request_is_checked(name, request_, told):
 
 def test_a_model_alone_has_one_column_and_no_procedure(shown):
     shown.open(Session(sides=("model",), has_rewards=False), prompt="Hello")
-    browser = shown.browser
-    assert browser.value("document.getElementById('procedure')") is None
-    browser.press("Enter")
-    browser.wait(f"{IDLE} && ({STATUS}) === 'Done.'")
-    assert browser.value(texts("model"))[:3] == [NASTY] * 3
-    assert browser.value("document.querySelectorAll('dl, .picked').length") == 0
+    page = shown.page
+    assert page.evaluate("document.getElementById('procedure')") is None
+    page.keyboard.press("Enter")
+    wait(page, f"{IDLE} && ({STATUS}) === 'Done.'")
+    assert page.evaluate(texts("model"))[:3] == [NASTY] * 3
+    assert page.evaluate("document.querySelectorAll('dl, .picked').length") == 0
 
 
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (360, True), (1100, False), (1100, True)])
 def test_it_fits_a_phone_and_follows_light_and_dark(shown, tmp_path, width, dark):
     session = Session()
     shown.open(session, prompt="Hello", width=width, height=800, dark=dark)
-    browser = shown.browser
-    browser.press("Enter")
-    browser.wait(f"{IDLE} && document.querySelectorAll('.picked').length === 2")
-    assert browser.value("innerWidth") == width
-    assert browser.value("document.documentElement.scrollWidth") <= width
-    lefts = browser.value("Array.from(document.querySelectorAll('.answers section'), s => s.getBoundingClientRect().x)")
+    page = shown.page
+    page.keyboard.press("Enter")
+    wait(page, f"{IDLE} && document.querySelectorAll('.picked').length === 2")
+    assert page.evaluate("innerWidth") == width
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    lefts = page.evaluate("Array.from(document.querySelectorAll('.answers section'), s => s.getBoundingClientRect().x)")
     assert len(set(lefts)) == (1 if width == 360 else 2)
     # WCAG 2.1, 1.4.3: text of the page against what it stands on.
-    contrasts = browser.value(CONTRASTS)
+    contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 20
     assert min(contrast for contrast, _ in contrasts) >= 4.5, min(contrasts)
-    ink = browser.value("getComputedStyle(document.body).color.match(/\\d+/g).map(Number)[0]")
+    ink = page.evaluate("getComputedStyle(document.body).color.match(/\\d+/g).map(Number)[0]")
     assert (ink > 180) == dark
 
 

@@ -3,7 +3,6 @@ import gzip
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -14,7 +13,6 @@ from ctrl_jax.data import files, jsonl, sources
 from ctrl_jax.data.conversations import Record, Turn, messages
 from ctrl_jax.errors import InputError
 
-CASES = Path(__file__).parents[3] / "shared" / "cases" / "jsonl"
 ASK = Turn("user", "Why is the sky blue?")
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Why is the sky blue?"}
@@ -182,24 +180,71 @@ def test_what_is_no_row_is_named_with_its_place(line, words, tmp_path):
         assert word in message
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason=f"the cases are not at {CASES}")
+HI, A1, A2 = USER | {"content": "hi"}, ASSISTANT | {"content": "a1"}, ASSISTANT | {"content": "a2"}
+B1, B2, Q2 = ASSISTANT | {"content": "b1"}, ASSISTANT | {"content": "b2"}, USER | {"content": "q2"}
+GOOD, BAD, M = ASSISTANT | {"content": "good"}, ASSISTANT | {"content": "bad"}, USER | {"content": "M?"}
+SUM = USER | {"content": "What is 2+2?"}
+
+
 @pytest.mark.parametrize(
-    ("name", "outcome"),
+    ("row", "outcome"),
     [
-        ("chosen_other_prompt", "'chosen' before its reply are not those of 'prompt'"),
-        ("chosen_two_turns", {"turns of chosen and rejected differ before the last": 1}),
-        ("multi_chosen_diff", {"turns of chosen and rejected differ before the last": 1}),
-        ("messages_and_prompt", "'messages' before its reply are not those of 'prompt'"),
-        ("messages_and_response", "'response' and the last of 'messages' differ"),
-        ("implicit", Record((Turn("user", "hi"),), None, "good", "bad", messages((Turn("user", "hi"),)))),
-        ("list_pair", "'chosen' must be a text, or a list of messages"),
-        ("null_pair", Record((Turn("user", "q?"),), "a", written="q?")),
-        ("instruction", "--data.columns prompt=instruction+input response=output"),
-        ("label", "--data.columns response=completion"),
+        pytest.param(
+            {
+                "prompt": [SUM],
+                "chosen": [USER | {"content": "What is the capital of France?"}, ASSISTANT | {"content": "Paris"}],
+                "rejected": [SUM, ASSISTANT | {"content": "5"}],
+            },
+            "'chosen' before its reply are not those of 'prompt'",
+            id="chosen_other_prompt",
+        ),
+        pytest.param(
+            {"prompt": [HI], "chosen": [A1, Q2, A2], "rejected": [B1, Q2, B2]},
+            {"turns of chosen and rejected differ before the last": 1},
+            id="chosen_two_turns",
+        ),
+        pytest.param(
+            {"prompt": [HI], "chosen": [HI, A1, Q2, A2], "rejected": [HI, B1, USER | {"content": "z2"}, B2]},
+            {"turns of chosen and rejected differ before the last": 1},
+            id="multi_chosen_diff",
+        ),
+        pytest.param(
+            {"prompt": "P?", "messages": [M, ASSISTANT], "chosen": [M, GOOD], "rejected": [M, BAD]},
+            "'messages' before its reply are not those of 'prompt'",
+            id="messages_and_prompt",
+        ),
+        pytest.param(
+            {"messages": [M, ASSISTANT], "response": "from response"},
+            "'response' and the last of 'messages' differ",
+            id="messages_and_response",
+        ),
+        pytest.param(
+            {"chosen": [HI, GOOD], "rejected": [HI, BAD]},
+            Record((Turn("user", "hi"),), None, "good", "bad", messages((Turn("user", "hi"),))),
+            id="implicit",
+        ),
+        pytest.param(
+            {"prompt": "q?", "chosen": ["good"], "rejected": ["bad"]},
+            "'chosen' must be a text, or a list of messages",
+            id="list_pair",
+        ),
+        pytest.param(
+            {"prompt": "q?", "response": "a", "chosen": None, "rejected": None},
+            Record((Turn("user", "q?"),), "a", written="q?"),
+            id="null_pair",
+        ),
+        pytest.param(
+            {"instruction": "Do x", "input": "y", "output": "z"},
+            "--data.columns prompt=instruction+input response=output",
+            id="instruction",
+        ),
+        pytest.param(
+            {"prompt": "q?", "completion": "c", "label": True}, "--data.columns response=completion", id="label"
+        ),
     ],
 )
-def test_what_went_wrong_before(name, outcome):
-    path = CASES / f"{name}.jsonl"
+def test_what_went_wrong_before(row, outcome, tmp_path):
+    path = write(tmp_path / "rows.jsonl", row)
     if isinstance(outcome, str):
         with pytest.raises(InputError) as caught:
             files.load(path)

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ from ctrl_jax.data import hh_rlhf
 from ctrl_jax.data.conversations import Record, Turn, parse, transcript, turns
 from ctrl_jax.errors import InputError
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "hh"
-real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the sample of hh-rlhf is not at {REAL}")
+REAL = Path(os.environ.get("CTRL_JAX_HH_RLHF", "none"))
+real = pytest.mark.skipif(not REAL.is_dir(), reason="set CTRL_JAX_HH_RLHF to a directory of published hh-rlhf files")
 
 
 def row(request, chosen="Gladly.", rejected="Later."):

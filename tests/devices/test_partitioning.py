@@ -17,8 +17,8 @@ from ctrl_jax.types import Prompts, Responses
 
 # Every kind of parameter that a model may have.
 SIZES = dataclasses.replace(
-    architecture.from_config(
-        config.Model(width=16, layers=1, heads=4, kv_heads=2, mlp_width=24, tied_embeddings=False), vocabulary_size=20
+    architecture.from_scratch(
+        vocabulary_size=20, width=16, layers=1, heads=4, kv_heads=2, mlp_width=24, tied_embeddings=False
     ),
     **{"post_norms": True, "query_key_norm": True, "qkv_bias": True, "output_bias": True, "mlp_bias": True},
 )

@@ -1,5 +1,6 @@
 """The fused form against the plain one, which test_decoder.py holds to the definition; on CPU by XLA's own kernel."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax.models import attention
+from ctrl_jax.models import architecture, attention, decoder, reward
 from ctrl_jax.models.attention import KeysValues, attend, attend_fused, visible
+from ctrl_jax.types import Prompts, Responses
 
 B, N, P, H, K, D = 2, 3, 5, 4, 2, 8
 LENGTHS = jnp.array([5, 2])
@@ -71,33 +73,74 @@ def test_what_padded_keys_hold_changes_nothing():
         ({"dtype": "float32"}, False),
         ({"length": 1}, False),
         ({"head": 60}, False),
+        ({"head": 128}, True),
         ({"head": 256}, False),
         ({"softcap": 50.0}, False),
-        ({"kind": "NVIDIA V100-SXM2-16GB", "capability": "7.0"}, False),
-        ({"kind": "TPU v5e", "capability": None}, False),
-        ({"kind": "cpu", "capability": None}, False),
     ],
     ids=str,
 )
-def test_the_kernel_is_taken_where_it_fits(monkeypatch, changes, expected):
-    given = {"dtype": "bfloat16", "length": 4, "head": 64, "softcap": None, "kind": "NVIDIA H200", "capability": "9.0"}
-    given |= changes
-    device = SimpleNamespace(device_kind=given["kind"], compute_capability=given["capability"])
-    monkeypatch.setattr(attention.jax, "devices", lambda: [device])
+def test_the_kernel_is_taken_where_it_fits(changes, expected):
+    given = {"dtype": "bfloat16", "length": 4, "head": 64, "softcap": None} | changes
     queries = jnp.zeros((1, 2, given["length"], 2, given["head"]), given["dtype"])
-    assert attention.is_fused(queries, given["softcap"]) is expected
+    assert attention.fits_kernel(queries, given["softcap"]) is expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "expected"),
+    [
+        ("NVIDIA H200", "9.0", True),
+        ("NVIDIA A100-SXM4-80GB", "8.0", True),
+        ("NVIDIA V100-SXM2-16GB", "7.0", False),
+        ("TPU v5e", None, False),
+        ("cpu", None, False),
+    ],
+)
+def test_the_kernel_is_there_by_the_mesh_and_not_by_the_machine(monkeypatch, kind, capability, expected):
+    def mesh(kind, capability):
+        devices = np.array([SimpleNamespace(device_kind=kind, compute_capability=capability)])
+        return SimpleNamespace(devices=devices, size=1)
+
+    others = {"cpu": "NVIDIA H200"}.get(kind, "cpu")
+    monkeypatch.setattr(jax, "devices", lambda: [*mesh(others, "9.0").devices])
+    assert attention.has_kernel(mesh(kind, capability)) is expected
+
+
+def test_several_devices_take_the_kernel_where_it_has_a_gradient():
+    device = SimpleNamespace(device_kind="NVIDIA H200", compute_capability="9.0")
+    mesh = SimpleNamespace(devices=np.array([device] * 2), size=2)
+    assert attention.has_kernel(mesh) is (jax.__version_info__ >= (0, 11))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_decoder_takes_the_kernel_only_where_it_is_asked_to(monkeypatch, fused):
+    """As far as a machine without one can tell: lowered for a GPU, not run."""
+    with_kernel(monkeypatch)
+    sizes = dataclasses.replace(
+        architecture.from_scratch(vocabulary_size=5, width=16, layers=1, heads=2, kv_heads=1, mlp_width=8),
+        dtype="bfloat16",
+    )
+    prompts = Prompts(jnp.zeros((1, 8), jnp.int32), jnp.full(1, 8), jnp.zeros(1, jnp.uint32))
+    responses = Responses(jnp.zeros((1, 2, 8), jnp.int32), jnp.full((1, 2), 8))
+    for network in (decoder.Decoder(sizes, fused_attention=fused), reward.RewardModel(sizes, fused_attention=fused)):
+        params = jax.eval_shape(network.init, jax.random.key(0), prompts, responses)
+        program = jax.jit(network.apply).trace(params, prompts, responses)
+        assert ("__cudnn$fmha" in program.lower(lowering_platforms=("cuda",)).as_text()) is fused
+
+
+def with_kernel(monkeypatch):
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
 
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_the_kernel_and_its_gradient_are_made_for_a_gpu(monkeypatch, mapped):
     """As far as a machine without one can tell: lowered, not run."""
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
     if mapped and jax.__version_info__ < (0, 11):
-        pytest.skip("this jax has no gradient of the kernel under shard_map, and is_fused refuses it there")
-    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
-    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
+        pytest.skip("this jax has no gradient of the kernel under shard_map, and has_kernel says so")
+    with_kernel(monkeypatch)
     arrays = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.bfloat16), case(7, None, True)[:4])
     own_mask = case(7, None, True)[4]
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ctrl_jax.config import Lora, Model
-from ctrl_jax.models import architecture, decoder, lora, reward
+from ctrl_jax.models import decoder, lora, reward
 from ctrl_jax.steps import logprobs, sampling
 from ctrl_jax.steps.masked import length_mask
 from ctrl_jax.types import Prompts, Responses
@@ -21,7 +21,7 @@ RESPONSES = Responses(jax.random.randint(KEYS[1], (B, N, T), 0, V), jax.random.r
 
 
 def build(config=CONFIG):
-    model = decoder.Decoder(architecture.from_config(config, V))
+    model = decoder.Decoder(config.architecture(V))
     params = jax.jit(model.init)(KEYS[3], PROMPTS, RESPONSES)["params"]
     # Norm scales start at 1: moved, so that leaving one out would show.
     leaves, tree = jax.tree.flatten(params)
@@ -122,7 +122,7 @@ def test_sampling_with_the_cache_scores_as_the_full_forward_pass():
 
 
 def test_a_reward_is_the_same_alone_in_a_batch_and_with_more_padding():
-    model = reward.RewardModel(architecture.from_config(CONFIG, V))
+    model = reward.RewardModel(CONFIG.architecture(V))
     params = jax.jit(model.init)(KEYS[3], PROMPTS, RESPONSES)["params"]
     params = {"params": params}
     params["params"]["head"] = {"kernel": jax.random.normal(KEYS[0], (CONFIG.width, 1)), "bias": jnp.ones(1)}
@@ -178,7 +178,7 @@ def test_sharded_is_single_device(mesh):
 def test_an_adapter_is_the_merged_weights_and_starts_as_none():
     settings = Lora(rank=3, alpha=5.0, targets=("q_proj", "v_proj", "down_proj"))
     _, params = build()
-    model = decoder.Decoder(architecture.from_config(CONFIG, V), settings)
+    model = decoder.Decoder(CONFIG.architecture(V), settings)
     apply = jax.jit(model.apply)
     adapters = lora.init(params, settings, KEYS[1])
     plain = apply({"params": params}, PROMPTS, RESPONSES)
@@ -223,7 +223,7 @@ def test_a_rematerialised_decoder_has_the_same_parameters_values_and_gradients()
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_of_a_bfloat16_model_are_not_rounded_to_it(tied):
-    sizes = architecture.from_config(dataclasses.replace(CONFIG, tied_embeddings=tied, dtype="bfloat16"), V)
+    sizes = dataclasses.replace(CONFIG, tied_embeddings=tied, dtype="bfloat16").architecture(V)
     model = decoder.Decoder(sizes)
     variables = jax.jit(model.init)(KEYS[3], PROMPTS, RESPONSES)
     logits = jax.jit(model.apply)(variables, PROMPTS, RESPONSES)

@@ -15,11 +15,11 @@ import pytest
 from jax.sharding import AxisType
 from safetensors.numpy import load_file, save_file
 
-from ctrl_jax.config import PROJECTIONS, Lora
 from ctrl_jax.devices import partitioning
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import huggingface, lora, peft, weights
 from ctrl_jax.models.decoder import Decoder
+from ctrl_jax.models.lora import PROJECTIONS, Lora
 from ctrl_jax.types import Prompts, Responses
 from tests.models.oracles import cases
 

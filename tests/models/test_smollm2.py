@@ -14,7 +14,7 @@ from ctrl_jax.models import huggingface, weights
 from ctrl_jax.models.decoder import Decoder, policy
 from ctrl_jax.types import Prompts, Responses
 
-HH = Path(__file__).parents[2] / "../shared/data/hh/helpful-base.jsonl.gz"
+HH = Path(os.environ.get("CTRL_JAX_HH_RLHF", "none")) / "helpful-base.jsonl.gz"
 FOLDER = Path(os.environ.get("CTRL_JAX_SMOLLM2", "none"))
 REPLY = "\n\nAssistant:"
 P, T = 96, 160
@@ -23,7 +23,7 @@ EOS = 2
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not FOLDER.is_dir(), reason="set CTRL_JAX_SMOLLM2 to the directory of SmolLM2-135M-Instruct"),
-    pytest.mark.skipif(not HH.exists(), reason="no rows of hh-rlhf beside the checkout"),
+    pytest.mark.skipif(not HH.exists(), reason="set CTRL_JAX_HH_RLHF to a directory of published hh-rlhf files"),
 ]
 
 

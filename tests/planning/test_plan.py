@@ -15,7 +15,7 @@ from ctrl_jax.config import Data, Experiment, Lora, Model, Policy, RewardModel, 
 from ctrl_jax.devices.accelerators import KINDS, Accelerator
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import architecture, costs
+from ctrl_jax.models import costs
 from ctrl_jax.models.costs import Work
 from ctrl_jax.pipeline import rollouts
 from ctrl_jax.planning import plan
@@ -284,7 +284,7 @@ def test_policy_batches_are_those_of_the_configuration():
 def test_memory_of_sampling_is_about_xlas(shape):
     """With a prefill that takes more than the decoding, and less; with tails that copy prompts, and without."""
     batch = costs.Batch(*shape)
-    model = architecture.from_config(Model(width=64, layers=3, heads=4, kv_heads=2, mlp_width=128), 512)
+    model = Model(width=64, layers=3, heads=4, kv_heads=2, mlp_width=128).architecture(512)
     parts = build.models(model, Lora())
     prompts = Prompts(
         jax.ShapeDtypeStruct((batch.prompts, batch.prompt_length), jnp.int32),
@@ -301,7 +301,7 @@ def test_memory_of_sampling_is_about_xlas(shape):
 
 @pytest.mark.parametrize(("samples", "prompt_length"), [(128, 24), (2, 512), (4096, 8)])
 def test_prompts_at_a_time_are_as_many_as_their_caches_and_logits_allow(monkeypatch, samples, prompt_length):
-    model = architecture.from_config(Model(width=64, layers=3, heads=4, kv_heads=2, mlp_width=128), 512)
+    model = Model(width=64, layers=3, heads=4, kv_heads=2, mlp_width=128).architecture(512)
     data = Data(prompt_length=prompt_length, response_length=16)
     monkeypatch.setattr(rollouts, "BYTES", 2**23)
 

@@ -21,7 +21,6 @@ from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices.mesh import make_mesh, replicate
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import lora
-from ctrl_jax.models.architecture import from_config
 from ctrl_jax.runtime import loop, preemption
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.compilations import compilations
@@ -272,7 +271,7 @@ def test_the_steps_of_the_smoke_run_compile_each_program_once(tmp_path, monkeypa
     request.addfinalizer(lambda: jax.config.update("jax_disable_most_optimizations", False))
     experiment = load_experiment("smoke").experiment()
     settings, mesh = experiment.policy, make_mesh(1)
-    parts = build.models(from_config(experiment.model, 512), experiment.model.lora)
+    parts = build.models(experiment.model.architecture(512), experiment.model.lora)
     reference = build.init_decoder(parts, mesh, jax.random.key(0))
     reward = lora.overlay(*build.adapt_reward(parts, mesh, jax.random.key(1), reference))
     scorer, optimizer = build.scorer(parts, mesh), build.policy_optimizer(settings)
