@@ -93,7 +93,7 @@ report: $(STAMP) ## write report/index.html anew
 sample: $(STAMP) ## a local page to ask policy and reference something; ARGS=--terminal prints a table
 	$(RUN) $(JOB) sample "$$MAKE_EXP"
 
-replay: $(STAMP) ## take the step again at which a training stopped as not finite, and tell what went wrong
+replay: $(STAMP) ## take the step again at which a training stopped as not finite, and show what went wrong
 	$(RUN) $(JOB) replay "$$MAKE_EXP"
 
 runs: $(STAMP) ## the runs below runs/, with their state and main numbers

@@ -6,6 +6,7 @@ import os
 import shlex
 import socket
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 
 from ctrl_jax import __main__ as command_line
 from ctrl_jax import config
-from ctrl_jax.commands import ideal, runs
+from ctrl_jax.commands import export, ideal, options, runs, sweep
+from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime import hosts, platform, stages
 from ctrl_jax.runtime.preemption import Preempted
@@ -143,7 +145,7 @@ def test_batch_jobs_of_a_sweep_run_its_points_on_the_same_options(tmp_path, monk
     os.umask(umask)
     assert {stat.S_IMODE(script.stat().st_mode) for script in jobs.iterdir()} == {0o777 & ~umask}
     scripts = {script.stem: script.read_text().splitlines()[-1] for script in jobs.iterdir()}
-    points = command_line.load_experiment("bon_helpful").sweep()
+    points = load_experiment("bon_helpful").sweep()
     assert scripts.keys() == {point.name for point in points}
     for name, line in scripts.items():
         _, command = line.split(" && exec ")
@@ -228,12 +230,12 @@ def test_an_argument_that_is_no_text_is_refused(refused, argument):
 
 def test_a_home_folder_is_expanded_in_every_path(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    kinds = [command_line.Places, command_line.ExportOptions, command_line.SweepOptions, ideal.Options, runs.Options]
+    kinds = [options.Places, export.Options, sweep.Options, ideal.Options, runs.Options]
     kinds += [config.Data, config.Model, config.RewardModel]
     experiment = config.Experiment("any")
     found = 0
     for kind in kinds:
-        needed = {"experiment": experiment} if issubclass(kind, command_line.Options) else {}
+        needed = {"experiment": experiment} if issubclass(kind, options.Options) else {}
         needed |= {"source": "jsonl"} if kind is config.Data else {"path": "x"} if kind is config.Model else {}
         for field in dataclasses.fields(kind):
             if "Path" in str(field.type) or field.name in ("path", "adapter"):
@@ -247,7 +249,7 @@ def test_a_home_folder_is_expanded_in_every_path(monkeypatch, tmp_path):
 def test_help_lists_every_job(capsys):
     assert command_line.main([]) == 0
     printed = capsys.readouterr().out
-    assert all(f"  {job} " in printed for job in command_line.JOBS)
+    assert all(f"  {job} " in printed for job in command_line.COMMANDS)
 
 
 def test_a_work_directory_that_cannot_be_written(refused, tmp_path):
@@ -311,3 +313,21 @@ def test_sigterm_has_an_exit_code_of_its_own(monkeypatch, capsys):
     monkeypatch.setattr(command_line, "_run", raising(Preempted("Stopped by SIGTERM.")))
     assert command_line.main(["train", "smoke"]) == 75
     assert "Stopped by SIGTERM. The same command goes on" in capsys.readouterr().err
+
+
+def test_a_mistyped_option_waits_for_no_library_of_seconds():
+    program = """
+import sys
+from ctrl_jax.__main__ import COMMANDS, main
+for command in COMMANDS.keys() - {"plan"}:  # whose options are still with what computes
+    experiment = [] if command in ("ideal", "runs") else ["smoke"]
+    try:
+        code = main([command, *experiment, "--mistyped", "1"])
+    except SystemExit as exit:
+        code = exit.code
+    slow = {"orbax", "tensorflow_datasets", "flax", "optax"} & sys.modules.keys()
+    assert code == 2 and not slow, (command, code, slow)
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ctrl_jax import __main__ as command_line
+from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.config import Experiment
 
 FILES = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
@@ -23,7 +24,7 @@ def test_there_are_experiments():
 
 
 def test_it_builds_under_its_own_name(path):
-    experiment = command_line.load_experiment(str(path)).experiment()
+    experiment = load_experiment(str(path)).experiment()
     assert isinstance(experiment, Experiment)
     assert experiment.name == path.stem
 
@@ -34,11 +35,11 @@ def test_its_docstring_says_what_it_claims_and_how_to_run_it(path):
     commands = JOB.findall(docstring)
     assert ("train", path.stem) in commands
     assert {name for _, name in commands} == {path.stem}
-    assert {job for job, _ in commands} <= set(command_line.JOBS)
+    assert {job for job, _ in commands} <= set(command_line.COMMANDS)
 
 
 def test_its_sweep_has_valid_points_of_unique_names(path):
-    module = command_line.load_experiment(str(path))
+    module = load_experiment(str(path))
     promised = ("sweep", path.stem) in JOB.findall(module.__doc__)
     assert hasattr(module, "sweep") == promised
     if promised:

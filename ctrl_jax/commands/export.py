@@ -1,68 +1,39 @@
 """The trained policy as a directory that other tools serve: merged weights, or the adapter alone."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import jax
-
-from ctrl_jax import build
-from ctrl_jax.errors import InputError
-from ctrl_jax.models import huggingface, peft, weights
-from ctrl_jax.pipeline.run import Run
-from ctrl_jax.pipeline.train import Aligned
-from ctrl_jax.runtime import hosts
-from ctrl_jax.runtime.console import say
-
-# What belongs to a model beside its weights and config.json.
-BESIDE = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+from ctrl_jax.commands.options import Options as RunOptions
+from ctrl_jax.commands.options import read
+from ctrl_jax.config import expand_user
 
 
-def check(run: Run, output: Path, form: str) -> None:
-    """Refuses, before anything is trained, what could not be written.
+@dataclass(frozen=True)
+class Options(RunOptions):
+    output: Path | None = None
+    """The directory to write; by default `export` or `export-adapter` in the work directory."""
+    format: Literal["merged", "adapter"] = "merged"
+    """The whole model, or its LoRA adapter in PEFT's form."""
 
-    Raises:
-      InputError: if the policy is not one that a Hugging Face directory can hold, or the output is not empty.
-    """
-    model = run.experiment.model
-    if model.path is None:
-        raise InputError(
-            "The model of this experiment is trained from scratch, and its embedding scale is none of Hugging Face's "
-            "architectures; only the policy of an experiment with a --model.path can be exported."
-        )
-    weights.check_new(output)
-    if form == "adapter" and model.lora.rank == 0:
-        raise InputError("--format is adapter, but --model.lora.rank is 0: all weights were trained. Export merged.")
-    if form == "adapter" and (run.experiment.sft.steps or model.adapter is not None):
-        raise InputError(
-            "--format is adapter, but the reference is not the model at --model.path: it was fine-tuned (--sft.steps) "
-            "or has an adapter of its own (--model.adapter), merged. Export merged."
-        )
+    def __post_init__(self) -> None:
+        expand_user(self, "output")
 
 
-def run(run: Run, aligned: Aligned, output: Path, form: str) -> None:
-    """Writes the policy to `output`; call `check` first."""
-    model = run.experiment.model
-    assert model.path is not None, "check refuses it"
-    folder = Path(model.path)
-    if form == "adapter":
-        adapters = hosts.addressable(aligned.policy["lora"])
-        if not hosts.first():
-            return
-        peft.save(output, adapters, run.architecture, model.lora, base=str(folder))
-        say(f"Adapter: {output}. Load it with peft.PeftModel.from_pretrained(model, {str(output)!r}).")
-        return
-    params = build.merged(run.models, aligned.policy)["params"]
-    params = hosts.addressable(jax.tree.map(lambda x: x.astype(run.architecture.dtype), params))
-    if not hosts.first():
-        return
-    beside = [folder / name for name in BESIDE if (folder / name).is_file()]
-    weights.save(output, params, run.architecture, huggingface.read_config(folder), beside=beside)
-    say(f"Merged model: {output}. Load it with transformers.AutoModelForCausalLM.from_pretrained({str(output)!r}).")
+DEFAULT_OUTPUT = {"merged": "export", "adapter": "export-adapter"}
+"""Directories of a work directory."""
+
+
+def main(arguments: list[str]) -> int:
+    asked = read("export", Options, arguments)
+    from ctrl_jax.commands.launch import started
+    from ctrl_jax.pipeline import export, train
+
+    form = asked.options.format
+    output = asked.options.output or asked.work_dir / DEFAULT_OUTPUT[form]
+    with started(asked) as run:
+        export.check(run, output, form)
+        with run.claimed():
+            aligned = train.run(run)
+        export.run(run, aligned, output, form)
+    return 0

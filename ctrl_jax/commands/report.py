@@ -1,9 +1,12 @@
-"""Turn what a run or a sweep measured into pages to read and pictures for talks."""
+"""Pages to read and pictures for talks of what a run or a sweep measured."""
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Sequence
 
+from ctrl_jax.commands.options import Options as RunOptions
+from ctrl_jax.commands.options import read
 from ctrl_jax.pipeline import results
 from ctrl_jax.report import pictures, run_page, sweep_page, table
 from ctrl_jax.report.charts import CHARTS, headline
@@ -18,7 +21,26 @@ from ctrl_jax.runtime.stages import write_bytes
 PICTURES = ("png", "svg", "pdf")
 
 
-def run(work_dir: pathlib.Path) -> pathlib.Path:
+@dataclasses.dataclass(frozen=True)
+class Options(RunOptions):
+    @property
+    def needs_stages(self) -> bool:
+        return False
+
+
+def main(arguments: list[str]) -> int:
+    asked = read("report", Options, arguments)
+    from ctrl_jax.commands import summary
+    from ctrl_jax.commands.launch import started
+    from ctrl_jax.runtime import hosts
+
+    with started(asked):
+        if hosts.first():
+            summary.print_report(write(asked.work_dir))
+    return 0
+
+
+def write(work_dir: pathlib.Path) -> pathlib.Path:
     """Write `report/` of a work directory and return the path of its index.html.
 
     Beside the page: `headline.png`, one wide picture for a README, and under `figures/` each figure as PNG, SVG and PDF

@@ -42,9 +42,6 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
         corpus=data.key(run.corpus, "train"),
         reference=reference.stage,
         reward_model=reward.fingerprint,
-        calibration=config,
-        temperature=experiment.policy.temperature,
-        seed=experiment.seed,
     )
     prompts = run.corpus.prompts("train", config.prompts).prompts
     with stage.exclusive():

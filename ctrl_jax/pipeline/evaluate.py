@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import build
 from ctrl_jax.data.pipelines import PromptSet
+from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import RELIABILITY_ARRAYS, Estimate, Evaluation, Ideals, Lengths, RewardQuality
-from ctrl_jax.pipeline import data, results, reward_model, scored
+from ctrl_jax.pipeline import assembly, data, randomness, results, reward_model, scored
 from ctrl_jax.pipeline.rollouts import in_batches, respond, score
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained, training_seconds
+from ctrl_jax.pipeline.stages import timings
 from ctrl_jax.pipeline.train import Aligned
 from ctrl_jax.report.statistics import wilson
 from ctrl_jax.rewards import gold
@@ -60,7 +61,7 @@ def read(run: Run) -> Evaluation | None:
     whole = hosts.first() and results.set_damaged_aside(run.work_dir)
     if not hosts.agree(whole and results.is_of(run.work_dir, run.claimed_config)):
         return None
-    if checksums.about(run.work_dir / results.RESULTS)["draws"] != plain(build.draws()):
+    if checksums.about(run.work_dir / results.RESULTS)["draws"] != plain(randomness.draws()):
         return None
     if run.experiment.reward_model.function is not None:
         # What a function's answers depend on besides its source is seen by asking it again.
@@ -94,9 +95,9 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
     judge = independent_judge(run)
     prompts = run.corpus.prompts("test", config.prompts)
     reference, stage = _reference(run, aligned, prompts)
-    timings = {"reference_evaluation": stage.summary["seconds"]}
+    seconds = {"reference_evaluation": stage.summary["seconds"]}
     if judge is not None:
-        values, timings["reference_judge"] = _reference_judge(run, judge, stage, prompts, reference.responses)
+        values, seconds["reference_judge"] = _reference_judge(run, judge, stage, prompts, reference.responses)
         reference = reference._replace(judge=values)
     started = time.monotonic()
     rollouts, rewards = respond(
@@ -124,15 +125,17 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
         reward_model=reward_quality,
         ties=float(np.mean(win_rate.share_of_ties(jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)))),
         **_lengths(run, {"policy": policy.responses, "reference": reference.responses}),
-        timings={
-            **aligned.seconds,
-            **timings,
-            "train": training_seconds(run.work_dir),
-            "evaluate": time.monotonic() - started,
-        },
+        timings=timings(
+            {
+                **aligned.seconds,
+                **seconds,
+                "policy": training_seconds(run.work_dir),
+                "evaluation": time.monotonic() - started,
+            }
+        ),
     )
     write_json(run.work_dir / "evaluation.json", evaluation.as_json())
-    results.seal(run.work_dir, run.claimed_config, draws=build.draws())
+    results.seal(run.work_dir, run.claimed_config, draws=randomness.draws())
     return evaluation
 
 
@@ -144,10 +147,6 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
         corpus=data.key(run.corpus, "test"),
         reference=aligned.reference.stage,
         reward_model=aligned.reward.fingerprint,
-        prompts=config.prompts,
-        responses_per_prompt=config.responses_per_prompt,
-        temperature=run.experiment.policy.temperature,
-        seed=run.experiment.seed,
     )
     path = stage.directory / "responses.npz"
     with stage.exclusive():
@@ -240,7 +239,7 @@ def _lengths(run: Run, sides: dict[str, Responses]) -> dict[str, Any]:
 
 def _kl_by_prompt(run: Run, aligned: Aligned, rollouts: Rollouts) -> np.ndarray:
     """Exact KL of each test prompt [B], nats per response, the mean over the policy's own responses."""
-    measure = build.kl_of_responses(run.models, run.mesh, temperature=run.experiment.policy.temperature)
+    measure = assembly.kl_of_responses(run.models, run.mesh, temperature=run.experiment.policy.temperature)
     per_response = in_batches(
         run,
         "kl",
@@ -262,7 +261,7 @@ def _kl(run: Run, by_prompt: np.ndarray) -> dict[str, Any]:
 
 
 def _interval(run: Run, label: str, per_prompt: np.ndarray | jax.Array, *, bounds: tuple[float, float]) -> Estimate:
-    key = build.stage_key(run.experiment.seed, f"interval of {label}")
+    key = randomness.stage_key(run.experiment.seed, f"interval of {label}")
     resamples = run.experiment.evaluation.bootstrap_resamples
     interval = win_rate.interval(jnp.asarray(per_prompt), key, resamples=resamples, bounds=bounds)
     mean, low, high = map(float, (interval.mean, interval.low, interval.high))
@@ -362,12 +361,11 @@ def _reward_quality(run: Run, reward: Reward) -> tuple[RewardQuality, dict[str, 
 def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, Judged], ranks: dict[str, np.ndarray]) -> None:
     """The procedure's pick among each side's first responses to every test prompt."""
     procedure = run.experiment.policy.objective.procedure
-    key = build.stage_key(run.experiment.seed, "samples")
+    key = randomness.stage_key(run.experiment.seed, "samples")
     rows: list[dict[str, Any]] = [{"prompt": text} for text in prompts.texts]
     for name, judged in sides.items():
         picks = np.asarray(procedure.select(jnp.asarray(judged.rewards[:, : procedure.num_samples]), key))
-        at_pick = (np.arange(len(rows)), picks)
-        picked = Responses(judged.responses.tokens[at_pick][:, None], judged.responses.lengths[at_pick][:, None])
+        picked = order.take(judged.responses, jnp.asarray(picks))
         values = {"reward": judged.rewards, "calibrated": ranks[f"{name}_calibrated"]}
         values |= {other: found for other in ("gold", "judge") if (found := getattr(judged, other)) is not None}
         for i, (row, (text,)) in enumerate(zip(rows, run.corpus.texts(picked), strict=True)):

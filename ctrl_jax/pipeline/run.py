@@ -11,37 +11,21 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from ctrl_jax import build
 from ctrl_jax.config import Experiment
 from ctrl_jax.data import downloads, pretrained_tokenizers, sources
 from ctrl_jax.data.corpus import Corpus
 from ctrl_jax.devices.mesh import batch_parts
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import architecture, attention, huggingface, peft, weights
-from ctrl_jax.pipeline import checks, results
+from ctrl_jax.models import architecture, attention, huggingface, networks, peft, weights
+from ctrl_jax.pipeline import checks, randomness, results
 from ctrl_jax.pipeline import data as data_stage
+from ctrl_jax.pipeline.stages import VERSIONS, open_stage
 from ctrl_jax.rewards import function
 from ctrl_jax.runtime import disk, hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.loop import open_training
 from ctrl_jax.runtime.platform import environment
 from ctrl_jax.runtime.stages import Stage, claim, exclusive, plain, write_json
-
-VERSIONS = {
-    "data": 3,
-    "sft": 3,
-    "reward_model": 3,
-    "calibration": 4,
-    "reference_evaluation": 3,
-    "reference_judge": 1,
-    "policy": 3,
-    "evaluation": 3,
-}
-"""Raise a number when the code behind it gives other results, so that what older code left on disk is not used."""
-# A stage's key is what its results depend on: options without those that change none, its inputs by their content (of
-# another stage by what that holds, however it came to be), the code by VERSIONS, and how jax draws. Not in it are how
-# many devices there are and of what kind, nor the versions of libraries that draw alike: by these, results differ in
-# rounding alone.
 
 
 @dataclass(frozen=True)
@@ -71,9 +55,9 @@ class Run:
         if self.wandb and importlib.util.find_spec("wandb") is None:
             raise InputError("--wandb is given, and wandb is not installed. Install it: make setup EXTRA=wandb")
 
-    def stage(self, name: str, **key: Any) -> Stage:
-        drawn = {} if name == "data" else {"draws": build.draws()}
-        return Stage.open(self.stages_dir, name, {"version": VERSIONS[name], **drawn, **results.without_neutral(key)})
+    def stage(self, name: str, **inputs: Any) -> Stage:
+        """The folder of a stage, by the inputs that the table of stages names."""
+        return open_stage(self.stages_dir, name, self.experiment, self.contents, randomness.draws(), **inputs)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -142,15 +126,6 @@ class Run:
             return model.architecture(self.corpus.tokenizer.vocabulary_size)
         return pretrained_architecture(self.experiment)
 
-    @property
-    def model_key(self) -> dict[str, Any]:
-        """The part of a stage's key that is the model: a directory enters by its content, wherever it lies."""
-        return {
-            **plain(self.experiment.model),
-            "path": self.contents["model"] and self.contents["model"]["weights"],
-            "adapter": self.contents["adapter"],
-        }
-
     @cached_property
     def corpus(self) -> Corpus:
         data, model = self.experiment.data, self.experiment.model
@@ -158,15 +133,15 @@ class Run:
         if model.path is not None:
             rows = self.architecture.vocabulary_size
             tokenizer = pretrained_tokenizers.load(Path(model.path), embedding_rows=rows)
-        key = {**plain(data), "path": self.contents["data"], "tokenizer": tokenizer and tokenizer.fingerprint}
-        found = data_stage.prepare(data, self.stage("data", **key), tokenizer)
+        stage = self.stage("data", tokenizer=tokenizer and tokenizer.fingerprint)
+        found = data_stage.prepare(data, stage, tokenizer)
         checks.check(self.experiment, found, parts=batch_parts(self.mesh), given=self.reward_function)
         return found
 
     @cached_property
-    def models(self) -> build.Models:
+    def models(self) -> networks.Networks:
         model = self.experiment.model
-        return build.models(
+        return networks.create(
             self.architecture,
             model.lora,
             rematerialize=model.rematerialize,
@@ -186,6 +161,7 @@ def claimed(experiment: Experiment, contents: dict[str, Any]) -> dict[str, Any]:
     tree = plain(experiment)
     # The judge decides nothing that is trained: it may be given, or changed, once the policy is there.
     del tree["evaluation"]["judge"]
+    tree["policy"] |= experiment.policy.named_algorithm
     return {**tree, "versions": VERSIONS, "contents": contents}
 
 
@@ -201,7 +177,7 @@ def contents(experiment: Experiment, given: function.Function | None = None) -> 
         "adapter": None if model.adapter is None else downloads.fingerprint(peft.files(Path(model.adapter))),
         "reward_model": None if reward.path is None else _of_model(Path(reward.path)),
         "reward_function": of_function,
-        "draws": build.random_settings(),
+        "draws": randomness.random_settings(),
     }
 
 
@@ -310,6 +286,13 @@ def check_batches_divide(experiment: Experiment, devices: int) -> None:
         raise InputError(
             f"{option} is {size}, which does not divide by the {devices} devices. Make it {nearest}, or choose "
             "--devices."
+        )
+    share, minibatches = policy.prompts_per_step // devices, getattr(policy, "minibatches", 1)
+    if minibatches > 1 and share % (minibatches * (policy.micro_batches or 1)):
+        raise InputError(
+            f"policy.minibatches is {minibatches} and policy.micro_batches {policy.micro_batches or 1}, into which the "
+            f"{share} prompts of a device (policy.prompts_per_step {policy.prompts_per_step} on {devices} devices) do "
+            f"not divide. Make policy.prompts_per_step a multiple of {devices * minibatches}."
         )
     for section, option, size, micro_batches in batches:
         share = size // devices

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from ctrl_jax import __main__ as command_line
-from ctrl_jax.commands import address
+from ctrl_jax.commands import address, sample
+from ctrl_jax.commands.experiments import find, load_experiment
 from ctrl_jax.config import Data, Experiment, Lora, Model, Policy
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline.run import VERSIONS, Run
+from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.stages import VERSIONS
 from ctrl_jax.runtime import platform
 from ctrl_jax.runtime.stages import fingerprint, plain, write_json
 from tests.test_command_line import refused  # noqa: F401
@@ -30,7 +32,7 @@ def write_config(folder: Path, experiment: Experiment, **others: object) -> Path
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_reads_back(tmp_path, path):
-    module = command_line.load_experiment(str(path))
+    module = load_experiment(str(path))
     for experiment in [module.experiment(), *getattr(module, "sweep", list)()]:
         found = address.read_experiment(write_config(tmp_path, experiment))
         assert found == experiment and fingerprint(found) == fingerprint(experiment)
@@ -136,7 +138,7 @@ def test_stages_are_where_the_run_says(tmp_path, mesh, monkeypatch):
 def run(tmp_path, refused):  # noqa: F811
     """The folder of a run of smoke, with stages beside it."""
     (tmp_path / "runs" / "stages").mkdir(parents=True)
-    smoke = command_line.load_experiment("smoke").experiment()
+    smoke = load_experiment("smoke").experiment()
     return write_config(tmp_path / "runs" / "my [x] run", smoke)
 
 
@@ -172,22 +174,22 @@ def test_what_is_no_run_is_refused(refused, run):  # noqa: F811
 def test_an_experiment_goes_before_a_folder_of_its_name(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "smoke", Experiment("other"))
-    assert command_line.find("smoke").experiment.name == "other"
+    assert find("smoke").experiment.name == "other"
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    assert command_line.find("smoke").experiment.name == "smoke"
+    assert find("smoke").experiment.name == "smoke"
     monkeypatch.setenv("HOME", str(run.parent))
-    assert command_line.find(f"~/{run.name}").work_dir == run
+    assert find(f"~/{run.name}").work_dir == run
 
 
 def test_options_that_do_not_change_the_training_are_taken(run, monkeypatch):
     seen = []
-    monkeypatch.setattr(command_line, "_do", lambda job, run, options: seen.append((job, run, options)))
+    monkeypatch.setattr(sample, "answer", lambda run, options: seen.append((run, options)))
     monkeypatch.setattr(platform, "setup_compilation_cache", lambda directory: directory)
     arguments = ["--terminal", "--temperature", "0.5", "--devices", "1", "--prompt", "costs $5", "--data.path", "moved"]
-    write_config(run, replace(command_line.find(str(run)).experiment, data=Data(source="jsonl", path="there")))
+    write_config(run, replace(find(str(run)).experiment, data=Data(source="jsonl", path="there")))
     assert command_line.main(["sample", str(run), *arguments]) == 0
-    ((job, made, options),) = seen
-    assert job == "sample" and options.decoding.temperature == 0.5 and options.prompt == "costs $5"
+    ((made, options),) = seen
+    assert options.decoding.temperature == 0.5 and options.prompt == "costs $5"
     assert made.experiment.data.path == "moved" and made.experiment.policy.steps == 10
     assert made.work_dir == run and made.stages_dir == run.parent / "stages"
 

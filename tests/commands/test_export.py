@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ctrl_jax import __main__ as command_line
-from ctrl_jax import build
+from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.data import pretrained_tokenizers
+from ctrl_jax.devices import parameters
 from ctrl_jax.models import huggingface, peft, weights
 from ctrl_jax.pipeline import sft
 from ctrl_jax.pipeline.run import Run
@@ -101,7 +102,7 @@ def test_the_adapter_is_that_of_the_checkpoint(pretrained, adapter):
 
 def test_an_exported_adapter_is_where_the_next_run_starts(pretrained, merged, adapter, tmp_path, mesh):
     """--model.adapter gives the policy that was exported merged, on every device, and is another reference."""
-    experiment = command_line.load_experiment(pretrained.command_line.experiment).experiment()
+    experiment = load_experiment(pretrained.command_line.experiment).experiment()
     further = replace(experiment, model=replace(experiment.model, adapter=str(adapter)))
     plain, adapted = (sft.run(Run(each, tmp_path / "run", tmp_path / "stages", mesh)) for each in (experiment, further))
     expected = weights.load(merged, huggingface.architecture(merged, dtype="float32"))
@@ -120,7 +121,7 @@ def test_an_adapter_with_a_head_of_its_own_starts_an_untied_model(pretrained, ad
     save_file(tensors, folder / peft.WEIGHTS, {"format": "pt"})
     config = json.loads((folder / peft.CONFIG).read_text())
     (folder / peft.CONFIG).write_text(json.dumps(config | {"modules_to_save": ["lm_head"]}))
-    experiment = command_line.load_experiment(pretrained.command_line.experiment).experiment()
+    experiment = load_experiment(pretrained.command_line.experiment).experiment()
     run = Run(
         replace(experiment, model=replace(experiment.model, adapter=str(folder))),
         tmp_path / "run",
@@ -128,7 +129,7 @@ def test_an_adapter_with_a_head_of_its_own_starts_an_untied_model(pretrained, ad
         mesh,
     )
     params = sft.run(run).params
-    wanted = jax.eval_shape(lambda: build.init_decoder(run.models, mesh, jax.random.key(0)))
+    wanted = jax.eval_shape(lambda: parameters.init_decoder(run.models, mesh, jax.random.key(0)))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, wanted)
     np.testing.assert_array_equal(params["params"]["head"]["kernel"], head.T)
     embedding = load_file(pretrained.base / "model.safetensors")["model.embed_tokens.weight"]

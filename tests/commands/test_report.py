@@ -33,7 +33,7 @@ def files(figures: set[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return report.run(synthetic.write_work_dir(tmp_path_factory.mktemp("runs") / "bon_helpful", names=NAMES))
+    return report.write(synthetic.write_work_dir(tmp_path_factory.mktemp("runs") / "bon_helpful", names=NAMES))
 
 
 def test_a_report_has_its_page_and_its_pictures(index: pathlib.Path) -> None:
@@ -55,7 +55,7 @@ def test_a_report_of_less_leaves_no_stale_picture(tmp_path: pathlib.Path) -> Non
     figures.mkdir(parents=True)
     for kind in KINDS:
         (figures / f"training.{kind}").touch()
-    index = report.run(work_dir)
+    index = report.write(work_dir)
     missing = {"proxy_gold", "training"}
     assert {path.name for path in (index.parent / "figures").iterdir()} == files(FIGURES - missing)
 
@@ -63,7 +63,7 @@ def test_a_report_of_less_leaves_no_stale_picture(tmp_path: pathlib.Path) -> Non
 def test_nothing_is_written_before_all_is_read(tmp_path: pathlib.Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(synthetic.config("bon", "identity", "best_of_4", NAMES)))
     with pytest.raises(InputError, match=r"evaluation\.json is missing; `make evaluate`"):
-        report.run(tmp_path)
+        report.write(tmp_path)
     assert not (tmp_path / "report").exists()
 
 
@@ -75,7 +75,7 @@ def test_a_file_of_another_run_is_refused(index: pathlib.Path, tmp_path: pathlib
     shutil.copy(other / name, mine / name)
     page = (mine / "report" / "index.html").read_bytes()
     with pytest.raises(InputError, match=rf"{mine / name} is .*The same `train` command .*policy is kept"):
-        report.run(mine)
+        report.write(mine)
     assert (mine / "report" / "index.html").read_bytes() == page
 
 
@@ -87,7 +87,7 @@ def test_results_without_their_seal_are_refused(index: pathlib.Path, tmp_path: p
     else:
         (work_dir / "results.json").write_text(contents)
     with pytest.raises(InputError, match=r"results\.json is missing or not what was written"):
-        report.run(work_dir)
+        report.write(work_dir)
 
 
 def test_a_sweep_is_written_with_its_picture(index: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ctrl_jax.commands import sample_page
-from ctrl_jax.commands.sample import Comparing, Drawn, Picked, Response, Rewards, Scored
+from ctrl_jax.commands.sample_session import Comparing, Drawn, Picked, Response, Rewards, Scored
 from ctrl_jax.errors import InputError
 from ctrl_jax.report import sample_page as shown_page
 from ctrl_jax.runtime.web import Server

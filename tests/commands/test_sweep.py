@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from ctrl_jax import build, config
-from ctrl_jax.commands import report, summary, sweep
-from ctrl_jax.commands.sweep import Point
+from ctrl_jax import config
+from ctrl_jax.commands import report, summary, sweep_processes
+from ctrl_jax.commands import sweep_points as sweep
+from ctrl_jax.commands.sweep_points import Point
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import evaluate, results, train
+from ctrl_jax.pipeline import evaluate, randomness, results, train
 from ctrl_jax.pipeline.run import Run, claimed, contents
 from ctrl_jax.runtime import preemption
 from ctrl_jax.runtime.preemption import Preempted
@@ -93,7 +94,7 @@ def run(points, tmp_path):
         def command(point: Point) -> list[str]:
             return [sys.executable, "-c", START + body + FINISH, str(point.work_dir), point.experiment.policy.transform]
 
-        return sweep.run(tmp_path / "sweep", points, command, shares)
+        return sweep_processes.run(tmp_path / "sweep", points, command, shares)
 
     return call
 
@@ -201,7 +202,7 @@ def test_a_sweep_that_is_told_to_stop_ends_its_points_and_resumes(points, run, i
 
 
 def test_a_point_that_does_not_stop_is_killed(points, run, index, monkeypatch):
-    monkeypatch.setattr(sweep, "GRACE", 0.0)
+    monkeypatch.setattr(sweep_processes, "GRACE", 0.0)
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)\n"
     with pytest.raises(KeyboardInterrupt):
         run(f"(work / 'pid').write_text(str(os.getpid()))\n{deaf}")
@@ -226,7 +227,7 @@ def alone(points, tmp_path, monkeypatch):
 
     def evaluated(run: Run, aligned: None) -> dict:
         write_json(run.work_dir / "evaluation.json", EVALUATION)
-        results.seal(run.work_dir, run.claimed_config, draws=build.draws())
+        results.seal(run.work_dir, run.claimed_config, draws=randomness.draws())
         return EVALUATION
 
     def reported(work_dir: Path) -> Path:
@@ -236,7 +237,7 @@ def alone(points, tmp_path, monkeypatch):
         return page
 
     monkeypatch.setattr(evaluate, "run", evaluated)
-    monkeypatch.setattr(report, "run", reported)
+    monkeypatch.setattr(report, "write", reported)
     monkeypatch.setattr(summary, "print_run", lambda *_: None)
 
     def call(point: Point, training: Callable[[Run], None]) -> None:
@@ -274,9 +275,11 @@ import json, sys
 from pathlib import Path
 from ctrl_jax.runtime import hosts
 hosts.start()
-from ctrl_jax import build, config
-from ctrl_jax.commands import sweep
-from ctrl_jax.pipeline import align, results
+from ctrl_jax import config
+
+from ctrl_jax.commands import sweep_points as sweep
+from ctrl_jax.commands import train
+from ctrl_jax.pipeline import results
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.devices.mesh import make_mesh
 folder, runs = Path(sys.argv[1]), []
@@ -288,7 +291,7 @@ def together(run):
     for name in ("evaluation.json", "report/index.html"):
         (folder / "a" / name).write_text("{}")
     results.seal(run.work_dir, run.claimed_config)
-align.run, sweep.publish = together, lambda *_: None
+train.align, sweep.publish = together, lambda *_: None
 for _ in range(2):
     sweep.run_point(Run(point.experiment, point.work_dir, folder / "stages", make_mesh()), folder, [point])
     hosts.wait("the job is done")
@@ -346,16 +349,16 @@ def test_a_judge_that_is_given_later_has_yet_to_judge(points, run, index):
     judged = [
         Point(replace(point.experiment, evaluation=config.Evaluation(judge="a:b")), point.work_dir) for point in points
     ]
-    assert [sweep._done(point) for point in judged] == [False, False]
+    assert [sweep.is_done(point) for point in judged] == [False, False]
     write_json(points[0].work_dir / "evaluation.json", {**EVALUATION, "judge": {"name": "a:b", "fingerprint": "x"}})
     results.seal(points[0].work_dir, claimed(points[0].experiment, contents(points[0].experiment)))
-    assert [sweep._done(point) for point in judged] == [True, False]
-    assert [sweep._done(point) for point in points] == [True, True]
+    assert [sweep.is_done(point) for point in judged] == [True, False]
+    assert [sweep.is_done(point) for point in points] == [True, True]
 
 
 def test_the_index_tells_a_batch_job_that_was_killed(points, tmp_path, index):
     # What run_point leaves behind when its process vanishes: its first note, and no lock.
-    sweep._note(points[0], 1, sweep._UNSAID)
+    sweep.note(points[0], 1, sweep.UNSAID)
     sweep.publish(tmp_path / "sweep", points)
     assert states(index) == {"identity": "failed", "logit": "missing"}
     assert "ended without a word" in index()["identity"]["reason"]

@@ -17,16 +17,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ctrl_jax import build
 from ctrl_jax.commands import report, summary
+from ctrl_jax.commands.train import align
 from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, RewardModel, Supervised
+from ctrl_jax.devices import parameters, programs
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import weights
-from ctrl_jax.pipeline import align, evaluate, reward_model, rollouts, sft
-from ctrl_jax.pipeline import run as run_module
+from ctrl_jax.models import networks, weights
+from ctrl_jax.pipeline import assembly, evaluate, randomness, reward_model, rollouts, sft, stages
 from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.pipeline.run import Run
+from ctrl_jax.rewards import classifier, trained
 from ctrl_jax.runtime import checksums
 from ctrl_jax.runtime.stages import read_json, write_json
 from ctrl_jax.theory.objective import Objective
@@ -46,10 +47,15 @@ def value(tree: Any) -> str:
 
 
 class Fakes:
-    """In place of trainings and samplings; `made` is which were done and not read."""
+    """In place of trainings, samplings and scorings."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
+        """The trainings that were done and not read."""
+        self.sampled: dict[str, tuple[Rollouts, np.ndarray]] = {}
+        """The last rollouts of each stage with their raw rewards [B, N]."""
+        self.scored: list[np.ndarray] = []
+        """The raw rewards [B, N] that the reward model gave."""
         self.experiment: Experiment
 
     @contextlib.contextmanager
@@ -70,7 +76,7 @@ class Fakes:
         section = {sft.LABEL: "sft", reward_model.LABEL: "reward_model"}.get(label, "policy")
         self.made.append(section)
         options = without_neutral(getattr(self.experiment, section))
-        drawn = build.draws(), self.experiment.seed, run_module.VERSIONS[section]
+        drawn = randomness.draws(), self.experiment.seed, stages.VERSIONS[section]
         model = without_neutral(self.experiment.model.lora)
         number = digest(value(state.params), value(next(batches)), batches._fingerprint, options, drawn, model)
         write_json(saved, {"fingerprint": fingerprint, "value": number})
@@ -80,32 +86,40 @@ class Fakes:
 
     def sampling(self, run, stage, params, score, num_samples):
         experiment = run.experiment
-        settings = (stage, value(params), experiment.seed, experiment.policy.temperature, build.draws())
-        settings += (run.corpus.tokenizer.eos_ids, experiment.model.dtype, run_module.VERSIONS)
+        settings = (stage, value(params), experiment.seed, experiment.policy.temperature, randomness.draws())
+        settings += (run.corpus.tokenizer.eos_ids, experiment.model.dtype, stages.VERSIONS)
         length = experiment.data.response_length
 
         def both(batch):
             batch = jax.tree.map(np.asarray, batch)
             shape = (len(batch.ids), num_samples)
-            tokens, lengths = np.zeros((*shape, length), np.int32), np.full(shape, length, np.int32)
+            tokens, lengths = np.zeros((*shape, length), np.int32), np.zeros(shape, np.int32)
+            eos = run.corpus.tokenizer.eos_ids[0]
             for row, prompt in enumerate(zip(batch.ids.tolist(), batch.tokens.tolist(), strict=True)):
                 for sample in range(num_samples):
                     random = np.random.default_rng(digest(settings, prompt, sample))
                     tokens[row, sample] = random.integers(3, 200, length)
-            responses = Responses(tokens, lengths)
-            return Rollouts(batch, responses, np.zeros(tokens.shape, np.float32)), score(batch, responses)
+                    # One in three is cut at the most tokens; the others end in EOS, and more of it behind.
+                    lengths[row, sample] = end = random.integers(1, 1 + 3 * length // 2)
+                    tokens[row, sample, end - 1 :] = eos
+            lengths = np.minimum(lengths, length)
+            rollouts = Rollouts(batch, Responses(tokens, lengths), np.zeros(tokens.shape, np.float32))
+            self.sampled[stage] = rollouts, np.asarray(score(batch, rollouts.responses))
+            return self.sampled[stage]
 
         return both
 
+    def scorer(self, models, mesh):
+        def score(params, prompts, responses):
+            prompts, responses = jax.tree.map(np.asarray, (prompts, responses))
+            seen = value(params)
+            rows = zip(prompts.tokens.tolist(), responses.tokens.tolist(), strict=True)
+            # Some tie, and their differences are log-odds that say something.
+            rewards = [[digest(seen, row, text) % 13 / 4 for text in texts] for row, texts in rows]
+            self.scored.append(np.array(rewards, np.float32))
+            return self.scored[-1]
 
-def fake_scorer(models, mesh):
-    def score(params, prompts, responses):
-        prompts, responses = jax.tree.map(np.asarray, (prompts, responses))
-        seen = value(params)
-        rows = zip(prompts.tokens.tolist(), responses.tokens.tolist(), strict=True)
-        return np.array([[digest(seen, row, text) % 997 for text in texts] for row, texts in rows], np.float32)
-
-    return score
+        return score
 
 
 def fake_weights(folder, *_, **__):
@@ -123,26 +137,30 @@ def key_data(key):
     return np.asarray(jax.random.key_data(key))
 
 
-BUILD = {
-    "scorer": fake_scorer,
-    "check_parameters_divide": lambda *_: None,
-    "init_decoder": lambda parts, mesh, key: {"key": key_data(key), "sizes": np.array([digest(parts.architecture)])},
-    "adapt_decoder": lambda parts, mesh, key, params: {"key": key_data(key), "params": params},
-    "adapt_reward": lambda parts, mesh, key, params: ({}, {"key": key_data(key), "params": params}),
-    "merged": lambda parts, params: params,
-    "init_state": lambda params, *_: SimpleNamespace(params=params),
-    "sft_step": lambda *_, **__: None,
-    "reward_model_step": lambda *_, **__: None,
-    "policy_step": lambda *_, **__: None,
+FAKES = {
+    (parameters, "check_they_divide"): lambda *_: None,
+    (parameters, "init_decoder"): lambda parts, mesh, key: {
+        "key": key_data(key),
+        "sizes": np.array([digest(parts.architecture)]),
+    },
+    (parameters, "adapt_decoder"): lambda parts, mesh, key, params: {"key": key_data(key), "params": params},
+    (parameters, "adapt_reward"): lambda parts, mesh, key, params: ({}, {"key": key_data(key), "params": params}),
+    (networks, "merged"): lambda parts, params: params,
+    (programs, "init_state"): lambda params, *_: SimpleNamespace(params=params),
+    (assembly, "sft_step"): lambda *_, **__: None,
+    (assembly, "reward_model_step"): lambda *_, **__: None,
+    (assembly, "policy_step"): lambda *_, **__: None,
 }
 
 
 @pytest.fixture
 def fakes(monkeypatch):
     fakes = Fakes()
-    for name, fake in BUILD.items():
-        monkeypatch.setattr(build, name, fake)
+    for (module, name), fake in FAKES.items():
+        monkeypatch.setattr(module, name, fake)
     monkeypatch.setattr(Objective, "beta", lambda *_: 1.0)
+    monkeypatch.setattr(trained, "scorer", fakes.scorer)
+    monkeypatch.setattr(classifier, "scorer", fakes.scorer)
     monkeypatch.setattr(rollouts, "_sampling", fakes.sampling)
     monkeypatch.setattr(weights, "load", fake_weights)
     monkeypatch.setattr(weights, "load_reward_head", fake_weights)
@@ -150,7 +168,7 @@ def fakes(monkeypatch):
     monkeypatch.setattr(
         evaluate, "_kl_by_prompt", lambda run, aligned, sampled: 1.0 + np.arange(len(sampled.log_probs))
     )
-    monkeypatch.setattr(report, "run", lambda work_dir: work_dir)
+    monkeypatch.setattr(report, "write", lambda work_dir: work_dir)
     monkeypatch.setattr(summary, "print_run", lambda *_: None)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     return fakes
@@ -244,7 +262,7 @@ def train(fakes: Fakes, experiment: Experiment, work_dir: str = "runs/work", sta
     for name in ("rewards", "helpers", "lazily"):
         sys.modules.pop(name, None)
     fakes.experiment, fakes.made = experiment, []
-    align.run(Run(experiment, Path(work_dir), Path(stages_dir), make_mesh(1), open_training=fakes.open_training))
+    align(Run(experiment, Path(work_dir), Path(stages_dir), make_mesh(1), open_training=fakes.open_training))
 
 
 def results(work_dir: str) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 from ctrl_jax import config
-from ctrl_jax.__main__ import load_experiment
 from ctrl_jax.commands import report, summary
+from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.config import Experiment, RewardModel
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
@@ -98,7 +98,7 @@ def test_an_independent_judge_judges_the_picks_of_the_training_reward(finished, 
     rows = [json.loads(line) for line in (work_dir / "samples.jsonl").read_text().splitlines()]
     assert all(row[side]["judge"] == len(row[side]["text"]) for row in rows for side in ("policy", "reference"))
 
-    page = report.run(work_dir).read_text()
+    page = report.write(work_dir).read_text()
     assert "opinions:longest" in page and "by longest" in page
     summary.print_run(run, evaluation, None)
     printed = " ".join(capsys.readouterr().out.split())
@@ -222,7 +222,7 @@ def test_a_judge_scores_the_responses_that_are_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate, "score", score)
     run = Run(Experiment("a"), tmp_path / "a", tmp_path / "stages", make_mesh(1))
-    reference = run.stage("reference_evaluation", key=1)
+    reference = run.stage("reference_evaluation", corpus="c", reference="r", reward_model="m")
     write_json(reference.directory / "x.json", {})
     prompts: Any = SimpleNamespace(prompts=Prompts(jnp.ones((1, 1)), jnp.ones(1), jnp.ones(1)))
     responses = Responses(jnp.ones((1, 2, 3)), jnp.array([[1, 3]]))

@@ -17,10 +17,11 @@ from safetensors.numpy import load_file, save_file
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
+from ctrl_jax.pipeline.stages import TABLE
 from tests.pipeline.fakes import EXPERIMENTS, Fakes, results, train
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "stages.md"
-STAGES = ("data", "sft", "reward_model", "calibration", "reference_evaluation", "policy", "evaluation")
+STAGES = [stage.name for stage in TABLE if stage.name != "reference_judge"]  # it has a row of its own
 
 Change = Callable[[Path, Experiment], Experiment | None]
 """Changes the files in a folder, or gives another experiment."""
@@ -263,7 +264,8 @@ HEADER = ["changed in between", *STAGES, "work directory"]
 def documented() -> dict[str, dict[str, str]]:
     if not DOCUMENT.exists():
         return {}
-    lines = [line.strip("| ").split(" | ") for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
+    _, _, table = DOCUMENT.read_text().partition("<!-- the table -->\n")
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
     return {name: dict(zip(HEADER[1:], cells, strict=True)) for name, *cells in lines}
 
 

@@ -10,8 +10,9 @@ from safetensors.numpy import load_file, save_file
 from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Lora, Model, Policy, RewardModel, Supervised
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import huggingface, lora, peft, weights
-from ctrl_jax.pipeline import run as run_module
+from ctrl_jax.pipeline import stages
 from ctrl_jax.pipeline.run import Run, cpu_devices
+from ctrl_jax.runtime.stages import fingerprint
 from tests.pipeline.pretrained import CLASSIFIER, write_model
 
 
@@ -19,10 +20,10 @@ def test_what_older_code_left_is_not_taken_for_its_own(tmp_path, mesh, monkeypat
     run = Run(Experiment("example"), tmp_path / "work", tmp_path / "stages", mesh)
     run.claim()
     run.claim()
-    stage = run.stage("sft", corpus="c")
-    before = run_module.VERSIONS["sft"]
-    monkeypatch.setitem(run_module.VERSIONS, "sft", 99)
-    assert run.stage("sft", corpus="c").directory != stage.directory
+    stage = run.stage("sft", corpus="c", vocabulary_size=7)
+    before = stages.VERSIONS["sft"]
+    monkeypatch.setitem(stages.VERSIONS, "sft", 99)
+    assert run.stage("sft", corpus="c", vocabulary_size=7).directory != stage.directory
     with pytest.raises(InputError, match=rf"versions\.sft: {before} → 99"):
         run.claim()
 
@@ -112,9 +113,8 @@ def test_options_that_change_no_result_may_change(tmp_path, mesh, changes):
     changed = dataclasses.replace(run, experiment=Experiment("example", **changes))
     changed.claim()
     assert json.loads((tmp_path / "work" / "config.json").read_text()) == json.loads(json.dumps(changed.claimed_config))
-    (section,) = changes
-    keys = [{section: getattr(one.experiment, section)} for one in (run, changed)]
-    assert len({run.stage("sft", **key).directory for key in keys}) == 1
+    for name in ("sft", "reward_model", "policy"):
+        assert len({fingerprint(stages.options_key(name, one.experiment, one.contents)) for one in (run, changed)}) == 1
 
 
 def test_data_without_pairs_is_told_before_anything_is_trained(tmp_path, mesh):

@@ -1,0 +1,70 @@
+"""Experiments by their names, and runs by their folders."""
+
+import difflib
+import importlib.util
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from ctrl_jax.commands import address
+from ctrl_jax.config import Experiment
+from ctrl_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Named:
+    """The experiment behind a name of the command line: a file of experiments, or the work directory of a run."""
+
+    name: str
+    experiment: Experiment
+    module: ModuleType | None = None
+    work_dir: Path | None = None
+
+
+def find(name: str) -> Named:
+    """The experiment of that name, or the run in that folder.
+
+    Raises:
+      InputError: if there is neither, or config.json of the run cannot be read.
+    """
+    folder = Path(os.path.expanduser(name))
+    if os.path.exists(folder / "config.json") and not os.path.isfile(f"experiments/{name}.py"):
+        return Named(name, address.read_experiment(folder), work_dir=folder)
+    module = load_experiment(name)
+    return Named(module.__name__.removeprefix("experiments."), module.experiment(), module=module)
+
+
+def load_experiment(name: str) -> ModuleType:
+    """The module `experiments/<name>.py` below the current folder, or the file whose path is `name`.
+
+    Raises:
+      InputError: if there is none, with the nearest names.
+    """
+    path = Path(os.path.expanduser(name)) if name.endswith(".py") else Path("experiments") / f"{name}.py"
+    if not os.path.isfile(path):  # False, not an error, for a name that no system can have
+        known = sorted(file.stem for file in Path("experiments").glob("*.py"))
+        folder = Path(os.path.expanduser(name))
+        if os.path.isdir(folder):
+            inside = sorted(str(path.parent) for path in folder.glob("*/config.json"))
+            named = f" It has the runs {', '.join(inside)}; name one of them." if inside else ""
+            raise InputError(f"{name!r} is a folder without config.json, and so no run.{named}")
+        where = f"experiments/ has {', '.join(known)}" if known else f"there is no folder experiments/ in {Path.cwd()}"
+        raise InputError(
+            f"There is no experiment {name!r}{nearest(name, known)}: {where}. A path of a .py file serves too, and so "
+            "does the folder of a run; `python -m ctrl_jax runs` lists those."
+        )
+    spec = importlib.util.spec_from_file_location(f"experiments.{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # a .py file has both
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "experiment"):
+        raise InputError(f"{path} has no experiment(); add one that returns a ctrl_jax.config.Experiment.")
+    return module
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`, did you mean train?`, or nothing where no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=2)
+    return f", did you mean {' or '.join(near)}?" if near else ""

@@ -1,0 +1,233 @@
+"""The points of a sweep: the state of each, and the index of all.
+
+A point keeps its record, `point.json`, in its work directory, and holds `point.lock` while it runs. The index follows
+from these alone, so that it is right after any kill, and for batch jobs on several machines.
+"""
+
+import dataclasses
+import fcntl
+import shlex
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ctrl_jax.commands import report, train
+from ctrl_jax.config import Experiment
+from ctrl_jax.errors import InputError
+from ctrl_jax.evaluation import Evaluation
+from ctrl_jax.pipeline import results
+from ctrl_jax.pipeline.run import Run, check_batches_divide, check_claim, claimed, contents
+from ctrl_jax.report.status import Status
+from ctrl_jax.runtime import hosts, preemption
+from ctrl_jax.runtime.console import say
+from ctrl_jax.runtime.stages import locked, plain, read_json, write_bytes, write_json
+from ctrl_jax.theory import procedures
+
+UNSAID = "Its process ended without a word: it was killed, perhaps for want of memory."
+
+
+class Point(NamedTuple):
+    experiment: Experiment
+    work_dir: Path
+
+    @property
+    def name(self) -> str:
+        return self.experiment.name
+
+    @property
+    def page(self) -> Path:
+        return self.work_dir / "report" / "index.html"
+
+    @property
+    def log(self) -> Path:
+        return self.work_dir / "log.txt"
+
+
+def find(points: Sequence[Point], name: str) -> Point:
+    """The point of that name.
+
+    Raises:
+      InputError: if there is none, with the names that there are.
+    """
+    for point in points:
+        if point.name == name:
+            return point
+    raise InputError(f"The sweep has no point {name!r}; it has {', '.join(point.name for point in points)}.")
+
+
+def check(points: Sequence[Point], *, devices: int = 1) -> None:
+    """Refuses a sweep whose points cannot all run, before any of them does.
+
+    Raises:
+      InputError: if two points share a name or are the same, if a work directory belongs to another experiment, or if
+        a batch does not divide by the devices of a point.
+    """
+    if not points:
+        raise InputError("The sweep has no points; let sweep() return at least one experiment.")
+    names = [point.name for point in points]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"Two points of the sweep are called {twice!r}, and would share a work directory; rename one.")
+    settings = [{**plain(point.experiment), "name": None} for point in points]
+    for index in range(len(points)):
+        if settings[index] in settings[:index]:
+            same = names[settings.index(settings[index])]
+            raise InputError(
+                f"The points {same!r} and {names[index]!r} of the sweep are the same experiment. If an option "
+                "made them so, leave it out: a sweep sets what its points differ in."
+            )
+    for point in points:
+        check_batches_divide(point.experiment, devices)
+        check_claim(point.experiment, point.work_dir)
+
+
+def run_point(run: Run, sweep_dir: Path, points: Sequence[Point]) -> None:
+    """Trains, evaluates and reports one of `points` in this process, after any other process that runs it has ended.
+
+    Of several hosts the first keeps the record and the index, and decides whether there is anything to do: a host that
+    ran a point alone would wait for the others for ever.
+    """
+    if not hosts.first():
+        if not hosts.agree(None):
+            train.align(run)
+        return
+    point = Point(run.experiment, run.work_dir)
+    try:
+        with locked(run.work_dir / "point.lock"):
+            if not hosts.agree(is_done(point)):
+                _run_noted(run, point)
+    finally:
+        publish(sweep_dir, points)
+
+
+def _run_noted(run: Run, point: Point) -> None:
+    attempt = read_record(point).attempts + 1
+    note(point, attempt, UNSAID)
+    try:
+        train.align(run)
+    except BaseException as error:
+        if preemption.came() or not isinstance(error, Exception):  # asked to stop: it resumes later, and has not failed
+            note(point, attempt, None)
+        else:
+            note(point, attempt, str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+        raise
+    note(point, attempt, None)
+
+
+def publish(sweep_dir: Path, points: Sequence[Point], running: Collection[str] = ()) -> Path:
+    """Writes `sweep.json`, `sweep.html` and the Pareto figures; returns the page's path.
+
+    The index has the state of each point (missing, running, done or failed), its attempts, and why the last one failed.
+
+    Args:
+      running: names of points that count as running, though they may not have their lock yet.
+    """
+    # Read and written under one lock: if two batch jobs end together, the last to write has seen both.
+    with locked(sweep_dir / "sweep.lock"):
+        found = [_status(point, sweep_dir, point.name in running) for point in points]
+        write_json(sweep_dir / "sweep.json", {"points": [status.as_json() for status in found]})
+        return report.write_sweep_report(sweep_dir, found)
+
+
+def write_jobs(
+    sweep_dir: Path, points: Sequence[Point], command: Callable[[Point], list[str]], directory: Path
+) -> None:
+    """Writes `<name>.sh` for each point that is not done: a batch job that runs or resumes it."""
+    missing = [point for point in points if not is_done(point)]
+    for point in missing:
+        script = directory / f"{point.name}.sh"
+        lines = [
+            "#!/bin/sh",
+            "# One point of a sweep. Started again, it goes on where it stopped.",
+            f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command(point))}",
+        ]
+        write_bytes(script, ("\n".join(lines) + "\n").encode())
+        readable = script.stat().st_mode
+        script.chmod(readable | (readable & 0o444) >> 2)  # whoever may read it, by the umask, may run it
+    page = publish(sweep_dir, points)
+    say(f"{len(missing)} scripts in {directory}, each a batch job. On Slurm:")
+    say(f'  for job in {shlex.quote(str(directory))}/*.sh; do sbatch experiments/launch/slurm.sh "$job"; done')
+    say(f"As they end, they write {page} and sweep.json beside it.")
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+class Record(NamedTuple):
+    attempts: int
+    reason: str | None
+    """Why the last attempt failed."""
+
+
+def read_record(point: Point) -> Record:
+    """What point.json says; where it is missing or damaged, as before the first attempt."""
+    found = _read(point.work_dir / "point.json") or {}
+    attempts, reason = found.get("attempts"), found.get("reason")
+    return Record(attempts if isinstance(attempts, int) else 0, reason if reason is None else str(reason))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None if the file is missing or damaged, so that it will be made."""
+    try:
+        found = read_json(path) if path.exists() else None
+    except InputError:
+        found = None
+    return found if isinstance(found, dict) else None
+
+
+def note(point: Point, attempts: int, reason: str | None) -> None:
+    write_json(point.work_dir / "point.json", {"attempts": attempts, "reason": reason})
+
+
+def _status(point: Point, sweep_dir: Path, started: bool) -> Status:
+    done, page, record, policy = is_done(point), point.page, read_record(point), point.experiment.policy
+    running = not done and (started or _is_locked(point.work_dir / "point.lock"))
+    failed = not done and not running and record.reason is not None
+    status = Status(
+        name=point.name,
+        transform=policy.transform,
+        procedure=procedures.parse(policy.procedure).name,
+        kl_budget=policy.kl_budget,
+        state="done" if done else "running" if running else "failed" if failed else "missing",
+        attempts=record.attempts,
+        reason=record.reason if failed else None,
+        report=str(page.relative_to(sweep_dir)) if page.exists() and page.is_relative_to(sweep_dir) else None,
+    )
+    if not done:
+        return status
+    try:
+        return dataclasses.replace(status, evaluation=evaluation(point))
+    except InputError as error:  # it was written, with a number that no evaluation can have
+        return dataclasses.replace(status, state="failed", reason=str(error))
+
+
+def evaluation(point: Point) -> Evaluation:
+    """The evaluation of a point that is done.
+
+    Raises:
+      InputError: if it has an entry that is missing or out of range.
+    """
+    return Evaluation.from_json(
+        read_json(point.work_dir / "evaluation.json"),
+        source=f"evaluation.json of {point.name}",
+        remedy="evaluate that run again.",
+    )
+
+
+def is_done(point: Point) -> bool:
+    # The page comes last: a kill between evaluation and report leaves the point without one.
+    evaluation, judge = _read(point.work_dir / "evaluation.json"), point.experiment.evaluation.judge
+    if evaluation is None or not point.page.exists() or not (point.work_dir / results.RESULTS).exists():
+        return False
+    # A judge that was given later has not judged yet. The point's process checks that one of the same name is the same.
+    if judge is not None and (evaluation.get("judge") or {}).get("name") != judge:
+        return False
+    return results.is_of(point.work_dir, claimed(point.experiment, contents(point.experiment)))

@@ -1,0 +1,136 @@
+"""The graph of stages, in one table: keys, versions, order and timings follow from it.
+
+A stage's key is what its results depend on: the options that it reads, without those that change no result; its inputs
+by their content (of another stage what that holds, however it came to be; of a file what it says, wherever it is); the
+code, by its version; and how jax draws. Not in it are the devices and the versions of libraries that draw alike: they
+change results by rounding alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ctrl_jax import config
+from ctrl_jax.config import Experiment
+from ctrl_jax.pipeline.results import without_neutral
+from ctrl_jax.runtime import stages
+from ctrl_jax.runtime.stages import plain
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    version: int
+    """Raise it when the code behind the stage gives other results, so that what older code left on disk is not used."""
+    needs: Mapping[str, str]
+    """Its inputs: by their name in the key, the stage that makes them, or `files` where they come from outside."""
+    reads: Mapping[str, str] = field(default_factory=dict)
+    """The options that its results depend on: by their name in the key, the field of the experiment."""
+    timing: str | None = None
+    """Its name among the timings of evaluation.json; by default its own."""
+    draws: bool = True
+    """Whether it draws random numbers with jax."""
+    shared: bool = True
+    """Whether experiments share it, below `runs/stages`; else it is in the work directory."""
+
+
+_REFERENCE_AND_REWARD = {"corpus": "data", "reference": "sft", "reward_model": "reward_model"}
+TABLE = (
+    Stage(
+        "data", 3,
+        needs={"tokenizer": "files"},
+        reads={option.name: f"data.{option.name}" for option in fields(config.Data)},
+        draws=False,
+    ),
+    Stage(
+        "sft", 3,
+        needs={"corpus": "data", "vocabulary_size": "data"},
+        reads={"demonstrations": "data.demonstrations", "model": "model", "sft": "sft", "seed": "seed"},
+    ),
+    Stage(
+        "reward_model", 3,
+        needs={"corpus": "data", "reference": "sft"},
+        reads={"lora": "model.lora", "reward_model": "reward_model", "seed": "seed"},
+    ),
+    Stage(
+        "calibration", 4,
+        needs=_REFERENCE_AND_REWARD,
+        reads={"calibration": "calibration", "temperature": "policy.temperature", "seed": "seed"},
+        timing="calibrate",
+    ),
+    Stage(
+        "reference_evaluation", 3,
+        needs=_REFERENCE_AND_REWARD,
+        reads={
+            "prompts": "evaluation.prompts", "responses_per_prompt": "evaluation.responses_per_prompt",
+            "temperature": "policy.temperature", "seed": "seed",
+        },
+    ),
+    Stage("reference_judge", 1, needs={"reference_evaluation": "reference_evaluation", "judge": "files"}),
+    Stage(
+        "policy", 3,
+        needs={**_REFERENCE_AND_REWARD, "calibration": "calibration"},
+        reads={"policy": "policy", "lora": "model.lora", "table": "calibration", "seed": "seed"},
+        timing="train",
+        shared=False,
+    ),
+    Stage(
+        "evaluation", 3,
+        # Its seal has the whole configuration (results.py): it reads all options.
+        needs={"policy": "policy", "reference": "reference_evaluation", "judge": "reference_judge"},
+        timing="evaluate",
+        shared=False,
+    ),
+)  # fmt: skip
+"""In an order in which they can be made."""
+
+VERSIONS = {stage.name: stage.version for stage in TABLE}
+
+
+def named(name: str) -> Stage:
+    return next(stage for stage in TABLE if stage.name == name)
+
+
+def inputs_key(name: str, inputs: Mapping[str, Any], draws: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage depends on besides its options, in clear."""
+    stage = named(name)
+    if inputs.keys() != stage.needs.keys():
+        raise ValueError(f"The stage {name} needs {sorted(stage.needs)}, and was given {sorted(inputs)}.")
+    drawn = {"draws": dict(draws)} if stage.draws else {}
+    return {"version": VERSIONS[name], **drawn, **inputs}
+
+
+def options_key(name: str, experiment: Experiment, contents: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a stage reads, without those that change no result. A path enters by the contents of its files.
+
+    Args:
+      name: of the stage.
+      experiment: has the options.
+      contents: of the files that the experiment names (workspace.contents).
+    """
+    tree = plain(experiment)
+    tree["policy"] |= experiment.policy.named_algorithm
+    for section, option in (("data", "path"), ("model", "path"), ("model", "adapter")):
+        found = contents[section if option == "path" else option]
+        tree[section][option] = found["weights"] if (section, option) == ("model", "path") and found else found
+    return {key: without_neutral(_field(tree, path)) for key, path in named(name).reads.items()}
+
+
+def open_stage(
+    root: Path, name: str, experiment: Experiment, contents: Mapping[str, Any], draws: Mapping[str, Any], **inputs: Any
+) -> stages.Stage:
+    """The folder of a stage that experiments share, below `root`, by its key."""
+    key = {**inputs_key(name, inputs, draws), **options_key(name, experiment, contents)}
+    return stages.Stage.open(root, name, key)
+
+
+def timings(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by stage as evaluation.json has them, in the order of the table."""
+    return {stage.timing or stage.name: seconds[stage.name] for stage in TABLE if stage.name in seconds}
+
+
+def _field(tree: Any, path: str) -> Any:
+    for part in path.split("."):
+        tree = tree[part]
+    return tree
