@@ -40,8 +40,9 @@ def table_of(tmp_path, monkeypatch):
     def call(rewards, quantiles=None, reward=None):
         def in_batches(*arguments, done):
             asked.append(done)
+            *_, num_samples = arguments
             for start in range(done, B, 2):
-                yield RESPONSES, rewards[start : start + 2]
+                yield RESPONSES, rewards[start : start + 2, :num_samples]
 
         monkeypatch.setattr(rollouts, "scored", in_batches)
         settings = config.Calibration(prompts=B, samples_per_prompt=K, quantiles=quantiles)

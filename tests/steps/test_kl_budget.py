@@ -62,7 +62,7 @@ def test_the_error_is_clipped():
 
 def test_only_the_last_measurements_count():
     # By step 10 the window of 5 has forgotten the first five; without the integral nothing else remembers them.
-    kls = [0.5, 0.9, 0.1, 0.5, 0.5, 0.4, 0.6, 0.7, 0.3, 0.45]
+    kls = [0.5, 0.9, 0.1, 0.6, 0.4, 0.4, 0.6, 0.7, 0.3, 0.45]
     betas = run(1.0, kls, budget=0.5, proportional=0.7, integral=0.0)
     np.testing.assert_allclose(betas[4], 1, rtol=1e-6)
     np.testing.assert_allclose(betas[9], np.exp(0.7 * (0.49 / 0.5 - 1)), rtol=1e-5)

@@ -107,9 +107,13 @@ def test_a_beta_and_the_kl_that_it_ends_at_agree():
     assert by_kl.policy.win_rate(BestOfN(4)) == pytest.approx(by_beta.policy.win_rate(BestOfN(4)), abs=1e-5)
 
 
-@pytest.mark.parametrize("beta", [0.3, 0.02])
-def test_worst_of_n_keeps_the_best_of_its_stationary_points(beta):
-    procedure = WorstOfN(8)
+@pytest.mark.parametrize(
+    ("procedure", "beta"),
+    # The mixture has two stationary points: one of 0.4 nats, and one of 3.8 that wins more and costs too much.
+    [(WorstOfN(8), 0.3), (WorstOfN(8), 0.02), (procedures.parse("0.3*best_of_16+0.7*worst_of_16"), 0.05)],
+    ids=str,
+)
+def test_the_best_of_several_stationary_points_is_kept(procedure, beta):
 
     def value(policy):
         return policy.win_rate(procedure) - beta * policy.kl
@@ -118,6 +122,8 @@ def test_worst_of_n_keeps_the_best_of_its_stationary_points(beta):
     for other in BUILT_IN:
         for kl in (0.01, 0.05, 0.2, 0.5, 1.0, 2.0):
             assert best >= value(ideal.at_kl(transforms.parse(other), kl)) - 1e-7
+    for kl in (0.2, 0.4, 1.0):
+        assert best >= value(optimal_transform(procedure, kl=kl).policy) - 1e-7
 
 
 def test_it_trains_normalised_in_float32_inside_jit():
