@@ -1,17 +1,16 @@
 """The whole path, from the data to the evaluation. Each stage is made, continued, or read where it is done."""
 
-from typing import Any
-
 from ctrl_jax.algorithms.protocol import Source
 from ctrl_jax.config import Experiment
+from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.pipeline import assembly, calibrate, evaluate, reward_model, sft, train
 from ctrl_jax.pipeline.run import Run, prepare
 from ctrl_jax.pipeline.train import Aligned
 from ctrl_jax.pipeline.workspace import Workspace
 
 
-def run(workspace: Workspace) -> dict[str, Any]:
-    """Runs the stages that are missing; returns the evaluation, as evaluation.json has it.
+def run(workspace: Workspace) -> Evaluation:
+    """Runs the stages that are missing; returns the evaluation, which evaluation.json holds.
 
     Raises:
       InputError: if anything that the experiment names cannot be used.
