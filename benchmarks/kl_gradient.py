@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from ctrl_jax import build
 from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.devices.mesh import make_mesh
-from ctrl_jax.pipeline import calibrate, train
+from ctrl_jax.pipeline import assembly, calibrate, train
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime.console import table
 from ctrl_jax.runtime.platform import setup_compilation_cache
-from ctrl_jax.steps import calibration, policy_gradient, sampling
+from ctrl_jax.steps import calibration, logprobs, policy_gradient, sampling
 from ctrl_jax.types import Params
 
 
@@ -48,7 +47,10 @@ def main(repeats: int = 40, experiment: str = "bon_helpful", runs_dir: Path = Pa
         transformed = objective.transformed(rewards.shape[1])(raw, calibrated)
 
         def loss(params: Params, rewards: jax.Array, exact: bool) -> jax.Array:
-            c = build.compare(parts, run.mesh, params, reference, rollouts, config.policy.temperature)
+            c = logprobs.compare_policies(
+                parts.policy, params, reference, prompts, responses,
+                temperature=config.policy.temperature, chunk_size=assembly.chunk_size(parts, run.mesh),
+            )  # fmt: skip
             function = policy_gradient.exact_kl_loss if exact else policy_gradient.sampled_kl_loss
             other = c.kl if exact else c.reference_log_probs
             return function(c.log_probs, other, rewards, responses.lengths, beta=beta).value

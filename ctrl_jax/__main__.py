@@ -71,7 +71,9 @@ def _fail(error: Exception, paragraph: str, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exception(error)
     else:
-        print(f"error: {printable(paragraph)}", file=sys.stderr)  # it may quote a prompt, or a name of a file
+        from ctrl_jax.commands.flags import spelled
+
+        print(f"error: {printable(spelled(paragraph))}", file=sys.stderr)  # it may quote a prompt, or a file's name
     return 2
 
 

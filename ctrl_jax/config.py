@@ -30,10 +30,22 @@ SOURCES = (
 VOCABULARY = 512
 """Pieces of the trained tokenizer by default, where the data holds so many."""
 
+_SECTIONS = {
+    "Data": "data", "Model": "model", "Supervised": "sft", "RewardModel": "reward_model", "Calibration": "calibration",
+    "Policy": "policy", "Evaluation": "evaluation",
+}  # fmt: skip
+"""Where an experiment has a dataclass. Fields of others have no section before their name."""
 
-def _require(condition: bool, message: str) -> None:
+
+def _require(condition: bool, field: str, value: Any, problem: str, remedy: str) -> None:
     if not condition:
-        raise InputError(message)
+        raise InputError(problem, field=field, value=value, remedy=remedy)
+
+
+def _field(config: Any, name: str) -> str:
+    """The field's name in an experiment, such as policy.kl_budget."""
+    section = _SECTIONS.get(type(config).__name__)
+    return name if section is None else f"{section}.{name}"
 
 
 def _set(config: Any, **values: Any) -> None:
@@ -53,39 +65,35 @@ def expand_user(config: Any, *names: str) -> None:
 def _positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(
-            value > 0 and math.isfinite(value),
-            f"{type(config).__name__}.{name} is {value!r}; it must be greater than 0.",
-        )
+        problem = f"{type(config).__name__}.{name} is {value!r}"
+        right = value > 0 and math.isfinite(value)
+        _require(right, _field(config, name), value, problem, "it must be greater than 0.")
 
 
 def _between(config: Any, low: float, high: float, why: str, *names: str) -> None:
     """Refuses what float32 cannot carry, or what changes nothing; `why` says which."""
     for name in names:
         value = getattr(config, name)
-        _require(
-            low <= value <= high,
-            f"{type(config).__name__}.{name} is {value!r}; it must be between {low:g} and {high:g}: {why}.",
-        )
+        problem = f"{type(config).__name__}.{name} is {value!r}"
+        remedy = f"it must be between {low:g} and {high:g}: {why}."
+        _require(low <= value <= high, _field(config, name), value, problem, remedy)
 
 
 _SMALL_UPDATES = "smaller updates are lost in the last digit of parameters in float32, larger ones overflow"
 
 
 def _seed(config: Any) -> None:
-    _require(
-        0 <= config.seed < 2**32,
-        f"{type(config).__name__}.seed is {config.seed}; a seed is a whole number from 0 to {2**32 - 1}.",
-    )
+    problem = f"{type(config).__name__}.seed is {config.seed}"
+    remedy = f"a seed is a whole number from 0 to {2**32 - 1}."
+    _require(0 <= config.seed < 2**32, _field(config, "seed"), config.seed, problem, remedy)
 
 
 def _warmup(config: Any) -> None:
     name = type(config).__name__
-    _require(
-        0 <= config.warmup_steps < config.steps,
-        f"{name}.warmup_steps is {config.warmup_steps} and {name}.steps {config.steps}; the warmup must be shorter "
-        "than the training, and at least 0.",
-    )
+    problem = f"{name}.warmup_steps is {config.warmup_steps} and {name}.steps {config.steps}"
+    remedy = "the warmup must be shorter than the training, and at least 0."
+    right = 0 <= config.warmup_steps < config.steps
+    _require(right, _field(config, "warmup_steps"), config.warmup_steps, problem, remedy)
 
 
 @dataclass(frozen=True)
@@ -125,31 +133,47 @@ class Data:
             _positive(self, "vocabulary_size")
         _require(
             self.source in SOURCES,
-            f"Data.source is {self.source!r}; it is one of {', '.join(SOURCES)}.",
+            "data.source",
+            self.source,
+            f"Data.source is {self.source!r}",
+            f"it is one of {', '.join(SOURCES)}.",
         )
         _require(
             not self.own or self.path is not None,
-            f"Data.source is {self.source!r} and Data.path is missing; give --data.path the file.",
+            "data.source",
+            self.source,
+            f"Data.source is {self.source!r} and Data.path is missing",
+            "give `data.path` the file.",
         )
         _require(
             self.path is None or not self.generated,
-            f"Data.path is {self.path!r}, but the source {self.source!r} is generated, not read; for rows of your own "
-            "give --data.source files, or leave the path out.",
+            "data.path",
+            self.path,
+            f"Data.path is {self.path!r}, but the source {self.source!r} is generated, not read",
+            "for rows of your own give `data.source=files`, or leave the path out.",
         )
         _require(
             self.response_length >= 2,
-            f"Data.response_length is {self.response_length}; a response has at least 2 tokens, a word and its end.",
+            "data.response_length",
+            self.response_length,
+            f"Data.response_length is {self.response_length}",
+            "a response has at least 2 tokens, a word and its end.",
         )
         _seed(self)
         _require(
             self.own or not self.columns,
-            f"Data.columns is {' '.join(self.columns)!r}, and the source {self.source!r} has columns of its own; leave "
-            "them out, or give --data.source files.",
+            "data.columns",
+            self.columns,
+            f"Data.columns is {' '.join(self.columns)!r}, and the source {self.source!r} has columns of its own",
+            "leave them out, or give `data.source=files`.",
         )
         names = [name for name, _ in map(_mapping, self.columns)]
         _require(
             len(set(names)) == len(names),
-            f"Data.columns is {' '.join(self.columns)!r}, which says twice where a name is read from; say it once.",
+            "data.columns",
+            self.columns,
+            f"Data.columns is {' '.join(self.columns)!r}, which says twice where a name is read from",
+            "say it once.",
         )
 
     @property
@@ -171,12 +195,18 @@ def _mapping(text: str) -> tuple[str, tuple[str, ...]]:
     columns = tuple(source.split("+"))
     _require(
         bool(name) and all(columns),
-        f"Data.columns has {text!r}; write NAME=COLUMN, such as prompt=instruction, where NAME is one of "
-        f"{', '.join(FIELDS)}, or what a reward function calls the column.",
+        "data.columns",
+        text,
+        f"Data.columns has {text!r}",
+        f"write NAME=COLUMN, such as prompt=instruction, where NAME is one of {', '.join(FIELDS)}, or what a reward "
+        "function calls the column.",
     )
     _require(
         len(columns) == 1 or name in ("prompt", "response", "chosen", "rejected"),
-        f"Data.columns has {text!r}; texts alone are joined: prompt, response, chosen and rejected.",
+        "data.columns",
+        text,
+        f"Data.columns has {text!r}",
+        "texts alone are joined: prompt, response, chosen and rejected.",
     )
     return name, columns
 
@@ -213,20 +243,31 @@ class Model:
         _between(self, 1e-20, 1, "it is added to mean squares in float32, which are near 1", "norm_epsilon")
         _require(
             self.lora.rank == 0 or self.path is not None,
-            f"Model.lora.rank is {self.lora.rank} and Model.path is missing: adapters of random weights learn nothing. "
-            "Give --model.path a Hugging Face directory, or leave the rank at 0.",
+            "model.lora.rank",
+            self.lora.rank,
+            f"Model.lora.rank is {self.lora.rank} and Model.path is missing: adapters of random weights learn nothing.",
+            "Give `model.path` a Hugging Face directory, or leave the rank at 0.",
         )
         _require(
             self.adapter is None or self.path is not None,
-            f"Model.adapter is {self.adapter!r} and Model.path is missing; give --model.path the model that it adapts.",
+            "model.adapter",
+            self.adapter,
+            f"Model.adapter is {self.adapter!r} and Model.path is missing",
+            "give `model.path` the model that it adapts.",
         )
         _require(
             self.width % (2 * self.heads) == 0,
-            f"Model.width is {self.width} and Model.heads {self.heads}; the width must be a multiple of 2 × heads.",
+            "model.width",
+            self.width,
+            f"Model.width is {self.width} and Model.heads {self.heads}",
+            "the width must be a multiple of 2 × heads.",
         )
         _require(
             self.heads % self.kv_heads == 0,
-            f"Model.heads is {self.heads} and Model.kv_heads {self.kv_heads}; heads must be a multiple of kv_heads.",
+            "model.heads",
+            self.heads,
+            f"Model.heads is {self.heads} and Model.kv_heads {self.kv_heads}",
+            "heads must be a multiple of kv_heads.",
         )
 
     def architecture(self, vocabulary_size: int) -> Architecture:
@@ -283,15 +324,24 @@ class RewardModel(Supervised):
         expand_user(self, "path")
         _require(
             self.path is None or self.function is None,
-            f"RewardModel.path is {self.path!r} and RewardModel.function {self.function!r}; give one of them.",
+            "reward_model.path",
+            self.path,
+            f"RewardModel.path is {self.path!r} and RewardModel.function {self.function!r}",
+            "give one of them.",
         )
         _require(
             self.function is None or self.function.count(":") == 1,
-            f"RewardModel.function is {self.function!r}; write it as module:name, such as rewards:brevity.",
+            "reward_model.function",
+            self.function,
+            f"RewardModel.function is {self.function!r}",
+            "write it as module:name, such as rewards:brevity.",
         )
         _require(
             self.steps > 0 or not self.trained,
-            "RewardModel.steps is 0; a reward model has to be trained, or given by --reward-model.path or .function.",
+            "reward_model.steps",
+            self.steps,
+            "RewardModel.steps is 0",
+            "a reward model has to be trained, or given by `reward_model.path` or `reward_model.function`.",
         )
 
     @property
@@ -315,12 +365,16 @@ class Calibration:
         _positive(self, "prompts")
         _require(
             self.samples_per_prompt >= 2,
-            f"Calibration.samples_per_prompt is {self.samples_per_prompt}; a rank needs at least 2 reference "
-            "responses, and a transform that lives in the tail some 100.",
+            "calibration.samples_per_prompt",
+            self.samples_per_prompt,
+            f"Calibration.samples_per_prompt is {self.samples_per_prompt}",
+            "a rank needs at least 2 reference responses, and a transform that lives in the tail some 100.",
         )
         _require(
             self.quantiles is None or 2 <= self.quantiles <= self.samples_per_prompt,
-            f"Calibration.quantiles is {self.quantiles} and Calibration.samples_per_prompt {self.samples_per_prompt}; "
+            "calibration.quantiles",
+            self.quantiles,
+            f"Calibration.quantiles is {self.quantiles} and Calibration.samples_per_prompt {self.samples_per_prompt}",
             "of K rewards 2 to K quantiles can be kept. Lower the first, raise the second, or leave quantiles out to "
             "keep all rewards.",
         )
@@ -374,12 +428,18 @@ class Policy:
         _warmup(self)
         _require(
             self.kl_budget > 0 and math.isfinite(self.kl_budget),
-            f"Policy.kl_budget is {self.kl_budget}; a KL budget is a number of nats per response above 0, such as 0.6.",
+            "policy.kl_budget",
+            self.kl_budget,
+            f"Policy.kl_budget is {self.kl_budget}",
+            "a KL budget is a number of nats per response above 0, such as 0.6.",
         )
         _between(self, 1e-6, 1e4, "a smaller KL cannot be measured in float32", "kl_budget")
         _require(
             self.beta is None or (self.beta > 0 and math.isfinite(self.beta)),
-            f"Policy.beta is {self.beta}; it must be greater than 0, or left out.",
+            "policy.beta",
+            self.beta,
+            f"Policy.beta is {self.beta}",
+            "it must be greater than 0, or left out.",
         )
         objective = self.objective
         if self.beta is not None and isinstance(objective.transform, Raw):
@@ -390,11 +450,17 @@ class Policy:
             _between(self, 1e-6, 1e3, unseen, "beta")
         _require(
             self.kl_limit is None or self.kl_limit > 1,
-            f"Policy.kl_limit is {self.kl_limit}; it is a multiple of the budget, greater than 1, or inf for no limit.",
+            "policy.kl_limit",
+            self.kl_limit,
+            f"Policy.kl_limit is {self.kl_limit}",
+            "it is a multiple of the budget, greater than 1, or inf for no limit.",
         )
         _require(
             self.samples_per_prompt >= 2,
-            f"Policy.samples_per_prompt is {self.samples_per_prompt}; the leave-one-out baseline needs at least 2.",
+            "policy.samples_per_prompt",
+            self.samples_per_prompt,
+            f"Policy.samples_per_prompt is {self.samples_per_prompt}",
+            "the leave-one-out baseline needs at least 2.",
         )
         _set(self, procedure=objective.procedure.name, transform=str(objective.transform))
 
@@ -419,17 +485,28 @@ class Decoding:
     def __post_init__(self) -> None:
         for name, unit in (("max_length", "a response has"), ("top_k", "draw from")):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} is {value}; {unit} at least 1 token.")
+            _require(
+                value is None or value >= 1,
+                name,
+                value,
+                f"{name} is {value}",
+                f"{unit} at least 1 token.",
+            )
         _require(
             self.temperature is None or (self.temperature > 0 and math.isfinite(self.temperature)),
-            f"temperature is {self.temperature}; it must be greater than 0. For the likeliest token alone set top_k to "
-            "1.",
+            "temperature",
+            self.temperature,
+            f"temperature is {self.temperature}",
+            "it must be greater than 0. For the likeliest token alone set top_k to 1.",
         )
         if self.temperature is not None:
             _between(self, 1e-6, 1e3, "logits in float32 are divided by it", "temperature")
         _require(
             self.top_p is None or 0 < self.top_p <= 1,
-            f"top_p is {self.top_p}; it is a probability above 0, up to 1.",
+            "top_p",
+            self.top_p,
+            f"top_p is {self.top_p}",
+            "it is a probability above 0, up to 1.",
         )
 
 
@@ -456,8 +533,10 @@ class Evaluation:
         _positive(self, "prompts", "responses_per_prompt", "bootstrap_resamples")
         _require(
             self.bootstrap_resamples >= 100,
-            f"Evaluation.bootstrap_resamples is {self.bootstrap_resamples}; it must be at least 100: of fewer, the two "
-            "most extreme alone make an end of a 95 % interval.",
+            "evaluation.bootstrap_resamples",
+            self.bootstrap_resamples,
+            f"Evaluation.bootstrap_resamples is {self.bootstrap_resamples}",
+            "it must be at least 100: of fewer, the two most extreme alone make an end of a 95 % interval.",
         )
         found = [procedures.parse(name) for name in self.procedures]
         _set(self, procedures=tuple(procedure.name for procedure in found))
@@ -465,8 +544,11 @@ class Evaluation:
             needed = procedure.num_samples
             _require(
                 needed <= self.responses_per_prompt,
+                "evaluation.procedures",
+                self.procedures,
                 f"Evaluation.procedures has {name!r}, which needs {needed} responses a prompt, but "
-                f"Evaluation.responses_per_prompt is {self.responses_per_prompt}; raise it to at least {needed}.",
+                f"Evaluation.responses_per_prompt is {self.responses_per_prompt}",
+                f"raise it to at least {needed}.",
             )
 
 
@@ -489,47 +571,70 @@ class Experiment:
     def __post_init__(self) -> None:
         _require(
             self.name not in ("", ".", "..", "stages") and "/" not in self.name,
-            f"Experiment.name is {self.name!r}, which cannot be the name of a folder beside stages/; choose another.",
+            "name",
+            self.name,
+            f"Experiment.name is {self.name!r}, which cannot be the name of a folder beside stages/",
+            "choose another.",
         )
         _seed(self)
         for stage in ("sft", "reward_model"):
             batch_size = getattr(self, stage).batch_size
             _require(
                 not self.data.generated or batch_size <= self.data.dialogues,
+                f"{stage}.batch_size",
+                batch_size,
                 f"{stage}.batch_size is {batch_size}, but there are only Data.dialogues = {self.data.dialogues} "
-                "examples; lower the first or raise the second.",
+                "examples",
+                "lower the first or raise the second.",
             )
         _require(
             self.sft.steps > 0 or self.model.path is not None,
-            "sft.steps is 0 and Model.path is missing: a model from scratch would not be trained at all. Give "
-            "--model.path a Hugging Face directory, or --sft.steps some hundreds.",
+            "sft.steps",
+            self.sft.steps,
+            "sft.steps is 0 and Model.path is missing: a model from scratch would not be trained at all.",
+            "Give `model.path` a Hugging Face directory, or `sft.steps` some hundreds.",
         )
         _require(
             self.evaluation.judge is None
             or self.evaluation.judge not in (self.reward_model.function, self.reward_model.path),
+            "evaluation.judge",
+            self.evaluation.judge,
             f"Evaluation.judge is {self.evaluation.judge!r}, which is also the reward that the policy is trained on. "
-            "That one judges every run already; give another one, or leave the option out.",
+            "That one judges every run already",
+            "give another one, or leave the option out.",
         )
+        self._check_policy()
+
+    def _check_policy(self) -> None:
+        """The policy beside what it is calibrated and evaluated with."""
         objective = self.policy.objective
         needed = objective.procedure.num_samples
         _require(
             needed <= self.evaluation.responses_per_prompt,
+            "policy.procedure",
+            self.policy.procedure,
             f"Policy.procedure is {self.policy.procedure!r}, which needs {needed} responses a prompt, but "
-            f"Evaluation.responses_per_prompt is {self.evaluation.responses_per_prompt}; raise it to "
-            f"at least {needed}.",
+            f"Evaluation.responses_per_prompt is {self.evaluation.responses_per_prompt}",
+            f"raise it to at least {needed}.",
         )
         references = self.calibration.rewards_per_prompt
         reached = objective.most_kl(references)
         _require(
             self.policy.beta is not None or self.policy.kl_budget < reached,
+            "policy.kl_budget",
+            self.policy.kl_budget,
             f"Policy.kl_budget is {self.policy.kl_budget:g} nats, but {references} reference responses a prompt "
-            f"support {reached:.3g} at most. Lower --policy.kl-budget, raise --calibration.samples-per-prompt (and "
-            "--calibration.quantiles, where it is given), or give --policy.beta.",
+            f"support {reached:.3g} at most.",
+            "Lower `policy.kl_budget`, raise `calibration.samples_per_prompt` (and `calibration.quantiles`, where it "
+            "is given), or give `policy.beta`.",
         )
         _require(
             self.policy.prompts_per_step <= self.calibration.prompts,
+            "policy.prompts_per_step",
+            self.policy.prompts_per_step,
             f"Policy.prompts_per_step is {self.policy.prompts_per_step}, but only Calibration.prompts = "
-            f"{self.calibration.prompts} prompts are calibrated to train on; lower the first or raise the second.",
+            f"{self.calibration.prompts} prompts are calibrated to train on",
+            "lower the first or raise the second.",
         )
 
 

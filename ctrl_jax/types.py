@@ -23,6 +23,19 @@ Cache = Any
 """Keys and values of tokens already read: a pytree of arrays that lead with B for prompts, with B * N for responses."""
 
 
+class Metric(NamedTuple):
+    """A number that a training step reports."""
+
+    name: str
+    unit: str
+    quantity: str = ""
+    """The word for what went wrong if it is not finite, where it is a sign of something."""
+    guarded: bool = False
+    """Whether it must be finite for the step to be made."""
+    shown: bool = False
+    """Whether the console shows it while training runs."""
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prompts:
@@ -63,6 +76,41 @@ class Examples:
 
 PreferencePairs = Examples
 """Examples with N = 2: index 0 is the chosen response, index 1 the rejected one."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PolicyBatch:
+    """Prompts to sample responses to."""
+
+    prompts: Prompts
+    reference_rewards: jax.Array
+    """[B, K] raw rewards of reference responses, or [B, Q] quantiles of them; each row ascending."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Experience:
+    """The policy's own responses, and what is known of their quality."""
+
+    rollouts: Rollouts
+    raw: jax.Array
+    """[B, N] raw rewards."""
+    reference_rewards: jax.Array
+    """[B, K], as in PolicyBatch."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Scored:
+    """The three rewards of responses, each [B, N]."""
+
+    raw: jax.Array
+    """The reward model's."""
+    calibrated: jax.Array
+    """Ranks in [0, 1] among the reference's raw rewards."""
+    transformed: jax.Array
+    """What a policy is trained on."""
 
 
 @jax.tree_util.register_dataclass
@@ -132,6 +180,9 @@ class RewardApply(Protocol):
 
     def __call__(self, params: Params, prompts: Prompts, responses: Responses) -> jax.Array: ...
 
+
+Score = Callable[[Prompts, Responses], Any]
+"""Raw rewards [B, N] of responses: by a compiled reward model, or by a function of the host."""
 
 Transform = Callable[[jax.Array], jax.Array]
 """Φ: ranks u in [0, 1] to transformed rewards, elementwise and increasing."""

@@ -3,6 +3,7 @@
 The oracles' tests know the product's wiring through this file alone: where that moves, this file changes and no test.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ctrl_jax import build, config
+from ctrl_jax import config
+from ctrl_jax.algorithms.ctrl import Ctrl
 from ctrl_jax.data.pipelines import batches
+from ctrl_jax.devices import programs
 from ctrl_jax.devices.mesh import replicate, shard
-from ctrl_jax.pipeline import watch
+from ctrl_jax.models import networks
+from ctrl_jax.pipeline import assembly, optimizers, randomness, watch
 from ctrl_jax.runtime import loop
-from ctrl_jax.steps import calibration, kl_budget
-from ctrl_jax.types import Examples, Prompts, Responses, RewardApply, Rollouts
+from ctrl_jax.steps import calibration
+from ctrl_jax.types import Examples, Experience, PolicyBatch, Prompts, Responses, RewardApply, Rollouts
 from tests.steps import fakes
 
 Score = Callable[[Prompts, Responses], np.ndarray]
 """Raw rewards [B, N]."""
 
 
-def models(reward: RewardApply | None = None) -> build.Models:
+def models(reward: RewardApply | None = None) -> networks.Networks:
     """The language's policy, and a reward model if one is given, in place of networks."""
     sizes = config.Model(width=8, layers=1, heads=2, kv_heads=1, mlp_width=8).architecture(3)
-    return build.models(sizes, config.Lora())._replace(policy=fakes.policy, reward=reward)
+    return networks.create(sizes, config.Lora())._replace(policy=fakes.policy, reward=reward)
 
 
 def table_of(rewards: np.ndarray, quantiles: int | None) -> np.ndarray:
@@ -44,8 +48,8 @@ class PolicyTraining:
 
     mesh: Mesh
     reference: jax.Array
-    step: build.PolicyStep
-    state: build.TrainState
+    step: assembly.PolicyStep
+    state: programs.TrainState
 
     @property
     def params(self) -> np.ndarray:
@@ -59,7 +63,7 @@ class PolicyTraining:
 
     @property
     def beta(self) -> float:
-        return float(self.state.budget.beta)
+        return float(self.state.extra.beta)
 
     def draw(self, prompts: Prompts) -> Rollouts:
         """The rollouts that the next `train` would learn from."""
@@ -67,14 +71,14 @@ class PolicyTraining:
 
     def train(self, prompts: Prompts, table: np.ndarray) -> dict[str, np.ndarray]:
         """One whole step; returns its metrics."""
-        batch = shard(self.mesh, build.PolicyBatch(prompts, jnp.asarray(table)))
+        batch = shard(self.mesh, PolicyBatch(prompts, jnp.asarray(table)))
         self.state, metrics = self.step(self.state, self.reference, batch)
         return jax.device_get(metrics)
 
     def update(self, rollouts: Rollouts, raw: np.ndarray, table: np.ndarray) -> dict[str, np.ndarray]:
         """One update by given rollouts and their raw rewards [B, N]; returns its metrics."""
-        arguments = shard(self.mesh, (rollouts, jnp.asarray(raw), jnp.asarray(table)))
-        self.state, metrics = self.step.update(self.state, self.reference, *arguments)
+        experience = shard(self.mesh, Experience(rollouts, jnp.asarray(raw), jnp.asarray(table)))
+        self.state, metrics = self.step.update(self.state, self.reference, experience)
         return jax.device_get(metrics)
 
     def _key(self) -> jax.Array:
@@ -85,10 +89,10 @@ def reference_rewards(
     mesh: Mesh, *, reference: np.ndarray, score: Score, prompts: Prompts, samples: int, temperature: float, seed: int
 ) -> np.ndarray:
     """Raw rewards [B, K] of responses that the product's sampler draws from the reference."""
-    sample = build.sampler(
+    sample = assembly.sampler(
         models(), mesh, num_samples=samples, max_length=fakes.LENGTH, eos_ids=(fakes.EOS,), temperature=temperature
     )
-    key = build.stage_key(seed, "calibration")
+    key = randomness.stage_key(seed, "calibration")
     rollouts = sample(jnp.asarray(reference, jnp.float32), shard(mesh, prompts), key)
     return score(prompts, jax.device_get(rollouts.responses))
 
@@ -107,18 +111,19 @@ def policy_training(
 ) -> PolicyTraining:
     """Policy and reference are tables of logits (fakes.params); `policy` are the fields of config.Policy."""
     options = config.Policy(**policy)
-    optimizer = build.policy_optimizer(options)
+    optimizer = optimizers.policy(options)
 
     def sharded_score(prompts: Prompts, responses: Responses) -> jax.Array:
         assert score is not None
         return shard(mesh, jnp.asarray(score(*jax.device_get((prompts, responses))), jnp.float32))
 
-    step = build.policy_step(
-        models(), mesh, options, options.objective.transformed(num_references), optimizer, sharded_score,
+    algorithm = assembly.ctrl(models(), mesh, options, beta=beta, num_references=num_references, eos_ids=(fakes.EOS,))
+    algorithm = dataclasses.replace(algorithm, hold_beta=held)
+    step = assembly.policy_step(
+        models(), mesh, options, algorithm, optimizer, sharded_score,
         key=key, max_length=fakes.LENGTH, eos_ids=(fakes.EOS,),
     )  # fmt: skip
-    controller = kl_budget.init(beta, budget=options.kl_budget, held=held)
-    state = build.init_state(jnp.asarray(start, jnp.float32), optimizer, mesh, controller)
+    state = programs.init_state(jnp.asarray(start, jnp.float32), optimizer, mesh, algorithm.start())
     return PolicyTraining(mesh, replicate(mesh, jnp.asarray(reference, jnp.float32)), step, state)
 
 
@@ -131,17 +136,17 @@ def train_policy(
     objective, num_references = options.objective, table.shape[1]
     objective.check(num_references)
     training = policy_training(
-        mesh, start=reference, reference=reference, score=score, key=build.stage_key(seed, "policy"),
+        mesh, start=reference, reference=reference, score=score, key=randomness.stage_key(seed, "policy"),
         beta=objective.beta(num_references, table), held=False, num_references=num_references, **policy,
     )  # fmt: skip
-    data = batches(build.PolicyBatch(prompts, table), batch_size=options.prompts_per_step, seed=seed)
+    data = batches(PolicyBatch(prompts, table), batch_size=options.prompts_per_step, seed=seed)
     with loop.open_training(
-        "policy", training.state, data, mesh=mesh, steps=options.steps, checkpoint_every=options.checkpoint_every,
-        directory=directory, fingerprint="policy",
+        "policy", training.state, data, metrics=Ctrl.metrics, mesh=mesh, steps=options.steps,
+        checkpoint_every=options.checkpoint_every, directory=directory, fingerprint="policy",
     ) as updates:  # fmt: skip
         for update in updates.updates(lambda state, batch: training.step(state, training.reference, batch)):
             updates.refuse_unsound(update)
-            updates.save(update, score=watch.score(options, updates.report(update, columns=())))
+            updates.save(update, score=watch.score(options, updates.report(update)))
     return np.asarray(updates.state.params)
 
 
@@ -150,8 +155,8 @@ class SupervisedTraining:
     """A training on examples: of demonstrations for the reference policy, or of preference pairs for a reward model."""
 
     mesh: Mesh
-    step: build.Step
-    state: build.TrainState
+    step: programs.Step
+    state: programs.TrainState
 
     @property
     def params(self) -> np.ndarray:
@@ -167,7 +172,7 @@ def supervised_training(
     mesh: Mesh, *, start: np.ndarray, reward: RewardApply | None, micro_batches: int, **stage: Any
 ) -> SupervisedTraining:
     """SFT, or Bradley-Terry where there is a reward model; `stage` are the fields of config.Supervised."""
-    optimizer = build.supervised_optimizer(config.Supervised(**stage))
-    make = build.sft_step if reward is None else build.reward_model_step
+    optimizer = optimizers.supervised(config.Supervised(**stage))
+    make = assembly.sft_step if reward is None else assembly.reward_model_step
     step = make(models(reward), mesh, optimizer, micro_batches=micro_batches)
-    return SupervisedTraining(mesh, step, build.init_state(jnp.asarray(start, jnp.float32), optimizer, mesh))
+    return SupervisedTraining(mesh, step, programs.init_state(jnp.asarray(start, jnp.float32), optimizer, mesh))

@@ -6,6 +6,7 @@ import os
 import shlex
 import socket
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -312,3 +313,21 @@ def test_sigterm_has_an_exit_code_of_its_own(monkeypatch, capsys):
     monkeypatch.setattr(command_line, "_run", raising(Preempted("Stopped by SIGTERM.")))
     assert command_line.main(["train", "smoke"]) == 75
     assert "Stopped by SIGTERM. The same command goes on" in capsys.readouterr().err
+
+
+def test_a_mistyped_option_waits_for_no_library_of_seconds():
+    program = """
+import sys
+from ctrl_jax.__main__ import COMMANDS, main
+for command in COMMANDS.keys() - {"plan"}:  # whose options are still with what computes
+    experiment = [] if command in ("ideal", "runs") else ["smoke"]
+    try:
+        code = main([command, *experiment, "--mistyped", "1"])
+    except SystemExit as exit:
+        code = exit.code
+    slow = {"orbax", "tensorflow_datasets", "flax", "optax"} & sys.modules.keys()
+    assert code == 2 and not slow, (command, code, slow)
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from ctrl_jax.models import lora
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.metrics import read_metrics
 from ctrl_jax.runtime.preemption import EXIT_CODE
-from tests import test_build
+from tests.devices import test_programs
 from tests.processes import Job, run
 from tests.trained import COMPILE_FAST, CommandLine
 
@@ -38,10 +38,10 @@ import jax, numpy as np
 from ctrl_jax.models import lora
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.devices.mesh import make_mesh
-from tests import test_build
+from tests.devices import test_programs
 jax.config.update("jax_disable_most_optimizations", True)
 folder, make, fsdp = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-step, state, batch = getattr(test_build, make)(make_mesh(fsdp=fsdp))
+step, state, batch = getattr(test_programs, make)(make_mesh(fsdp=fsdp))
 with closing(Checkpoints(folder / "checkpoints", fingerprint="f00d")) as checkpoints:
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
     index, state, data = checkpoints.restore(jax.tree.map(place, state))
@@ -67,7 +67,7 @@ hosts.wait("done")
     ],
 )
 def test_processes_go_on_from_the_checkpoint_of_eight_devices(tmp_path, make, processes, fsdp):
-    step, state, batch = getattr(test_build, make)(test_build.mesh_of(8))
+    step, state, batch = getattr(test_programs, make)(test_programs.mesh_of(8))
     state, _ = step(state, *batch(0))
     with closing(Checkpoints(tmp_path / "checkpoints", fingerprint="f00d")) as checkpoints:
         checkpoints.save(1, state, {"next": 1})

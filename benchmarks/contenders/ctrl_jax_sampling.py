@@ -1,4 +1,4 @@
-"""This project's sampler: `build.sampler`."""
+"""This project's sampler: `assembly.sampler`."""
 
 from pathlib import Path
 
@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from benchmarks.cases import Case, prompt_tokens
 from benchmarks.worker import Turn
-from ctrl_jax import build, config
+from ctrl_jax import config
 from ctrl_jax.devices.mesh import divide_cpu, make_mesh, num_cores, replicate, shard
-from ctrl_jax.models import attention, huggingface, weights
+from ctrl_jax.models import attention, huggingface, networks, weights
+from ctrl_jax.pipeline import assembly
 from ctrl_jax.pipeline.run import PROMPTS_A_CORE
 from ctrl_jax.runtime.platform import peak_memory
 from ctrl_jax.steps import logprobs
@@ -21,7 +22,7 @@ NO_EOS = (-1,)
 
 def load(
     case: Case, folder: Path, turn: Turn, devices: int | None = None
-) -> tuple[build.Models, jax.sharding.Mesh, Params, Prompts]:
+) -> tuple[networks.Networks, jax.sharding.Mesh, Params, Prompts]:
     architecture = huggingface.architecture(folder, dtype=case.dtype)
     if case.device == "gpu":
         turn.peak_bytes = peak_memory
@@ -37,11 +38,11 @@ def load(
         jnp.full(case.prompts, case.prompt_length),
         jnp.arange(case.prompts, dtype=jnp.uint32),
     )
-    parts = build.models(architecture, config.Lora(), fused_attention=attention.has_kernel(mesh))
+    parts = networks.create(architecture, config.Lora(), fused_attention=attention.has_kernel(mesh))
     return parts, mesh, params, shard(mesh, prompts)
 
 
-def log_prob(parts: build.Models, params: Params, tokens: jax.Array) -> float:
+def log_prob(parts: networks.Networks, params: Params, tokens: jax.Array) -> float:
     """Mean log-prob of tokens [P] after the first."""
     prompts = Prompts(tokens[None, :1], jnp.ones(1, jnp.int32), jnp.zeros(1, jnp.uint32))
     responses = Responses(tokens[None, None, 1:], jnp.full((1, 1), tokens.size - 1))
@@ -52,7 +53,7 @@ def log_prob(parts: build.Models, params: Params, tokens: jax.Array) -> float:
 def run(case: Case, folder: Path, turn: Turn, *, devices: int | None = None) -> None:
     parts, mesh, params, prompts = load(case, folder, turn, devices)
     turn.log_prob = log_prob(parts, params, prompts.tokens[0])
-    sample = build.sampler(
+    sample = assembly.sampler(
         parts, mesh, num_samples=case.samples, max_length=case.new_tokens, eos_ids=NO_EOS, temperature=1.0
     )
     key = jax.random.key(0)

@@ -1,4 +1,4 @@
-"""This project's step of policy training: `build.policy_step`."""
+"""This project's step of policy training: `assembly.policy_step`."""
 
 from pathlib import Path
 
@@ -9,10 +9,11 @@ import numpy as np
 from benchmarks.cases import Case, even_share
 from benchmarks.contenders.ctrl_jax_sampling import NO_EOS, load, log_prob
 from benchmarks.worker import Turn
-from ctrl_jax import build, config
+from ctrl_jax import config
+from ctrl_jax.devices import programs
 from ctrl_jax.devices.mesh import shard
-from ctrl_jax.steps import kl_budget
-from ctrl_jax.types import Prompts, Responses
+from ctrl_jax.pipeline import assembly, optimizers
+from ctrl_jax.types import PolicyBatch, Prompts, Responses
 
 
 def score(prompts: Prompts, responses: Responses) -> np.ndarray:
@@ -32,14 +33,14 @@ def run(case: Case, folder: Path, turn: Turn, *, micro_batches: int | None) -> N
     )
     # Even shares of reference responses, as a calibration table has them.
     references = np.random.default_rng(1).binomial(case.new_tokens, 0.5, (case.prompts, 128)) / case.new_tokens
-    batch = shard(mesh, build.PolicyBatch(prompts, jnp.asarray(np.sort(references, axis=1), jnp.float32)))
-    optimizer = build.policy_optimizer(policy)
-    step = build.policy_step(
-        parts, mesh, policy, policy.objective.transformed(128), optimizer, score,
+    batch = shard(mesh, PolicyBatch(prompts, jnp.asarray(np.sort(references, axis=1), jnp.float32)))
+    optimizer = optimizers.policy(policy)
+    algorithm = assembly.ctrl(parts, mesh, policy, beta=0.05, num_references=128, eos_ids=NO_EOS)
+    step = assembly.policy_step(
+        parts, mesh, policy, algorithm, optimizer, score,
         key=jax.random.key(0), max_length=case.new_tokens, eos_ids=NO_EOS,
     )  # fmt: skip
-    controller = kl_budget.init(0.05, budget=policy.kl_budget, held=True)
-    state = build.init_state(reference, optimizer, mesh, controller)
+    state = programs.init_state(reference, optimizer, mesh, algorithm.start())
     while True:
         turn()
         state, metrics = jax.block_until_ready(step(state, reference, batch))

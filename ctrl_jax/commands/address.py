@@ -1,4 +1,4 @@
-"""The address of a run: its work directory, whose config.json says all that made it."""
+"""The address of a run: its work directory, whose config.json has all options that it was made with."""
 
 import dataclasses
 import json
@@ -14,13 +14,13 @@ from ctrl_jax.pipeline import results
 from ctrl_jax.runtime.stages import differences
 
 BESIDE_THE_EXPERIMENT = ("versions", "contents")
-"""What config.json has beside the fields of an experiment."""
+"""Entries of config.json that are no fields of an experiment."""
 JUDGE = "evaluation.judge"
-"""May be given to a run, or changed, once its policy is there."""
+"""The one option that may be given to a finished run, or changed."""
 
 
 def read_config(work_dir: Path) -> dict[str, Any]:
-    """What config.json holds.
+    """The object in config.json.
 
     Raises:
       InputError: if it is missing or damaged. It holds options alone: the fix is another copy of it.
@@ -31,7 +31,7 @@ def read_config(work_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be read ({error}). It holds the options of this run and nothing else: put back a copy, or "
-            "delete this one file and run the command that trained here, which writes it anew."
+            "delete this one file and run the command that trained here, which writes it again."
         ) from error
     if not isinstance(tree, dict):
         raise InputError(f"{path} has a {type(tree).__name__} where an experiment must stand.")
@@ -39,12 +39,12 @@ def read_config(work_dir: Path) -> dict[str, Any]:
 
 
 def read_experiment(work_dir: Path) -> Experiment:
-    """The experiment that a work directory is of, with all checks of its own.
+    """The experiment of a work directory, which has passed the checks of every experiment.
 
     Fields that a newer version has added get their defaults.
 
     Raises:
-      InputError: if config.json is missing or damaged, or another version wrote it with other fields; naming them.
+      InputError: if config.json is missing or damaged, or another version wrote it with other fields, which it names.
     """
     tree = {name: value for name, value in read_config(work_dir).items() if name not in BESIDE_THE_EXPERIMENT}
     if not tree.keys() & {"name", "data", "policy"}:
@@ -56,7 +56,7 @@ def read_experiment(work_dir: Path) -> Experiment:
 
 
 def check_versions(work_dir: Path) -> None:
-    """Refuses a run that other code made, which this one would not go on with.
+    """Refuses a run that was made by code with other results.
 
     Raises:
       InputError: naming each stage with both versions.
@@ -65,15 +65,15 @@ def check_versions(work_dir: Path) -> None:
 
     others = differences(read_config(work_dir).get("versions") or {}, VERSIONS)
     if others:
-        told = ", ".join(f"{name} {old}, now {new}" for name, (old, new) in others.items())
+        changed = ", ".join(f"{name} {old}, now {new}" for name, (old, new) in others.items())
         raise InputError(
-            f"{work_dir} was made by another version of ctrl_jax: {told}. `report` and `runs` still read it; for the "
-            "rest use that version (environment.json names its commit), or train anew in another place."
+            f"{work_dir} was made by another version of ctrl_jax: {changed}. `report` and `runs` still read it; for "
+            "the rest use that version (environment.json names its commit), or train anew in another place."
         )
 
 
 def runs_dir(work_dir: Path) -> Path:
-    """The folder that holds `stages/` of a run: as it recorded, else the one above it, of a sweep's point two above."""
+    """The folder that holds a run's `stages/`: as the run recorded, else one folder up, for a point of a sweep two."""
     above = Path(os.path.abspath(work_dir)).parent
     beside = above.parent if above.name.endswith(".sweep") else above
     found = _recorded(work_dir) or beside
@@ -81,7 +81,7 @@ def runs_dir(work_dir: Path) -> Path:
 
 
 def _recorded(work_dir: Path) -> Path | None:
-    """What environment.json says, where that is still there: --work-dir may have been far from --runs-dir."""
+    """The folder that environment.json names, if it still exists: --work-dir may have been far from --runs-dir."""
     try:
         stages = json.loads((work_dir / "environment.json").read_text(encoding="utf-8"))["stages"]
         path = Path(os.path.abspath(work_dir / stages))
@@ -91,19 +91,19 @@ def _recorded(work_dir: Path) -> Path | None:
 
 
 def check_unchanged(work_dir: Path, own: Experiment, asked: Experiment) -> None:
-    """Refuses options that are not those that the run was trained with.
+    """Refuses options other than those that the run was trained with.
 
     Raises:
-      InputError: naming each of them with both values.
+      InputError: with both values of each.
     """
     differing = differences(own, asked)
     allowed = results.may_differ(set(differing)) | {JUDGE}
     changed = {name: pair for name, pair in differing.items() if name not in allowed}
     if changed:
-        told = ", ".join(f"--{_option(name)} is {json.dumps(old)} there, not {json.dumps(new)}"
+        given = ", ".join(f"--{_option(name)} is {json.dumps(old)} there, not {json.dumps(new)}"
                          for name, (old, new) in changed.items())  # fmt: skip
         raise InputError(
-            f"{work_dir} is a run with options of its own: {told}. Leave them out; to train with others, name an "
+            f"{work_dir} is a run with options of its own: {given}. Leave them out; to train with others, name an "
             "experiment instead of a run."
         )
 
@@ -129,7 +129,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if kind is float and value in ("inf", "-inf", "nan"):
         return float(value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308:
-        return value  # a whole number stays one: keys tell 1 from 1.0
+        return value  # a whole number stays one: keys distinguish 1 from 1.0
     if kind in (str, bool) and type(value) is kind:
         return value
     if kind is int and type(value) is int and abs(value) < 2**63:

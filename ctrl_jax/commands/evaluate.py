@@ -1,4 +1,4 @@
-"""Win rates and KL of the policy, measured anew; whatever stages are missing run first."""
+"""Win rates and KL of the policy, measured again; stages that are missing run first."""
 
 from ctrl_jax.commands.options import Options, read
 

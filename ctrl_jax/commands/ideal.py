@@ -1,8 +1,10 @@
 """The theory alone: what policies trained with each transform win, if training were perfect. Needs no data."""
 
+import itertools
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from ctrl_jax.report.style import light
 from ctrl_jax.runtime import console
 from ctrl_jax.runtime.stages import write_bytes
 from ctrl_jax.theory import procedures
-from ctrl_jax.theory.objective import Ideal, Objective, optimal, parse_transform
+from ctrl_jax.theory.objective import Ideal, Objective, optimal, parse_transform, raw
 from ctrl_jax.theory.procedures import Procedure, Sampling
 
 # Each transform with its colour in the report's palette and its dashes: the two signs of a rate differ by both.
@@ -32,6 +34,10 @@ LOOKS = {
     "exponential(-10)": ("gold", (0, (5, 1.5))),
     "optimal": ("ink", (0, (3, 1.2, 1, 1.2))),
 }
+# Of the transforms that have none above, in turn.
+OTHER_LOOKS = [
+    (color, dashes) for dashes in ((0, (1, 1.5)), (0, (6, 2))) for color in ("sky", "gold", "green", "amber")
+]
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Options:
     `best_of_poisson(mean)`, or a mixture such as `0.5*best_of_2+0.5*best_of_8`."""
     kl: float = 1.0
     """KL to the reference of every policy in the table, in nats per response."""
+    transforms: tuple[str, ...] = tuple(LOOKS)
+    """The transforms Φ: a row of the table and a line of the figure each."""
     figure: Path | None = None
     """Where the figure of win rate over KL goes, as .png, .svg or .pdf; by default `runs/ideal_<procedure>.png`, and
     nowhere with --json."""
@@ -58,17 +66,19 @@ def main(arguments: list[str]) -> int:
 def run(options: Options) -> int:
     """Prints the transforms' β and win rates at the KL, and draws their win rates over the KL.
 
-    Raises InputError for an unknown procedure or kind of figure, and for a KL that is not positive.
+    Raises:
+      InputError: for an unknown procedure, transform or kind of figure, and for a KL that is not positive.
     """
     procedure = procedures.parse(options.procedure)
     if options.figure is not None and options.figure.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--figure is {options.figure}, which names no kind of picture; end it in .png, .svg or .pdf.")
-    ideals = {name: _ideal(name, procedure, options.kl) for name in LOOKS}
+    objectives = _objectives(options.transforms, procedure, options.kl)
+    ideals = {name: _ideal(objective) for name, objective in objectives.items()}
     path = options.figure
     if path is None and not options.json:
         path = Path("runs") / f"ideal_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure.name)}.png"
     if path is not None:
-        _draw(procedure, options.kl, path)
+        _draw(objectives, procedure, options.kl, path)
     if options.json:
         print(json.dumps(_as_json(ideals, procedure, options.kl), indent=2))
         return 0
@@ -92,11 +102,27 @@ def run(options: Options) -> int:
     return 0
 
 
-def _ideal(transform: str, procedure: Procedure, kl: float) -> Ideal | None:
-    """The ideal policy of a transform, by its name; None where the optimal transform has none of that KL."""
-    objective = Objective(parse_transform(transform), procedure, kl)
+def _objectives(names: Sequence[str], procedure: Procedure, kl: float) -> dict[str, Objective]:
+    """By the names of their transforms.
+
+    Raises:
+      InputError: if there is no such transform, or none that an ideal policy is known of.
+    """
+    objectives = {name: Objective(parse_transform(name), procedure, kl) for name in names}
+    if not objectives:
+        raise InputError("--transforms is empty; name at least one, such as identity.")
+    for name, objective in objectives.items():
+        if objective.transform == raw():
+            raise InputError(
+                f"--transforms has {name!r}, which has no ideal: only transforms of ranks do. Leave it out."
+            )
+    return objectives
+
+
+def _ideal(objective: Objective, kl: float | None = None) -> Ideal | None:
+    """The ideal policy of that KL, by default the budget; None where the optimal transform has none."""
     try:
-        return objective.ideal()
+        return objective.ideal(kl)
     except InputError:
         if objective.transform != optimal():
             raise
@@ -123,14 +149,16 @@ def _as_json(ideals: dict[str, Ideal | None], procedure: Procedure, kl: float) -
     }
 
 
-def _draw(procedure: Procedure, kl: float, path: Path) -> None:
+def _draw(objectives: Mapping[str, Objective], procedure: Procedure, kl: float, path: Path) -> None:
     # A win rate rises as the square root of a small KL.
     kls = max(2.0, 1.5 * kl) * np.linspace(0, 1, 21) ** 2
-    policies = {name: [_ideal(name, procedure, value) for value in kls[1:]] for name in LOOKS}
+    policies = {name: [_ideal(objective, value) for value in kls[1:]] for name, objective in objectives.items()}
+    others = itertools.cycle(OTHER_LOOKS)
+    looks = {name: LOOKS.get(name) or next(others) for name in objectives}
 
     def panel(decoded_by: Procedure) -> Panel:
         def draw(axes: Axes) -> None:
-            for name, (color, dashes) in LOOKS.items():
+            for name, (color, dashes) in looks.items():
                 curve = [0.5, *(math.nan if one is None else one.win_rate(decoded_by) for one in policies[name])]
                 width = 2.0 if name == "optimal" else 1.4
                 axes.plot(kls, 100 * np.array(curve), color=light(color), linestyle=dashes, linewidth=width, label=name)

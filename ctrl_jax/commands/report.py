@@ -1,4 +1,4 @@
-"""Turn what a run or a sweep measured into pages to read and pictures for talks."""
+"""Pages to read and pictures for talks of what a run or a sweep measured."""
 
 import dataclasses
 import pathlib

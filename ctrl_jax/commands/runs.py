@@ -1,4 +1,4 @@
-"""The runs below a folder: how far each one is, and its main numbers, by their files alone."""
+"""The runs in a folder, with their states and main numbers, read from their files alone."""
 
 import dataclasses
 import fcntl
@@ -23,7 +23,7 @@ MARKS = ("config.json", "point.json", "metrics.jsonl", "evaluation.json")
 @dataclass(frozen=True)
 class Options:
     runs_dir: Path = Path("runs")
-    """Holds the runs, and folders of sweeps with theirs."""
+    """The folder with the runs, and with the folders of sweeps."""
     json: bool = False
     """Print JSON for programs, and nothing else."""
 
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
 
 
 def rows(runs_dir: Path) -> list[Row]:
-    """One of each run by name, points of sweeps included. What cannot be read says so in its state."""
+    """A row for each run, by name, points of sweeps included. The state of a run that cannot be read says why."""
     folders = [folder for name in ("*", "*.sweep/*") for folder in runs_dir.glob(name) if folder != runs_dir / "stages"]
     return [_row(folder) for folder in sorted(folders) if any((folder / mark).exists() for mark in MARKS)]
 
@@ -86,19 +86,19 @@ def _row(folder: Path) -> Row:
             win_rate=evaluation.win_rates.get(policy.procedure),
             sampling_win_rate=evaluation.win_rates.get("sampling"),
         )
-    except Exception as error:  # whatever is wrong with one folder, the others are listed
+    except Exception as error:  # one damaged folder should not hide the others
         return dataclasses.replace(row, state=f"damaged: {error or type(error).__name__}"[:300])
 
 
 def _progress(folder: Path, experiment: Experiment) -> str:
     metrics = folder / "metrics.jsonl"
     steps = read_metrics(metrics)["step"].tolist()
-    told = f"step {steps[-1] if steps else 0} of {experiment.policy.steps}"
+    so_far = f"step {steps[-1] if steps else 0} of {experiment.policy.steps}"
     if _in_use(folder / "lock"):
-        return f"running, {told}"
+        return f"running, {so_far}"
     if any((folder / "failed").glob("step-*.npz")):
-        return f"failed, {told}"
-    return _reason(folder) or told
+        return f"failed, {so_far}"
+    return _reason(folder) or so_far
 
 
 def _reason(folder: Path) -> str | None:

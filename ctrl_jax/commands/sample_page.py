@@ -15,9 +15,9 @@ from ctrl_jax.runtime.web import Answer, Server, open_browser
 MAX_PROMPT = 100_000
 """Characters."""
 MAX_NAME = 200
-"""Characters of a procedure: they are parsed while others wait."""
+"""Characters of a procedure's name: parsing it keeps others waiting."""
 TEMPERATURES = (0.01, 100.0)
-"""Beyond these, logits leave the range of a float32."""
+"""Beyond these, logits leave the range of float32."""
 
 
 def serve(
@@ -48,9 +48,9 @@ def serve(
 
 
 def answers(session: Session) -> Mapping[str, Answer]:
-    """What the page asks for: `respond` to a prompt, and `pick` anew by the rewards that it shows.
+    """The requests of the page: `respond` to a prompt, and `pick` again among the rewards that it shows.
 
-    Every field of a request is checked before anything is done with it; each raises InputError, which is the answer.
+    Every field of a request is checked before it is used; an InputError is the answer.
     """
 
     def respond(request: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -60,16 +60,16 @@ def answers(session: Session) -> Mapping[str, Answer]:
         )
         asked = Asked(_count(request), _text(request, "procedure", MAX_NAME), decoding)
         for event in session.answer(said(_text(request, "prompt", MAX_PROMPT)), asked):
-            yield _told(event)
+            yield _as_json(event)
 
     def pick(request: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
         _known(request, "rewards", "procedure")
-        yield _told(session.pick(_rewards(request, session.sides), _text(request, "procedure", MAX_NAME)))
+        yield _as_json(session.pick(_rewards(request, session.sides), _text(request, "procedure", MAX_NAME)))
 
     return {"respond": respond, "pick": pick}
 
 
-def _told(event: Event) -> dict[str, Any]:
+def _as_json(event: Event) -> dict[str, Any]:
     return {"kind": type(event).__name__.lower(), **plain(event)}
 
 
@@ -112,7 +112,7 @@ def _number(request: dict[str, Any], field: str, low: float, high: float) -> flo
 
 
 def _rewards(request: dict[str, Any], sides: tuple[str, ...]) -> dict[str, list[float]]:
-    """Raw rewards of each side: as many of each, all finite."""
+    """Raw rewards of each side: equally many, and all finite."""
     value = request.get("rewards")
     if not isinstance(value, dict) or set(value) != set(sides):
         raise InputError(f"The rewards are {_shown(value)}; they are a list of numbers for each of {', '.join(sides)}.")

@@ -1,4 +1,4 @@
-"""Responses of policy and reference to a prompt as they are drawn, with their rewards, and the procedure's pick."""
+"""Responses of policy and reference to a prompt while they are drawn, then their rewards and the procedure's pick."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import build, config
+from ctrl_jax import config
 from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import Conversation, Record, Turn
 from ctrl_jax.data.pipelines import PromptSet, prompts
 from ctrl_jax.data.tokenizers import Tokenizer
 from ctrl_jax.devices.mesh import batch_parts, shard
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import sft, train
+from ctrl_jax.models import networks
+from ctrl_jax.pipeline import assembly, randomness, sft, train
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime.console import progress, say, table
 from ctrl_jax.steps.calibration import calibrate, leave_one_out
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import Transformed
-from ctrl_jax.types import Params, Prompts, Responses
+from ctrl_jax.types import Params, Prompts, Responses, Score
 
 MAX_SAMPLES = 256
 EXAMPLES = 20
@@ -34,19 +35,19 @@ EXAMPLES = 20
 class Response:
     text: str
     state: Literal["growing", "ended", "cut"]
-    """`cut` is a response that has not ended by the longest length."""
+    """`cut`: it reached the longest length without an end."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What each side says so far."""
+    """The responses so far, by side."""
 
     responses: Mapping[str, tuple[Response, ...]]
 
 
 @dataclass(frozen=True)
 class Comparing:
-    """K reference responses are drawn for the ranks; a token of each at a time."""
+    """Progress of the K reference responses that give the ranks: `tokens` drawn, `of` the longest length."""
 
     references: int
     tokens: int
@@ -55,7 +56,7 @@ class Comparing:
 
 @dataclass(frozen=True)
 class Rewards:
-    """One of each response."""
+    """Rewards of each response, in the order of the responses."""
 
     raw: tuple[float, ...]
     calibrated: tuple[float, ...]
@@ -69,7 +70,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Picked:
-    """The index of the response that the procedure picks of each side, among the first that it looks at."""
+    """The index of each side's pick among the first `looks_at` responses."""
 
     procedure: str
     looks_at: int
@@ -80,7 +81,7 @@ class Asked(NamedTuple):
     num_samples: int
     procedure: str
     decoding: config.Decoding | None = None
-    """Its temperature and top_p, where they are given, are in place of the session's."""
+    """Its temperature and top_p, where they are given, replace the session's."""
 
 
 Event = Drawn | Comparing | Scored | Picked
@@ -88,33 +89,33 @@ Event = Drawn | Comparing | Scored | Picked
 
 @dataclass(frozen=True)
 class Judge:
-    """How responses are rewarded: raw by `score`, calibrated against the side `reference`, and transformed."""
+    """The rewards of responses: raw from `score`, calibrated against the side `reference`, and transformed."""
 
-    score: build.Score
+    score: Score
     references: int
     """K."""
     transformed: Transformed
     remember: Callable[[PromptSet], bool] = lambda prompts: True
-    """Called with each prompt before `score` is asked about it by its id; False where it cannot be scored, because the
-    reward reads columns that only the data's own prompts have."""
+    """Called with each prompt, so that `score` knows its id. False if the prompt cannot be scored, because the reward
+    reads columns that only the data's own prompts have."""
 
 
 class Session:
-    """Draws responses to one prompt after the other; the same prompt gets new ones each time.
+    """Draws responses to one prompt after another; the same prompt gets new ones each time.
 
     Args:
       experiment: for its lengths, its temperature and its seed.
       parts: the models of `sides`.
-      mesh: devices; with one prompt, all do the same.
+      mesh: the devices, which all compute the same one prompt.
       tokenizer: the models'.
-      sides: parameters by the name under which responses are shown: `policy` and `reference`, or one model alone.
-      judge: None gives no rewards, and no picks.
-      decoding: how responses are drawn, those of the reference that rank the others too.
+      sides: parameters, by the name that responses are shown under: `policy` and `reference`, or one model alone.
+      judge: None for neither rewards nor picks.
+      decoding: how all responses are drawn, also those of the reference that give the ranks.
       examples: prompts that a user may want to try.
     """
 
     def __init__(
-        self, experiment: config.Experiment, parts: build.Models, mesh: Any, tokenizer: Tokenizer,
+        self, experiment: config.Experiment, parts: networks.Networks, mesh: Any, tokenizer: Tokenizer,
         sides: Mapping[str, Params], judge: Judge | None, decoding: config.Decoding, examples: Sequence[str] = (),
     ):  # fmt: skip
         self.sides = tuple(sides)
@@ -131,7 +132,7 @@ class Session:
         self._drawn = 0
 
         self._streamer = lru_cache(maxsize=8)(
-            lambda num_samples, temperature, top_p: build.streamer(
+            lambda num_samples, temperature, top_p: assembly.streamer(
                 parts, mesh,
                 num_samples=num_samples, max_length=self.max_length, eos_ids=tokenizer.eos_ids,
                 temperature=temperature, top_k=decoding.top_k, top_p=top_p,
@@ -139,13 +140,13 @@ class Session:
         )  # fmt: skip
 
     def answer(self, conversation: Conversation, asked: Asked) -> Iterator[Event]:
-        """N responses of each side to a conversation: `Drawn` many times, then `Scored` and `Picked`.
+        """Draws N responses of each side to a conversation: `Drawn` many times, then `Scored` and `Picked`.
 
-        A prompt that the judge cannot score gets neither of the last two.
+        A prompt that the judge cannot score ends without the last two.
 
         Raises:
-          InputError: before anything is drawn, where it is empty or longer than the context, N is out of bounds,
-            or the procedure is none, or looks at more responses.
+          InputError: before anything is drawn, if the prompt is empty or longer than the context, N is out of bounds,
+            or the procedure does not exist or looks at more responses than N.
         """
         prompt = read_prompt(conversation, self._tokenizer, self._experiment.data)
         if not 1 <= asked.num_samples <= MAX_SAMPLES:
@@ -166,13 +167,13 @@ class Session:
         return self._events(shard(self._mesh, everywhere), asked.num_samples, asked.procedure, law, judge)
 
     def pick(self, rewards: Mapping[str, Any], procedure: str) -> Picked:
-        """What the procedure picks by the raw rewards of each side.
+        """Picks a response of each side by its raw rewards.
 
         Raises:
-          InputError: if it is no procedure, or looks at more responses than there are.
+          InputError: if there is no such procedure, or it looks at more responses than there are.
         """
         rule = _looking_at(procedure, min(map(len, rewards.values())))
-        key = jax.random.fold_in(build.stage_key(self._experiment.seed, "pick"), self._drawn)
+        key = jax.random.fold_in(randomness.stage_key(self._experiment.seed, "pick"), self._drawn)
         picks = {
             side: int(rule.select(jnp.array([*map(float, raw[: rule.num_samples])]), jax.random.fold_in(key, place)))
             for place, (side, raw) in enumerate(rewards.items())
@@ -190,7 +191,7 @@ class Session:
         self._drawn += 1
         latest: dict[str, tuple[Response, ...]] = {}
         responses: dict[str, Responses] = {}
-        # A token of each side in turn; the one that ends first stays as it is.
+        # A token of each side in turn; a side that ends first stays as it is.
         for step in zip_longest(*(self._stream(side, prompts, num_samples, law) for side in self.sides)):
             for side, state in zip(self.sides, step, strict=True):
                 if state is not None:
@@ -205,7 +206,7 @@ class Session:
             tokens = int(references.lengths[0].max())
             yield Comparing(count, tokens, self.max_length)
         raw = {side: self._score(prompts, responses[side]) for side in self.sides}
-        # The reference's responses are the first of those: the draws are the same.
+        # The reference's own responses are the first of these: both draw the same.
         by_reference = jnp.asarray([*raw["reference"], *self._score(prompts, references)[num_samples:]])
         calibrated = {
             side: leave_one_out(by_reference)[:num_samples]
@@ -223,19 +224,19 @@ class Session:
     def _stream(
         self, side: str, prompts: Prompts, num_samples: int, law: tuple[float, float | None]
     ) -> Iterator[tuple[Responses, np.ndarray]]:
-        """(responses so far, which of them grow [1, N]) in host memory, a token at a time.
+        """Yields (responses so far, which of them still grow [1, N]) in host memory, a token at a time.
 
         A response depends on the side, the prompt, its index and how many prompts came before, not on N.
         """
         start, advance = self._streamer(num_samples, *law)
-        key = jax.random.fold_in(build.stage_key(self._experiment.seed, f"sample, {side}"), self._drawn)
+        key = jax.random.fold_in(randomness.stage_key(self._experiment.seed, f"sample, {side}"), self._drawn)
         state = start(self._params[side], prompts, key)
         unfinished = True
         while unfinished:
             responses, alive = jax.device_get((state.rollouts.responses, state.alive))
             unfinished = bool(state.unfinished)
             if unfinished:
-                # Under way while what is there is read.
+                # Dispatched before the current responses are read.
                 state = advance(self._params[side], state)
             yield responses, alive & unfinished
 
@@ -250,13 +251,13 @@ class Session:
     def _text(self, tokens: list[int], grows: bool) -> Response:
         text = self._tokenizer.decode(tokens)
         if grows:
-            # The first bytes of a character whose others are to come.
+            # Its last bytes may begin a character that is not complete.
             return Response(text.rstrip("\ufffd"), "growing")
         return Response(text, "ended" if tokens[-1] in self._tokenizer.eos_ids else "cut")
 
 
 def ask_for(policy: config.Policy, num_samples: int | None, procedure: str | None, *, rewards: bool = True) -> Asked:
-    """By default what the policy is trained for, and 4 responses or, with rewards, as many as that looks at.
+    """Fills in the defaults: the procedure of the training, and 4 responses or, with rewards, as many as it looks at.
 
     Raises:
       InputError: if there is no such procedure, or it looks at more responses than are asked for.
@@ -268,12 +269,12 @@ def ask_for(policy: config.Policy, num_samples: int | None, procedure: str | Non
 
 
 def said(text: str) -> Conversation:
-    """What a user says, as a conversation that begins with it."""
+    """A conversation of one user turn."""
     return (Turn("user", text.strip()),)
 
 
 def conversation(run: Run, text: str | None) -> Conversation:
-    """What a user says, or without it the first test prompt."""
+    """A conversation of the user's text, or the first test prompt."""
     return run.corpus.prompts("test", 1).conversations[0] if text is None else said(text)
 
 
@@ -281,11 +282,11 @@ def read_prompt(conversation: Conversation, tokenizer: Tokenizer, data: config.D
     """The conversation as the one prompt of a set.
 
     Raises:
-      InputError: if its last turn is empty, or it is longer than the context and not to be cut.
+      InputError: if its last turn is empty, or it is longer than the context and long prompts are not cut.
     """
     text = conversation[-1].content
     if not text.strip():
-        raise InputError(f"The prompt is empty ({text!r}); write what shall be answered.")
+        raise InputError(f"The prompt is empty ({text!r}); write something to answer.")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InputError("The prompt names half of a character (\\ud800 to \\udfff, alone); mend its text.")
     length = len(tokenizer.encode_prompt(conversation))
@@ -298,7 +299,7 @@ def read_prompt(conversation: Conversation, tokenizer: Tokenizer, data: config.D
 
 
 def trained(run: Run, decoding: config.Decoding, prompt: str | None = None) -> Session:
-    """A session with the experiment's policy and reference; whatever stages are missing run first.
+    """A session with the experiment's policy and reference; stages that are missing run first.
 
     Raises:
       InputError: before that, if the first prompt is empty or too long.
@@ -326,13 +327,13 @@ def trained(run: Run, decoding: config.Decoding, prompt: str | None = None) -> S
 
 
 def _examples(run: Run) -> list[str]:
-    """Test prompts of a single turn, which a user may type as they are."""
+    """Test prompts of a single turn, which a user could have typed."""
     prompts = run.corpus.prompts("test", min(EXAMPLES, run.experiment.evaluation.prompts))
     return [one[-1].content for one in prompts.conversations if len(one) == 1]
 
 
 def untrained(run: Run, decoding: config.Decoding) -> Session:
-    """A session with the model as its directory has it, without rewards; nothing is trained, and no data read.
+    """A session with the pretrained model, without rewards; nothing is trained, and no data is read.
 
     Raises:
       InputError: if the experiment has no such directory.
@@ -349,7 +350,7 @@ def untrained(run: Run, decoding: config.Decoding) -> Session:
 
 
 def print_responses(session: Session, conversation: Conversation, asked: Asked) -> None:
-    """Prints a table of responses and rewards for each side; ▸ marks the procedure's pick."""
+    """Prints a table of each side's responses and rewards; ▸ marks the procedure's pick."""
     say(conversation[-1].content, style="bold")
     rewards: Mapping[str, Rewards] = {}
     picks: Mapping[str, int] = {}
@@ -383,7 +384,7 @@ def shown(response: Response) -> str:
 
 
 def _looking_at(name: str, count: int) -> procedures.Procedure:
-    """The procedure of a name, which can pick among `count` responses."""
+    """The procedure of that name; InputError unless it can pick among `count` responses."""
     rule = procedures.parse(name.strip())
     if rule.num_samples > count:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a run prints when it ends: where its report is, and its main numbers with intervals."""
+"""The end of a run on the console: its main numbers with intervals, and the path of its report."""
 
 import shlex
 from pathlib import Path
@@ -54,7 +54,7 @@ def print_run(run: Run, evaluation: dict[str, Any], report: Path | None) -> None
 
 
 def print_address(run: Run) -> None:
-    """How to ask the policy something, without its options."""
+    """Prints the command that asks the policy something, which needs no options."""
     say(f"Ask it something: make sample EXP={shlex.quote(str(run.work_dir))}")
 
 
@@ -63,7 +63,7 @@ def print_report(report: Path) -> None:
 
 
 def quality(measured: RewardQuality) -> list[str]:
-    """How the training reward ranks held-out pairs, as far as that means something."""
+    """Sentences about how the training reward ranks held-out pairs; none without pairs."""
     if measured.agreements is not None:
         alike = f", and gives {measured.equal} of them two equal rewards" if measured.equal else ""
         return [
@@ -79,7 +79,7 @@ def quality(measured: RewardQuality) -> list[str]:
 
 
 def estimate(measured: Estimate) -> str:
-    """`0.561 [0.558, 0.565]`, or that there is no interval."""
+    """`0.561 [0.558, 0.565]`, or `0.561 (no interval)`."""
     if measured.low is None or measured.high is None:
         return f"{measured.mean:.3f} (no interval)"
     return f"{measured.mean:.3f} [{measured.low:.3f}, {measured.high:.3f}]"

@@ -1,7 +1,7 @@
-"""The points of a sweep: how far each one is, and the index of all.
+"""The points of a sweep: the state of each, and the index of all.
 
-A point keeps its record, `point.json`, in its work directory, and holds `point.lock` while it runs. What the index says
-follows from these alone, so that it is right after any kill, and for batch jobs on several machines.
+A point keeps its record, `point.json`, in its work directory, and holds `point.lock` while it runs. The index follows
+from these alone, so that it is right after any kill, and for batch jobs on several machines.
 """
 
 import fcntl
@@ -53,7 +53,7 @@ def find(points: Sequence[Point], name: str) -> Point:
 
 
 def check(points: Sequence[Point], *, devices: int = 1) -> None:
-    """Refuses a sweep that cannot become one, before any of it runs.
+    """Refuses a sweep whose points cannot all run, before any of them does.
 
     Raises:
       InputError: if two points share a name or are the same, if a work directory belongs to another experiment, or if
@@ -79,10 +79,10 @@ def check(points: Sequence[Point], *, devices: int = 1) -> None:
 
 
 def run_point(run: Run, sweep_dir: Path, points: Sequence[Point]) -> None:
-    """Trains, evaluates and reports one of `points` in this process; where another has it already, it is waited for.
+    """Trains, evaluates and reports one of `points` in this process, after any other process that runs it has ended.
 
-    Of several hosts the first keeps the record and the index, and says whether there is anything to do: whoever ran a
-    point that the first leaves alone would wait for it for ever.
+    Of several hosts the first keeps the record and the index, and decides whether there is anything to do: a host that
+    ran a point alone would wait for the others for ever.
     """
     if not hosts.first():
         if not hosts.agree(None):
@@ -103,7 +103,7 @@ def _run_noted(run: Run, point: Point) -> None:
     try:
         train.align(run)
     except BaseException as error:
-        if preemption.came() or not isinstance(error, Exception):  # asked to stop: it resumes, and has not failed
+        if preemption.came() or not isinstance(error, Exception):  # asked to stop: it resumes later, and has not failed
             note(point, attempt, None)
         else:
             note(point, attempt, str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
@@ -114,12 +114,12 @@ def _run_noted(run: Run, point: Point) -> None:
 def publish(sweep_dir: Path, points: Sequence[Point], running: Collection[str] = ()) -> Path:
     """Writes `sweep.json`, `sweep.html` and the Pareto figures; returns the page's path.
 
-    The index has for each point its state (missing, running, done or failed), its attempts, and why the last failed.
+    The index has the state of each point (missing, running, done or failed), its attempts, and why the last one failed.
 
     Args:
-      running: points that count as running, though they may not have their lock yet.
+      running: names of points that count as running, though they may not have their lock yet.
     """
-    # Read and written under one lock: of two batch jobs that end together, the last to write has seen both.
+    # Read and written under one lock: if two batch jobs end together, the last to write has seen both.
     with locked(sweep_dir / "sweep.lock"):
         states = [_state(point, sweep_dir, point.name in running) for point in points]
         index = [{name: value for name, value in state.items() if name != "evaluation"} for state in states]
@@ -130,7 +130,7 @@ def publish(sweep_dir: Path, points: Sequence[Point], running: Collection[str] =
 def write_jobs(
     sweep_dir: Path, points: Sequence[Point], command: Callable[[Point], list[str]], directory: Path
 ) -> None:
-    """Writes `<name>.sh` for each point that is not done: a batch job that runs it, or goes on with it."""
+    """Writes `<name>.sh` for each point that is not done: a batch job that runs or resumes it."""
     missing = [point for point in points if not is_done(point)]
     for point in missing:
         script = directory / f"{point.name}.sh"
@@ -173,7 +173,7 @@ def read_record(point: Point) -> Record:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The object of a JSON file, or None: a file that is missing or damaged is yet to be made."""
+    """The object in a JSON file; None if the file is missing or damaged, so that it will be made."""
     try:
         found = read_json(path) if path.exists() else None
     except InputError:
@@ -207,7 +207,7 @@ def is_done(point: Point) -> bool:
     evaluation, judge = _read(point.work_dir / "evaluation.json"), point.experiment.evaluation.judge
     if evaluation is None or not point.page.exists() or not (point.work_dir / results.RESULTS).exists():
         return False
-    # A judge that is given later has yet to judge: the point's process finds out whether it is the same.
+    # A judge that was given later has not judged yet. The point's process checks that one of the same name is the same.
     if judge is not None and (evaluation.get("judge") or {}).get("name") != judge:
         return False
     return results.is_of(point.work_dir, claimed(point.experiment, contents(point.experiment)))

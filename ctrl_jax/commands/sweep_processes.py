@@ -1,4 +1,4 @@
-"""The processes of a sweep's points: as many at a time as the machine's devices are shared between."""
+"""The processes of a sweep's points: one for each share of the machine's devices at a time."""
 
 import contextlib
 import os
@@ -20,9 +20,9 @@ from ctrl_jax.runtime.stages import read_json
 from ctrl_jax.theory import procedures
 
 ATTEMPTS = 2
-"""Processes that a sweep gives a point before it is reported as failed."""
+"""Processes that a sweep starts for a point before it reports the point as failed."""
 GRACE = 60.0
-"""Seconds that a point has to save what it did, once it is asked to stop."""
+"""Seconds that a point has to save its progress once it is asked to stop."""
 
 _POLL = 0.2
 
@@ -30,7 +30,7 @@ _POLL = 0.2
 class Child(NamedTuple):
     point: Point
     attempt: int
-    """Which of the point, counted from 1 over all sweeps."""
+    """Of this point, counted from 1 over all sweeps."""
     process: subprocess.Popen[bytes]
     share: Share
 
@@ -38,15 +38,15 @@ class Child(NamedTuple):
 def run(
     sweep_dir: Path, points: Sequence[Point], command: Callable[[Point], list[str]], shares: Sequence[Share]
 ) -> int:
-    """Runs the points that are not done, as many at a time as there are shares of the devices; 1 if one failed, else 0.
+    """Runs the points that are not done, one in each share of the devices at a time; returns 1 if one failed, else 0.
 
-    A point that fails goes to the end of the line and has one more attempt; the others go on. `sweep.json`,
-    `sweep.html` and the Pareto figures follow every change. Each point writes to `log.txt` in its work directory.
+    A point that fails goes to the end of the line for one more attempt; the others go on. `sweep.json`, `sweep.html`
+    and the Pareto figures follow every change. Each point writes to `log.txt` in its work directory.
 
-    SIGINT, SIGTERM and SIGHUP end the points that run, which save what they did. The same command resumes.
+    SIGINT, SIGTERM and SIGHUP stop the points that run, which save their progress. The same command resumes.
 
     Args:
-      command: that runs a point alone (`run_point`).
+      command: the command line that runs a point alone (`run_point`).
 
     Raises:
       KeyboardInterrupt: after SIGINT, when the points have ended.
@@ -119,7 +119,7 @@ def _start(point: Point, command: Callable[[Point], list[str]], share: Share) ->
 
 
 def _close(child: Child) -> str | None:
-    """Completes the record of a point whose process ended, and returns why it failed: its process may not know."""
+    """Completes the record of a point whose process ended; returns why it failed, which that process may not know."""
     record, code = read_record(child.point), child.process.returncode
     reason: str | None
     if is_done(child.point):
@@ -135,7 +135,7 @@ def _close(child: Child) -> str | None:
 
 
 def _end(running: list[Child], received: list[int]) -> None:
-    """Asks points to stop and waits for them; a second signal ends the patience."""
+    """Asks points to stop and waits for them; a second signal kills them."""
     if running:
         say(f"Stopping {len(running)} points; they save what they did.")
     for child in running:
@@ -154,7 +154,7 @@ def _end(running: list[Child], received: list[int]) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The signals to stop, as they arrive; they interrupt nothing while it lasts."""
+    """Collects signals to stop, which interrupt nothing meanwhile."""
     received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
 
 
 def align(run: "Run") -> None:
-    """Does what is missing, and prints the main numbers; of several hosts the first writes the report."""
+    """Runs the stages that are missing and prints the main numbers; of several hosts the first writes the report."""
     from ctrl_jax.commands import report, summary
     from ctrl_jax.pipeline import evaluate, train
     from ctrl_jax.runtime import hosts

@@ -78,8 +78,8 @@ class Corpus:
             raise InputError(
                 f"{count} {split} prompts are asked for, but {self.source} has {len(found.texts)} of at most "
                 f"{self.prompt_length} tokens, and {found.dropped} that are longer. Ask for fewer "
-                "(--calibration.prompts, --evaluation.prompts), let longer ones in (--data.prompt-length, or "
-                "--data.long-prompts truncate), or give more data (--data.dialogues, --data.path)."
+                "(`calibration.prompts`, `evaluation.prompts`), let longer ones in (`data.prompt_length`, or "
+                "`data.long_prompts=truncate`), or give more data (`data.dialogues`, `data.path`)."
             )
         return found
 

@@ -86,7 +86,7 @@ def _download(url: str, partial: Path, size: int | None, sha256: str | None) -> 
                 digest.update(block)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise InputError(
-            f"{url} could not be downloaded ({_reason(error)}). Try again, or fetch it elsewhere and give --data.path "
+            f"{url} could not be downloaded ({_reason(error)}). Try again, or fetch it elsewhere and give `data.path` "
             "the folder of the local copy."
         ) from error
     except OSError as error:  # a full disk: the system does not say where
@@ -96,12 +96,12 @@ def _download(url: str, partial: Path, size: int | None, sha256: str | None) -> 
     if (size is not None and received != size) or (sha256 is not None and found != sha256):
         raise InputError(
             f"{url} gave {received} bytes with sha256 {found}, where {size} bytes with sha256 {sha256 or 'unknown'} "
-            "were expected: it was cut short, or has changed since. Try again, or give --data.path a local copy."
+            "were expected: it was cut short, or has changed since. Try again, or give `data.path` a local copy."
         )
     return found
 
 
-_OWN_COPY = "If it is what you want, fetch it yourself and give --data.path the folder of the local copy."
+_OWN_COPY = "If it is what you want, fetch it yourself and give `data.path` the folder of the local copy."
 
 
 def _answer(url: str) -> requests.Response:
@@ -129,7 +129,7 @@ def _blocks(answer: requests.Response, url: str) -> Iterator[bytes]:
         if time.monotonic() - started > TOTAL_SECONDS:
             raise InputError(
                 f"{url} was not downloaded within {TOTAL_SECONDS:.0f} s: the connection is too slow. Try again, or "
-                "fetch it elsewhere and give --data.path the folder of the local copy."
+                "fetch it elsewhere and give `data.path` the folder of the local copy."
             )
 
 

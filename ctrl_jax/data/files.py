@@ -50,7 +50,7 @@ def load(path: Path, mapping: Mapping[str, tuple[str, ...]] | None = None) -> Lo
     missing = [column for columns in mapping.values() for column in columns if column not in seen]
     if missing and loaded.rows:
         raise InputError(
-            f"--data.columns reads {listed(missing)}, which no row of {path} has; the columns are {listed(seen)}."
+            f"`data.columns` reads {listed(missing)}, which no row of {path} has; the columns are {listed(seen)}."
         )
     return loaded
 
@@ -65,7 +65,7 @@ def files(path: Path) -> dict[str, list[Path]]:
     found = {split: parts for split in SPLITS if (parts := _parts(path, split))}
     if not found:
         other = " (it is no regular file)" if path.exists() and not path.is_dir() else ""
-        raise InputError(f"There is no data at {path}{other}: it is neither {FORMS}. Give --data.path one of them.")
+        raise InputError(f"There is no data at {path}{other}: it is neither {FORMS}. Give `data.path` one of them.")
     return found
 
 
@@ -88,7 +88,7 @@ def _saved_splits(folder: Path) -> dict[str, list[Path]]:
     if not isinstance(names, list) or not names or any(name not in SPLITS for name in names):
         raise InputError(
             f"{folder / 'dataset_dict.json'} has the splits {shown(names)}; they are read as {', '.join(SPLITS)}. Give "
-            "--data.path the folder of one of them, or rename them."
+            "`data.path` the folder of one of them, or rename them."
         )
     return {name: _saved(folder / name)["train"] for name in SPLITS if name in names}
 

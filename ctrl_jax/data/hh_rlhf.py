@@ -107,7 +107,7 @@ def files(path: Path, subset: str) -> dict[str, Path]:
     if not published and not flat:
         raise InputError(
             f"There is no {subset} of hh-rlhf at {path}: neither {subset}/train.jsonl.gz or {subset}/test.jsonl.gz, as "
-            f"published, nor {subset}.jsonl.gz (.jsonl will do as well). Give --data.path a folder that has them, or "
+            f"published, nor {subset}.jsonl.gz (.jsonl will do as well). Give `data.path` a folder that has them, or "
             "leave it out to download."
         )
     return published or {"train": flat[0]}

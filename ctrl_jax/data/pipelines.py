@@ -93,8 +93,8 @@ def demonstrations(
     if records and not having:
         raise InputError(
             f"None of the {len(records)} records has a demonstration to fine-tune on{_what_there_is(records)}. Give "
-            f"the rows a {field!r}{_or_chosen(records)}, or leave the fine-tuning of the model at --model.path out by "
-            "--sft.steps 0."
+            f"the rows a {field!r}{_or_chosen(records)}, or leave the fine-tuning of the model at `model.path` out by "
+            "`sft.steps=0`."
         )
     return _examples(having, (field,), tokenizer, prompt_length, response_length, long_prompts, count)
 
@@ -112,7 +112,7 @@ def preference_pairs(
         raise InputError(
             f"None of the {len(records)} records has a preference pair to train the reward model on"
             f"{_what_there_is(records)}. Give the rows 'chosen' and 'rejected', or a reward that needs no pairs: "
-            "--reward-model.path or --reward-model.function."
+            "`reward_model.path` or `reward_model.function`."
         )
     fields = ("chosen", "rejected")
     return _examples(having, fields, tokenizer, prompt_length, response_length, long_prompts, count)
@@ -128,7 +128,7 @@ def _what_there_is(records: Sequence[Record]) -> str:
 
 def _or_chosen(records: Sequence[Record]) -> str:
     pairs = any(record.chosen is not None for record in records)
-    return ", learn from the chosen replies by --data.demonstrations chosen" if pairs else ""
+    return ", learn from the chosen replies by `data.demonstrations=chosen`" if pairs else ""
 
 
 def decoded(responses: Responses, tokenizer: Tokenizer) -> list[list[str]]:
@@ -166,8 +166,8 @@ def _examples(
     if not texts and not long:
         raise InputError(
             f"None of {len(records)} records is left to learn {' and '.join(fields)} from: {equal} have replies that "
-            f"are equal as far as --data.response-length {response_length} keeps them, {empty} a reply without a "
-            "token. Raise --data.response-length, or mend the rows."
+            f"are equal as far as `data.response_length` {response_length} keeps them, {empty} a reply without a "
+            "token. Raise `data.response_length`, or mend the rows."
         )
     prompts = fitted.prompts(texts)
     tokens, lengths = padded(responses, response_length, tokenizer.pad_id)
@@ -230,7 +230,7 @@ class _Fitted:
             shortest = min(self._sizes, key=self._sizes.__getitem__)
             raise InputError(
                 f"No prompt fits: all {self.too_long} have more than {self._length} tokens, the shortest "
-                f"{self._sizes[shortest]}. Set --data.prompt-length to at least that, or --data.long-prompts truncate. "
+                f"{self._sizes[shortest]}. Set `data.prompt_length` to at least that, or `data.long_prompts=truncate`. "
                 f"It is {shortest.strip()!r}."
             )
         tokens, lengths = padded([self._tokens[text] for text in texts], self._length, self._tokenizer.pad_id)

@@ -110,7 +110,7 @@ def _check_names(fields: Mapping[str, Any], columns: Mapping[str, Any], mapping:
     if not {"prompt", "messages", "chosen"} & fields.keys():
         asked = [f"{name}={'+'.join(mapping[name])}" for name in ("prompt", "messages") if name in mapping]
         raise InputError(
-            f"{place} has neither 'prompt' nor 'messages'{f' (by --data.columns {asked[0]})' if asked else ''}; it has "
+            f"{place} has neither 'prompt' nor 'messages'{f' (by `data.columns` {asked[0]})' if asked else ''}; it has "
             f"{listed({**fields, **columns})}."
             f"{_hint(fields, columns)}"
         )
@@ -127,13 +127,13 @@ def _check_names(fields: Mapping[str, Any], columns: Mapping[str, Any], mapping:
         if name in unmapped and isinstance(columns[name], bool | int | float):
             raise InputError(
                 f"{place} has {name!r} beside 'response', and each response is learned as a good one: leave out the "
-                f"rows that are not, and keep {name!r} for a reward function, or for nothing, by --data.columns "
+                f"rows that are not, and keep {name!r} for a reward function, or for nothing, by `data.columns` "
                 f"{name}={name}."
             )
     if "system" in unmapped:
         raise InputError(
             f"{place} has 'system', {shown(columns['system'])}, which is not read; make it the first message of "
-            "'prompt', {role: system, content: ...}, or keep it for a reward function alone by --data.columns "
+            "'prompt', {role: system, content: ...}, or keep it for a reward function alone by `data.columns` "
             "system=system."
         )
 
@@ -155,10 +155,10 @@ def _hint(fields: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
             found["response"] = reply
     if found:
         mapping = " ".join(f"{name}={column}" for name, column in found.items())
-        return f" If that is what they are, give --data.columns {mapping}."
+        return f" If that is what they are, give `data.columns` {mapping}."
     if "chosen" in fields:
-        return " Rows of hh-rlhf, of whole dialogues, are read by --data.source hh_rlhf/... too."
-    return f" What is read is {listed(FIELDS)}; say which column is which, as in --data.columns prompt=question."
+        return " Rows of hh-rlhf, of whole dialogues, are read by `data.source=hh_rlhf/...` too."
+    return f" What is read is {listed(FIELDS)}; say which column is which, as in `data.columns` prompt=question."
 
 
 def _prompt(value: Any, place: str) -> _Statement:
@@ -238,7 +238,7 @@ def _one_response(texts: Mapping[str, str | None], place: str) -> str | None:
     if response is not None and other is not None and response != other:
         raise InputError(
             f"{place}: 'response' and the last of 'messages' differ: {shown(response)} and {shown(other)}. Keep one of "
-            "them; --data.columns note=response keeps the other for nothing but a reward function."
+            "them; `data.columns` note=response keeps the other for nothing but a reward function."
         )
     return other if response is None else response
 
@@ -249,7 +249,7 @@ def _contradiction(one: _Statement, other: _Statement, place: str) -> InputError
 
     return InputError(
         f"{place}: the turns of {other.field!r} before its reply are not those of {one.field!r}: {last(other)} and "
-        f"{last(one)}. Mend the row, or read one of them alone: --data.columns note={one.field} leaves "
+        f"{last(one)}. Mend the row, or read one of them alone: `data.columns` note={one.field} leaves "
         f"{one.field!r} to a reward function."
     )
 

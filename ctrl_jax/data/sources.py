@@ -95,5 +95,5 @@ def _path(data: Source) -> Path | None:
         path = Path(data.path).expanduser()
         path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, a character that none has, an unknown ~user
-        raise InputError(f"--data.path {data.path[:80]!r} cannot be a path: {error}. Give it one.") from error
+        raise InputError(f"`data.path` {data.path[:80]!r} cannot be a path: {error}. Give it one.") from error
     return path

@@ -92,7 +92,7 @@ def files(path: Path) -> dict[str, Path]:
             return {file.name: file for file in sorted(found)}
     raise InputError(
         f"There are no comparisons of summaries at {path}: no batch*.json (or .jsonl, .jsonl.gz) there, nor in its "
-        f"folder comparisons. Give --data.path a folder that has them, such as {BATCHES[0]}.json, or leave it out to "
+        f"folder comparisons. Give `data.path` a folder that has them, such as {BATCHES[0]}.json, or leave it out to "
         "download."
     )
 

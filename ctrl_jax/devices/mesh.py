@@ -2,7 +2,7 @@
 
 This is where a user of `jax.pmap` should look. Since jax 0.10 `pmap` *is* `jit(shard_map)`, and its documentation sends
 new code to `jax.shard_map`: the steps are mapped over the axes `data` and `fsdp` of this mesh by `shard_map` inside
-`jit` (build.py), and arrays are placed by `shard` and `replicate`, where pmap had a leading device axis. Where a
+`jit` (programs.py), and arrays are placed by `shard` and `replicate`, where pmap had a leading device axis. Where a
 network's parameters lie is told by devices/partitioning.py.
 """
 

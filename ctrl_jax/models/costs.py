@@ -5,7 +5,7 @@ the attention and the whole allocated cache are counted. Bytes are what goes to 
 product, norm and softmax reads its operands there and writes its result: fused attention moves fewer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.models.lora import Lora
@@ -209,3 +209,30 @@ def working_set(sizes: Architecture, batch: Batch, *, length: int) -> float:
 def logits(sizes: Architecture, tokens: int, *, copies: int) -> int:
     """Bytes of float32 logits that live at once."""
     return FLOAT32 * sizes.vocabulary_size * tokens * copies
+
+
+def default_micro_batches(sizes: Architecture, batch: Batch, *, rematerialize: bool, memory: float | None) -> int:
+    """Into how many slices a device's prompts are cut where the experiment does not say: as few as keep a slice's
+    activations under a sixteenth of an accelerator's memory, in bytes, or under 64 MiB on a CPU (None).
+
+    On CPU small slices are fast too: what the backward pass reads is near. Accelerators want large ones.
+    """
+    most = 2**26 if memory is None else memory / 16
+
+    def fits(count: int) -> bool:
+        part = replace(batch, prompts=batch.prompts // count)
+        kept = kept_activations(sizes, part, length=batch.response_length, rematerialize=rematerialize)
+        return kept <= most
+
+    counts = [count for count in range(1, batch.prompts + 1) if batch.prompts % count == 0]
+    return next((count for count in counts if fits(count)), counts[-1])
+
+
+def chunk_size(vocabulary_size: int, memory: float | None) -> int:
+    """Tokens whose logits exist at a time, for any vocabulary: 32 MiB of float32 on a CPU (None), or a 64th of an
+    accelerator's memory, in bytes; of these `compare` has four.
+
+    The gradient of the output projection is read and written for every chunk.
+    """
+    most = 2**25 if memory is None else memory / 64
+    return max(1, min(4096, int(most / 4 / vocabulary_size)))

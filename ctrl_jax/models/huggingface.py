@@ -63,7 +63,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not files.exists(file):
         fix = "Give the path of a Hugging Face directory, which holds config.json, *.safetensors and a tokenizer."
         if files.exists(Path(folder) / "adapter_config.json"):
-            fix = f"{folder} holds a PEFT adapter: give it as --model.adapter, and its base as --model.path."
+            fix = f"{folder} holds a PEFT adapter: give it as `model.adapter`, and its base as `model.path`."
         raise InputError(f"{file} is missing. {fix}")
     values = files.read_json(file)
     if not isinstance(values, dict):

@@ -48,7 +48,7 @@ UNIMPORTANT = (
 )  # fmt: skip
 # Other ways to start (pissa, olora, loftq, ...) change the base as well, whenever the adapter is loaded.
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-MERGE = "Merge the adapter into its base with peft (merge_and_unload), and give the result as --model.path."
+MERGE = "Merge the adapter into its base with peft (merge_and_unload), and give the result as `model.path`."
 EXPORT_AGAIN = "Download or export the adapter again."
 MOST = 1_000_000  # of a rank, and of an alpha
 PREFIX = "base_model.model."
@@ -100,7 +100,7 @@ def files(folder: Path) -> dict[str, Path]:
         )
     if missing:
         raise InputError(
-            f"There is no {' and no '.join(missing)}; --model.adapter is a folder with {CONFIG} and {WEIGHTS}."
+            f"There is no {' and no '.join(missing)}; `model.adapter` is a folder with {CONFIG} and {WEIGHTS}."
         )
     for path in found.values():
         size(path)
@@ -297,8 +297,8 @@ def _module_and_kind(name: str, wanted: dict[str, Target], file: Path) -> tuple[
     kind, module = KINDS[end], name.removeprefix(PREFIX).removesuffix(end)
     if module.startswith("score"):
         raise InputError(
-            f"{file} has {name}, the head of a classifier: it adapts a reward model, and --model.path is a language "
-            "model. Merge it into its base with peft (merge_and_unload), and give the result as --reward-model.path."
+            f"{file} has {name}, the head of a classifier: it adapts a reward model, and `model.path` is a language "
+            "model. Merge it into its base with peft (merge_and_unload), and give the result as `reward_model.path`."
         )
     target = wanted.get(_parameter(module, kind))
     matrix = target is not None and len(target.stored) == 2
@@ -412,7 +412,7 @@ def _check_config(file: Path, config: dict[str, Any], base: Path) -> None:
     # A name on the hub or a path; the directory here may be a link, which has two names.
     if named and Path(str(named)).absolute().name not in (base.absolute().name, base.resolve().name):
         raise InputError(
-            f"{file} says that the adapter is for {shown(named)}, and --model.path is {base}. Give that model; or, if "
+            f"{file} says that the adapter is for {shown(named)}, and `model.path` is {base}. Give that model; or, if "
             "it is the same one under another name, change base_model_name_or_path there."
         )
     for key, value in config.items():
@@ -445,5 +445,5 @@ def _nested(path: tuple[str, ...], value: Any) -> Params:
 
 def _other_base(file: Path, name: str, text: str) -> InputError:
     return InputError(
-        f"{file} has {name}: {text}. It is an adapter for another model than the one at --model.path; give that one."
+        f"{file} has {name}: {text}. It is an adapter for another model than the one at `model.path`; give that one."
     )

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import build
 from ctrl_jax.data.pipelines import PromptSet
+from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import data, results, reward_model, scored
+from ctrl_jax.pipeline import assembly, data, randomness, results, reward_model, scored
 from ctrl_jax.pipeline.rollouts import in_batches, respond, score
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained, training_seconds
@@ -61,7 +61,7 @@ def read(run: Run) -> dict[str, Any] | None:
     whole = hosts.first() and results.set_damaged_aside(run.work_dir)
     if not hosts.agree(whole and results.is_of(run.work_dir, run.claimed_config)):
         return None
-    if checksums.about(run.work_dir / results.RESULTS)["draws"] != plain(build.draws()):
+    if checksums.about(run.work_dir / results.RESULTS)["draws"] != plain(randomness.draws()):
         return None
     if run.experiment.reward_model.function is not None:
         # What a function's answers depend on besides its source is seen by asking it again.
@@ -134,7 +134,7 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
         ),
     }
     write_json(run.work_dir / "evaluation.json", evaluation)
-    results.seal(run.work_dir, run.claimed_config, draws=build.draws())
+    results.seal(run.work_dir, run.claimed_config, draws=randomness.draws())
     return evaluation
 
 
@@ -240,7 +240,7 @@ def _lengths(run: Run, sides: dict[str, Responses]) -> dict[str, Any]:
 
 def _kl_by_prompt(run: Run, aligned: Aligned, rollouts: Rollouts) -> np.ndarray:
     """Exact KL of each test prompt [B], nats per response, the mean over the policy's own responses."""
-    measure = build.kl_of_responses(run.models, run.mesh, temperature=run.experiment.policy.temperature)
+    measure = assembly.kl_of_responses(run.models, run.mesh, temperature=run.experiment.policy.temperature)
     per_response = in_batches(
         run,
         "kl",
@@ -265,7 +265,7 @@ def _interval(
     run: Run, label: str, per_prompt: np.ndarray | jax.Array, *, bounds: tuple[float, float]
 ) -> dict[str, float | None]:
     """Mean, low and high; the latter None where there is no interval, as of one prompt."""
-    key = build.stage_key(run.experiment.seed, f"interval of {label}")
+    key = randomness.stage_key(run.experiment.seed, f"interval of {label}")
     resamples = run.experiment.evaluation.bootstrap_resamples
     interval = win_rate.interval(jnp.asarray(per_prompt), key, resamples=resamples, bounds=bounds)
     values = {name: float(value) for name, value in interval._asdict().items()}
@@ -366,12 +366,11 @@ def _reward_quality(run: Run, reward: Reward) -> tuple[dict[str, float], dict[st
 def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, Judged], ranks: dict[str, np.ndarray]) -> None:
     """The procedure's pick among each side's first responses to every test prompt."""
     procedure = run.experiment.policy.objective.procedure
-    key = build.stage_key(run.experiment.seed, "samples")
+    key = randomness.stage_key(run.experiment.seed, "samples")
     rows: list[dict[str, Any]] = [{"prompt": text} for text in prompts.texts]
     for name, judged in sides.items():
         picks = np.asarray(procedure.select(jnp.asarray(judged.rewards[:, : procedure.num_samples]), key))
-        at_pick = (np.arange(len(rows)), picks)
-        picked = Responses(judged.responses.tokens[at_pick][:, None], judged.responses.lengths[at_pick][:, None])
+        picked = order.take(judged.responses, jnp.asarray(picks))
         values = {"reward": judged.rewards, "calibrated": ranks[f"{name}_calibrated"]}
         values |= {other: found for other in ("gold", "judge") if (found := getattr(judged, other)) is not None}
         for i, (row, (text,)) in enumerate(zip(rows, run.corpus.texts(picked), strict=True)):

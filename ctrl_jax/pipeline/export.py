@@ -4,9 +4,8 @@ from pathlib import Path
 
 import jax
 
-from ctrl_jax import build
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import huggingface, peft, weights
+from ctrl_jax.models import huggingface, networks, peft, weights
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.train import Aligned
 from ctrl_jax.runtime import hosts
@@ -59,7 +58,7 @@ def run(run: Run, aligned: Aligned, output: Path, form: str) -> None:
         peft.save(output, adapters, run.architecture, model.lora, base=str(folder))
         say(f"Adapter: {output}. Load it with peft.PeftModel.from_pretrained(model, {str(output)!r}).")
         return
-    params = build.merged(run.models, aligned.policy)["params"]
+    params = networks.merged(run.models, aligned.policy)["params"]
     params = hosts.addressable(jax.tree.map(lambda x: x.astype(run.architecture.dtype), params))
     if not hosts.first():
         return

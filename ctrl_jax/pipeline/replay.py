@@ -18,15 +18,7 @@ from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.runtime.loop import Batches, Step, Update, abstract, failed_batch, named
 from ctrl_jax.runtime.stages import read_arrays
-
-QUANTITIES = {
-    "raw_reward": "reward",
-    "sampler_scorer_gap": "log-probs",
-    "kl": "KL",
-    "loss": "loss",
-    "gradient_norm": "gradient",
-}
-"""Metrics that go wrong where something does, in the order in which a step computes what they are made of."""
+from ctrl_jax.types import Metric
 
 
 class Replayed(Exception):
@@ -54,6 +46,7 @@ def open_training(
     state: Any,
     batches: Batches,
     *,
+    metrics: Sequence[Metric],
     mesh: Mesh,
     steps: int,
     directory: Path,
@@ -74,12 +67,12 @@ def open_training(
         )
     done, state, _ = restored
     if done >= steps:
-        yield FailedTraining(label, state, done, None)
+        yield FailedTraining(label, state, metrics, done, None)
         return
     kept = read_arrays(failed_batch(directory, done + 1))
     like = next(batches)
     batch = jax.tree.unflatten(jax.tree.structure(like), [kept[name] for name, _ in named(like)])
-    yield FailedTraining(label, state, done, shard(mesh, batch))
+    yield FailedTraining(label, state, metrics, done, shard(mesh, batch))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +81,7 @@ class FailedTraining:
 
     label: str
     state: Any
+    metrics: Sequence[Metric]
     done: int
     """Updates that were made."""
     batch: Any
@@ -108,13 +102,14 @@ class FailedTraining:
         except InputError as error:
             say(f"First to go wrong: reward. {error}", style="bold")
             raise Replayed from error
-        _report(jax.device_get(metrics), names)
+        _report(jax.device_get(metrics), self.metrics, names)
         raise Replayed
 
 
-def _report(metrics: dict[str, Any], parameters: Sequence[str]) -> None:
-    values = {told: float(metrics[name]) for name, told in QUANTITIES.items() if name in metrics}
-    gradients = dict(zip(parameters, metrics["gradient_norms"].tolist(), strict=True))
+def _report(measured: dict[str, Any], metrics: Sequence[Metric], parameters: Sequence[str]) -> None:
+    signs = [metric for metric in metrics if metric.quantity and metric.name in measured]
+    values = {metric.quantity: float(measured[metric.name]) for metric in signs}
+    gradients = dict(zip(parameters, measured["gradient_norms"].tolist(), strict=True))
     values |= {f"gradient of {name}": norm for name, norm in gradients.items() if not math.isfinite(norm)}
     table("by order of computation", ["quantity", "mean or norm"], [[name, value] for name, value in values.items()])
     wrong = [name for name, value in values.items() if not math.isfinite(value)]

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from ctrl_jax import build
+from ctrl_jax.algorithms.bradley_terry import BradleyTerry
 from ctrl_jax.data.pipelines import batches
+from ctrl_jax.devices import parameters, programs
 from ctrl_jax.models import lora
-from ctrl_jax.pipeline import data, watch
+from ctrl_jax.pipeline import assembly, data, optimizers, randomness, watch
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained, finish
 from ctrl_jax.rewards import classifier, function, trained
@@ -33,25 +34,26 @@ def _train(run: Run, reference: Trained) -> tuple[Reward, float]:
     experiment = run.experiment
     config = experiment.reward_model
     stage = run.stage("reward_model", corpus=data.key(run.corpus, "train"), reference=reference.stage)
-    optimizer = build.supervised_optimizer(config)
-    key = build.stage_key(experiment.seed, "reward_model")
-    frozen, start = build.adapt_reward(run.models, run.mesh, key, reference.params)
+    optimizer = optimizers.supervised(config)
+    key = randomness.stage_key(experiment.seed, "reward_model")
+    frozen, start = parameters.adapt_reward(run.models, run.mesh, key, reference.params)
     with stage.exclusive():
         with run.open_training(
             LABEL,
-            build.init_state(start, optimizer, run.mesh),
+            programs.init_state(start, optimizer, run.mesh),
             batches(data.pairs(run.corpus, "train"), batch_size=config.batch_size, seed=experiment.seed),
+            metrics=BradleyTerry.metrics,
             mesh=run.mesh,
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,
             directory=stage.directory,
             fingerprint=stage.directory.name,
         ) as training:
-            step = build.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
+            step = assembly.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
             see_it_move = watch.moving(LABEL, "--reward-model", config)
             for update in training.updates(lambda state, batch: step(state, frozen, batch)):
                 training.refuse_unsound(update)
-                rows = training.report(update, columns=("loss", "accuracy"))
+                rows = training.report(update)
                 see_it_move(rows)
                 training.save(update, score=lowest_loss(rows))
         summary = finish(stage, training.state.params)

@@ -6,15 +6,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from ctrl_jax import build
 from ctrl_jax.config import Data
 from ctrl_jax.devices.mesh import batch_parts, shard
 from ctrl_jax.models import costs
 from ctrl_jax.models.architecture import Architecture
+from ctrl_jax.pipeline import assembly, randomness
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.console import progress
-from ctrl_jax.types import Params, Prompts, Responses, Rollouts
+from ctrl_jax.types import Params, Prompts, Responses, Rollouts, Score
 
 ROWS = 2048
 """Responses a device reads at a time, at most: enough to fill it."""
@@ -23,7 +23,7 @@ BYTES = 2**30
 
 
 def respond(
-    run: Run, stage: str, params: Params, score: build.Score, prompts: Prompts, num_samples: int
+    run: Run, stage: str, params: Params, score: Score, prompts: Prompts, num_samples: int
 ) -> tuple[Rollouts, np.ndarray]:
     """N responses a prompt and their raw rewards [B, N], in host memory.
 
@@ -36,7 +36,7 @@ def respond(
 
 
 def scored(
-    run: Run, stage: str, params: Params, score: build.Score, prompts: Prompts, num_samples: int, *, done: int = 0
+    run: Run, stage: str, params: Params, score: Score, prompts: Prompts, num_samples: int, *, done: int = 0
 ) -> Iterator[tuple[Responses, np.ndarray]]:
     """The responses of `respond` and their raw rewards [b, N], by batches from prompt `done` on."""
     both = _sampling(run, stage, params, score, num_samples)
@@ -49,10 +49,10 @@ def scored(
 
 
 def _sampling(
-    run: Run, stage: str, params: Params, score: build.Score, num_samples: int
+    run: Run, stage: str, params: Params, score: Score, num_samples: int
 ) -> Callable[[Prompts], tuple[Rollouts, Any]]:
     experiment = run.experiment
-    sampler = build.sampler(
+    sampler = assembly.sampler(
         run.models,
         run.mesh,
         num_samples=num_samples,
@@ -60,7 +60,7 @@ def _sampling(
         eos_ids=run.corpus.tokenizer.eos_ids,
         temperature=experiment.policy.temperature,
     )
-    key = build.stage_key(experiment.seed, stage)
+    key = randomness.stage_key(experiment.seed, stage)
 
     def both(batch: Prompts) -> tuple[Rollouts, Any]:
         rollouts = sampler(params, batch, key)
@@ -69,7 +69,7 @@ def _sampling(
     return both
 
 
-def score(run: Run, reward: build.Score, prompts: Prompts, responses: Responses) -> np.ndarray:
+def score(run: Run, reward: Score, prompts: Prompts, responses: Responses) -> np.ndarray:
     """Raw rewards [B, N] of given responses."""
     return in_batches(
         run,

@@ -11,14 +11,13 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from ctrl_jax import build
 from ctrl_jax.config import Experiment
 from ctrl_jax.data import downloads, pretrained_tokenizers, sources
 from ctrl_jax.data.corpus import Corpus
 from ctrl_jax.devices.mesh import batch_parts
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import architecture, attention, huggingface, peft, weights
-from ctrl_jax.pipeline import checks, results
+from ctrl_jax.models import architecture, attention, huggingface, networks, peft, weights
+from ctrl_jax.pipeline import checks, randomness, results
 from ctrl_jax.pipeline import data as data_stage
 from ctrl_jax.pipeline.stages import VERSIONS, open_stage
 from ctrl_jax.rewards import function
@@ -58,7 +57,7 @@ class Run:
 
     def stage(self, name: str, **inputs: Any) -> Stage:
         """The folder of a stage, by the inputs that the table of stages names."""
-        return open_stage(self.stages_dir, name, self.experiment, self.contents, build.draws(), **inputs)
+        return open_stage(self.stages_dir, name, self.experiment, self.contents, randomness.draws(), **inputs)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -140,9 +139,9 @@ class Run:
         return found
 
     @cached_property
-    def models(self) -> build.Models:
+    def models(self) -> networks.Networks:
         model = self.experiment.model
-        return build.models(
+        return networks.create(
             self.architecture,
             model.lora,
             rematerialize=model.rematerialize,
@@ -177,7 +176,7 @@ def contents(experiment: Experiment, given: function.Function | None = None) -> 
         "adapter": None if model.adapter is None else downloads.fingerprint(peft.files(Path(model.adapter))),
         "reward_model": None if reward.path is None else _of_model(Path(reward.path)),
         "reward_function": of_function,
-        "draws": build.random_settings(),
+        "draws": randomness.random_settings(),
     }
 
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ctrl_jax import build
+from ctrl_jax.algorithms.sft import Sft
 from ctrl_jax.data.pipelines import batches
-from ctrl_jax.devices import partitioning
-from ctrl_jax.models import huggingface, lora, peft, weights
-from ctrl_jax.pipeline import data, watch
+from ctrl_jax.devices import parameters, partitioning, programs
+from ctrl_jax.models import huggingface, lora, networks, peft, weights
+from ctrl_jax.pipeline import assembly, data, optimizers, randomness, watch
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.loop import lowest_loss
@@ -36,38 +36,39 @@ def run(run: Run) -> Trained:
     """Trains the reference policy, goes on training it, or reads it where it is done."""
     experiment = run.experiment
     config, model = experiment.sft, experiment.model
-    build.check_parameters_divide(run.models, run.mesh)
+    parameters.check_they_divide(run.models, run.mesh)
     if config.steps == 0:
         weights_and_adapter = {"path": run.contents["model"]["weights"], "adapter": run.contents["adapter"]}
         return Trained(pretrained(run), f"model-{fingerprint({**weights_and_adapter, 'dtype': model.dtype})}")
     stage = run.stage("sft", corpus=data.key(run.corpus, "train"), vocabulary_size=run.architecture.vocabulary_size)
-    optimizer = build.supervised_optimizer(config)
-    key = build.stage_key(experiment.seed, "sft")
-    start = pretrained(run) if model.path is not None else build.init_decoder(run.models, run.mesh, key)
+    optimizer = optimizers.supervised(config)
+    key = randomness.stage_key(experiment.seed, "sft")
+    start = pretrained(run) if model.path is not None else parameters.init_decoder(run.models, run.mesh, key)
     frozen = start if model.lora.rank else {}
     demonstrations = data.demonstrations(run.corpus, experiment.data.demonstrations)
     with stage.exclusive():
         with run.open_training(
             LABEL,
-            build.init_state(build.adapt_decoder(run.models, run.mesh, key, start), optimizer, run.mesh),
+            programs.init_state(parameters.adapt_decoder(run.models, run.mesh, key, start), optimizer, run.mesh),
             batches(demonstrations, batch_size=config.batch_size, seed=experiment.seed),
+            metrics=Sft.metrics,
             mesh=run.mesh,
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,
             directory=stage.directory,
             fingerprint=stage.directory.name,
         ) as training:
-            step = build.sft_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
+            step = assembly.sft_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
             see_it_move = watch.moving(LABEL, "--sft", config)
             for update in training.updates(lambda state, batch: step(state, frozen, batch)):
                 training.refuse_unsound(update)
-                rows = training.report(update, columns=("loss",))
+                rows = training.report(update)
                 see_it_move(rows)
                 training.save(update, score=lowest_loss(rows))
         trained = training.state.params
         summary = finish(stage, trained)
     # Merged, so that the reference is one copy of weights without an adapter, which the policy may then have.
-    params = build.merged(run.models, lora.overlay(frozen, trained))
+    params = networks.merged(run.models, lora.overlay(frozen, trained))
     # What was trained in float32 is frozen from here on.
     params = jax.tree.map(lambda x: x.astype(model.dtype), params)
     return Trained(params, f"{stage.directory.name}-{summary['params']}", summary["seconds"])

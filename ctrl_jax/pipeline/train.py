@@ -2,17 +2,16 @@
 
 from typing import Any, NamedTuple
 
-from ctrl_jax import build
 from ctrl_jax.data.pipelines import batches
+from ctrl_jax.devices import parameters, programs
 from ctrl_jax.models import lora
-from ctrl_jax.pipeline import calibrate, data, reward_model, sft, watch
+from ctrl_jax.pipeline import assembly, calibrate, data, optimizers, randomness, reward_model, sft, watch
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained
 from ctrl_jax.pipeline.stages import inputs_key, options_key
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime.stages import fingerprint
-from ctrl_jax.steps import kl_budget
-from ctrl_jax.types import Params
+from ctrl_jax.types import Params, PolicyBatch
 
 
 class Aligned(NamedTuple):
@@ -47,31 +46,35 @@ def run(run: Run) -> Aligned:
             "reward_model": reward.fingerprint,
             "calibration": table_digest,
         },
-        build.draws(),
+        randomness.draws(),
     )
     run.renew(depends)
 
     beta = objective.beta(num_references, table.rewards) if config.beta is None else config.beta
-    optimizer = build.policy_optimizer(config)
-    controller = kl_budget.init(beta, budget=config.kl_budget, held=config.beta is not None)
-    trained = build.adapt_decoder(run.models, run.mesh, build.stage_key(experiment.seed, "adapter"), reference.params)
-    state = build.init_state(trained, optimizer, run.mesh, controller)
-    step = build.policy_step(
+    eos_ids = run.corpus.tokenizer.eos_ids
+    algorithm = assembly.ctrl(run.models, run.mesh, config, beta=beta, num_references=num_references, eos_ids=eos_ids)
+    optimizer = optimizers.policy(config, updates=algorithm.updates)
+    trained = parameters.adapt_decoder(
+        run.models, run.mesh, randomness.stage_key(experiment.seed, "adapter"), reference.params
+    )
+    state = programs.init_state(trained, optimizer, run.mesh, algorithm.start())
+    step = assembly.policy_step(
         run.models,
         run.mesh,
         config,
-        objective.transformed(num_references),
+        algorithm,
         optimizer,
         reward.score,
-        key=build.stage_key(experiment.seed, "policy"),
+        key=randomness.stage_key(experiment.seed, "policy"),
         max_length=experiment.data.response_length,
-        eos_ids=run.corpus.tokenizer.eos_ids,
+        eos_ids=eos_ids,
     )
     prompts = run.corpus.prompts("train", experiment.calibration.prompts).prompts
     with run.open_training(
         experiment.name,
         state,
-        batches(build.PolicyBatch(prompts, table.rewards), batch_size=config.prompts_per_step, seed=experiment.seed),
+        batches(PolicyBatch(prompts, table.rewards), batch_size=config.prompts_per_step, seed=experiment.seed),
+        metrics=algorithm.metrics,
         mesh=run.mesh,
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
@@ -82,7 +85,7 @@ def run(run: Run) -> Aligned:
         see_its_health = watch.watcher(experiment.name, config)
         for update in training.updates(lambda state, batch: step(state, reference.params, batch)):
             training.refuse_unsound(update)
-            rows = training.report(update, columns=("kl", "beta", "calibrated_reward", "win_rate"))
+            rows = training.report(update)
             see_its_health(rows)
             training.save(update, score=watch.score(config, rows))
     policy = lora.overlay(reference.params, training.state.params)

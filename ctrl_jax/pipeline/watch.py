@@ -29,7 +29,7 @@ small; but 100,000 of these are still below the last digit of a float32 near 1."
 def moving(label: str, option: str, stage: Policy | Supervised) -> Callable[[Sequence[Row]], None]:
     """A function of the last rows of metrics that raises InputError where the last STILL steps have changed nothing.
 
-    That is where no entry in the first row of any parameter (build.guarded) has moved by more than NOTHING. Steps of
+    That is where no entry in the first row of any parameter (programs.guarded) has moved by more than NOTHING. Steps of
     the warmup, which starts at a learning rate of 0, do not count, nor does the last tenth, where a cosine ends near 0.
     `option` is what the stage's options begin with, such as --sft.
     """

@@ -16,7 +16,6 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from ctrl_jax import build
 from ctrl_jax.config import VOCABULARY, Experiment, Lora, Supervised
 from ctrl_jax.devices import accelerators
 from ctrl_jax.devices.accelerators import Accelerator
@@ -33,7 +32,7 @@ USABLE = 0.9
 """Of a device's memory: the rest is the runtime's, and lost between arrays."""
 
 SUPERVISED_MOMENTS, POLICY_MOMENTS = 2, 1
-"""Copies of what is trained that the optimisers of build.py keep: AdamW's two, and RMSProp's one."""
+"""Copies of what is trained that the optimisers keep: AdamW's two, and RMSProp's one."""
 
 Memory = dict[str, float]
 """Bytes of one device, by what they hold."""
@@ -212,7 +211,7 @@ def _cast(found: Sizes) -> Memory:
 
 
 def _chunk(found: Sizes, tokens: int) -> int:
-    return min(tokens, build.chunk_size(found.policy.vocabulary_size, found.device_memory))
+    return min(tokens, costs.chunk_size(found.policy.vocabulary_size, found.device_memory))
 
 
 def _sampling(found: Sizes, batch: Batch) -> tuple[tuple[Phase, ...], dict[str, Memory]]:
@@ -285,7 +284,7 @@ def _backward(
 def _slices(given: int | None, found: Sizes, batch: Batch, rematerialize: bool) -> int:
     """The micro-batches of a device's prompts."""
     memory = found.device_memory
-    return given or build.default_micro_batches(found.policy, batch, rematerialize=rematerialize, memory=memory)
+    return given or costs.default_micro_batches(found.policy, batch, rematerialize=rematerialize, memory=memory)
 
 
 def _update_memory(

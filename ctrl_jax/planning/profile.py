@@ -19,17 +19,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ctrl_jax import build
 from ctrl_jax.config import Experiment
-from ctrl_jax.devices import accelerators
+from ctrl_jax.devices import accelerators, parameters, programs
 from ctrl_jax.devices.mesh import batch_parts, shard
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import attention, lora
+from ctrl_jax.models import attention, lora, networks
+from ctrl_jax.pipeline import assembly, optimizers, randomness
 from ctrl_jax.planning import plan
+from ctrl_jax.rewards.reward import scorer
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.runtime.stages import write_json
-from ctrl_jax.steps import kl_budget
-from ctrl_jax.types import Params, Prompts, Responses
+from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Responses, Score
 
 NO_EOS = -1
 HEAVIEST = 10
@@ -41,10 +41,10 @@ NESTING = re.compile(r"(while|call|conditional)([.\d]|$)")
 class Step:
     """A policy step in the making, and all that it is called with."""
 
-    step: build.PolicyStep
-    state: build.TrainState
+    step: assembly.PolicyStep
+    state: programs.TrainState
     reference: Params
-    batch: build.PolicyBatch
+    batch: PolicyBatch
     scorer: Callable[[Prompts, Responses], str] | None
     """The text of the compiled reward model; None where a function of the host scores."""
 
@@ -87,39 +87,42 @@ def run(experiment: Experiment, mesh: Mesh, work_dir: Path, *, steps: int) -> di
 
 def _prepare(experiment: Experiment, mesh: Mesh) -> Step:
     sizes, model, data, policy = plan.sizes(experiment), experiment.model, experiment.data, experiment.policy
-    parts = build.models(
+    parts = networks.create(
         sizes.policy, model.lora, rematerialize=model.rematerialize, fused_attention=attention.has_kernel(mesh)
     )
-    key = build.stage_key(experiment.seed, "profile")
-    reference = jax.tree.map(lambda x: x.astype(model.dtype), build.init_decoder(parts, mesh, key))
-    state = build.init_state(
-        build.adapt_decoder(parts, mesh, key, reference),
-        build.policy_optimizer(policy),
-        mesh,
-        kl_budget.init(policy.beta or 0.3, budget=policy.kl_budget),
-    )
+    key = randomness.stage_key(experiment.seed, "profile")
+    reference = jax.tree.map(lambda x: x.astype(model.dtype), parameters.init_decoder(parts, mesh, key))
     count, references = policy.prompts_per_step, experiment.calibration.rewards_per_prompt
+    algorithm = assembly.ctrl(
+        parts, mesh, policy, beta=policy.beta or 0.3, num_references=references, eos_ids=(NO_EOS,)
+    )
+    state = programs.init_state(
+        parameters.adapt_decoder(parts, mesh, key, reference),
+        optimizers.policy(policy),
+        mesh,
+        algorithm.start(),
+    )
     tokens = jax.random.randint(key, (count, data.prompt_length), 0, sizes.policy.vocabulary_size)
     prompts = Prompts(tokens, jnp.full(count, data.prompt_length), jnp.arange(count, dtype=jnp.uint32))
     rewards = jnp.sort(jax.random.normal(key, (count, references)), axis=-1)
     score, scorer = _score(sizes, mesh, key, reference)
-    step = build.policy_step(
+    step = assembly.policy_step(
         parts,
         mesh,
         policy,
-        policy.objective.transformed(references),
-        build.policy_optimizer(policy),
+        algorithm,
+        optimizers.policy(policy),
         score,
         key=key,
         max_length=data.response_length,
         eos_ids=(NO_EOS,),
     )
-    return Step(step, state, reference, shard(mesh, build.PolicyBatch(prompts, rewards)), scorer)
+    return Step(step, state, reference, shard(mesh, PolicyBatch(prompts, rewards)), scorer)
 
 
 def _score(
     sizes: plan.Sizes, mesh: Mesh, key: jax.Array, reference: Params
-) -> tuple[build.Score, Callable[[Prompts, Responses], str] | None]:
+) -> tuple[Score, Callable[[Prompts, Responses], str] | None]:
     """(the reward, the text of its compiled program)"""
     if sizes.reward is None:
         # The user's function would be given what random weights write.
@@ -132,17 +135,17 @@ def _score(
             return rewards[shape]
 
         return constant, None
-    parts = build.models(sizes.reward, sizes.reward_lora, fused_attention=attention.has_kernel(mesh))
+    parts = networks.create(sizes.reward, sizes.reward_lora, fused_attention=attention.has_kernel(mesh))
     if sizes.reward == sizes.policy:
         trunk = reference
     else:
-        trunk = jax.tree.map(lambda x: x.astype(parts.architecture.dtype), build.init_decoder(parts, mesh, key))
-    frozen, trained = build.adapt_reward(parts, mesh, key, trunk)
+        trunk = jax.tree.map(lambda x: x.astype(parts.architecture.dtype), parameters.init_decoder(parts, mesh, key))
+    frozen, trained = parameters.adapt_reward(parts, mesh, key, trunk)
     params = lora.overlay(frozen, trained)
-    scorer = build.scorer(parts, mesh)
+    score = scorer(parts, mesh)
     return (
-        lambda prompts, responses: scorer(params, prompts, responses),
-        lambda prompts, responses: _text(scorer, params, prompts, responses),
+        lambda prompts, responses: score(params, prompts, responses),
+        lambda prompts, responses: _text(score, params, prompts, responses),
     )
 
 
@@ -162,10 +165,8 @@ def _by_program(found: Step) -> dict[str, float]:
     arguments = jax.block_until_ready(_sampling(found))
     sampling, rollouts = _seconds(lambda: found.step.sample(*arguments))
     scoring, rewards = _seconds(lambda: found.step.score(found.batch.prompts, rollouts.responses))
-    references = found.batch.reference_rewards
-    updating, (found.state, _) = _seconds(
-        lambda: found.step.update(found.state, found.reference, rollouts, rewards, references)
-    )
+    experience = Experience(rollouts, rewards, found.batch.reference_rewards)
+    updating, (found.state, _) = _seconds(lambda: found.step.update(found.state, found.reference, experience))
     return {"sample": sampling, "score": scoring, "update": updating}
 
 
@@ -228,10 +229,10 @@ def _texts(found: Step) -> dict[str, str]:
     arguments = _sampling(found)
     rollouts = found.step.sample(*arguments)
     rewards = found.step.score(found.batch.prompts, rollouts.responses)
-    references = found.batch.reference_rewards
+    experience = Experience(rollouts, rewards, found.batch.reference_rewards)
     texts = {
         "sample": _text(found.step.sample, *arguments),
-        "update": _text(found.step.update, found.state, found.reference, rollouts, rewards, references),
+        "update": _text(found.step.update, found.state, found.reference, experience),
     }
     if found.scorer is not None:
         texts["score"] = found.scorer(found.batch.prompts, rollouts.responses)

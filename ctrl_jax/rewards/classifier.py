@@ -8,16 +8,15 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh
 
-from ctrl_jax import build
 from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import Conversation
 from ctrl_jax.data.corpus import Corpus
 from ctrl_jax.data.pipelines import padded
 from ctrl_jax.devices import partitioning
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import attention, huggingface, weights
+from ctrl_jax.models import attention, huggingface, networks, weights
 from ctrl_jax.models.lora import Lora
-from ctrl_jax.rewards.reward import ROUNDING, Reward
+from ctrl_jax.rewards.reward import ROUNDING, Reward, scorer
 from ctrl_jax.runtime import hosts
 from ctrl_jax.types import Prompts, Responses
 
@@ -57,7 +56,7 @@ def reward(
     trunk = weights.load(folder, architecture, place=place)
     head = weights.load_reward_head(folder, architecture, place=place)
     params = {"params": {"trunk": trunk, "head": head}}
-    scorer = build.scorer(build.models(architecture, Lora(), fused_attention=attention.has_kernel(mesh)), mesh)
+    network = scorer(networks.create(architecture, Lora(), fused_attention=attention.has_kernel(mesh)), mesh)
     pad, context = huggingface.pad_token_id(folder), huggingface.context(folder)
 
     def tokens_of(conversation: Conversation, text: str) -> list[int]:
@@ -74,7 +73,7 @@ def reward(
     def score(prompts: Prompts, responses: Responses) -> Any:
         prompts, responses = hosts.addressable((prompts, responses))
         pairs = zip(corpus.conversations(prompts), corpus.texts(responses), strict=True)
-        return scorer(
+        return network(
             params, *_divided([[tokens_of(said, text) for text in texts] for said, texts in pairs], prompts.ids)
         )
 

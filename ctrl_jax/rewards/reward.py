@@ -1,12 +1,12 @@
 """What every reward is to the steps and the stages, wherever it comes from."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ctrl_jax.types import Prompts, Responses
+from jax.sharding import Mesh
 
-Score = Callable[[Prompts, Responses], Any]
-"""Raw rewards [B, N] of responses: a jitted network, or a function of the host."""
+from ctrl_jax.devices.programs import batch_spec, reader
+from ctrl_jax.models.networks import Networks
+from ctrl_jax.types import RewardApply, Score
 
 
 class Reward(NamedTuple):
@@ -25,3 +25,9 @@ class Reward(NamedTuple):
 ROUNDING = {"float32": 0.02, "bfloat16": 0.1}
 """The tolerance of a network by its dtype: rounding differs between devices, and another network's answers differ by
 far more."""
+
+
+def scorer(parts: Networks, mesh: Mesh) -> RewardApply:
+    """The program (reward parameters, prompts, responses) to raw rewards [B, N] of a network."""
+    batch = batch_spec(mesh)
+    return reader(mesh, parts.reward, (batch, batch), batch)

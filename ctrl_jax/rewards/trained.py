@@ -2,13 +2,13 @@
 
 from jax.sharding import Mesh
 
-from ctrl_jax import build
-from ctrl_jax.rewards.reward import ROUNDING, Reward
+from ctrl_jax.models import networks
+from ctrl_jax.rewards.reward import ROUNDING, Reward, scorer
 from ctrl_jax.types import Params
 
 
-def reward(models: build.Models, mesh: Mesh, params: Params, *, fingerprint: str) -> Reward:
+def reward(models: networks.Networks, mesh: Mesh, params: Params, *, fingerprint: str) -> Reward:
     """The raw rewards that a reward model's variables give; `fingerprint` names these variables."""
-    scorer = build.scorer(models, mesh)
+    score = scorer(models, mesh)
     tolerance = ROUNDING[models.architecture.dtype]
-    return Reward(lambda prompts, responses: scorer(params, prompts, responses), fingerprint, tolerance=tolerance)
+    return Reward(lambda prompts, responses: score(params, prompts, responses), fingerprint, tolerance=tolerance)

@@ -1,9 +1,9 @@
 """Checkpoints of everything a job needs to go on as if it had never stopped; a thin layer over Orbax.
 
-What is added to Orbax: a checkpoint of another configuration or structure is refused by name; every file's checksum is
-checked before it is read (Orbax restores some flipped bits in silence), and a damaged checkpoint is told and set aside;
-and the best is kept beside the newest. Orbax can do the last, but reads the metrics of every checkpoint at its start
-for it, and stops at those of a damaged one.
+The layer adds: a checkpoint of another configuration or structure is refused by name; every file's checksum is
+checked before it is read (Orbax restores some flipped bits in silence), and a damaged checkpoint is reported and set
+aside; and the best is kept beside the newest. Orbax can do the last, but reads the metrics of every checkpoint at its
+start for it, and stops at those of a damaged one.
 """
 
 import contextlib
@@ -91,7 +91,7 @@ class Checkpoints:
     def restore(self, abstract_state: State) -> tuple[int, State, dict[str, Any]] | None:
         """The newest checkpoint that is whole as (step, state, data), or None where there is none.
 
-        Those that are not are told, and moved to `damaged-<step>`.
+        Those that are not whole are reported, and moved to `damaged-<step>`.
 
         Args:
           abstract_state: the pytree to fill, of arrays or of `jax.ShapeDtypeStruct`s, with the shardings wanted, which

@@ -43,7 +43,7 @@ COUNTS_AND_IDS = (
     ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST"),
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 )
-"""The variables of the environment that tell how many processes there are, and which is this one."""
+"""The environment variables that give the number of processes, and which one this is."""
 
 
 class NotJoined(RuntimeError):
@@ -57,11 +57,11 @@ _OF_OTHERS = ("UNKNOWN", "UNAVAILABLE", "ABORTED", "CANCELLED", "DEADLINE_EXCEED
 def start(*, asked: bool = False) -> None:
     """Joins the other processes of the job, if there are any, before anything else is asked of jax.
 
-    The environment tells of them: what Slurm's srun and Open MPI set; or JAX_COORDINATOR_ADDRESS, the host:port of the
-    first process, with JAX_NUM_PROCESSES and JAX_PROCESS_ID. On a TPU pod they are found where they are asked for.
+    The environment names them: by the variables of Slurm's srun and Open MPI; or by JAX_COORDINATOR_ADDRESS, the
+    host:port of the first process, with JAX_NUM_PROCESSES and JAX_PROCESS_ID. On a TPU pod jax finds them, if asked.
 
     Raises:
-      InputError: if the environment is incomplete, or tells of no others though they are asked for.
+      InputError: if the environment is incomplete, or names no others though they are asked for.
       NotJoined: if not all of them have started within JOIN_SECONDS. The process has to `leave` then: a usual exit
         may wait for them.
     """
@@ -69,7 +69,7 @@ def start(*, asked: bool = False) -> None:
     names = next((names for names in COUNTS_AND_IDS if all(name in os.environ for name in names)), None)
     count = _number(names[0]) if names else 1
     if names and names[0] == "SLURM_NTASKS" and os.environ.get("SLURM_STEP_NUM_TASKS") == "1":
-        count = 1  # the shell of salloc, which is told the tasks of the whole allocation
+        count = 1  # the shell of salloc, which sees the tasks of the whole allocation
     options: dict[str, Any] = {}
     if address is not None:
         host, _, port = address.rpartition(":")
@@ -80,13 +80,13 @@ def start(*, asked: bool = False) -> None:
             )
         if names is None:
             raise InputError(
-                f"JAX_COORDINATOR_ADDRESS is {address}, but nothing tells how many processes there are, and which is "
-                "this one. Set JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0) too."
+                f"JAX_COORDINATOR_ADDRESS is {address}, but the number of processes, and which one this is, are not "
+                "set. Set JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0) too."
             )
         process = _number(names[1])
         if process >= count:
             raise InputError(f"{names[1]} is {process} and {names[0]} {count}; number the processes from 0.")
-        # All is told. To detect more would take one device for each of a machine's processes.
+        # Everything is given explicitly; auto-detection would take one device for each of a machine's processes.
         options = {"coordinator_address": address, "num_processes": count, "process_id": process}
         options["cluster_detection_method"] = "deactivate"
         listening = _own_address(host)
@@ -96,8 +96,8 @@ def start(*, asked: bool = False) -> None:
         return
     elif names is not None and names[0] != "SLURM_NTASKS" and "OMPI_MCA_orte_hnp_uri" not in os.environ:
         raise InputError(
-            f"{names[0]} is {count}, but nothing tells where the first process is (Open MPI does until its version 4). "
-            "Set JAX_COORDINATOR_ADDRESS to its host and a free port, such as node1:8476."
+            f"{names[0]} is {count}, but the address of the first process is not known (Open MPI names it "
+            "until its version 4). Set JAX_COORDINATOR_ADDRESS to its host and a free port, such as node1:8476."
         )
     handler = signal.getsignal(signal.SIGTERM)
     limit = _seconds("CTRL_JAX_JOIN_SECONDS", JOIN_SECONDS)
@@ -105,7 +105,7 @@ def start(*, asked: bool = False) -> None:
         _join(options, limit)
     except ValueError as error:
         raise InputError(
-            "--distributed is given, but nothing tells of other processes: neither JAX_COORDINATOR_ADDRESS nor Slurm's "
+            "--distributed is given, but no other process is known: neither JAX_COORDINATOR_ADDRESS nor Slurm's "
             f"or Open MPI's variables are set, and this is no TPU pod ({error}). Leave it out on a single machine."
         ) from error
     if not several():
@@ -209,18 +209,18 @@ def check_alike(facts: Mapping[str, str]) -> None:
     if not several():
         return
     mine = json.dumps({"host": socket.gethostname(), "facts": dict(facts)})
-    told = [json.loads(text) for text in _exchange("facts", mine)]
-    usual = Counter(json.dumps(one["facts"], sort_keys=True) for one in told).most_common(1)[0][0]
+    all_facts = [json.loads(text) for text in _exchange("facts", mine)]
+    usual = Counter(json.dumps(one["facts"], sort_keys=True) for one in all_facts).most_common(1)[0][0]
     expected = json.loads(usual)
     differing = []
-    for index, one in enumerate(told):
+    for index, one in enumerate(all_facts):
         names = [name for name in {**expected, **one["facts"]} if expected.get(name) != one["facts"].get(name)]
         shown = "; ".join(f"{name} is {one['facts'].get(name)}, elsewhere {expected.get(name)}" for name in names[:3])
         if names:
             differing.append(f"process {index} on {one['host']} differs: {shown}")
     if differing:
         raise InputError(
-            f"All {len(told)} processes have to run the same program on the same options, but "
+            f"All {len(all_facts)} processes have to run the same program on the same options, but "
             f"{', and '.join(differing)}. Start all of them alike."
         )
 
@@ -329,9 +329,9 @@ def addressable(tree: Any) -> Any:
 
 
 def explain(error: Exception) -> str | None:
-    """What to do about an error that the end of another process may explain, or None where there is no other.
+    """The remedy for an error that the end of another process may explain, or None where there is no other process.
 
-    The error alone does not tell a process that was lost from a program that fails on all of them.
+    By the error alone, a lost process looks like a program that fails on all of them.
     """
     text = str(error)
     if not several() or not isinstance(error, jax.errors.JaxRuntimeError) or not text.startswith(_OF_OTHERS):

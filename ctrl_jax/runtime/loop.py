@@ -3,7 +3,7 @@
     with open_training("policy", state, batches, ...) as training:
         for update in training.updates(step):  # the next one is under way when an update's metrics are read
             training.refuse_unsound(update)
-            rows = training.report(update, columns=("loss",))
+            rows = training.report(update)
             training.save(update, score=lowest_loss(rows))
     return training.state
 
@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ctrl_jax import build
+from ctrl_jax.devices import programs
 from ctrl_jax.devices.mesh import shard
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime import preemption
@@ -32,6 +32,7 @@ from ctrl_jax.runtime.compilations import compilations
 from ctrl_jax.runtime.console import Bar, progress, say
 from ctrl_jax.runtime.metrics import MetricWriter, Row
 from ctrl_jax.runtime.stages import write_arrays
+from ctrl_jax.types import Metric
 
 
 class Batches(Protocol):
@@ -69,6 +70,7 @@ def open_training(
     state: Any,
     batches: Batches,
     *,
+    metrics: Sequence[Metric],
     mesh: Mesh,
     steps: int,
     checkpoint_every: int,
@@ -84,6 +86,7 @@ def open_training(
       label: names the training in the progress bar and in messages.
       state: where a first run starts.
       batches: moved to the checkpoint's position.
+      metrics: the algorithm's, in the order in which a step computes them.
       mesh: the devices that a batch is split over.
       steps: updates in all. Where they are all made, nothing is written.
       checkpoint_every: updates between checkpoints; the last is always kept.
@@ -102,7 +105,9 @@ def open_training(
         if restored is not None:
             start, state, position = restored
             batches.set_state(position)
-        training = Training(label, state, batches, mesh, start, steps, checkpoint_every, directory, checkpoints)
+        training = Training(
+            label, state, batches, metrics, mesh, start, steps, checkpoint_every, directory, checkpoints
+        )
         if start < steps:
             training.stop_asked = stack.enter_context(preemption.deferred())
             resume_step = None if restored is None else start
@@ -110,7 +115,7 @@ def open_training(
             stack.callback(training.writer.close)
             training.bar = stack.enter_context(progress(label, steps, start=start))
             training.saved, training.reported = resume_step, time.monotonic()
-            training.rows = np.asarray(build.first_rows(mesh, state.params))
+            training.rows = np.asarray(programs.first_rows(mesh, state.params))
         yield training
 
 
@@ -122,6 +127,7 @@ class Training:
     state: Any
     """The newest; where an update is under way, the one behind that."""
     batches: Batches
+    metrics: Sequence[Metric]
     mesh: Mesh
     start: int
     """Updates that were made before."""
@@ -187,7 +193,7 @@ class Training:
         Raises:
           InputError: naming what was not finite, and the files.
         """
-        reasons = [str(update.error)] if update.error else not_finite(update.metrics, self.state)
+        reasons = [str(update.error)] if update.error else not_finite(update.metrics, self.metrics, self.state)
         if not reasons:
             return
         self._save(update.step - 1, update.position)
@@ -200,15 +206,16 @@ class Training:
             "one."
         ) from update.error
 
-    def report(self, update: Update, *, columns: Sequence[str]) -> Sequence[Row]:
-        """Writes a row of metrics and shows its `columns`. Returns the last rows, this one at their end."""
+    def report(self, update: Update) -> Sequence[Row]:
+        """Writes a row of metrics and shows some. Returns the last rows, this one at their end."""
         values = {name: float(value) for name, value in update.metrics.items() if value.ndim == 0}
         if "first_rows" in update.metrics:
             before, self.rows = self.rows, np.asarray(update.metrics["first_rows"])
             values["largest_update"] = float(np.max(np.abs(self.rows - before)))
         values["seconds"], self.reported = time.monotonic() - self.reported, time.monotonic()
         self.writer.write(update.step, values)
-        self.bar.update(update.step, {name: values[name] for name in columns if name in values})
+        shown = [metric.name for metric in self.metrics if metric.shown and metric.name in values]
+        self.bar.update(update.step, {name: values[name] for name in shown})
         return self.writer.recent
 
     def save(self, update: Update, *, score: float) -> None:
@@ -229,7 +236,7 @@ class Training:
     def _save(self, step: int, position: dict[str, Any]) -> None:
         if self.saved != step:
             self.writer.sync()
-            self.checkpoints.save(step, build.last_sound(self.state), position, score=self.score)
+            self.checkpoints.save(step, programs.last_sound(self.state), position, score=self.score)
             self.saved = step
 
     def _warn_of_recompilation(self, step: int, compiled: Mapping[str, float]) -> None:
@@ -250,19 +257,19 @@ def lowest_loss(rows: Sequence[Row]) -> float:
     return -sum(row["loss"] for row in rows) / len(rows)
 
 
-def not_finite(metrics: Mapping[str, jax.Array], state: Any) -> list[str]:
+def not_finite(values: Mapping[str, jax.Array], metrics: Sequence[Metric], state: Any) -> list[str]:
     """What is not finite in a step's metrics, in the order of its computation: `the loss is nan`.
 
     Of a gradient also the parameters that it goes wrong in.
     """
     wrong = [
-        f"the {name.replace('_', ' ')} is {float(metrics[name])}"
-        for name in build.GUARDED
-        if name in metrics and not math.isfinite(metrics[name])
+        f"the {name.replace('_', ' ')} is {float(values[name])}"
+        for name in (metric.name for metric in metrics if metric.guarded)
+        if name in values and not math.isfinite(values[name])
     ]
-    if "gradient_norms" in metrics and not math.isfinite(metrics["gradient_norm"]):
+    if "gradient_norms" in values and not math.isfinite(values["gradient_norm"]):
         names = [name for name, _ in named(state.params)]
-        norms = metrics["gradient_norms"].tolist()
+        norms = values["gradient_norms"].tolist()
         bad = [name for name, norm in zip(names, norms, strict=True) if not math.isfinite(norm)]
         if bad:
             wrong[-1] += f" (in {len(bad)} of {len(names)} parameters, {bad[0]} the first)"

@@ -56,7 +56,7 @@ class MetricWriter:
         self._file = path.open("ab", buffering=0)
         events = path.with_name("tensorboard")
         events.mkdir(exist_ok=True)
-        # The second of its start names the file; a clock that jumped back shall not have it write over an older one.
+        # The second of its start names the file; after a clock jumped back, it must not write over an older one.
         self._tensorboard = EventsWriter(str(events / "events"), filename_suffix=f".{os.getpid()}")
         self._next_flush = time.monotonic()
         # Points of an earlier run from this step on are hidden.
@@ -73,7 +73,7 @@ class MetricWriter:
         with naming(self._path):
             line = _line({"step": step, **values}).encode()
             written = self._file.write(line)
-            if written < len(line):  # the last bytes of a disk: the rest tells why
+            if written < len(line):  # the last bytes of a disk: writing the rest raises the reason
                 self._file.write(line[written:])
         points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._event(Event(step=step, summary=Summary(value=points)))
@@ -81,7 +81,7 @@ class MetricWriter:
             self._wandb.log(values, step=step)
 
     def sync(self) -> None:
-        """Has the rows on disk: what counts on them, as a checkpoint does, shall not outlive them in a power cut."""
+        """Puts the rows on disk before a checkpoint that counts on them: a power cut must not take the rows alone."""
         if self._writes:
             with naming(self._path):
                 os.fsync(self._file.fileno())

@@ -131,7 +131,7 @@ def peak_memory() -> int:
 
 
 def _cpu() -> list[str]:
-    """The processor's model and instruction set, as far as the system tells."""
+    """The processor's model and instruction set, as far as the system reports them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What is kept on disk between jobs: stages keyed by what they depend on, the claim on a work directory, atomic files.
+"""Files that outlive a job: stages keyed by what they depend on, the claim on a work directory, atomic writes.
 
 Every file is written beside its place, synced, and moved there: a kill at any moment leaves the old one or the new. Of
 several processes of a job (hosts.py) the first alone writes.
@@ -91,10 +91,10 @@ class Stage:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Held by one job at a time; another waits here, and may then find the stage complete.
+        """One job at a time is within; another waits here, and may then find the stage complete.
 
-        What is damaged was set aside on entry, so that what is there is whole and of this key, or is made again. All
-        processes of the job enter together and leave together: what one wrote within, all see behind it.
+        Damaged files are set aside on entry: the rest is whole and of this key. All processes of the job enter and
+        leave together, so that afterwards all see what one wrote.
         """
         waiting = f"{self.directory.name} is being made by another process; waiting for it."
         with locked(self.directory / "lock", waiting) if hosts.first() else contextlib.nullcontext():
@@ -142,12 +142,12 @@ class Stage:
         write_json(self.directory / DONE, checksums.sealed(self.directory, self.files, about))
 
     def reopen(self) -> None:
-        """Takes back that it is complete, so that it can be finished again."""
+        """Removes the seal, so that the stage can be finished again."""
         if hosts.first():
             (self.directory / DONE).unlink(missing_ok=True)
 
     def supersede(self) -> Path:
-        """Sets all aside that is there, whole as it is, so that the stage is made anew. Returns where it is."""
+        """Sets all files aside, whole as they are, so that the stage is made anew. Returns their folder."""
         place = str(set_aside(self.directory, "superseded", self._entries())) if hosts.first() else None
         return Path(hosts.agree(place))
 
@@ -160,12 +160,12 @@ class Stage:
         write_json(self.directory / "stage.json", self.key)
         say(
             f"{self.directory} is damaged: {', '.join(damaged)} is missing or not what "
-            f"was written. What is there of it is set aside in {place.name}, and made again.",
+            f"was written. The damaged part is set aside in {place.name}, and made again.",
             style="yellow",
         )
 
     def _damaged(self) -> list[str]:
-        """The entries of the directory to set aside."""
+        """The entries of the directory that have to be set aside."""
         damaged, seal = [], self.directory / DONE
         try:
             described = fingerprint(read_json(self.directory / "stage.json")) == fingerprint(self.key)
@@ -198,7 +198,7 @@ def _free(directory: Path, kind: str) -> str:
 
 
 def set_aside(directory: Path, kind: str, names: Iterable[str]) -> Path:
-    """Moves what there is of `names` into a new folder `<kind>-<n>` of the directory, and returns it."""
+    """Moves the existing ones of `names` into a new folder `<kind>-<n>` of the directory, and returns it."""
     place = directory / _free(directory, kind)
     place.mkdir(parents=True)
     for name in names:
@@ -336,7 +336,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:  # a full disk: what is there of it shall not take the last room
+    except OSError:  # a full disk: the torn file must not take the last room
         temporary.unlink(missing_ok=True)
         raise
     _move(temporary, path)
@@ -369,7 +369,7 @@ def write_arrays(path: Path, **arrays: Any) -> None:
 class RowFile:
     """A .npy file that is written some rows at a time, from the first to the last, by one process at a time.
 
-    Until `finish` it lies beside its place as `<name>.partial`, with a note of how many rows of it are whole. After a
+    Until `finish` it is beside its place as `<name>.partial`, with a note of how many rows of it are whole. After a
     kill the next process goes on behind those.
 
     Args:

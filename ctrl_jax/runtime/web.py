@@ -1,7 +1,7 @@
 """A page for this machine alone: a loopback HTTP server of one HTML page and the functions behind its buttons.
 
-The page posts JSON to `/<name>` and reads JSON lines back as they are made. One function runs at a time; the next waits
-and is told so.
+The page posts JSON to `/<name>` and reads JSON lines back as they are made. One function runs at a time; the next
+waits, and the page says so.
 """
 
 import base64

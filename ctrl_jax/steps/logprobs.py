@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from ctrl_jax.steps import kl
-from ctrl_jax.types import Params, Unembed
+from ctrl_jax.types import Params, Policy, Prompts, Responses, Unembed
 
 _KEPT = "one number a token"
 """Names what a chunk keeps for its backward pass, beside its features."""
@@ -28,6 +28,25 @@ class Comparison(NamedTuple):
     """[B, N, T] of each token under the reference."""
     kl: jax.Array
     """[B, N, T] exact KL(policy || reference) of the next-token law, over the whole vocabulary."""
+
+
+def compare_policies(
+    policy: Policy,
+    params: Params,
+    reference: Params,
+    prompts: Prompts,
+    responses: Responses,
+    *,
+    temperature: float,
+    chunk_size: int,
+) -> Comparison:
+    """A policy and a reference of one network on given responses, as `compare` compares their features."""
+    features = policy.apply(params, prompts, responses)
+    reference_features = policy.apply(reference, prompts, responses)
+    return compare(
+        policy.unembed, params, features, reference, reference_features, responses.tokens,
+        temperature=temperature, chunk_size=chunk_size,
+    )  # fmt: skip
 
 
 def sampling_law(

@@ -76,6 +76,21 @@ class Moments:
         return Moments(mean.value, jax.lax.psum(squares, axis_name), mean.weight)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StandardError:
+    """That of a mean, as a reduction of its own."""
+
+    moments: Moments
+
+    @property
+    def value(self) -> jax.Array:
+        return self.moments.standard_error
+
+    def across(self, axis_name: str | tuple[str, ...] | None) -> "StandardError":
+        return StandardError(self.moments.across(axis_name))
+
+
 Axis = int | tuple[int, ...] | None
 
 

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ctrl_jax import __main__ as command_line
-from ctrl_jax import build
 from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.data import pretrained_tokenizers
+from ctrl_jax.devices import parameters
 from ctrl_jax.models import huggingface, peft, weights
 from ctrl_jax.pipeline import sft
 from ctrl_jax.pipeline.run import Run
@@ -129,7 +129,7 @@ def test_an_adapter_with_a_head_of_its_own_starts_an_untied_model(pretrained, ad
         mesh,
     )
     params = sft.run(run).params
-    wanted = jax.eval_shape(lambda: build.init_decoder(run.models, mesh, jax.random.key(0)))
+    wanted = jax.eval_shape(lambda: parameters.init_decoder(run.models, mesh, jax.random.key(0)))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, wanted)
     np.testing.assert_array_equal(params["params"]["head"]["kernel"], head.T)
     embedding = load_file(pretrained.base / "model.safetensors")["model.embed_tokens.weight"]

@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax import build, config
+from ctrl_jax import config
 from ctrl_jax.commands import sample_session as sample
 from ctrl_jax.commands.sample_session import Asked, Comparing, Drawn, Judge, Picked, Scored, Session
 from ctrl_jax.config import Decoding
 from ctrl_jax.data.conversations import Turn
+from ctrl_jax.devices import parameters
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
+from ctrl_jax.models import networks
+from ctrl_jax.pipeline import assembly, randomness
 from ctrl_jax.steps import sampling
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import Objective
@@ -27,7 +30,7 @@ EXPONENTIAL, RAW = (
 )
 EXPERIMENT = config.Experiment("letters", data=config.Data(prompt_length=8, response_length=LENGTH))
 MODEL = config.Model(width=16, layers=1, heads=2, kv_heads=1, mlp_width=16)
-PARTS = build.models(MODEL.architecture(len(LETTERS) + 2), config.Lora())
+PARTS = networks.create(MODEL.architecture(len(LETTERS) + 2), config.Lora())
 
 
 class Tokenizer:
@@ -60,7 +63,7 @@ def mesh():
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "streamer", functools.lru_cache(build.streamer))
+        patch.setattr(assembly, "streamer", functools.lru_cache(assembly.streamer))
         yield
 
 
@@ -68,7 +71,7 @@ def compiled_once():
 def params(mesh):
     # Large enough that responses differ, and end at different lengths.
     seeds = {"policy": 1, "reference": 2}
-    made = {side: build.init_decoder(PARTS, mesh, jax.random.key(seed)) for side, seed in seeds.items()}
+    made = {side: parameters.init_decoder(PARTS, mesh, jax.random.key(seed)) for side, seed in seeds.items()}
     return jax.tree.map(lambda x: 3 * x, made)
 
 
@@ -94,7 +97,7 @@ def test_the_responses_are_those_of_the_sampler(session, params):
         lambda *given: sampling.sample(PARTS.policy, *given, num_samples=5, max_length=LENGTH, eos_ids=(0, 1))
     )
     for side in ("policy", "reference"):
-        key = jax.random.fold_in(build.stage_key(EXPERIMENT.seed, f"sample, {side}"), 1)
+        key = jax.random.fold_in(randomness.stage_key(EXPERIMENT.seed, f"sample, {side}"), 1)
         rollouts = sampler(params[side], prompts, key)
         tokens, lengths = np.asarray(rollouts.responses.tokens[0]), np.asarray(rollouts.responses.lengths[0])
         assert len(set(lengths.tolist())) > 1

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from ctrl_jax import build, config
+from ctrl_jax import config
 from ctrl_jax.commands import report, summary, sweep_processes
 from ctrl_jax.commands import sweep_points as sweep
 from ctrl_jax.commands.sweep_points import Point
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import evaluate, results, train
+from ctrl_jax.pipeline import evaluate, randomness, results, train
 from ctrl_jax.pipeline.run import Run, claimed, contents
 from ctrl_jax.runtime import preemption
 from ctrl_jax.runtime.preemption import Preempted
@@ -217,7 +217,7 @@ def alone(points, tmp_path, monkeypatch):
 
     def evaluated(run: Run, aligned: None) -> dict:
         write_json(run.work_dir / "evaluation.json", EVALUATION)
-        results.seal(run.work_dir, run.claimed_config, draws=build.draws())
+        results.seal(run.work_dir, run.claimed_config, draws=randomness.draws())
         return EVALUATION
 
     def reported(work_dir: Path) -> Path:
@@ -265,7 +265,8 @@ import json, sys
 from pathlib import Path
 from ctrl_jax.runtime import hosts
 hosts.start()
-from ctrl_jax import build, config
+from ctrl_jax import config
+
 from ctrl_jax.commands import sweep_points as sweep
 from ctrl_jax.commands import train
 from ctrl_jax.pipeline import results

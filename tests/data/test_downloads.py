@@ -142,7 +142,7 @@ def test_what_is_too_large_too_slow_or_elsewhere_is_given_up(
         monkeypatch.setattr(downloads, name, value)
     with pytest.raises(InputError, match=words) as caught:
         fetch(f"{server.url}{path}", tmp_path / "file", **expected)
-    assert "--data.path" in str(caught.value)
+    assert "`data.path`" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,7 +176,7 @@ def test_a_full_disk_names_the_file(server, tmp_path):
 def test_another_file_than_recorded_is_refused(server, path, expected, words, tmp_path):
     with pytest.raises(InputError) as caught:
         fetch(f"{server.url}{path}", tmp_path / "file", **expected)
-    for word in [f"{server.url}{path}", "--data.path", *words]:
+    for word in [f"{server.url}{path}", "`data.path`", *words]:
         assert word in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -184,7 +184,7 @@ def test_another_file_than_recorded_is_refused(server, path, expected, words, tm
 def test_no_network_is_said_at_once(server, tmp_path):
     server.server_close()
     with pytest.raises(
-        InputError, match=rf"{server.url}/file could not be downloaded \(ConnectionError\).*--data.path"
+        InputError, match=rf"{server.url}/file could not be downloaded \(ConnectionError\).*`data.path`"
     ):
         fetch(f"{server.url}/file", tmp_path / "file")
 

@@ -119,7 +119,7 @@ def test_defective_rows_are_counted(tmp_path):
         (b'{"prompt": "\\ud83d alone"}', ["half of a character"]),
         (b'{"text": "a", "id": 3}', ["neither 'prompt' nor 'messages'", "'text', 'id'"]),
         (b"{}", ["no fields"]),
-        (b'{"chosen": "a", "rejected": "b"}', ["no prompt", "--data.source hh_rlhf"]),
+        (b'{"chosen": "a", "rejected": "b"}', ["no prompt", "`data.source=hh_rlhf"]),
         (b'{"prompt": 3}', ["'prompt' must be a text", "a number, 3"]),
         (b'{"prompt": null}', ["neither 'prompt' nor 'messages'"]),
         (b'{"prompt": " \\n"}', ["the prompt is empty"]),
@@ -145,9 +145,9 @@ def test_defective_rows_are_counted(tmp_path):
          b'"assistant", "content": "e"}]}', ["'messages'", "'rejected'", "reply to different turns"]),
         (b'{"messages": [{"role": "user", "content": "a", "tool_calls": [{"x": 1}]}]}', ["'tool_calls'", "not read"]),
         (b'{"instruction": "Do x", "input": "y", "output": "z"}',
-         ["--data.columns prompt=instruction+input response=output", "'instruction', 'input', 'output'"]),
-        (b'{"question": "a", "answer": "b"}', ["--data.columns prompt=question response=answer"]),
-        (b'{"conversations": [{"from": "human", "value": "a"}]}', ["--data.columns messages=conversations"]),
+         ["`data.columns` prompt=instruction+input response=output", "'instruction', 'input', 'output'"]),
+        (b'{"question": "a", "answer": "b"}', ["`data.columns` prompt=question response=answer"]),
+        (b'{"conversations": [{"from": "human", "value": "a"}]}', ["`data.columns` messages=conversations"]),
         (b'{"prompt": "a", "completion": "b"}', ["'completion', which is not read", "response=completion"]),
         (b'{"prompt": "a", "completion": "b", "label": true}', ["'completion', 'label'", "whose label is bad"]),
         (b'{"prompt": "a", "response": "b", "label": true}', ["'label' beside 'response'", "label=label"]),
@@ -235,11 +235,11 @@ SUM = USER | {"content": "What is 2+2?"}
         ),
         pytest.param(
             {"instruction": "Do x", "input": "y", "output": "z"},
-            "--data.columns prompt=instruction+input response=output",
+            "`data.columns` prompt=instruction+input response=output",
             id="instruction",
         ),
         pytest.param(
-            {"prompt": "q?", "completion": "c", "label": True}, "--data.columns response=completion", id="label"
+            {"prompt": "q?", "completion": "c", "label": True}, "`data.columns` response=completion", id="label"
         ),
     ],
 )

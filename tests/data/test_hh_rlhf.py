@@ -112,7 +112,7 @@ def test_a_folder_without_the_subset_is_named_with_what_was_looked_for(tmp_path)
     write(tmp_path / "helpful-base.jsonl", [row("Hi")])
     with pytest.raises(InputError) as caught:
         hh_rlhf.load("harmless-base", path=tmp_path, data_dir=tmp_path / "data")
-    for word in (str(tmp_path), "harmless-base/train.jsonl.gz", "harmless-base.jsonl.gz", "--data.path"):
+    for word in (str(tmp_path), "harmless-base/train.jsonl.gz", "harmless-base.jsonl.gz", "`data.path`"):
         assert word in str(caught.value)
 
 
@@ -142,7 +142,7 @@ def test_a_failed_download_names_the_way_out(tmp_path, monkeypatch):
     # Port 9 of this machine has no server.
     monkeypatch.setattr(hh_rlhf, "URL", "http://127.0.0.1:9/{file}")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with pytest.raises(InputError, match=r"http://127.0.0.1:9/harmless-base/train.*give --data.path"):
+    with pytest.raises(InputError, match=r"http://127.0.0.1:9/harmless-base/train.*give `data.path`"):
         hh_rlhf.load("harmless-base", path=None, data_dir=tmp_path)
 
 

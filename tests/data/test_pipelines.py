@@ -77,7 +77,7 @@ def test_pairs_that_the_cut_makes_equal_are_dropped_and_counted():
     assert found.examples.responses.tokens.shape == (2, 2, same)
     whole = pipelines.preference_pairs(records, TOKENIZER, **(cut | {"response_length": same + 1}))
     assert (whole.equal, whole.unended) == (0, len(first) > same + 1)
-    with pytest.raises(InputError, match=rf"1 have replies that are equal as far as --data.response-length {same}"):
+    with pytest.raises(InputError, match=rf"1 have replies that are equal as far as `data.response_length` {same}"):
         pipelines.preference_pairs(records[:1], TOKENIZER, **cut)
 
 
@@ -107,7 +107,7 @@ def test_chosen_replies_can_be_the_demonstrations():
     expected = pipelines.demonstrations(as_responses, TOKENIZER, **LENGTHS)
     np.testing.assert_array_equal(found.examples.responses.tokens, expected.examples.responses.tokens)
     pairs = [Record(record.prompt, None, record.chosen, record.rejected) for record in RECORDS]
-    with pytest.raises(InputError, match=r"--data\.demonstrations chosen"):
+    with pytest.raises(InputError, match=r"`data\.demonstrations=chosen`"):
         pipelines.demonstrations(pairs, TOKENIZER, **LENGTHS)
 
 
@@ -171,9 +171,9 @@ def test_records_without_replies_are_passed_over_until_there_are_none():
     bare = Record(RECORDS[0].prompt)
     assert len(pipelines.demonstrations([bare, RECORDS[1]], TOKENIZER, **LENGTHS).examples.prompts.ids) == 1
     assert len(pipelines.preference_pairs([bare, RECORDS[1]], TOKENIZER, **LENGTHS).examples.prompts.ids) == 1
-    with pytest.raises(InputError, match=r"None of the 2 .*prompts alone.*--sft.steps 0"):
+    with pytest.raises(InputError, match=r"None of the 2 .*prompts alone.*`sft.steps=0`"):
         pipelines.demonstrations([bare, bare], TOKENIZER, **LENGTHS)
-    with pytest.raises(InputError, match=r"None of the 1 .* 1 have a response, 0 a pair.*--reward-model.function"):
+    with pytest.raises(InputError, match=r"None of the 1 .* 1 have a response, 0 a pair.*`reward_model.function`"):
         pipelines.preference_pairs([Record(bare.prompt, "Yes.")], TOKENIZER, **LENGTHS)
 
 

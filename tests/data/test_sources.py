@@ -68,7 +68,7 @@ def test_what_would_be_downloaded_has_no_fingerprint(source):
 def test_a_missing_path_is_named(source, tmp_path):
     data = config.Data(source=source, path=str(tmp_path / "nowhere"))
     for function in (sources.fingerprint, lambda data: sources.load(data, tmp_path / "data")):
-        with pytest.raises(InputError, match=f"{tmp_path / 'nowhere'}.*--data.path"):
+        with pytest.raises(InputError, match=f"{tmp_path / 'nowhere'}.*`data.path`"):
             function(data)
 
 

@@ -106,7 +106,7 @@ def test_what_is_not_of_the_schema_is_named_with_its_place(row, words, tmp_path)
 
 
 def test_a_folder_without_comparisons_is_named_with_what_was_looked_for(tmp_path):
-    with pytest.raises(InputError, match=rf"{tmp_path}: no batch\*.json .*--data.path"):
+    with pytest.raises(InputError, match=rf"{tmp_path}: no batch\*.json .*`data.path`"):
         tldr.load(path=tmp_path, data_dir=tmp_path / "data")
 
 

@@ -274,7 +274,7 @@ def test_a_context_that_is_no_number_of_tokens_is_refused(tmp_path, value):
 
 def test_an_adapter_in_the_place_of_a_model_is_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"config\.json is missing.*PEFT adapter: give it as --model\.adapter"):
+    with pytest.raises(InputError, match=r"config\.json is missing.*PEFT adapter: give it as `model\.adapter`"):
         huggingface.read_config(tmp_path)
 
 

@@ -192,7 +192,7 @@ def test_a_base_may_be_the_current_folder(tmp_path, base, monkeypatch):
     [
         (
             {"base_model_name_or_path": "someone/other"},
-            r"'someone/other', and --model.path is .*base\. Give that model",
+            r"'someone/other', and `model.path` is .*base\. Give that model",
         ),
         ({"use_dora": True}, r"use_dora = True, which is not read. Merge the adapter into its base with peft"),
         ({"use_rslora": "yes"}, "use_rslora = 'yes', not true or false"),
@@ -256,7 +256,7 @@ def a_layer_too_many(tensors):
 
 def head_of_a_classifier(tensors):
     tensors["base_model.model.score.weight"] = np.zeros((1, 32), np.float32)
-    return r"score\.weight, the head of a classifier.*give the result as --reward-model\.path"
+    return r"score\.weight, the head of a classifier.*give the result as `reward_model\.path`"
 
 
 def magnitudes(tensors):

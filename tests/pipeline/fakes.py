@@ -17,16 +17,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ctrl_jax import build
 from ctrl_jax.commands import report, summary
 from ctrl_jax.commands.train import align
 from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, RewardModel, Supervised
+from ctrl_jax.devices import parameters, programs
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import weights
-from ctrl_jax.pipeline import evaluate, reward_model, rollouts, sft, stages
+from ctrl_jax.models import networks, weights
+from ctrl_jax.pipeline import assembly, evaluate, randomness, reward_model, rollouts, sft, stages
 from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.pipeline.run import Run
+from ctrl_jax.rewards import classifier, trained
 from ctrl_jax.runtime import checksums
 from ctrl_jax.runtime.stages import read_json, write_json
 from ctrl_jax.theory.objective import Objective
@@ -76,7 +77,7 @@ class Fakes:
         section = {sft.LABEL: "sft", reward_model.LABEL: "reward_model"}.get(label, "policy")
         self.made.append(section)
         options = without_neutral(getattr(self.experiment, section))
-        drawn = build.draws(), self.experiment.seed, stages.VERSIONS[section]
+        drawn = randomness.draws(), self.experiment.seed, stages.VERSIONS[section]
         model = without_neutral(self.experiment.model.lora)
         number = digest(value(state.params), value(next(batches)), batches._fingerprint, options, drawn, model)
         write_json(saved, {"fingerprint": fingerprint, "value": number})
@@ -86,7 +87,7 @@ class Fakes:
 
     def sampling(self, run, stage, params, score, num_samples):
         experiment = run.experiment
-        settings = (stage, value(params), experiment.seed, experiment.policy.temperature, build.draws())
+        settings = (stage, value(params), experiment.seed, experiment.policy.temperature, randomness.draws())
         settings += (run.corpus.tokenizer.eos_ids, experiment.model.dtype, stages.VERSIONS)
         length = experiment.data.response_length
 
@@ -138,26 +139,30 @@ def key_data(key):
     return np.asarray(jax.random.key_data(key))
 
 
-BUILD = {
-    "check_parameters_divide": lambda *_: None,
-    "init_decoder": lambda parts, mesh, key: {"key": key_data(key), "sizes": np.array([digest(parts.architecture)])},
-    "adapt_decoder": lambda parts, mesh, key, params: {"key": key_data(key), "params": params},
-    "adapt_reward": lambda parts, mesh, key, params: ({}, {"key": key_data(key), "params": params}),
-    "merged": lambda parts, params: params,
-    "init_state": lambda params, *_: SimpleNamespace(params=params),
-    "sft_step": lambda *_, **__: None,
-    "reward_model_step": lambda *_, **__: None,
-    "policy_step": lambda *_, **__: None,
+FAKES = {
+    (parameters, "check_they_divide"): lambda *_: None,
+    (parameters, "init_decoder"): lambda parts, mesh, key: {
+        "key": key_data(key),
+        "sizes": np.array([digest(parts.architecture)]),
+    },
+    (parameters, "adapt_decoder"): lambda parts, mesh, key, params: {"key": key_data(key), "params": params},
+    (parameters, "adapt_reward"): lambda parts, mesh, key, params: ({}, {"key": key_data(key), "params": params}),
+    (networks, "merged"): lambda parts, params: params,
+    (programs, "init_state"): lambda params, *_: SimpleNamespace(params=params),
+    (assembly, "sft_step"): lambda *_, **__: None,
+    (assembly, "reward_model_step"): lambda *_, **__: None,
+    (assembly, "policy_step"): lambda *_, **__: None,
 }
 
 
 @pytest.fixture
 def fakes(monkeypatch):
     fakes = Fakes()
-    for name, fake in BUILD.items():
-        monkeypatch.setattr(build, name, fake)
+    for (module, name), fake in FAKES.items():
+        monkeypatch.setattr(module, name, fake)
     monkeypatch.setattr(Objective, "beta", lambda *_: 1.0)
-    monkeypatch.setattr(build, "scorer", fakes.scorer)
+    monkeypatch.setattr(trained, "scorer", fakes.scorer)
+    monkeypatch.setattr(classifier, "scorer", fakes.scorer)
     monkeypatch.setattr(rollouts, "_sampling", fakes.sampling)
     monkeypatch.setattr(weights, "load", fake_weights)
     monkeypatch.setattr(weights, "load_reward_head", fake_weights)

@@ -1,4 +1,4 @@
-"""Batches of rollouts; what they hold is in tests/pipeline/test_calibrate.py and tests/test_build.py."""
+"""Batches of rollouts; what they hold is in tests/pipeline/test_calibrate.py and tests/devices/test_programs.py."""
 
 import contextlib
 import os

@@ -10,15 +10,15 @@ import pytest
 import tyro
 
 from ctrl_jax import __main__ as command_line
-from ctrl_jax import build
 from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.config import Data, Experiment, Lora, Model, Policy, RewardModel, Supervised
+from ctrl_jax.devices import parameters
 from ctrl_jax.devices.accelerators import KINDS, Accelerator
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import costs
+from ctrl_jax.models import costs, networks
 from ctrl_jax.models.costs import Work
-from ctrl_jax.pipeline import rollouts
+from ctrl_jax.pipeline import assembly, optimizers, rollouts
 from ctrl_jax.planning import plan
 from ctrl_jax.types import Prompts
 from tests.pipeline.pretrained import CLASSIFIER, CONFIG
@@ -125,8 +125,8 @@ def test_devices_share_the_work_and_exchange_gradients():
 @pytest.mark.parametrize(
     ("optimizer", "moments"),
     [
-        (build.supervised_optimizer(Supervised()), plan.SUPERVISED_MOMENTS),
-        (build.policy_optimizer(Policy()), plan.POLICY_MOMENTS),
+        (optimizers.supervised(Supervised()), plan.SUPERVISED_MOMENTS),
+        (optimizers.policy(Policy()), plan.POLICY_MOMENTS),
     ],
 )
 def test_the_moments_are_what_the_optimisers_keep(optimizer, moments):
@@ -286,13 +286,13 @@ def test_memory_of_sampling_is_about_xlas(shape):
     """With a prefill that takes more than the decoding, and less; with tails that copy prompts, and without."""
     batch = costs.Batch(*shape)
     model = Model(width=64, layers=3, heads=4, kv_heads=2, mlp_width=128).architecture(512)
-    parts = build.models(model, Lora())
+    parts = networks.create(model, Lora())
     prompts = Prompts(
         jax.ShapeDtypeStruct((batch.prompts, batch.prompt_length), jnp.int32),
         *[jax.ShapeDtypeStruct((batch.prompts,), jnp.int32)] * 2,
     )
-    params = jax.eval_shape(lambda: build.init_decoder(parts, make_mesh(1), jax.random.key(0)))
-    sample = build.sampler(
+    params = jax.eval_shape(lambda: parameters.init_decoder(parts, make_mesh(1), jax.random.key(0)))
+    sample = assembly.sampler(
         parts, make_mesh(1), num_samples=batch.samples, max_length=batch.response_length, eos_ids=(0,), temperature=1.0
     )
     held = sample.lower(params, prompts, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes

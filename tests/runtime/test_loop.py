@@ -13,14 +13,16 @@ import numpy as np
 import optax
 import pytest
 
-from ctrl_jax import build
-from ctrl_jax.build import TrainState
+from ctrl_jax.algorithms.sft import Sft
 from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.data.pipelines import batches
+from ctrl_jax.devices import parameters, programs
 from ctrl_jax.devices.mesh import make_mesh, replicate
+from ctrl_jax.devices.programs import TrainState
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import lora
-from ctrl_jax.pipeline import replay
+from ctrl_jax.models import lora, networks
+from ctrl_jax.pipeline import assembly, optimizers, replay
+from ctrl_jax.rewards.reward import scorer
 from ctrl_jax.runtime import loop, preemption
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.compilations import compilations
@@ -28,8 +30,7 @@ from ctrl_jax.runtime.loop import lowest_loss, open_training
 from ctrl_jax.runtime.metrics import MetricWriter, read_metrics
 from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.stages import read_arrays, write_arrays
-from ctrl_jax.steps import kl_budget
-from ctrl_jax.types import Prompts
+from ctrl_jax.types import PolicyBatch, Prompts
 
 DATA = np.arange(1, 9, dtype=np.float32)
 
@@ -45,10 +46,10 @@ def train(
         if diverges_at is not None:
             loss = jnp.where(state.step + 1 == diverges_at, jnp.nan, loss)
         metrics = {"loss": loss, "gradient_norm": loss, "gradient_norms": loss[None]}
-        return build.Change({"final_norm": {"scale": -batch.sum()[None]}}), metrics
+        return programs.Change({"final_norm": {"scale": -batch.sum()[None]}}), metrics
 
     optimizer, params = optax.sgd(1.0), {"final_norm": {"scale": jnp.zeros(1)}}
-    step = build.guarded(mesh, optimizer, step)
+    step = programs.guarded(mesh, optimizer, step, Sft(None, 1).guarded)
 
     def counted(state, batch):
         if before is not None:
@@ -59,6 +60,7 @@ def train(
         "sum",
         replicate(mesh, TrainState(jnp.int32(0), params, optimizer.init(params))),
         batches(DATA, batch_size=8, seed=0) if data is None else data,
+        metrics=Sft.metrics,
         mesh=mesh,
         steps=steps,
         checkpoint_every=every,
@@ -73,7 +75,7 @@ def take(training, step, score=lowest_loss):
     """The loop as pipeline/train.py has it."""
     for update in training.updates(step):
         training.refuse_unsound(update)
-        rows = training.report(update, columns=("loss",))
+        rows = training.report(update)
         training.save(update, score=score(rows))
 
 
@@ -271,12 +273,13 @@ def test_the_steps_of_the_smoke_run_compile_each_program_once(tmp_path, monkeypa
     request.addfinalizer(lambda: jax.config.update("jax_disable_most_optimizations", False))
     experiment = load_experiment("smoke").experiment()
     settings, mesh = experiment.policy, make_mesh(1)
-    parts = build.models(experiment.model.architecture(512), experiment.model.lora)
-    reference = build.init_decoder(parts, mesh, jax.random.key(0))
-    reward = lora.overlay(*build.adapt_reward(parts, mesh, jax.random.key(1), reference))
-    scorer, optimizer = build.scorer(parts, mesh), build.policy_optimizer(settings)
-    step = build.policy_step(
-        parts, mesh, settings, settings.objective.transformed(16), optimizer, lambda *batch: scorer(reward, *batch),
+    parts = networks.create(experiment.model.architecture(512), experiment.model.lora)
+    reference = parameters.init_decoder(parts, mesh, jax.random.key(0))
+    reward = lora.overlay(*parameters.adapt_reward(parts, mesh, jax.random.key(1), reference))
+    score, optimizer = scorer(parts, mesh), optimizers.policy(settings)
+    algorithm = assembly.ctrl(parts, mesh, settings, beta=0.2, num_references=16, eos_ids=(1,))
+    step = assembly.policy_step(
+        parts, mesh, settings, algorithm, optimizer, lambda *batch: score(reward, *batch),
         key=jax.random.key(2), max_length=experiment.data.response_length, eos_ids=(1,),
     )  # fmt: skip
     size = experiment.calibration.prompts
@@ -293,8 +296,9 @@ def test_the_steps_of_the_smoke_run_compile_each_program_once(tmp_path, monkeypa
     monkeypatch.setattr(loop, "compilations", counted)
     with open_training(
         "smoke",
-        build.init_state(reference, optimizer, mesh, kl_budget.init(0.2, budget=settings.kl_budget)),
-        batches(build.PolicyBatch(prompts, rewards), batch_size=settings.prompts_per_step, seed=0),
+        programs.init_state(reference, optimizer, mesh, algorithm.start()),
+        batches(PolicyBatch(prompts, rewards), batch_size=settings.prompts_per_step, seed=0),
+        metrics=algorithm.metrics,
         mesh=mesh,
         steps=4,
         checkpoint_every=2,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ctrl_jax import build
+from ctrl_jax.models import costs
 from ctrl_jax.steps import logprobs
 
 B, N, T, D, V = 8, 2, 5, 6, 11
@@ -86,7 +86,7 @@ def test_the_loss_of_a_large_vocabulary_takes_less_than_a_tenth_of_its_logits(me
     weights = jax.ShapeDtypeStruct((width, vocabulary), jnp.float32)
     features = jax.ShapeDtypeStruct((8, 1, 512, width), jnp.float32)
     tokens = jax.ShapeDtypeStruct((8, 1, 512), jnp.int32)
-    chunk_size = build.chunk_size(vocabulary, None)
+    chunk_size = costs.chunk_size(vocabulary, None)
 
     def loss(weights, features, other, other_features, tokens):
         if measure == "token_log_probs":

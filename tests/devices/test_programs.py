@@ -13,17 +13,21 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from ctrl_jax import build, config
+from ctrl_jax import config
+from ctrl_jax.devices import parameters, programs
 from ctrl_jax.devices.mesh import make_mesh, replicate, shard
-from ctrl_jax.models import costs, lora
+from ctrl_jax.models import costs, lora, networks
+from ctrl_jax.pipeline import assembly, optimizers
+from ctrl_jax.rewards.reward import scorer
 from ctrl_jax.steps import kl_budget
-from ctrl_jax.types import Examples, Prompts, Responses
+from ctrl_jax.types import Examples, Experience, PolicyBatch, Prompts, Responses, Rollouts
 
 VOCABULARY, P, T, EOS = 24, 5, 6, 1
+GUARDED = ("raw_reward", "kl", "loss", "gradient_norm")
 # All sizes divide by 8, but not the heads of keys and values.
 MODEL = config.Model(width=32, layers=1, heads=8, kv_heads=2, mlp_width=8, tied_embeddings=False)
 SIZES = dataclasses.replace(MODEL.architecture(VOCABULARY), qkv_bias=True, output_bias=True)
-WHOLE, ADAPTED = build.models(SIZES, config.Lora()), build.models(SIZES, config.Lora(rank=2, alpha=4.0))
+WHOLE, ADAPTED = networks.create(SIZES, config.Lora()), networks.create(SIZES, config.Lora(rank=2, alpha=4.0))
 POLICY = config.Policy(steps=50, warmup_steps=0, samples_per_prompt=4, prompts_per_step=8, learning_rate=0.01)
 SUPERVISED = config.Supervised(steps=50, warmup_steps=0, learning_rate=0.01, batch_size=8)
 
@@ -64,8 +68,8 @@ def examples(samples: int, seed: int = 0, size: int = 8) -> Examples:
 def params(mesh: Mesh):
     """A policy, a reference that differs from it, and a reward model that tells responses apart."""
     key = jax.random.key(0)
-    policy, reference = (build.init_decoder(WHOLE, mesh, jax.random.fold_in(key, i)) for i in range(2))
-    _, reward = build.adapt_reward(WHOLE, mesh, jax.random.fold_in(key, 2), policy)
+    policy, reference = (parameters.init_decoder(WHOLE, mesh, jax.random.fold_in(key, i)) for i in range(2))
+    _, reward = parameters.adapt_reward(WHOLE, mesh, jax.random.fold_in(key, 2), policy)
     head = jax.random.normal(jax.random.fold_in(key, 3), (SIZES.width, 1))
     return policy, reference, lora.overlay(reward, {"params": {"head": {"kernel": replicate(mesh, head)}}})
 
@@ -76,49 +80,48 @@ def moved(trained, mesh: Mesh):
 
 
 def sft(mesh: Mesh):
-    optimizer = build.supervised_optimizer(SUPERVISED)
-    step = build.sft_step(WHOLE, mesh, optimizer)
-    return step, build.init_state(params(mesh)[0], optimizer, mesh), lambda i: ({}, shard(mesh, examples(1, i)))
+    optimizer = optimizers.supervised(SUPERVISED)
+    step = assembly.sft_step(WHOLE, mesh, optimizer)
+    return step, programs.init_state(params(mesh)[0], optimizer, mesh), lambda i: ({}, shard(mesh, examples(1, i)))
 
 
 def sft_of_adapters(mesh: Mesh):
-    optimizer = build.supervised_optimizer(SUPERVISED)
-    step = build.sft_step(ADAPTED, mesh, optimizer)
+    optimizer = optimizers.supervised(SUPERVISED)
+    step = assembly.sft_step(ADAPTED, mesh, optimizer)
     base = params(mesh)[0]
-    trained = moved(build.adapt_decoder(ADAPTED, mesh, jax.random.key(7), base), mesh)
-    return step, build.init_state(trained, optimizer, mesh), lambda i: (base, shard(mesh, examples(1, i)))
+    trained = moved(parameters.adapt_decoder(ADAPTED, mesh, jax.random.key(7), base), mesh)
+    return step, programs.init_state(trained, optimizer, mesh), lambda i: (base, shard(mesh, examples(1, i)))
 
 
 def reward_model(mesh: Mesh):
-    optimizer = build.supervised_optimizer(SUPERVISED)
-    step = build.reward_model_step(WHOLE, mesh, optimizer)
-    return step, build.init_state(params(mesh)[2], optimizer, mesh), lambda i: ({}, shard(mesh, examples(2, i)))
+    optimizer = optimizers.supervised(SUPERVISED)
+    step = assembly.reward_model_step(WHOLE, mesh, optimizer)
+    return step, programs.init_state(params(mesh)[2], optimizer, mesh), lambda i: ({}, shard(mesh, examples(2, i)))
 
 
 def reward_model_of_adapters(mesh: Mesh):
-    optimizer = build.supervised_optimizer(SUPERVISED)
-    step = build.reward_model_step(ADAPTED, mesh, optimizer)
-    frozen, trained = build.adapt_reward(ADAPTED, mesh, jax.random.key(7), params(mesh)[0])
-    state = build.init_state(moved(trained, mesh), optimizer, mesh)
+    optimizer = optimizers.supervised(SUPERVISED)
+    step = assembly.reward_model_step(ADAPTED, mesh, optimizer)
+    frozen, trained = parameters.adapt_reward(ADAPTED, mesh, jax.random.key(7), params(mesh)[0])
+    state = programs.init_state(moved(trained, mesh), optimizer, mesh)
     return step, state, lambda i: (frozen, shard(mesh, examples(2, i)))
 
 
-def policy(mesh: Mesh, beta: float | None = None, parts: build.Models = WHOLE):
+def policy(mesh: Mesh, beta: float | None = None, parts: networks.Networks = WHOLE):
     start, reference, reward = params(mesh)
-    optimizer = build.policy_optimizer(POLICY)
-    transformed = POLICY.objective.transformed(16)
+    optimizer = optimizers.policy(POLICY)
     given = dataclasses.replace(POLICY, beta=beta)
-    scorer = build.scorer(WHOLE, mesh)
-    step = build.policy_step(
-        parts, mesh, given, transformed, optimizer, lambda *batch: scorer(reward, *batch),
+    score = scorer(WHOLE, mesh)
+    algorithm = assembly.ctrl(parts, mesh, given, beta=beta or 0.2, num_references=16, eos_ids=(EOS,))
+    step = assembly.policy_step(
+        parts, mesh, given, algorithm, optimizer, lambda *batch: score(reward, *batch),
         key=jax.random.key(5), max_length=T, eos_ids=(EOS,),
     )  # fmt: skip
-    controller = kl_budget.init(beta or 0.2, budget=POLICY.kl_budget, held=beta is not None)
     if parts is ADAPTED:
-        start = moved(build.adapt_decoder(parts, mesh, jax.random.key(7), reference), mesh)
-    state = build.init_state(start, optimizer, mesh, controller)
+        start = moved(parameters.adapt_decoder(parts, mesh, jax.random.key(7), reference), mesh)
+    state = programs.init_state(start, optimizer, mesh, algorithm.start())
     rewards = np.sort(np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32), axis=-1)
-    return step, state, lambda i: (reference, shard(mesh, build.PolicyBatch(examples(1, i).prompts, rewards)))
+    return step, state, lambda i: (reference, shard(mesh, PolicyBatch(examples(1, i).prompts, rewards)))
 
 
 def policy_of_adapters(mesh: Mesh):
@@ -237,9 +240,12 @@ def test_an_update_that_float32_loses_leaves_the_first_rows(devices, learning_ra
     mesh, start = mesh_of(devices), jnp.linspace(0.5, 2, 8)
     params = replicate(mesh, {"final_norm": {"scale": start}, "q_proj": {"kernel": jnp.ones((8, 8))}})
     optimizer = optax.adam(learning_rate)
-    step = build.guarded(mesh, optimizer, lambda state: (build.Change(jax.tree.map(jnp.ones_like, state.params)), {
-        "loss": jnp.ones(())}))  # fmt: skip
-    _, metrics = step(build.init_state(params, optimizer, mesh))
+
+    def by_one(state):
+        return programs.Change(jax.tree.map(jnp.ones_like, state.params)), {"loss": jnp.ones(())}
+
+    step = programs.guarded(mesh, optimizer, by_one, ("loss",))
+    _, metrics = step(programs.init_state(params, optimizer, mesh))
     expected = np.concatenate([np.asarray(start), np.ones(8, np.float32)])
     np.testing.assert_allclose(metrics["first_rows"], expected - learning_rate, rtol=1e-6)
     assert (np.asarray(metrics["first_rows"]) != expected).all() == moves
@@ -252,21 +258,21 @@ def update_of(make: str, devices: int, micro_batches: int | None, samples: int =
     start, reference, reward = params(mesh)
     parts = ADAPTED if make.endswith("adapters") else WHOLE
     if make == "sft":
-        optimizer = build.supervised_optimizer(SUPERVISED)
-        step = build.sft_step(parts, mesh, optimizer, micro_batches=micro_batches)
-        return step, (build.init_state(start, optimizer, mesh), {}, shard(mesh, examples(1, size=size)))
+        optimizer = optimizers.supervised(SUPERVISED)
+        step = assembly.sft_step(parts, mesh, optimizer, micro_batches=micro_batches)
+        return step, (programs.init_state(start, optimizer, mesh), {}, shard(mesh, examples(1, size=size)))
     if make == "reward_model":
-        optimizer = build.supervised_optimizer(SUPERVISED)
-        step = build.reward_model_step(parts, mesh, optimizer, micro_batches=micro_batches)
-        return step, (build.init_state(reward, optimizer, mesh), {}, shard(mesh, examples(2, size=size)))
+        optimizer = optimizers.supervised(SUPERVISED)
+        step = assembly.reward_model_step(parts, mesh, optimizer, micro_batches=micro_batches)
+        return step, (programs.init_state(reward, optimizer, mesh), {}, shard(mesh, examples(2, size=size)))
     given = dataclasses.replace(POLICY, micro_batches=micro_batches, prompts_per_step=size, samples_per_prompt=samples)
-    optimizer = build.policy_optimizer(given)
-    transformed = given.objective.transformed(16)
-    step = build.policy_step(
+    optimizer = optimizers.policy(given)
+    algorithm = assembly.ctrl(parts, mesh, given, beta=0.2, num_references=16, eos_ids=(EOS,))
+    step = assembly.policy_step(
         parts,
         mesh,
         given,
-        transformed,
+        algorithm,
         optimizer,
         lambda *batch: None,
         key=jax.random.key(5),
@@ -274,13 +280,13 @@ def update_of(make: str, devices: int, micro_batches: int | None, samples: int =
         eos_ids=(EOS,),
     ).update
     if parts is ADAPTED:
-        start = moved(build.adapt_decoder(parts, mesh, jax.random.key(7), reference), mesh)
-    state = build.init_state(start, optimizer, mesh, kl_budget.init(0.2, budget=given.kl_budget))
+        start = moved(parameters.adapt_decoder(parts, mesh, jax.random.key(7), reference), mesh)
+    state = programs.init_state(start, optimizer, mesh, algorithm.start())
     batch, rng = examples(samples, size=size), np.random.default_rng(1)
-    rollouts = build.Rollouts(batch.prompts, batch.responses, np.zeros((size, samples, T), np.float32))
+    rollouts = Rollouts(batch.prompts, batch.responses, np.zeros((size, samples, T), np.float32))
     rewards = rng.normal(size=(size, samples)).astype(np.float32)
     references = np.sort(rng.normal(size=(size, 16)).astype(np.float32), axis=-1)
-    return step, (state, reference, *shard(mesh, (rollouts, rewards, references)))
+    return step, (state, reference, shard(mesh, Experience(rollouts, rewards, references)))
 
 
 @functools.cache
@@ -298,10 +304,11 @@ def test_micro_batches_change_no_update(make, devices, micro_batches):
 
 def spoiled_rewards(value):
     """The arguments of a policy step with one reward of many that is `value`."""
-    step, (state, reference, rollouts, rewards, references) = update_of("policy", 8, 1)
+    step, (state, reference, experience) = update_of("policy", 8, 1)
+    rewards = experience.raw
     rewards = np.array(rewards)
     rewards[3, 1] = value
-    return step, state, (reference, rollouts, shard(mesh_of(8), rewards), references)
+    return step, state, (reference, dataclasses.replace(experience, raw=shard(mesh_of(8), rewards)))
 
 
 def spoiled_gradient(value):
@@ -323,18 +330,17 @@ def test_a_step_that_is_not_finite_changes_nothing_and_neither_do_those_behind_i
     step, state, arguments = spoiled(value)
     before = jax.tree.map(np.array, state)  # a copy: the step takes the state over
     state, metrics = step(state, *arguments)
-    finite = {name: bool(np.isfinite(metrics[name])) for name in build.GUARDED if name in metrics}
+    finite = {name: bool(np.isfinite(metrics[name])) for name in GUARDED if name in metrics}
     assert next(name for name, sound in finite.items() if not sound) == wrong
     assert np.isfinite(metrics["gradient_norms"]).all() == finite["gradient_norm"]
     assert int(state.step) < 0
     if spoiled is spoiled_rewards:
         # One that was dispatched before the host knew.
-        reference, rollouts, rewards, references = arguments
-        state, metrics = step(
-            state, reference, rollouts, shard(mesh_of(8), np.nan_to_num(rewards, neginf=0)), references
-        )
-        assert all(np.isfinite(metrics[name]) for name in build.GUARDED)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(build.last_sound(state)), before)
+        reference, experience = arguments
+        sound = shard(mesh_of(8), np.nan_to_num(experience.raw, neginf=0))
+        state, metrics = step(state, reference, dataclasses.replace(experience, raw=sound))
+        assert all(np.isfinite(metrics[name]) for name in GUARDED)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(programs.last_sound(state)), before)
 
 
 def test_gradient_norms_are_those_of_the_parameters():
@@ -359,7 +365,7 @@ def test_a_batch_has_as_few_slices_as_fit(memory, limit, prompts, length):
         part = dataclasses.replace(whole, prompts=prompts // count)
         return costs.kept_activations(WHOLE.architecture, part, length=length, rematerialize=False)
 
-    count = build.default_micro_batches(WHOLE.architecture, whole, rematerialize=False, memory=memory)
+    count = costs.default_micro_batches(WHOLE.architecture, whole, rematerialize=False, memory=memory)
     divisors = [size for size in range(1, prompts + 1) if prompts % size == 0]
     assert count in divisors
     assert kept(count) <= limit or count == prompts
@@ -367,7 +373,7 @@ def test_a_batch_has_as_few_slices_as_fit(memory, limit, prompts, length):
 
 
 def test_a_step_cuts_its_batch_by_itself(monkeypatch):
-    monkeypatch.setattr(build, "default_micro_batches", lambda *_, **__: 4)
+    monkeypatch.setattr(costs, "default_micro_batches", lambda *_, **__: 4)
     step, arguments = update_of("policy", 1, None)
     assert step.lower(*arguments).as_text() == update_of("policy", 1, 4)[0].lower(*arguments).as_text()
 
@@ -378,15 +384,15 @@ def test_a_step_cuts_its_batch_by_itself(monkeypatch):
     [(131_072, None, 64), (131_072, 16e9, 476), (512, 141e9, 4096), (2**24, None, 1)],
 )
 def test_a_chunk_of_logits_is_a_share_of_the_memory(vocabulary, memory, expected):
-    assert build.chunk_size(vocabulary, memory) == expected
+    assert costs.chunk_size(vocabulary, memory) == expected
 
 
 def test_the_sampler_casts_its_weights_once():
     """Of a bfloat16 model's trained weights, float32: the loop over tokens reads none of them as they are."""
-    parts = build.models(dataclasses.replace(SIZES, dtype="bfloat16"), config.Lora())
+    parts = networks.create(dataclasses.replace(SIZES, dtype="bfloat16"), config.Lora())
     mesh, prompts = mesh_of(1), examples(1).prompts
-    params = build.init_decoder(parts, mesh, jax.random.key(0))
-    sample = build.sampler(parts, mesh, num_samples=2, max_length=T, eos_ids=(EOS,), temperature=1.0)
+    params = parameters.init_decoder(parts, mesh, jax.random.key(0))
+    sample = assembly.sampler(parts, mesh, num_samples=2, max_length=T, eos_ids=(EOS,), temperature=1.0)
 
     def read_by_loops(jaxpr):
         for equation in jaxpr.eqns:
@@ -406,14 +412,14 @@ def test_a_step_makes_no_copy_of_the_state_that_it_takes_over():
     def step(state):
         gradients = jax.tree.map(jnp.sin, state.params)
         norm = optax.tree.norm(gradients)
-        return build.Change(gradients), {"loss": norm, "gradient_norm": norm}
+        return programs.Change(gradients), {"loss": norm, "gradient_norm": norm}
 
-    optimizer = build.policy_optimizer(POLICY)
+    optimizer = optimizers.policy(POLICY)
     kernels = {name: {"kernel": jnp.ones((56, 72))} for name in ("q_proj", "gate_proj")}
-    state = build.init_state({"params": kernels}, optimizer, mesh_of(1))
+    state = programs.init_state({"params": kernels}, optimizer, mesh_of(1))
     jax.config.update("jax_disable_most_optimizations", False)
     try:
-        text = build.guarded(mesh_of(1), optimizer, step).lower(state).compile().as_text()
+        text = programs.guarded(mesh_of(1), optimizer, step, ("loss",)).lower(state).compile().as_text()
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
     assert "f32[56,72]" in text
@@ -431,7 +437,7 @@ def test_micro_batches_take_less_memory():
 def test_init_state_copies_the_parameters_that_a_step_gives_away():
     mesh = mesh_of(1)
     reference = params(mesh)[0]
-    state = build.init_state(reference, build.supervised_optimizer(SUPERVISED), mesh)
+    state = programs.init_state(reference, optimizers.supervised(SUPERVISED), mesh)
     pairs = zip(jax.tree.leaves(reference), jax.tree.leaves(state.params), strict=True)
     assert all(mine.unsafe_buffer_pointer() != given.unsafe_buffer_pointer() for given, mine in pairs)
 
@@ -439,7 +445,7 @@ def test_init_state_copies_the_parameters_that_a_step_gives_away():
 def test_only_adapters_and_head_are_trained():
     mesh = mesh_of(1)
     _, taken = history(reward_model_of_adapters, 1)
-    frozen, trained = build.adapt_reward(ADAPTED, mesh, jax.random.key(7), params(mesh)[0])
+    frozen, trained = parameters.adapt_reward(ADAPTED, mesh, jax.random.key(7), params(mesh)[0])
     assert jax.tree.structure(taken[-1][0].params) == jax.tree.structure(trained)
     assert trained.keys() == {"params", "lora"} and trained["params"].keys() == {"head"}
     # One copy of the weights: the trunk is the reference's own arrays.
@@ -451,14 +457,14 @@ def test_only_adapters_and_head_are_trained():
 def test_adapters_start_as_the_reference_and_merge_into_it():
     mesh = mesh_of(1)
     reference = params(mesh)[1]
-    trained = build.adapt_decoder(ADAPTED, mesh, jax.random.key(7), reference)
+    trained = parameters.adapt_decoder(ADAPTED, mesh, jax.random.key(7), reference)
     batch = examples(2)
     apply = jax.jit(ADAPTED.decoder.apply)
     expected = apply(reference, batch.prompts, batch.responses)
     np.testing.assert_array_equal(apply(lora.overlay(reference, trained), batch.prompts, batch.responses), expected)
     adapted = lora.overlay(reference, moved(trained, mesh))
-    merged = build.merged(ADAPTED, adapted)
-    assert merged.keys() == {"params"} and build.merged(ADAPTED, reference) is reference
+    merged = networks.merged(ADAPTED, adapted)
+    assert merged.keys() == {"params"} and networks.merged(ADAPTED, reference) is reference
     found = apply(merged, batch.prompts, batch.responses)
     assert np.abs(found - expected).max() > 0.01
     np.testing.assert_allclose(found, apply(adapted, batch.prompts, batch.responses), atol=1e-5)
@@ -467,7 +473,7 @@ def test_adapters_start_as_the_reference_and_merge_into_it():
 def test_what_is_trained_is_float32_whatever_the_weights_are():
     mesh = mesh_of(1)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params(mesh)[0])
-    state = build.init_state(half, build.supervised_optimizer(SUPERVISED), mesh)
+    state = programs.init_state(half, optimizers.supervised(SUPERVISED), mesh)
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
 
 
@@ -477,7 +483,7 @@ def test_the_controller_gets_the_kl_of_every_step_and_its_beta_is_the_next_steps
     for state, metrics in taken:
         assert metrics["beta"] == pytest.approx(float(budget.beta), rel=1e-6)
         budget = kl_budget.update(budget, jnp.asarray(metrics["kl"]))
-        assert state.budget.beta == pytest.approx(float(budget.beta), rel=1e-6)
+        assert state.extra.beta == pytest.approx(float(budget.beta), rel=1e-6)
     assert taken[-1][0].budget.beta != np.float32(0.2)
 
 
@@ -485,11 +491,11 @@ def test_a_given_beta_is_held():
     step, state, batch = policy(mesh_of(1), beta=0.5)
     for i in range(5):
         state, _ = step(state, *batch(i))
-    assert float(state.budget.beta) == np.float32(0.5)
+    assert float(state.extra.beta) == np.float32(0.5)
 
 
 def sampler(mesh: Mesh):
-    return build.sampler(WHOLE, mesh, num_samples=3, max_length=T, eos_ids=(EOS,), temperature=0.7)
+    return assembly.sampler(WHOLE, mesh, num_samples=3, max_length=T, eos_ids=(EOS,), temperature=0.7)
 
 
 @functools.cache
@@ -514,9 +520,9 @@ def measured(mesh: Mesh):
     """Scores, and the KL of a policy to a reference and to itself."""
     start, reference, reward = params(mesh)
     batch = examples(3)
-    rollouts = shard(mesh, build.Rollouts(batch.prompts, batch.responses, np.zeros((8, 3, T), np.float32)))
-    measure = build.kl_of_responses(WHOLE, mesh, temperature=0.7)
-    scores = build.scorer(WHOLE, mesh)(reward, rollouts.prompts, rollouts.responses)
+    rollouts = shard(mesh, Rollouts(batch.prompts, batch.responses, np.zeros((8, 3, T), np.float32)))
+    measure = assembly.kl_of_responses(WHOLE, mesh, temperature=0.7)
+    scores = scorer(WHOLE, mesh)(reward, rollouts.prompts, rollouts.responses)
     return jax.device_get((scores, measure(start, reference, rollouts), measure(start, start, rollouts)))
 
 
@@ -549,7 +555,7 @@ def communication(mesh: Mesh) -> dict[str, dict[str, int]]:
     step, state, supervised = sft(mesh)
     return {
         "sample": collectives(sampler(mesh), policy_params, batch.prompts, jax.random.key(1)),
-        "score": collectives(build.scorer(WHOLE, mesh), reward, batch.prompts, batch.responses),
+        "score": collectives(scorer(WHOLE, mesh), reward, batch.prompts, batch.responses),
         "update": collectives(step, state, *supervised(0)),
     }
 
@@ -572,61 +578,7 @@ def test_parameters_split_by_fsdp_are_gathered_once_a_program():
 def test_split_parameters_take_their_share_of_memory():
     for mesh in map(mesh_of, SPLIT):
         split = mesh.shape["fsdp"] * mesh.shape["model"]
-        state = build.init_state(params(mesh)[0], build.supervised_optimizer(SUPERVISED), mesh)
+        state = programs.init_state(params(mesh)[0], optimizers.supervised(SUPERVISED), mesh)
         whole = sum(x.nbytes for x in jax.tree.leaves(state))
         held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
         assert held < 1.3 * whole / split
-
-
-def test_stage_keys_differ_by_seed_and_stage():
-    keys = [build.stage_key(seed, stage) for seed in (0, 1) for stage in ("sft", "policy")]
-    assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}) == 4
-
-
-def test_the_policys_optimiser_is_adam_without_its_first_moment():
-    policy = config.Policy(steps=30, warmup_steps=5, learning_rate=1e-2)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 5, 30, 1e-3, exponent=2.0)
-    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b1=0.0, b2=0.99))
-    found, expected = (
-        _descended(optimizer, jnp.array([0.3, -2.0, 1e-4])) for optimizer in (build.policy_optimizer(policy), adam)
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def _descended(optimizer, start):
-    def step(carry, key):
-        x, state = carry
-        updates, state = optimizer.update(x + jax.random.normal(key, x.shape), state, x)
-        return (optax.apply_updates(x, updates), state), x
-
-    return jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(jax.random.key(0), 20))[1]
-
-
-def test_the_kl_stays_at_its_budget_for_the_second_half_and_with_momentum_it_does_not():
-    """A policy N(θ, 1) beside N(0, 1): KL = ½ |θ|² (times a constant), and a linear reward pulls θ to a / β."""
-    policy = config.Policy(kl_budget=0.6, steps=150, warmup_steps=10, learning_rate=1e-3)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 10, 150, 1e-4)
-    momentum = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
-    assert max(_kl_misses(build.policy_optimizer(policy), seed) for seed in range(3)) < 0.05
-    assert min(_kl_misses(momentum, seed) for seed in range(3)) > 0.05
-
-
-def _kl_misses(optimizer, seed, *, budget=0.6, beta=0.3, size=2000, scale=0.01, steps=150):
-    """The largest relative miss of a nine-step mean of the KL in the second half of a training with the controller."""
-    direction = jax.random.normal(jax.random.fold_in(jax.random.key(seed), 0), (size,))
-    target = direction / jnp.linalg.norm(direction) * np.sqrt(size) * scale
-    curvature = 2 * budget / (size * scale**2)
-
-    def step(carry, key):
-        theta, state, controller = carry
-        kl = curvature * jnp.sum(theta**2) / 2
-        noise = scale * jax.random.normal(key, theta.shape)
-        gradient = curvature * (theta - target * beta / controller.beta + noise)
-        updates, state = optimizer.update(gradient, state, theta)
-        return (optax.apply_updates(theta, updates), state, kl_budget.update(controller, kl)), kl
-
-    theta = jnp.zeros(size)
-    start = theta, optimizer.init(theta), kl_budget.init(beta, budget=budget)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), steps)
-    kls = np.asarray(jax.jit(lambda: jax.lax.scan(step, start, keys)[1])())
-    return np.abs(np.convolve(kls[steps // 2 :], np.ones(9) / 9, "valid") / budget - 1).max()

@@ -1,0 +1,190 @@
+"""Networks, algorithms and the pure steps, put together to compiled programs on a mesh."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from ctrl_jax import config
+from ctrl_jax.algorithms.bradley_terry import BradleyTerry
+from ctrl_jax.algorithms.ctrl import Ctrl
+from ctrl_jax.algorithms.protocol import Algorithm
+from ctrl_jax.algorithms.sft import Sft
+from ctrl_jax.devices import accelerators
+from ctrl_jax.devices.programs import Metrics, Step, TrainState, batch_spec, folder, reader, training_step
+from ctrl_jax.models import costs, lora, networks
+from ctrl_jax.models.networks import Networks
+from ctrl_jax.steps import kl, logprobs, sampling
+from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Rollouts, Score
+
+
+@dataclass(frozen=True)
+class PolicyStep:
+    """A step of an algorithm that learns from the policy's own responses, in three programs: the reward between them
+    may be a function of the host. Where it is not, nothing here waits for the host.
+    """
+
+    sample: Callable[[Params, Prompts, jax.Array], Rollouts]
+    score: Score
+    update: Step
+    """(state, reference, Experience) to (state, metrics)."""
+    key: Callable[[jax.Array], jax.Array]
+    """The random key of a step."""
+
+    def __call__(self, state: TrainState, reference: Params, batch: PolicyBatch) -> tuple[TrainState, Metrics]:
+        rollouts = self.sample(lora.overlay(reference, state.params), batch.prompts, self.key(state.step))
+        raw = self.score(batch.prompts, rollouts.responses)
+        return self.update(state, reference, Experience(rollouts, raw, batch.reference_rewards))
+
+
+def update(
+    parts: Networks,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    algorithm: Algorithm,
+    *,
+    micro_batches: int | None = None,
+) -> Step:
+    """The program (state, frozen parameters, batch) to (state, metrics) of any algorithm.
+
+    `micro_batches` are the slices of a device's part of a batch whose activations exist at a time; None chooses.
+    """
+
+    def count(batch: Any) -> int:
+        read = batch.rollouts if isinstance(batch, Experience) else batch
+        num_prompts, samples, length = read.responses.tokens.shape
+        shapes = costs.Batch(num_prompts, samples, read.prompts.tokens.shape[-1], length)
+        memory = accelerators.memory(mesh.devices.flat[0])
+        return micro_batches or costs.default_micro_batches(
+            parts.architecture, shapes, rematerialize=parts.decoder.rematerialize, memory=memory
+        )
+
+    return training_step(mesh, optimizer, algorithm, micro_batches=count)
+
+
+def sft_step(
+    parts: Networks, mesh: Mesh, optimizer: optax.GradientTransformation, *, micro_batches: int | None = None
+) -> Step:
+    """(state, frozen, demonstrations) to (state, metrics)."""
+    return update(parts, mesh, optimizer, Sft(parts.policy, chunk_size(parts, mesh)), micro_batches=micro_batches)
+
+
+def reward_model_step(
+    parts: Networks, mesh: Mesh, optimizer: optax.GradientTransformation, *, micro_batches: int | None = None
+) -> Step:
+    """(state, frozen, preference pairs) to (state, metrics)."""
+    return update(parts, mesh, optimizer, BradleyTerry(parts.reward), micro_batches=micro_batches)
+
+
+def ctrl(
+    parts: Networks, mesh: Mesh, policy: config.Policy, *, beta: float, num_references: int, eos_ids: tuple[int, ...]
+) -> Ctrl:
+    """CTRL as an experiment has it, from a β to start with."""
+    objective = policy.objective
+    return Ctrl(
+        policy=parts.policy,
+        transformed=objective.transformed(num_references),
+        procedure=objective.procedure,
+        beta=beta,
+        kl_budget=objective.kl_budget,
+        hold_beta=policy.beta is not None,
+        eos_ids=eos_ids,
+        temperature=policy.temperature,
+        chunk_size=chunk_size(parts, mesh),
+    )
+
+
+def policy_step(
+    parts: Networks,
+    mesh: Mesh,
+    policy: config.Policy,
+    algorithm: Algorithm,
+    optimizer: optax.GradientTransformation,
+    score: Score,
+    *,
+    key: jax.Array,
+    max_length: int,
+    eos_ids: tuple[int, ...],
+) -> PolicyStep:
+    """(state, reference, batch) to (state, metrics): sample, score, and update."""
+    sample = sampler(
+        parts,
+        mesh,
+        num_samples=policy.samples_per_prompt,
+        max_length=max_length,
+        eos_ids=eos_ids,
+        temperature=policy.temperature,
+    )
+    step = update(parts, mesh, optimizer, algorithm, micro_batches=policy.micro_batches)
+    return PolicyStep(sample, score, step, folder(mesh, key))
+
+
+def sampler(
+    parts: Networks, mesh: Mesh, *, num_samples: int, max_length: int, eos_ids: tuple[int, ...], temperature: float
+) -> Callable[[Params, Prompts, jax.Array], Rollouts]:
+    """(params, prompts, key) to Rollouts."""
+
+    def sample(params: Params, prompts: Prompts, key: jax.Array) -> Rollouts:
+        return sampling.sample(
+            parts.policy, networks.cast(parts, params), prompts, key,
+            num_samples=num_samples, max_length=max_length, eos_ids=eos_ids, temperature=temperature,
+        )  # fmt: skip
+
+    return reader(mesh, sample, (batch_spec(mesh), P()), batch_spec(mesh))
+
+
+def streamer(
+    parts: Networks,
+    mesh: Mesh,
+    *,
+    num_samples: int,
+    max_length: int,
+    eos_ids: tuple[int, ...],
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> tuple[Callable[[Params, Prompts, jax.Array], sampling.State], Callable[[Params, sampling.State], sampling.State]]:
+    """The sampler token by token: (params, prompts, key) to a state, and (params, state) to the next.
+
+    The second takes over the state that it is given (donation): use the one it returns.
+    """
+    law: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+
+    def start(params: Params, prompts: Prompts, key: jax.Array) -> sampling.State:
+        return sampling.start(
+            parts.policy, params, prompts, key,
+            num_samples=num_samples, max_length=max_length, eos_ids=eos_ids, **law,
+        )  # fmt: skip
+
+    def advance(params: Params, state: sampling.State) -> sampling.State:
+        return sampling.advance(parts.policy, params, state, eos_ids=eos_ids, **law)
+
+    batch = batch_spec(mesh)
+    specs: Any = sampling.State(batch, P(), batch, batch, batch, batch)  # type: ignore[arg-type]
+    return reader(mesh, start, (batch, P()), specs), reader(mesh, advance, (specs,), specs, donate=(1,))
+
+
+def kl_of_responses(
+    parts: Networks, mesh: Mesh, *, temperature: float
+) -> Callable[[Params, Params, Rollouts], jax.Array]:
+    """(policy params, reference params, rollouts of the policy) to the exact KL of each response [B, N], nats."""
+    chunks = chunk_size(parts, mesh)
+
+    def measure(params: Params, reference: Params, rollouts: Rollouts) -> jax.Array:
+        prompts, responses = rollouts.prompts, rollouts.responses
+        comparison = logprobs.compare_policies(
+            parts.policy, params, reference, prompts, responses, temperature=temperature, chunk_size=chunks
+        )
+        return kl.per_sequence(comparison.kl, responses.lengths)
+
+    batch = batch_spec(mesh)
+    return reader(mesh, measure, (batch,), batch, num_params=2)
+
+
+def chunk_size(parts: Networks, mesh: Mesh) -> int:
+    """Tokens whose logits exist at a time on a device of the mesh."""
+    return costs.chunk_size(parts.architecture.vocabulary_size, accelerators.memory(mesh.devices.flat[0]))

@@ -1,0 +1,73 @@
+"""What messages name as fields, and a user of the command line reads as options."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+import tyro
+
+from ctrl_jax.commands import flags
+from ctrl_jax.commands.flags import spelled
+from ctrl_jax.config import Experiment
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Lower `policy.kl_budget`, or raise it.", "Lower --policy.kl-budget, or raise it."),
+        ("Lower policy.kl_budget.", "Lower --policy.kl-budget."),
+        ("Give `data.source=files`.", "Give --data.source files."),
+        ("Leave it out by `sft.steps=0`.", "Leave it out by --sft.steps 0."),
+        ("`model.lora.rank` and (reward_model.path)", "--model.lora.rank and (--reward-model.path)"),
+        ("Leave `devices` out of 8 devices.", "Leave --devices out of 8 devices."),
+        ("Choose another `work_dir`.", "Choose another --work-dir."),
+        # Not an option: no field, a part of a path, what is another class's notation, an option without backticks.
+        (
+            "`policy.kl` is `nothing.at_all` in model.safetensors",
+            "`policy.kl` is `nothing.at_all` in model.safetensors",
+        ),
+        ("/home/data.path/x and x.data.path", "/home/data.path/x and x.data.path"),
+        ("Policy.kl_budget is 3 nats", "Policy.kl_budget is 3 nats"),
+        ("its seed, name and devices", "its seed, name and devices"),
+    ],
+)
+def test_fields_are_spelled_as_options(message, expected):
+    assert spelled(message) == expected
+
+
+def test_every_field_is_an_option_of_that_name(capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(Experiment, default=Experiment("any"), args=["--help"])
+    printed = capsys.readouterr().out
+    fields = [*flags._fields(Experiment("any"))]
+    assert {"policy.kl_budget", "model.lora.rank", "seed", "data.columns"} < {*fields}
+    sections = {name.rpartition(".")[0] for name in fields}
+    for name in {*fields} - sections:
+        assert spelled(f"`{name}`") in printed
+
+
+@pytest.mark.parametrize("name", flags.OF_COMMANDS)
+def test_every_other_option_is_one_of_a_command(name):
+    helps = {
+        "device_kind": "plan", "efficiency.bandwidth": "plan", "efficiency.matmul": "plan", "jobs": "sweep",
+        "output": "export", "point": "sweep", "port": "sample", "steps": "profile", "write_jobs": "sweep",
+    }  # fmt: skip
+    command = importlib.import_module(f"ctrl_jax.commands.{helps[name]}")
+    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr("builtins.print", lambda *text, **_: printed.append(" ".join(map(str, text))))
+        command.main(["smoke", "--help"])
+    assert spelled(f"`{name}`") in "".join(printed)
+
+
+def test_an_error_of_the_command_line_has_options_and_one_of_the_library_fields():
+    program = (
+        "from ctrl_jax.config import Calibration, Experiment, Policy\n"
+        "Experiment('any', policy=Policy(kl_budget=9), calibration=Calibration(samples_per_prompt=16))"
+    )
+    library = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "Lower `policy.kl_budget`" in library.stderr
+    command = [sys.executable, "-m", "ctrl_jax", "train", "smoke", "--policy.kl-budget", "9"]
+    line = subprocess.run(command, capture_output=True, text=True)
+    assert "Lower --policy.kl-budget" in line.stderr
