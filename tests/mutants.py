@@ -1,9 +1,9 @@
 """`make mutants`: one-line faults in the package, each of which must fail a test.
 
 tests/mutants.toml lists the faults. Each has a `name`, the snippet `old` that it replaces by `new`, and the names of
-the `tests` that should notice. Both are found by their text alone: a snippet must occur exactly once in ctrl_jax/, and
-a test function once in tests/ (or in the `file` that is named). So moving code between files changes nothing here, and editing the line is an error
-until the list follows.
+the `tests` that should notice. Both are found by their text alone: a snippet must occur exactly once in ctrl_jax/ (or
+in the `file` that is named), and a test function once in tests/. So moving code between files changes nothing here, and
+editing the line is an error until the list follows.
 
 Each fault is made in a copy of the tree, in which its tests run. A fault is killed when they fail, and survives when
 they pass. Everything else is an error: tests that fail without the fault, that cannot be collected, or that hang.
