@@ -43,6 +43,8 @@ class Run:
 
     reward_function: function.Function | None = None
     """What reward_model.function names, where it is a function at hand and not one to import (function.given)."""
+    given: Corpus | None = None
+    """The records of data.source `given`, which lie in no file."""
 
     def __post_init__(self) -> None:
         if self.reward_function is not None and self.reward_function.name != self.experiment.reward_model.function:
@@ -117,7 +119,8 @@ class Run:
     @cached_property
     def contents(self) -> dict[str, Any]:
         """What the files say that the experiment names: where they changed, what was made of them is not its result."""
-        return hosts.of_first(lambda: contents(self.experiment, self.reward_function))
+        found = hosts.of_first(lambda: contents(self.experiment, self.reward_function))
+        return found if self.given is None else {**found, "data": self.given.digests}
 
     @cached_property
     def architecture(self) -> architecture.Architecture:
@@ -128,6 +131,8 @@ class Run:
 
     @cached_property
     def corpus(self) -> Corpus:
+        if self.given is not None:
+            return self.given
         data, model = self.experiment.data, self.experiment.model
         tokenizer = None
         if model.path is not None:
@@ -161,6 +166,7 @@ def claimed(experiment: Experiment, contents: dict[str, Any]) -> dict[str, Any]:
     tree = plain(experiment)
     # The judge decides nothing that is trained: it may be given, or changed, once the policy is there.
     del tree["evaluation"]["judge"]
+    tree["policy"] |= experiment.policy.named_algorithm
     return {**tree, "versions": VERSIONS, "contents": contents}
 
 
@@ -285,6 +291,13 @@ def check_batches_divide(experiment: Experiment, devices: int) -> None:
         raise InputError(
             f"{option} is {size}, which does not divide by the {devices} devices. Make it {nearest}, or choose "
             "--devices."
+        )
+    share, minibatches = policy.prompts_per_step // devices, getattr(policy, "minibatches", 1)
+    if minibatches > 1 and share % (minibatches * (policy.micro_batches or 1)):
+        raise InputError(
+            f"policy.minibatches is {minibatches} and policy.micro_batches {policy.micro_batches or 1}, into which the "
+            f"{share} prompts of a device (policy.prompts_per_step {policy.prompts_per_step} on {devices} devices) do "
+            f"not divide. Make policy.prompts_per_step a multiple of {devices * minibatches}."
         )
     for section, option, size, micro_batches in batches:
         share = size // devices

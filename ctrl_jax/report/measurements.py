@@ -333,7 +333,9 @@ def _read_config(path: pathlib.Path) -> Mapping[str, Any]:
     file.optional(policy.get("beta"), "policy.beta")
     try:
         procedures.parse(procedure)
-        parse_transform(transform)
+        data = config.get("data")
+        if not (isinstance(data, Mapping) and data.get("source") == "given"):  # by a program, whose Φ may be a function
+            parse_transform(transform)
     except InputError as error:
         raise InputError(f"{path}, policy: {error} {remedy}") from None
     return config
