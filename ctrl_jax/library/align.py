@@ -15,10 +15,10 @@ from ctrl_jax.data.conversations import Record
 from ctrl_jax.data.corpus import Corpus
 from ctrl_jax.data.rows import GIVEN
 from ctrl_jax.errors import InputError
+from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.library.model import Model, Prompt, generate, longest_prompt, records
 from ctrl_jax.pipeline import evaluate, export, train
 from ctrl_jax.pipeline.run import Run
-from ctrl_jax.report.measurements import Evaluation, parse_evaluation
 from ctrl_jax.rewards import function
 from ctrl_jax.runtime import leftovers
 from ctrl_jax.runtime.stages import read_json, write_bytes
@@ -108,8 +108,7 @@ class Aligned:
                 assert run.reward_function is not None and asked_run.given is not None, "align gives both"
                 reward = function.reward(run.reward_function, asked_run.given)
                 evaluation = evaluate.run(asked_run, self._trained._replace(reward=reward))
-        place = self.work_dir / "evaluation.json"
-        return parse_evaluation(evaluation, source=place, remedy="evaluate again.")
+        return evaluation
 
     def report(self) -> Path:
         """Writes `report/` below the work directory: a page with every figure, and each as PNG, SVG, PDF and CSV.
