@@ -72,7 +72,7 @@ def read(run: Run) -> dict[str, Any] | None:
     path = run.work_dir / "evaluation.json"
     evaluation = read_json(path)
     if judge is not None and (evaluation.get("judge") or {}).get("fingerprint") != judge.fingerprint:
-        say(f"{path} has no win rates by this --evaluation.judge, and is made anew from the trained policy.")
+        say(f"{path} has no win rates by this `evaluation.judge`, and is made anew from the trained policy.")
         return None
     return evaluation
 
