@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ctrl_jax.data.rows import FIELDS
 from ctrl_jax.errors import InputError
@@ -387,7 +387,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Policy:
-    """KL-regularised RL on the transformed calibrated reward."""
+    """KL-regularised RL on the transformed calibrated reward.
+
+    A subclass is the options of another algorithm, and its type chooses the algorithm.
+    """
+
+    algorithm: ClassVar[str] = "ctrl:Ctrl"
+    """A file of algorithms/, and the class in it. Its fields get their values from the options of the same names, or
+    from those that a training offers (pipeline/assembly.py)."""
 
     transform: str = "exponential(10)"
     """Φ: `identity` (online IPO), `logarithm` (best-of-N distillation), `logit`, `exponential(t)`, `optimal` (Φ* of the
@@ -463,6 +470,11 @@ class Policy:
             "the leave-one-out baseline needs at least 2.",
         )
         _set(self, procedure=objective.procedure.name, transform=str(objective.transform))
+
+    @property
+    def named_algorithm(self) -> dict[str, str]:
+        """The entry of files that names the algorithm. CTRL has none: it was the first."""
+        return {} if self.algorithm == Policy.algorithm else {"algorithm": self.algorithm}
 
     @property
     def objective(self) -> Objective:

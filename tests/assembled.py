@@ -117,7 +117,9 @@ def policy_training(
         assert score is not None
         return shard(mesh, jnp.asarray(score(*jax.device_get((prompts, responses))), jnp.float32))
 
-    algorithm = assembly.ctrl(models(), mesh, options, beta=beta, num_references=num_references, eos_ids=(fakes.EOS,))
+    algorithm = assembly.algorithm(
+        models(), mesh, options, beta=beta, num_references=num_references, eos_ids=(fakes.EOS,)
+    )
     algorithm = dataclasses.replace(algorithm, hold_beta=held)
     step = assembly.policy_step(
         models(), mesh, options, algorithm, optimizer, sharded_score,

@@ -99,7 +99,7 @@ def tree(tmp_path_factory):
 
 
 def test_the_page_has_an_example_of_each():
-    wanted = ["transform", "procedure", "decoder", "reward", "data source", "architecture"]
+    wanted = ["transform", "procedure", "decoder", "algorithm", "reward", "data source", "architecture"]
     titles = [section.title for section in EXAMPLES]
     assert [name for name in wanted if not any(name in title for title in titles)] == []
 

@@ -35,7 +35,7 @@ def run(case: Case, folder: Path, turn: Turn, *, micro_batches: int | None) -> N
     references = np.random.default_rng(1).binomial(case.new_tokens, 0.5, (case.prompts, 128)) / case.new_tokens
     batch = shard(mesh, PolicyBatch(prompts, jnp.asarray(np.sort(references, axis=1), jnp.float32)))
     optimizer = optimizers.policy(policy)
-    algorithm = assembly.ctrl(parts, mesh, policy, beta=0.05, num_references=128, eos_ids=NO_EOS)
+    algorithm = assembly.algorithm(parts, mesh, policy, beta=0.05, num_references=128, eos_ids=NO_EOS)
     step = assembly.policy_step(
         parts, mesh, policy, algorithm, optimizer, score,
         key=jax.random.key(0), max_length=case.new_tokens, eos_ids=NO_EOS,

@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from ctrl_jax.config import Experiment
+from ctrl_jax.config import Experiment, Policy
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import results
 from ctrl_jax.runtime.stages import differences
@@ -140,6 +140,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise InputError(f"{where or 'it'} is {json.dumps(value)[:200]}, where an object must stand.")
+    if kind is Policy and "algorithm" in value:
+        kind, value = _algorithms_options(dict(value), where)
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     prefix = f"{where}." if where else ""
@@ -156,6 +158,15 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     if needed:
         raise InputError(f"it has no {', '.join(prefix + name for name in needed)}.")
     return kind(**{name: _read(hints[name], item, prefix + name) for name, item in value.items()})
+
+
+def _algorithms_options(value: dict[str, Any], where: str) -> tuple[type[Policy], dict[str, Any]]:
+    """The class of options that belongs to an algorithm, and its fields."""
+    name = value.pop("algorithm")
+    found = [kind for kind in Policy.__subclasses__() if kind.algorithm == name]
+    if not found:
+        raise InputError(f"{where}.algorithm is {name!r}, which this version of ctrl_jax does not have.")
+    return found[0], value
 
 
 def _shown(kind: Any) -> str:

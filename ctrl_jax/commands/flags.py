@@ -11,7 +11,7 @@ from ctrl_jax.config import Experiment
 
 OF_COMMANDS = (
     "device_kind", "efficiency.bandwidth", "efficiency.matmul", "format", "jobs", "output", "point", "port", "steps",
-    "write_jobs",
+    "transforms", "write_jobs",
 )  # fmt: skip
 """Options of single commands that messages name."""
 

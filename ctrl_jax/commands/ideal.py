@@ -106,17 +106,14 @@ def _objectives(names: Sequence[str], procedure: Procedure, kl: float) -> dict[s
     """By the names of their transforms.
 
     Raises:
-      InputError: if there is no such transform, or none that an ideal policy is known of.
+      InputError: if there is no such transform, or theory knows no ideal policy of it.
     """
-    objectives = {name: Objective(parse_transform(name), procedure, kl) for name in names}
-    if not objectives:
-        raise InputError("--transforms is empty; name at least one, such as identity.")
-    for name, objective in objectives.items():
-        if objective.transform == raw():
-            raise InputError(
-                f"--transforms has {name!r}, which has no ideal: only transforms of ranks do. Leave it out."
-            )
-    return objectives
+    transforms = [parse_transform(name) for name in names]
+    if not transforms:
+        raise InputError("`transforms` is empty; name at least one, such as identity.")
+    if raw() in transforms:
+        raise InputError("`transforms` has raw, which has no ideal: only transforms of ranks do. Leave it out.")
+    return {str(transform): Objective(transform, procedure, kl) for transform in transforms}
 
 
 def _ideal(objective: Objective, kl: float | None = None) -> Ideal | None:

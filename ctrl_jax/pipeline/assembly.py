@@ -1,8 +1,10 @@
 """Networks, algorithms and the pure steps, put together to compiled programs on a mesh."""
 
+import dataclasses
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import optax
@@ -11,7 +13,6 @@ from jax.sharding import PartitionSpec as P
 
 from ctrl_jax import config
 from ctrl_jax.algorithms.bradley_terry import BradleyTerry
-from ctrl_jax.algorithms.ctrl import Ctrl
 from ctrl_jax.algorithms.protocol import Algorithm
 from ctrl_jax.algorithms.sft import Sft
 from ctrl_jax.devices import accelerators
@@ -80,22 +81,46 @@ def reward_model_step(
     return update(parts, mesh, optimizer, BradleyTerry(parts.reward), micro_batches=micro_batches)
 
 
-def ctrl(
-    parts: Networks, mesh: Mesh, policy: config.Policy, *, beta: float, num_references: int, eos_ids: tuple[int, ...]
-) -> Ctrl:
-    """CTRL as an experiment has it, from a β to start with."""
+def algorithm_class(policy: config.Policy) -> type[Algorithm]:
+    """The algorithm that an experiment chooses by the type of its options."""
+    module, name = policy.algorithm.split(":")
+    found: type[Algorithm] = getattr(importlib.import_module(f"ctrl_jax.algorithms.{module}"), name)
+    return found
+
+
+def algorithm(
+    parts: Networks,
+    mesh: Mesh,
+    policy: config.Policy,
+    *,
+    beta: float | None,
+    num_references: int,
+    eos_ids: tuple[int, ...],
+) -> Algorithm:
+    """The algorithm of an experiment. Each of its fields gets the value that is offered here under its name, or else
+    that of the option.
+
+    Args:
+      parts: the networks.
+      mesh: devices.
+      policy: options, whose type chooses the algorithm.
+      beta: the weight of the KL to start with.
+      num_references: K reference rewards a prompt, where rewards are calibrated.
+      eos_ids: tokens that end a response.
+    """
     objective = policy.objective
-    return Ctrl(
-        policy=parts.policy,
-        transformed=objective.transformed(num_references),
-        procedure=objective.procedure,
-        beta=beta,
-        kl_budget=objective.kl_budget,
-        hold_beta=policy.beta is not None,
-        eos_ids=eos_ids,
-        temperature=policy.temperature,
-        chunk_size=chunk_size(parts, mesh),
-    )
+    offered = {
+        "policy": parts.policy,
+        "transformed": objective.transformed(num_references),
+        "procedure": objective.procedure,
+        "beta": beta,
+        "hold_beta": policy.beta is not None,
+        "eos_ids": eos_ids,
+        "chunk_size": chunk_size(parts, mesh),
+    }
+    made = algorithm_class(policy)
+    names = [field.name for field in dataclasses.fields(cast(Any, made))]
+    return made(**{name: offered[name] if name in offered else getattr(policy, name) for name in names})
 
 
 def policy_step(

@@ -161,6 +161,7 @@ def claimed(experiment: Experiment, contents: dict[str, Any]) -> dict[str, Any]:
     tree = plain(experiment)
     # The judge decides nothing that is trained: it may be given, or changed, once the policy is there.
     del tree["evaluation"]["judge"]
+    tree["policy"] |= experiment.policy.named_algorithm
     return {**tree, "versions": VERSIONS, "contents": contents}
 
 
@@ -286,11 +287,19 @@ def check_batches_divide(experiment: Experiment, devices: int) -> None:
             f"`{option}` is {size}, which does not divide by the {devices} devices. Make it {nearest}, or choose "
             "`devices`."
         )
+    share, minibatches = policy.prompts_per_step // devices, getattr(policy, "minibatches", 1)
+    if minibatches > 1 and share % (minibatches * (policy.micro_batches or 1)):
+        raise InputError(
+            f"policy.minibatches is {minibatches} and policy.micro_batches {policy.micro_batches or 1}, into which the "
+            f"{share} prompts of a device (policy.prompts_per_step {policy.prompts_per_step} on {devices} devices) do "
+            f"not divide. Make policy.prompts_per_step a multiple of {devices * minibatches}."
+        )
     for section, option, size, micro_batches in batches:
         share = size // devices
         if share % micro_batches:
             fitting = [str(count) for count in range(1, share + 1) if share % count == 0]
             raise InputError(
-                f"`{section}.micro_batches` is {micro_batches}, into which the {share} prompts of a device "
-                f"(`{section}.{option}` {size} on {devices} devices) do not divide. Make it one of {', '.join(fitting)}."
+                f"`{section}.micro_batches` is {micro_batches}, into which the {share} prompts of a "
+                f"device (`{section}.{option}` {size} on {devices} devices) do not divide. Make it one of "
+                f"{', '.join(fitting)}."
             )

@@ -110,6 +110,7 @@ def options_key(name: str, experiment: Experiment, contents: Mapping[str, Any]) 
       contents: of the files that the experiment names (workspace.contents).
     """
     tree = plain(experiment)
+    tree["policy"] |= experiment.policy.named_algorithm
     for section, option in (("data", "path"), ("model", "path"), ("model", "adapter")):
         found = contents[section if option == "path" else option]
         tree[section][option] = found["weights"] if (section, option) == ("model", "path") and found else found

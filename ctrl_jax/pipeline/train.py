@@ -1,11 +1,15 @@
-"""The main job: align a policy with the transformed, calibrated reward at a KL budget."""
+"""The main job: align a policy, by the algorithm that the experiment chooses."""
 
 from typing import Any, NamedTuple
 
+import optax
+
+from ctrl_jax.algorithms.protocol import Algorithm, Source
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, programs
 from ctrl_jax.models import lora
 from ctrl_jax.pipeline import assembly, calibrate, data, optimizers, randomness, reward_model, sft, watch
+from ctrl_jax.pipeline.calibrate import Calibrated
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained
 from ctrl_jax.pipeline.stages import inputs_key, options_key
@@ -32,48 +36,39 @@ def run(run: Run) -> Aligned:
       InputError: if no policy of the transform reaches the KL budget, or the policy stops changing (watch.py).
     """
     experiment, config = run.experiment, run.experiment.policy
-    objective, num_references = config.objective, experiment.calibration.rewards_per_prompt
-    if config.beta is None:
-        objective.check(num_references)
+    num_references = experiment.calibration.rewards_per_prompt
+    on_policy = assembly.algorithm_class(config).source is Source.POLICY
+    if on_policy and config.beta is None:
+        config.objective.check(num_references)
     reference = sft.run(run)
     reward, reward_seconds = reward_model.run(run, reference)
-    table, calibration_seconds, table_digest = calibrate.run(run, reference, reward)
+    calibrated = calibrate.run(run, reference, reward) if on_policy else None
     depends = inputs_key(
         "policy",
         {
             "corpus": data.key(run.corpus, "train"),
             "reference": reference.stage,
             "reward_model": reward.fingerprint,
-            "calibration": table_digest,
+            "calibration": calibrated and calibrated.digest,
         },
         randomness.draws(),
     )
     run.renew(depends)
 
-    beta = objective.beta(num_references, table.rewards) if config.beta is None else config.beta
-    eos_ids = run.corpus.tokenizer.eos_ids
-    algorithm = assembly.ctrl(run.models, run.mesh, config, beta=beta, num_references=num_references, eos_ids=eos_ids)
+    beta = config.beta
+    if beta is None and calibrated is not None:
+        beta = config.objective.beta(num_references, calibrated.table.rewards)
+    algorithm = assembly.algorithm(
+        run.models, run.mesh, config, beta=beta, num_references=num_references, eos_ids=run.corpus.tokenizer.eos_ids
+    )
     optimizer = optimizers.policy(config, updates=algorithm.updates)
-    trained = parameters.adapt_decoder(
-        run.models, run.mesh, randomness.stage_key(experiment.seed, "adapter"), reference.params
-    )
-    state = programs.init_state(trained, optimizer, run.mesh, algorithm.start())
-    step = assembly.policy_step(
-        run.models,
-        run.mesh,
-        config,
-        algorithm,
-        optimizer,
-        reward.score,
-        key=randomness.stage_key(experiment.seed, "policy"),
-        max_length=experiment.data.response_length,
-        eos_ids=eos_ids,
-    )
-    prompts = run.corpus.prompts("train", experiment.calibration.prompts).prompts
+    adapter_key = randomness.stage_key(experiment.seed, "adapter")
+    trained = parameters.adapt_decoder(run.models, run.mesh, adapter_key, reference.params)
+    step = _step(run, algorithm, optimizer, reward)
     with run.open_training(
         experiment.name,
-        state,
-        batches(PolicyBatch(prompts, table.rewards), batch_size=config.prompts_per_step, seed=experiment.seed),
+        programs.init_state(trained, optimizer, run.mesh, algorithm.start()),
+        batches(_examples(run, calibrated), batch_size=config.prompts_per_step, seed=experiment.seed),
         metrics=algorithm.metrics,
         mesh=run.mesh,
         steps=config.steps,
@@ -89,5 +84,35 @@ def run(run: Run) -> Aligned:
             see_its_health(rows)
             training.save(update, score=watch.score(config, rows))
     policy = lora.overlay(reference.params, training.state.params)
-    seconds = {"sft": reference.seconds, "reward_model": reward_seconds, "calibration": calibration_seconds}
+    seconds = {"sft": reference.seconds, "reward_model": reward_seconds}
+    seconds |= {} if calibrated is None else {"calibration": calibrated.seconds}
     return Aligned(policy, reference, reward, seconds, depends)
+
+
+def _examples(run: Run, calibrated: Calibrated | None) -> Any:
+    """What an algorithm learns from: prompts with the rewards that calibrate, or preference pairs."""
+    if calibrated is None:
+        return data.pairs(run.corpus, "train")
+    prompts = run.corpus.prompts("train", run.experiment.calibration.prompts).prompts
+    return PolicyBatch(prompts, calibrated.table.rewards)
+
+
+def _step(
+    run: Run, algorithm: Algorithm, optimizer: optax.GradientTransformation, reward: Reward
+) -> assembly.PolicyStep | programs.Step:
+    """(state, reference, batch) to (state, metrics)."""
+    experiment = run.experiment
+    if algorithm.source is not Source.POLICY:
+        micro_batches = experiment.policy.micro_batches
+        return assembly.update(run.models, run.mesh, optimizer, algorithm, micro_batches=micro_batches)
+    return assembly.policy_step(
+        run.models,
+        run.mesh,
+        experiment.policy,
+        algorithm,
+        optimizer,
+        reward.score,
+        key=randomness.stage_key(experiment.seed, "policy"),
+        max_length=experiment.data.response_length,
+        eos_ids=run.corpus.tokenizer.eos_ids,
+    )

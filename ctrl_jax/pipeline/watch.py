@@ -13,7 +13,12 @@ TOLERANCE = 1.1
 
 
 def score(policy: Policy, recent: Sequence[Row]) -> float:
-    """The calibrated reward, in [0, 1], where the KL is within the budget; else below 0, the nearer the better."""
+    """The calibrated reward, in [0, 1], where the KL is within the budget; else below 0, the nearer the better.
+
+    Of an algorithm that does not sample from the policy, and so measures neither, it is the loss, negated.
+    """
+    if "kl" not in recent[-1]:
+        return -_mean(recent, "loss")
     kl = _mean(recent, "kl")
     return _mean(recent, "calibrated_reward") if kl <= TOLERANCE * policy.kl_budget else -kl
 
@@ -50,13 +55,13 @@ def moving(label: str, option: str, stage: Policy | Supervised) -> Callable[[Seq
 
 
 def _why_still(option: str, stage: Policy | Supervised, row: Row) -> str:
-    norm = row["gradient_norm"]
-    if isinstance(stage, Policy) and norm == 0 and row["constant_rewards"] == 1:
+    norm, sampled = row["gradient_norm"], isinstance(stage, Policy) and "beta" in row
+    if isinstance(stage, Policy) and norm == 0 and row.get("constant_rewards") == 1:
         return (
             "All rewards of every prompt are equal, so that all advantages are 0: the policy writes one response alone "
             f"(`policy.temperature` is {stage.temperature:g}), or the reward cannot tell responses apart."
         )
-    if isinstance(stage, Policy) and norm == 0:
+    if isinstance(stage, Policy) and norm == 0 and sampled:
         return (
             f"The gradient is 0, though rewards differ: β, which they are divided by, is {row['beta']:.3g}. Lower "
             "`policy.beta`, or leave it out, so that it follows from the budget; or choose a `policy.transform`, now "
@@ -68,7 +73,7 @@ def _why_still(option: str, stage: Policy | Supervised, row: Row) -> str:
             f"`{option}.steps` would do), or the examples hold nothing that the model can tell apart."
         )
     clip = f", clipped at `policy.max_gradient_norm` {stage.max_gradient_norm:g}" if isinstance(stage, Policy) else ""
-    divided = f" (the rewards are divided by β, {row['beta']:.3g})" if isinstance(stage, Policy) else ""
+    divided = f" (the rewards are divided by β, {row['beta']:.3g})" if sampled else ""
     return (
         f"The gradient's norm is {norm:.3g}{divided}{clip}, and `{option}.learning_rate` is {stage.learning_rate:g}: "
         "the update is below the last digit of every parameter in float32. Raise what is too small of these."
@@ -90,7 +95,7 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
     def watch(recent: Sequence[Row]) -> None:
         nonlocal told
         see_it_move(recent)
-        if len(recent) < RECENT:
+        if len(recent) < RECENT or "kl" not in recent[-1]:
             return
         if not told and all(row["constant_rewards"] == 1 for row in recent):
             told = True

@@ -93,7 +93,7 @@ def _prepare(experiment: Experiment, mesh: Mesh) -> Step:
     key = randomness.stage_key(experiment.seed, "profile")
     reference = jax.tree.map(lambda x: x.astype(model.dtype), parameters.init_decoder(parts, mesh, key))
     count, references = policy.prompts_per_step, experiment.calibration.rewards_per_prompt
-    algorithm = assembly.ctrl(
+    algorithm = assembly.algorithm(
         parts, mesh, policy, beta=policy.beta or 0.3, num_references=references, eos_ids=(NO_EOS,)
     )
     state = programs.init_state(

@@ -52,6 +52,7 @@ def test_every_other_option_is_one_of_a_command(name):
     helps = {
         "device_kind": "plan", "efficiency.bandwidth": "plan", "efficiency.matmul": "plan", "jobs": "sweep",
         "format": "export", "output": "export", "point": "sweep", "port": "sample", "steps": "profile",
+        "transforms": "ideal",
         "write_jobs": "sweep",
     }  # fmt: skip
     command = importlib.import_module(f"ctrl_jax.commands.{helps[name]}")

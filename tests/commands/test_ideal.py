@@ -58,3 +58,19 @@ def test_bad_input(procedure, kl, message):
 
 def test_sampling_is_shown_once():
     assert ideal._shown_procedures(procedures.parse("sampling")) == [procedures.Sampling()]
+
+
+def test_transforms_of_ones_own(capsys, tmp_path):
+    figure = tmp_path / "figure.png"
+    names = ("exponential:3", "logit", "exponential(3)")
+    assert ideal.run(ideal.Options(kl=0.5, transforms=names, figure=figure, json=True)) == 0
+    assert list(json.loads(capsys.readouterr().out)["transforms"]) == ["exponential(3)", "logit"]
+    assert figure.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [((), "`transforms` is empty"), (("identity", "raw"), "`transforms` has raw")]
+)
+def test_transforms_without_an_ideal_are_refused(names, message):
+    with pytest.raises(InputError, match=message):
+        ideal.run(ideal.Options(transforms=names))

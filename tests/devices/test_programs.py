@@ -112,7 +112,7 @@ def policy(mesh: Mesh, beta: float | None = None, parts: networks.Networks = WHO
     optimizer = optimizers.policy(POLICY)
     given = dataclasses.replace(POLICY, beta=beta)
     score = scorer(WHOLE, mesh)
-    algorithm = assembly.ctrl(parts, mesh, given, beta=beta or 0.2, num_references=16, eos_ids=(EOS,))
+    algorithm = assembly.algorithm(parts, mesh, given, beta=beta or 0.2, num_references=16, eos_ids=(EOS,))
     step = assembly.policy_step(
         parts, mesh, given, algorithm, optimizer, lambda *batch: score(reward, *batch),
         key=jax.random.key(5), max_length=T, eos_ids=(EOS,),
@@ -267,7 +267,7 @@ def update_of(make: str, devices: int, micro_batches: int | None, samples: int =
         return step, (programs.init_state(reward, optimizer, mesh), {}, shard(mesh, examples(2, size=size)))
     given = dataclasses.replace(POLICY, micro_batches=micro_batches, prompts_per_step=size, samples_per_prompt=samples)
     optimizer = optimizers.policy(given)
-    algorithm = assembly.ctrl(parts, mesh, given, beta=0.2, num_references=16, eos_ids=(EOS,))
+    algorithm = assembly.algorithm(parts, mesh, given, beta=0.2, num_references=16, eos_ids=(EOS,))
     step = assembly.policy_step(
         parts,
         mesh,

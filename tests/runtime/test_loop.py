@@ -277,7 +277,7 @@ def test_the_steps_of_the_smoke_run_compile_each_program_once(tmp_path, monkeypa
     reference = parameters.init_decoder(parts, mesh, jax.random.key(0))
     reward = lora.overlay(*parameters.adapt_reward(parts, mesh, jax.random.key(1), reference))
     score, optimizer = scorer(parts, mesh), optimizers.policy(settings)
-    algorithm = assembly.ctrl(parts, mesh, settings, beta=0.2, num_references=16, eos_ids=(1,))
+    algorithm = assembly.algorithm(parts, mesh, settings, beta=0.2, num_references=16, eos_ids=(1,))
     step = assembly.policy_step(
         parts, mesh, settings, algorithm, optimizer, lambda *batch: score(reward, *batch),
         key=jax.random.key(2), max_length=experiment.data.response_length, eos_ids=(1,),
