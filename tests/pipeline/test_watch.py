@@ -113,7 +113,7 @@ def test_a_policy_that_does_not_change_for_ten_steps_stops_with_its_cause(others
     ],
 )
 def test_so_does_a_supervised_training(norm, why):
-    see = watch.moving("reference policy (sft)", "--sft", Supervised(steps=400, warmup_steps=40, learning_rate=1e-12))
+    see = watch.moving("reference policy (sft)", "sft", Supervised(steps=400, warmup_steps=40, learning_rate=1e-12))
     with pytest.raises(InputError, match=rf"reference policy \(sft\): the last 10 steps, up to 50, .*{why}"):
         fed(see, range(1, 51), gradient_norm=norm)
 
