@@ -20,13 +20,13 @@ def pretrained_architecture(experiment: Experiment) -> architecture.Architecture
     found = base if model.adapter is None else peft.architecture(Path(model.adapter), base)
     if huggingface.is_classifier(folder):
         raise InputError(
-            f"--model.path is {folder}, a sequence classifier, which writes no text. Give it as "
-            "--reward-model.path, and a language model here."
+            f"`model.path` is {folder}, a sequence classifier, which writes no text. Give it as "
+            "`reward_model.path`, and a language model here."
         )
     context = huggingface.context(folder)
     if context is not None and data.prompt_length + data.response_length > context:
         raise InputError(
-            f"--data.prompt-length {data.prompt_length} and --data.response-length {data.response_length} make "
+            f"`data.prompt_length` {data.prompt_length} and `data.response_length` {data.response_length} make "
             f"{data.prompt_length + data.response_length} tokens, but {model.path} was made for "
             f"{context} (max_position_embeddings); lower one of them."
         )

@@ -79,10 +79,8 @@ def read(run: Run) -> Evaluation | None:
             say(f"{reason}. What depends on it is made anew.", style="yellow")
             return None
     if judge is not None and evaluation.judge_fingerprint != judge.fingerprint:
-        say(
-            f"{run.work_dir / 'evaluation.json'} has no win rates by this evaluation.judge, and is made anew from the "
-            "trained policy."
-        )
+        path = run.work_dir / "evaluation.json"
+        say(f"{path} has no win rates by this `evaluation.judge`, and is made anew from the trained policy.")
         return None
     return evaluation
 

@@ -51,13 +51,13 @@ class Workspace:
     def __post_init__(self) -> None:
         if self.reward_function is not None and self.reward_function.name != self.experiment.reward_model.function:
             raise InputError(
-                f"reward_model.function is {self.experiment.reward_model.function!r}, but the function given for it is "
+                f"`reward_model.function` is {self.experiment.reward_model.function!r}, but the function given for it is "
                 f"{self.reward_function.name!r}; give both the same name."
             )
         check_batches_divide(self.experiment, batch_parts(self.mesh))
         check_models(self.experiment)
         if self.wandb and importlib.util.find_spec("wandb") is None:
-            raise InputError("--wandb is given, and wandb is not installed. Install it: make setup EXTRA=wandb")
+            raise InputError("`wandb` is given, and wandb is not installed. Install it: make setup EXTRA=wandb")
 
     def stage(self, name: str, **inputs: Any) -> Stage:
         """The folder of a stage, by the inputs that the table of stages names."""
