@@ -44,7 +44,7 @@ def _require(condition: bool, field: str, value: Any, problem: str, remedy: str)
 
 def _field(config: Any, name: str) -> str:
     """The field's name in an experiment, such as policy.kl_budget."""
-    section = _SECTIONS.get(type(config).__name__)
+    section = next((_SECTIONS[kind.__name__] for kind in type(config).__mro__ if kind.__name__ in _SECTIONS), None)
     return name if section is None else f"{section}.{name}"
 
 
