@@ -482,6 +482,31 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Dpo(Policy):
+    """Direct preference optimisation on the data's pairs (Rafailov et al. 2023, arXiv 2305.18290).
+
+    A step reads `prompts_per_step` pairs. Nothing is sampled, and the KL budget marks the figures alone.
+    """
+
+    algorithm: ClassVar[str] = "dpo:Dpo"
+
+    transform: str = "raw"
+    beta: float | None = 0.1
+    """Weight of the KL in raw rewards per nat: the smaller, the farther from the reference."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.beta is not None, "policy.beta", None, "Dpo.beta is missing", "give the weight of the KL, 0.1.")
+        _require(
+            self.transform == "raw",
+            "policy.transform",
+            self.transform,
+            f"Dpo.transform is {self.transform!r}",
+            "preference pairs say nothing of ranks: leave it at raw.",
+        )
+
+
+@dataclass(frozen=True)
 class Decoding:
     """How `sample` draws responses. By default all is as in the training; what else a server does can be tried."""
 
