@@ -507,6 +507,33 @@ class Dpo(Policy):
 
 
 @dataclass(frozen=True)
+class PpoClip(Policy):
+    """CTRL's reward with several updates a batch of responses (Schulman et al. 2017, arXiv 1707.06347)."""
+
+    algorithm: ClassVar[str] = "ppo_clip:PpoClip"
+
+    learning_rate: float = 3e-4
+    clip: float = 0.2
+    """ε: how far an update may move a token's probability from the sampler's, as a share of it."""
+    epochs: int = 2
+    """How often a step learns from its responses."""
+    minibatches: int = 4
+    """Parts of an epoch, by prompts, of one update each; their number divides prompts_per_step / devices."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "epochs", "minibatches")
+        _between(self, 1e-3, 0.999, "below, nothing is learned; at 1, a token's probability may fall to 0", "clip")
+        _require(
+            self.prompts_per_step % self.minibatches == 0,
+            "policy.minibatches",
+            self.minibatches,
+            f"PpoClip.minibatches is {self.minibatches} and PpoClip.prompts_per_step {self.prompts_per_step}",
+            "the first must divide the second.",
+        )
+
+
+@dataclass(frozen=True)
 class Decoding:
     """How `sample` draws responses. By default all is as in the training; what else a server does can be tried."""
 
