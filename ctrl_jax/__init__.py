@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ctrl_jax.errors import InputError
-    from ctrl_jax.library.ranks import Interval, calibrate, interval, judged_win_rate, win_rate
+    from ctrl_jax.library.align import Aligned, align
+    from ctrl_jax.library.model import Model, generate, load_model
+    from ctrl_jax.library.ranks import Interval, calibrate, interval, judged_win_rate, score, win_rate
     from ctrl_jax.library.theory import (
         best_of,
         best_of_poisson,
@@ -63,6 +65,12 @@ __all__ = [  # noqa: RUF022 (in the order of docs/library.md)
     "worst_of",
     "ideal_policy",
     "optimal_transform",
+    # Language models.
+    "Aligned",
+    "Model",
+    "align",
+    "generate",
+    "load_model",
     # Parts of a loop of your own, for jax.jit.
     "exact_kl",
     "exact_kl_loss",
@@ -72,11 +80,14 @@ __all__ = [  # noqa: RUF022 (in the order of docs/library.md)
     "kl_per_response",
     "leave_one_out",
     "sampled_kl_loss",
+    "score",
 ]
 
 _MODULES = {
     "errors": ("InputError",),
-    "library.ranks": ("Interval", "calibrate", "interval", "judged_win_rate", "win_rate"),
+    "library.align": ("Aligned", "align"),
+    "library.model": ("Model", "generate", "load_model"),
+    "library.ranks": ("Interval", "calibrate", "interval", "judged_win_rate", "score", "win_rate"),
     "library.theory": (
         *("best_of", "best_of_poisson", "ideal_policy", "mixture", "procedure", "sampling", "soft_best_of"),
         *("transform", "worst_of"),

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from ctrl_jax.data.rows import FIELDS
+from ctrl_jax.data.rows import FIELDS, GIVEN
 from ctrl_jax.errors import InputError
 from ctrl_jax.models.architecture import Architecture, from_scratch
 from ctrl_jax.models.lora import Lora as Lora
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import Objective, Raw
+from ctrl_jax.theory.transforms import Transform
 
 SOURCES = (
     "dialogues/helpful",
@@ -132,7 +133,7 @@ class Data:
         if self.vocabulary_size is not None:
             _positive(self, "vocabulary_size")
         _require(
-            self.source in SOURCES,
+            self.source in (*SOURCES, GIVEN),
             "data.source",
             self.source,
             f"Data.source is {self.source!r}",
@@ -385,6 +386,19 @@ class Calibration:
         return self.samples_per_prompt if self.quantiles is None else self.quantiles
 
 
+class TransformName(str):
+    """A transform's name in a configuration, with the function that it stands for, which no text says."""
+
+    transform: Transform
+
+    @classmethod
+    def of(cls, objective: Objective) -> "TransformName":
+        name = cls(objective.fingerprint["transform"])
+        assert callable(objective.transform), "raw and optimal are names"
+        name.transform = objective.transform
+        return name
+
+
 @dataclass(frozen=True)
 class Policy:
     """KL-regularised RL on the transformed calibrated reward.
@@ -469,7 +483,9 @@ class Policy:
             f"Policy.samples_per_prompt is {self.samples_per_prompt}",
             "the leave-one-out baseline needs at least 2.",
         )
-        _set(self, procedure=objective.procedure.name, transform=str(objective.transform))
+        _set(self, procedure=objective.procedure.name)
+        if not isinstance(self.transform, TransformName):
+            _set(self, transform=str(objective.transform))
 
     @property
     def named_algorithm(self) -> dict[str, str]:
@@ -478,6 +494,8 @@ class Policy:
 
     @property
     def objective(self) -> Objective:
+        if isinstance(self.transform, TransformName):
+            return Objective(self.transform.transform, procedures.parse(self.procedure), self.kl_budget)
         return Objective.parse(self.transform, self.procedure, self.kl_budget)
 
 

@@ -6,7 +6,7 @@ Letters, here and in every docstring of the project:
     M evaluation responses of a prompt              P prompt tokens     T response tokens
     V vocabulary       D width                      H heads
 
-Tokens are padded on the right. What is real is told by `lengths` alone, never by a token's value, so
+Tokens are padded on the right. `lengths` alone say which tokens are real, never a token's value, so
 EOS may equal PAD. A response's length counts its EOS, if it has one.
 """
 

@@ -3,7 +3,6 @@
 The oracles' tests know the product's wiring through this file alone: where that moves, this file changes and no test.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +109,7 @@ def policy_training(
     **policy: Any,
 ) -> PolicyTraining:
     """Policy and reference are tables of logits (fakes.params); `policy` are the fields of config.Policy."""
-    options = config.Policy(**policy)
+    options = config.Policy(beta=beta if held else None, **policy)
     optimizer = optimizers.policy(options)
 
     def sharded_score(prompts: Prompts, responses: Responses) -> jax.Array:
@@ -120,7 +119,6 @@ def policy_training(
     algorithm = assembly.algorithm(
         models(), mesh, options, beta=beta, num_references=num_references, eos_ids=(fakes.EOS,)
     )
-    algorithm = dataclasses.replace(algorithm, hold_beta=held)
     step = assembly.policy_step(
         models(), mesh, options, algorithm, optimizer, sharded_score,
         key=key, max_length=fakes.LENGTH, eos_ids=(fakes.EOS,),

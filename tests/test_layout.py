@@ -24,6 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "theory": {"errors"},
     "steps": BASICS | {"theory"},
+    "checked_json": BASICS,
+    "evaluation": BASICS | {"theory", "checked_json"},
     "algorithms": PURE,
     "decoding": PURE,
     "models": BASICS,
@@ -33,13 +35,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "devices": BASICS | {"steps", "models", "runtime"},
     # The options of adapters and the names of a row's fields belong to the rooms that use them.
     "config": BASICS | {"theory", "models", "data"},
-    "report": PURE,
+    "report": PURE | {"checked_json", "evaluation"},
     "rewards": LIBRARY - {"algorithms", "theory"},
-    "pipeline": LIBRARY | {"decoding", "rewards", "report"},
+    "pipeline": LIBRARY | {"decoding", "rewards", "report", "evaluation"},
     "planning": LIBRARY | {"rewards", "pipeline"},
-    "commands": LIBRARY - {"algorithms"} | {"rewards", "report", "pipeline", "planning"},
+    "commands": LIBRARY - {"algorithms"} | {"rewards", "report", "pipeline", "planning", "evaluation"},
     # Behind the names of `ctrl_jax/__init__.py`.
-    "library": LIBRARY | {"rewards", "report", "pipeline", "commands"},
+    "library": LIBRARY | {"rewards", "report", "pipeline", "commands", "evaluation"},
     "__main__": {"errors", "runtime", "commands"},
 }
 # Of a room that a row names, these modules alone.

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import rich
 
 import ctrl_jax as cj
+from tests.pipeline.pretrained import write_model
 
 ROOT = Path(__file__).parents[1]
 LAZY = ("jax", "flax", "numpy", "orbax", "matplotlib")
@@ -58,7 +60,11 @@ def test_the_page_shows_every_name():
     assert missing == []
 
 
-def test_the_page_is_right():
+def test_the_page_is_right(tmp_path, monkeypatch):
+    """A tiny model of random weights stands where the page has one that people know."""
+    write_model(tmp_path / "models" / "SmolLM2-135M-Instruct", num_hidden_layers=1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rich.get_console(), "quiet", True)
     results = doctest.testfile(
         str(ROOT / "docs" / "library.md"), module_relative=False, optionflags=doctest.ELLIPSIS, encoding="utf-8"
     )

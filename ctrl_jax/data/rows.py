@@ -14,6 +14,8 @@ Row = dict[str, Any]
 
 FIELDS = ("prompt", "messages", "response", "chosen", "rejected")
 """What is read of a row; its other columns reach a function reward."""
+GIVEN = "given"
+"""The source of prompts that a program gives (ctrl_jax.align); no file holds them."""
 REPLIES = ("response", "chosen", "rejected")
 FOREIGN = {
     "prompt": ("instruction", "question", "query", "problem", "input"),

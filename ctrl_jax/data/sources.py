@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from ctrl_jax.data import dialogues, downloads, files, hh_rlhf, tldr
+from ctrl_jax.data import dialogues, downloads, files, hh_rlhf, rows, tldr
 from ctrl_jax.data.splits import Loaded
 from ctrl_jax.errors import InputError
 
@@ -43,6 +43,11 @@ def load(data: Source, data_dir: Path) -> Loaded:
     kind, _, subset = data.source.partition("/")
     path = _path(data)
     match kind:
+        case rows.GIVEN:
+            raise InputError(
+                "The prompts of this run were given by a Python program (ctrl_jax.align), and lie in no file. Continue "
+                "it there; `report` works here too."
+            )
         case "dialogues":
             records = dialogues.load(subset, seed=data.seed, count=data.dialogues, data_dir=data_dir)
             loaded = Loaded(records, sum(map(len, records.values())), {}, "generated here")

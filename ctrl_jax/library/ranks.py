@@ -16,8 +16,10 @@ from numpy.typing import ArrayLike
 from ctrl_jax.errors import InputError
 from ctrl_jax.steps import calibration
 from ctrl_jax.steps import win_rate as steps
+from ctrl_jax.theory.objective import Objective
 from ctrl_jax.theory.precision import double_precision
 from ctrl_jax.theory.procedures import Procedure
+from ctrl_jax.types import Scored
 
 
 class Interval(NamedTuple):
@@ -52,10 +54,32 @@ def calibrate(rewards: Any, reference_rewards: Any) -> Any:
     rewards, reference_rewards = _array("rewards", rewards), _array("reference_rewards", reference_rewards)
     if not rewards.ndim == reference_rewards.ndim >= 1 or rewards.shape[:-1] != reference_rewards.shape[:-1]:
         raise InputError(
-            f"rewards has shape {rewards.shape} and reference_rewards {reference_rewards.shape}; give rewards [..., N] "
-            "and reference_rewards [..., K] with the same leading shape, one row a prompt."
+            f"rewards has shape {rewards.shape} and reference_rewards {reference_rewards.shape}",
+            field="reference_rewards",
+            value=reference_rewards.shape,
+            remedy="give rewards [..., N] and reference_rewards [..., K] of the same leading shape, one row a prompt.",
         )
     return _computed(calibration.calibrate, rewards, reference_rewards)
+
+
+def score(rewards: ArrayLike, reference_rewards: ArrayLike, objective: Objective) -> Scored:
+    """Raw rewards with what an objective makes of them: (raw, calibrated, transformed), each [B, N].
+
+    The transformed rewards are Φ on the range [0, 1]; with `objective.beta(K, reference_rewards)` they are what
+    `exact_kl_loss` takes. JAX arrays may be traced.
+
+    Args:
+      rewards: [B, N] raw rewards of the policy's responses.
+      reference_rewards: [B, K] raw rewards of the reference policy's responses to the same prompts.
+      objective: the transform, for a procedure, at a KL budget.
+
+    Raises:
+      InputError: if the leading shapes differ.
+    """
+    raw, references = _array("rewards", rewards), _array("reference_rewards", reference_rewards)
+    calibrated = calibrate(raw, references)
+    transformed = objective.transformed(references.shape[-1])
+    return Scored(raw, calibrated, _computed(transformed, raw, calibrated))
 
 
 @overload
@@ -113,8 +137,10 @@ def judged_win_rate(
     for name, values, rewards in (("policy", ours, policy), ("reference", theirs, reference)):
         if values.shape != rewards.shape:
             raise InputError(
-                f"{name}_judged has shape {values.shape} and {name}_rewards {rewards.shape}; give one value for each "
-                "response."
+                f"{name}_judged has shape {values.shape} and {name}_rewards {rewards.shape}",
+                field=f"{name}_judged",
+                value=values.shape,
+                remedy="give one value for each response.",
             )
     _check_procedure(procedure)
 
@@ -150,7 +176,12 @@ def interval(
     """
     values = _array("per_prompt", per_prompt)
     if values.ndim != 1:
-        raise InputError(f"per_prompt has shape {values.shape}; give one number a prompt, such as win_rate returns.")
+        raise InputError(
+            f"per_prompt has shape {values.shape}",
+            field="per_prompt",
+            value=values.shape,
+            remedy="give one number a prompt, such as win_rate returns.",
+        )
     key = jax.random.key(0) if key is None else key
     found = _computed(
         lambda row: steps.interval(row, key, level=level, resamples=resamples, bounds=bounds), np.asarray(values)
@@ -165,7 +196,9 @@ def _array(name: str, values: Any) -> Any:
     try:
         return np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} is no array of numbers ({error}); give rows of equal length.") from error
+        raise InputError(
+            f"{name} is no array of numbers ({error})", field=name, value=values, remedy="give rows of equal length."
+        ) from error
 
 
 def _computed(function: Callable[..., Any], *arrays: Any) -> Any:
@@ -182,13 +215,18 @@ def _computed(function: Callable[..., Any], *arrays: Any) -> Any:
 def _check_sides(policy: Any, reference: Any) -> None:
     if not policy.ndim == reference.ndim == 2 or len(policy) != len(reference):
         raise InputError(
-            f"policy_rewards has shape {policy.shape} and reference_rewards {reference.shape}; give [B, M] and "
-            "[B, M'], a row for each of the same B prompts."
+            f"policy_rewards has shape {policy.shape} and reference_rewards {reference.shape}",
+            field="reference_rewards",
+            value=reference.shape,
+            remedy="give [B, M] and [B, M'], a row for each of the same B prompts.",
         )
 
 
 def _check_procedure(procedure: Any) -> None:
     if not isinstance(procedure, Procedure):
         raise InputError(
-            f"procedure is {procedure!r}; give a procedure, such as best_of(4). `ctrl_jax.procedure` reads names."
+            f"procedure is {procedure!r}",
+            field="procedure",
+            value=procedure,
+            remedy="give a procedure, such as best_of(4); ctrl_jax.procedure reads names.",
         )

@@ -78,5 +78,7 @@ def ideal_policy(phi: Transform, *, kl: float | None = None, beta: float | None 
       InputError: unless one of `kl` and `beta` is given, and where no policy of Φ has it.
     """
     if (kl is None) == (beta is None):
-        raise InputError(f"kl is {kl} and beta is {beta}; give one of them, such as kl=0.6.")
+        raise InputError(
+            f"kl is {kl} and beta is {beta}", field="kl", value=kl, remedy="give one of them, such as kl=0.6."
+        )
     return ideal.tilt(phi, beta) if beta is not None else ideal.at_kl(phi, kl)  # type: ignore[arg-type]

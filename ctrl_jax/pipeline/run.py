@@ -43,6 +43,8 @@ class Run:
 
     reward_function: function.Function | None = None
     """What reward_model.function names, where it is a function at hand and not one to import (function.given)."""
+    given: Corpus | None = None
+    """The records of data.source `given`, which lie in no file."""
 
     def __post_init__(self) -> None:
         if self.reward_function is not None and self.reward_function.name != self.experiment.reward_model.function:
@@ -117,7 +119,8 @@ class Run:
     @cached_property
     def contents(self) -> dict[str, Any]:
         """What the files say that the experiment names: where they changed, what was made of them is not its result."""
-        return hosts.of_first(lambda: contents(self.experiment, self.reward_function))
+        found = hosts.of_first(lambda: contents(self.experiment, self.reward_function))
+        return found if self.given is None else {**found, "data": self.given.digests}
 
     @cached_property
     def architecture(self) -> architecture.Architecture:
@@ -128,6 +131,8 @@ class Run:
 
     @cached_property
     def corpus(self) -> Corpus:
+        if self.given is not None:
+            return self.given
         data, model = self.experiment.data, self.experiment.model
         tokenizer = None
         if model.path is not None:

@@ -81,7 +81,7 @@ def per_sequence(per_token: jax.Array, lengths: jax.Array) -> jax.Array:
 
 
 def estimate(per_sequence: jax.Array, mask: jax.Array | None = None) -> Moments:
-    """Mean KL and its standard error from [B, N] nats a response; mask [B] tells real prompts from padding.
+    """Mean KL and its standard error from [B, N] nats a response; mask [B] is true for real prompts.
 
     The N responses of a prompt are not independent draws (the KL differs between prompts), so the entries are the B
     means over a prompt's responses: the error is that of a sample of prompts, and more responses of the same prompts

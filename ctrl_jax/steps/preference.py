@@ -10,7 +10,7 @@ from ctrl_jax.steps.masked import Mean, masked_mean
 
 
 def bradley_terry(chosen: jax.Array, rejected: jax.Array, mask: jax.Array | None = None) -> Mean:
-    """Mean of −log σ(Δ), Δ = chosen − rejected raw rewards [...], in nats a pair; mask [...] tells the real pairs.
+    """Mean of −log σ(Δ), Δ = chosen − rejected raw rewards [...], in nats a pair; mask [...] is true for real pairs.
 
     Bradley and Terry 1952. For large −Δ it is −Δ, for large Δ it is 0, both exactly, and so are the slopes.
     """

@@ -1,6 +1,6 @@
 """Sampling N responses a prompt: one prefill a prompt, one uniform a token, and no work for responses that have ended.
 
-`sample` draws whole responses. `start` and `advance` draw the same ones token by token, for who wants to watch.
+`sample` draws whole responses. `start` and `advance` draw the same ones token by token, to show them as they grow.
 
 Over the vocabulary everything runs along the first axis, [V, rows]: a few rows by many tokens is the shape of decoding,
 and on CPU the product that makes it is two to four times as fast that way round.
@@ -22,10 +22,10 @@ from ctrl_jax.types import Cache, Params, Policy, Prompts, Responses, Rollouts
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """Responses in the making: what `start` returns and `advance` draws one more token of."""
+    """Unfinished responses: `start` returns them, and `advance` draws one more token of each."""
 
     rollouts: Rollouts
-    """What is drawn so far; lengths count the tokens drawn."""
+    """The tokens drawn so far; lengths count them."""
     index: jax.Array
     """[] int32: tokens drawn of the longest response, at least 1."""
     alive: jax.Array

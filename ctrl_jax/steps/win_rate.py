@@ -17,7 +17,7 @@ from ctrl_jax.steps.calibration import ranks
 from ctrl_jax.theory.procedures import Procedure
 
 LEAST_PROMPTS = 5
-"""Fewer prompts tell so little of how prompts differ that no interval over them covers what it says."""
+"""Fewer prompts show too little of how prompts differ: an interval over them would not cover at its level."""
 
 LEAST_RESAMPLES = 100
 """Of fewer resamples the two highest or lowest alone make an end of a 95 % interval."""
@@ -108,7 +108,7 @@ def pick_probabilities(scores: jax.Array, procedure: Procedure) -> jax.Array:
 def share_of_ties(policy_scores: jax.Array, reference_scores: jax.Array) -> jax.Array:
     """The share of pairs (policy, reference) with equal scores: [B, M] and [B, M'] to [B].
 
-    Many ties mean that the score cannot tell responses apart, and that the theory without ties describes it badly.
+    Many ties mean that the score does not distinguish responses, and that the theory, which has no ties, fits badly.
     """
     chex.assert_rank([policy_scores, reference_scores], 2)
     below, not_above = ranks(policy_scores, jnp.sort(reference_scores, axis=-1))

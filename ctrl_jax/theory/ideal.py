@@ -30,7 +30,7 @@ _GAUSS_POINTS, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(8)
 
 
 MOST_KL = 20.0
-"""Nats, the KL of the best of some 10^9 responses. The density of a higher one lies too near an end of [0, 1]."""
+"""Nats, the KL of the best of some 10^9 responses. The density of a higher one is too near an end of [0, 1]."""
 
 
 def gauss(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

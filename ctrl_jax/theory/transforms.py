@@ -108,7 +108,7 @@ class _Named:
 class _Normalized:
     transform: Transform
     low: float
-    """The least rank that is told apart; smaller ones are clipped to it."""
+    """The least rank that is distinguished; smaller ones are clipped to it."""
     high: float
     bottom: float
     """Φ(low)."""

@@ -211,6 +211,16 @@ def test_a_point_that_does_not_stop_is_killed(points, run, index, monkeypatch):
     assert states(index) == {"identity": "missing", "logit": "missing"}
 
 
+def test_a_point_with_a_number_that_no_evaluation_can_have_is_failed(points, run, index, page):
+    assert run() == 0
+    (points[0].work_dir / "evaluation.json").write_text(json.dumps({**EVALUATION, "ties": float("nan")}))
+    results.seal(points[0].work_dir, claimed(points[0].experiment, contents(points[0].experiment)))
+    sweep.publish(page.parent, points)
+    assert states(index) == {"identity": "failed", "logit": "done"}
+    assert f"evaluation.json of {points[0].name} has nan at ties" in index()["identity"]["reason"]
+    assert f"{points[0].name} failed: evaluation.json of" in page.read_text()
+
+
 @pytest.fixture
 def alone(points, tmp_path, monkeypatch):
     """Runs a point in this process, with fakes for its training, evaluation and report."""

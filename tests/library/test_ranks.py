@@ -71,6 +71,16 @@ def test_jax_arrays_stay_and_are_traced():
     np.testing.assert_allclose(rates, cj.win_rate(rewards, references, cj.best_of(2)), rtol=1e-5)
 
 
+def test_scores_are_transformed_ranks():
+    rewards, references = RANDOM.normal(size=(2, 4)), RANDOM.normal(size=(2, 8))
+    scored = cj.score(rewards, references, cj.Objective(cj.exponential(3), cj.best_of(2), 0.5))
+    ranks = cj.calibrate(rewards, references)
+    np.testing.assert_array_equal(scored.calibrated, ranks)
+    np.testing.assert_allclose(scored.transformed, np.expm1(3 * ranks) / np.expm1(3), rtol=1e-6)
+    raw = cj.score(rewards, references, cj.Objective(cj.raw(), cj.best_of(2), 0.5))
+    np.testing.assert_array_equal(raw.transformed, rewards)
+
+
 def test_interval_is_of_floats_and_covers():
     per_prompt = RANDOM.beta(4, 2, size=200)
     found = cj.interval(per_prompt, bounds=(0, 1))
@@ -126,3 +136,10 @@ def test_bad_input_is_refused_with_its_value(call, match):
     with pytest.raises(cj.InputError, match=match) as raised:
         call()
     assert "--" not in str(raised.value)
+
+
+def test_errors_carry_field_value_and_remedy():
+    with pytest.raises(cj.InputError) as raised:
+        cj.win_rate(np.ones((1, 4)), np.ones((1, 4)), "best_of_4")
+    assert (raised.value.field, raised.value.value) == ("procedure", "best_of_4")
+    assert raised.value.remedy in str(raised.value)

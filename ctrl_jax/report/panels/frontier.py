@@ -42,6 +42,8 @@ def _draw(run: Run, axes: Axes) -> None:
         ):
             continue
         curve = 100 * ideals.win_rates(transform, run.procedure, kls)
+        if np.isfinite(curve).sum() < 2:
+            continue  # a function of the user's, which its name does not give
         axes.plot(kls, curve, color=light(color), linewidth=1.2, linestyle=dashes, zorder=2, label=text)
         labels.append((float(curve[np.isfinite(curve)][-1]), text, color))
     if path[0].size:
