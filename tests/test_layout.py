@@ -344,6 +344,42 @@ def test_nothing_is_printed_as_markup(path):
     assert "rich.markup" not in source and not re.search(r"""["']\[/?(bold|red|green|yellow|dim|cyan)""", source)
 
 
+# They speak of the command line's options: it itself, and what one of its commands prints.
+SPELL_FLAGS = {"commands", "planning", "__main__"}
+# Options of other programs, and not of ours.
+OF_OTHERS = {"--porcelain", "--xla_force_host_platform_device_count"}
+
+
+def flags(source: str) -> list[str]:
+    """Flags in the strings of a module, docstrings left out: `--policy.kl-budget`."""
+    tree = ast.parse(source)
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone
+    ]
+    return [flag for text in texts for flag in re.findall(r"--[a-z][\w.-]*", text) if flag not in OF_OTHERS]
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if room(path) not in SPELL_FLAGS], ids=name)
+def test_only_the_command_line_speaks_of_flags(path):
+    assert flags(path.read_text(encoding="utf-8")) == [], "name the field: commands/flags.py spells it"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("raise InputError(f'Lower --policy.kl-budget {x}')", ["--policy.kl-budget"]),
+        ("option = '--fsdp'", ["--fsdp"]),
+        ("'Of --policy.kl-budget.'", []),
+        ("say('a -- b, `policy.kl_budget`')", []),
+    ],
+)
+def test_the_test_of_flags_can_fail(source, found):
+    assert flags(source) == found
+
+
 def without_encoding(source: str) -> Iterator[int]:
     """Lines that read or write text in whatever encoding the terminal has: files are UTF-8 in any locale."""
     for node in ast.walk(ast.parse(source)):
