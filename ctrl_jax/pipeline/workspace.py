@@ -51,8 +51,8 @@ class Workspace:
     def __post_init__(self) -> None:
         if self.reward_function is not None and self.reward_function.name != self.experiment.reward_model.function:
             raise InputError(
-                f"`reward_model.function` is {self.experiment.reward_model.function!r}, but the function given for it is "
-                f"{self.reward_function.name!r}; give both the same name."
+                f"`reward_model.function` is {self.experiment.reward_model.function!r}, but the function given for it "
+                f"is {self.reward_function.name!r}; give both the same name."
             )
         check_batches_divide(self.experiment, batch_parts(self.mesh))
         check_models(self.experiment)
