@@ -225,7 +225,7 @@ def import_circle(sources: dict[str, str]) -> list[str]:
 
 
 # To become empty: modules that still import, within a function, what imports them.
-IN_CIRCLES = {"ctrl_jax.pipeline.run"}
+IN_CIRCLES: set[str] = set()
 
 
 def test_no_modules_import_each_other():
@@ -246,7 +246,7 @@ def test_the_test_of_import_circles_can_fail():
 
 MOST_LINES = 60
 # To become empty: functions that are still too long.
-TOO_LONG = {"plan.py:_print", "train.py:run"}
+TOO_LONG = {"plan.py:_print"}
 
 
 def long_functions(source: str) -> list[str]:
@@ -297,14 +297,9 @@ NOT_YET_READ = {
     "ctrl_jax/pipeline/scored.py",
     "ctrl_jax/pipeline/watch.py",
     "ctrl_jax/planning/profile.py",
-    "ctrl_jax/report/figures.py",
     "ctrl_jax/runtime/loop.py",
-    "ctrl_jax/steps/kl.py",
-    "ctrl_jax/steps/preference.py",
-    "ctrl_jax/steps/win_rate.py",
     "ctrl_jax/theory/ideal.py",
     "ctrl_jax/theory/transforms.py",
-    "ctrl_jax/types.py",
 }
 
 

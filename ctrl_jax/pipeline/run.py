@@ -295,9 +295,11 @@ def check_batches_divide(experiment: Experiment, devices: int) -> None:
     share, minibatches = policy.prompts_per_step // devices, getattr(policy, "minibatches", 1)
     if minibatches > 1 and share % (minibatches * (policy.micro_batches or 1)):
         raise InputError(
-            f"policy.minibatches is {minibatches} and policy.micro_batches {policy.micro_batches or 1}, into which the "
-            f"{share} prompts of a device (policy.prompts_per_step {policy.prompts_per_step} on {devices} devices) do "
-            f"not divide. Make policy.prompts_per_step a multiple of {devices * minibatches}."
+            f"Policy.minibatches is {minibatches} and Policy.micro_batches {policy.micro_batches or 1}, into which the "
+            f"{share} prompts of a device ({policy.prompts_per_step} on {devices} devices) do not divide.",
+            field="policy.minibatches",
+            value=minibatches,
+            remedy=f"Make `policy.prompts_per_step` a multiple of {devices * minibatches}.",
         )
     for section, option, size, micro_batches in batches:
         share = size // devices
