@@ -64,8 +64,7 @@ def test_micro_batches_that_do_not_divide_are_told_at_once(tmp_path, mesh, secti
     size = {"prompts_per_step": 48} if section == "policy" else {"batch_size": 48}
     experiment = Experiment("example")
     part = dataclasses.replace(getattr(experiment, section), micro_batches=4, **size)
-    name = section.replace("_", "-")
-    with pytest.raises(InputError, match=rf"--{name}.micro-batches is 4, .* 6 prompts .* 48 on 8 .* 1, 2, 3, 6\."):
+    with pytest.raises(InputError, match=rf"`{section}.micro_batches` is 4, .* 6 prompts .* 48 on 8 .* 1, 2, 3, 6\."):
         Run(dataclasses.replace(experiment, **{section: part}), tmp_path / "work", tmp_path / "stages", mesh)
     part = dataclasses.replace(part, micro_batches=3)
     Run(dataclasses.replace(experiment, **{section: part}), tmp_path / "work", tmp_path / "stages", mesh)
