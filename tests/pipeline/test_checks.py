@@ -10,7 +10,8 @@ from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Policy, R
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import data as data_stage
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.run import prepare
+from ctrl_jax.pipeline.workspace import Workspace
 
 PAIRS = [
     {"prompt": f"What is {i} plus 1?", "chosen": f"{i} plus 1 is {i + 1}.", "rejected": f"No idea, {i} times."}
@@ -23,7 +24,7 @@ def corpus(tmp_path, rows, devices=1, **fields):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = replace(Data(source="files", path=str(path)), **fields.pop("data", {}))
     experiment = Experiment("mine", data=data, **fields)
-    return Run(experiment, tmp_path / "work", tmp_path / "stages", make_mesh(devices)).corpus
+    return prepare(Workspace(experiment, tmp_path / "work", tmp_path / "stages", make_mesh(devices))).corpus
 
 
 def sizes(tmp_path, rows):
