@@ -3,21 +3,19 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ctrl_jax.commands.options import Options as RunOptions
 from ctrl_jax.commands.options import read
-from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import results
 from ctrl_jax.report import pictures, run_page, sweep_page, table
 from ctrl_jax.report.charts import CHARTS, headline
-from ctrl_jax.report.measurements import Evaluation, Run, parse_evaluation, read_run
+from ctrl_jax.report.measurements import Run, read_run
 from ctrl_jax.report.names import spoken
 from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.panels import pareto
-from ctrl_jax.report.points import Point
 from ctrl_jax.report.statistics import lift_share
+from ctrl_jax.report.status import Status
 from ctrl_jax.runtime.stages import write_bytes
 
 PICTURES = ("png", "svg", "pdf")
@@ -67,23 +65,19 @@ def write(work_dir: pathlib.Path) -> pathlib.Path:
     return index
 
 
-def write_sweep_report(sweep_dir: pathlib.Path, points: Sequence[Mapping[str, Any]]) -> pathlib.Path:
-    """Write `sweep.html` and `pareto_<procedure>.{png,svg,pdf,csv}` into a sweep's directory; the page's path.
+def write_sweep_report(sweep_dir: pathlib.Path, points: Sequence[Status]) -> pathlib.Path:
+    """Writes `sweep.html` and `pareto_<procedure>.{png,svg,pdf,csv}` into a sweep's directory; the page's path.
 
-    A point is {"name", "transform", "procedure", "kl_budget", "state": "done" | "running" | "failed" | "missing",
-    "evaluation": the tree of its evaluation.json or None, "report": a path relative to `sweep_dir` or None,
-    "reason": why it failed or None}. Reasons stand below the table. A point whose evaluation cannot be understood is
-    shown as failed, too.
+    Below the table stands why points failed.
     """
-    notes = [f"{point['name']} failed: {point['reason']}" for point in points if point.get("reason")]
-    checked = [_point(point, notes) for point in points]
-    for procedure in dict.fromkeys(point.procedure for point in checked):
-        panels = pareto.panels([point for point in checked if point.procedure == procedure], procedure)
+    notes = [f"{point.name} failed: {point.reason}" for point in points if point.reason]
+    for procedure in dict.fromkeys(point.procedure for point in points):
+        panels = pareto.panels([point for point in points if point.procedure == procedure], procedure)
         if panels:
             name = f"pareto_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure)}"
             _write_figure(sweep_dir / name, panels, columns=1)
     index = sweep_dir / "sweep.html"
-    write_bytes(index, sweep_page.render(sweep_dir.name, checked, notes).encode())
+    write_bytes(index, sweep_page.render(sweep_dir.name, points, notes).encode())
     return index
 
 
@@ -92,21 +86,6 @@ def _write_figure(path: pathlib.Path, panels: Sequence[Panel], *, columns: int) 
     for kind, picture in pictures.draw(panels, PICTURES, columns=columns).items():
         write_bytes(path.with_name(f"{path.name}.{kind}"), picture)
     write_bytes(path.with_name(f"{path.name}.csv"), table.of_panels(panels).encode())
-
-
-def _point(point: Mapping[str, Any], notes: list[str]) -> Point:
-    evaluation: Evaluation | None = None
-    state = point["state"]
-    if point["evaluation"] is not None:
-        try:
-            evaluation = parse_evaluation(
-                point["evaluation"], source=f"evaluation.json of {point['name']}", remedy="evaluate that run again."
-            )
-        except InputError as error:
-            state = "failed"
-            notes.append(str(error))
-    fields = {name: point[name] for name in ("name", "transform", "procedure", "kl_budget", "report")}
-    return Point(**fields, state=state, evaluation=evaluation)
 
 
 def _headline(measured: Run) -> str:

@@ -12,7 +12,7 @@ import tyro
 from ctrl_jax.commands import address
 from ctrl_jax.config import Experiment, expand_user
 from ctrl_jax.errors import InputError
-from ctrl_jax.report.measurements import Estimate, parse_evaluation
+from ctrl_jax.evaluation import Estimate, Evaluation
 from ctrl_jax.runtime import console
 from ctrl_jax.runtime.metrics import read_metrics
 
@@ -78,7 +78,7 @@ def _row(folder: Path) -> Row:
         if not (folder / "evaluation.json").exists():
             return dataclasses.replace(row, state=_progress(folder, experiment))
         tree = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-        evaluation = parse_evaluation(tree, source="evaluation.json", remedy="evaluate the run again.")
+        evaluation = Evaluation.from_json(tree, source="evaluation.json", remedy="evaluate the run again.")
         return dataclasses.replace(
             row,
             state="done",

@@ -4,6 +4,7 @@ A point keeps its record, `point.json`, in its work directory, and holds `point.
 from these alone, so that it is right after any kill, and for batch jobs on several machines.
 """
 
+import dataclasses
 import fcntl
 import shlex
 from collections.abc import Callable, Collection, Sequence
@@ -13,8 +14,11 @@ from typing import Any, NamedTuple
 from ctrl_jax.commands import report, train
 from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
+from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.pipeline import results
-from ctrl_jax.pipeline.run import Run, check_batches_divide, check_claim, claimed, contents
+from ctrl_jax.pipeline.divisible import check_batches_divide
+from ctrl_jax.pipeline.workspace import Workspace, check_claim, claimed, contents
+from ctrl_jax.report.status import Status
 from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import locked, plain, read_json, write_bytes, write_json
@@ -78,7 +82,7 @@ def check(points: Sequence[Point], *, devices: int = 1) -> None:
         check_claim(point.experiment, point.work_dir)
 
 
-def run_point(run: Run, sweep_dir: Path, points: Sequence[Point]) -> None:
+def run_point(run: Workspace, sweep_dir: Path, points: Sequence[Point]) -> None:
     """Trains, evaluates and reports one of `points` in this process, after any other process that runs it has ended.
 
     Of several hosts the first keeps the record and the index, and decides whether there is anything to do: a host that
@@ -97,7 +101,7 @@ def run_point(run: Run, sweep_dir: Path, points: Sequence[Point]) -> None:
         publish(sweep_dir, points)
 
 
-def _run_noted(run: Run, point: Point) -> None:
+def _run_noted(run: Workspace, point: Point) -> None:
     attempt = read_record(point).attempts + 1
     note(point, attempt, UNSAID)
     try:
@@ -121,10 +125,9 @@ def publish(sweep_dir: Path, points: Sequence[Point], running: Collection[str] =
     """
     # Read and written under one lock: if two batch jobs end together, the last to write has seen both.
     with locked(sweep_dir / "sweep.lock"):
-        states = [_state(point, sweep_dir, point.name in running) for point in points]
-        index = [{name: value for name, value in state.items() if name != "evaluation"} for state in states]
-        write_json(sweep_dir / "sweep.json", {"points": index})
-        return report.write_sweep_report(sweep_dir, states)
+        found = [_status(point, sweep_dir, point.name in running) for point in points]
+        write_json(sweep_dir / "sweep.json", {"points": [status.as_json() for status in found]})
+        return report.write_sweep_report(sweep_dir, found)
 
 
 def write_jobs(
@@ -185,21 +188,39 @@ def note(point: Point, attempts: int, reason: str | None) -> None:
     write_json(point.work_dir / "point.json", {"attempts": attempts, "reason": reason})
 
 
-def _state(point: Point, sweep_dir: Path, started: bool) -> dict[str, Any]:
+def _status(point: Point, sweep_dir: Path, started: bool) -> Status:
     done, page, record, policy = is_done(point), point.page, read_record(point), point.experiment.policy
     running = not done and (started or _is_locked(point.work_dir / "point.lock"))
     failed = not done and not running and record.reason is not None
-    return {
-        "name": point.name,
-        "transform": policy.transform,
-        "procedure": procedures.parse(policy.procedure).name,
-        "kl_budget": policy.kl_budget,
-        "state": "done" if done else "running" if running else "failed" if failed else "missing",
-        "attempts": record.attempts,
-        "reason": record.reason if failed else None,
-        "evaluation": _read(point.work_dir / "evaluation.json") if done else None,
-        "report": str(page.relative_to(sweep_dir)) if page.exists() and page.is_relative_to(sweep_dir) else None,
-    }
+    status = Status(
+        name=point.name,
+        transform=policy.transform,
+        procedure=procedures.parse(policy.procedure).name,
+        kl_budget=policy.kl_budget,
+        state="done" if done else "running" if running else "failed" if failed else "missing",
+        attempts=record.attempts,
+        reason=record.reason if failed else None,
+        report=str(page.relative_to(sweep_dir)) if page.exists() and page.is_relative_to(sweep_dir) else None,
+    )
+    if not done:
+        return status
+    try:
+        return dataclasses.replace(status, evaluation=evaluation(point))
+    except InputError as error:  # it was written, with a number that no evaluation can have
+        return dataclasses.replace(status, state="failed", reason=str(error))
+
+
+def evaluation(point: Point) -> Evaluation:
+    """The evaluation of a point that is done.
+
+    Raises:
+      InputError: if it has an entry that is missing or out of range.
+    """
+    return Evaluation.from_json(
+        read_json(point.work_dir / "evaluation.json"),
+        source=f"evaluation.json of {point.name}",
+        remedy="evaluate that run again.",
+    )
 
 
 def is_done(point: Point) -> bool:

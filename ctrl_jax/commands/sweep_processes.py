@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ctrl_jax.commands import summary
-from ctrl_jax.commands.sweep_points import Point, is_done, note, publish, read_record
-from ctrl_jax.report.measurements import parse_evaluation
+from ctrl_jax.commands.sweep_points import Point, evaluation, is_done, note, publish, read_record
 from ctrl_jax.runtime.console import latest_lines, say, table
 from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.shares import Share
-from ctrl_jax.runtime.stages import read_json
 from ctrl_jax.theory import procedures
 
 ATTEMPTS = 2
@@ -179,12 +177,9 @@ def _print(points: Sequence[Point]) -> None:
     rows = []
     for point in points:
         if is_done(point):
-            path, procedure = (
-                point.work_dir / "evaluation.json",
-                procedures.parse(point.experiment.policy.procedure).name,
-            )
-            evaluation = parse_evaluation(read_json(path), source=path, remedy="evaluate that point again.")
-            cells = [evaluation.kl, evaluation.win_rates[procedure], evaluation.win_rates["sampling"]]
+            procedure = procedures.parse(point.experiment.policy.procedure).name
+            found = evaluation(point)
+            cells = [found.kl, found.win_rates[procedure], found.win_rates["sampling"]]
             rows.append([point.name, *map(summary.estimate, cells)])
         else:
             rows.append([point.name, "failed", "", ""])

@@ -4,13 +4,7 @@ from typing import Protocol
 
 import jax
 
-from ctrl_jax.types import Params, Policy, Prompts, Responses
-
-
-class Score(Protocol):
-    """Raw rewards [B, N] of responses."""
-
-    def __call__(self, prompts: Prompts, responses: Responses) -> jax.Array: ...
+from ctrl_jax.types import Params, Policy, Prompts, Responses, Score
 
 
 class Decoder(Protocol):

@@ -8,10 +8,10 @@ than n (`steps.win_rate`), ideal policies a closed form (`theory.ideal`), and th
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.decoding.decoder import Decoder, Score
+from ctrl_jax.decoding.decoder import Decoder
 from ctrl_jax.steps import sampling
 from ctrl_jax.theory.procedures import Procedure
-from ctrl_jax.types import Params, Policy, Prompts, Responses
+from ctrl_jax.types import Params, Policy, Prompts, Responses, Score
 
 
 def decoder(

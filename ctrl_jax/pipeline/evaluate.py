@@ -17,13 +17,14 @@ import numpy as np
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
+from ctrl_jax.evaluation import RELIABILITY_ARRAYS, Estimate, Evaluation, Ideals, Lengths, RewardQuality
 from ctrl_jax.pipeline import assembly, data, randomness, results, reward_model, scored
 from ctrl_jax.pipeline.rollouts import in_batches, respond, score
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained, training_seconds
 from ctrl_jax.pipeline.stages import timings
 from ctrl_jax.pipeline.train import Aligned
-from ctrl_jax.report.measurements import RELIABILITY_ARRAYS
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.report.statistics import wilson
 from ctrl_jax.rewards import gold
 from ctrl_jax.rewards.named import named
@@ -51,17 +52,25 @@ class Judged(NamedTuple):
     """[B, M] by the independent judge, where one is given."""
 
 
-def read(run: Run) -> dict[str, Any] | None:
-    """What an earlier run of this experiment, of the same contents and by the same judge, wrote; else None.
+def stored(workspace: Workspace) -> Evaluation | None:
+    """What an earlier run of this experiment, of the same contents, wrote; else None. A damaged one is set aside."""
+    whole = hosts.first() and results.set_damaged_aside(workspace.work_dir)
+    if not hosts.agree(whole and results.is_of(workspace.work_dir, workspace.claimed_config)):
+        return None
+    if checksums.about(workspace.work_dir / results.RESULTS)["draws"] != plain(randomness.draws()):
+        return None
+    path = workspace.work_dir / "evaluation.json"
+    return Evaluation.from_json(read_json(path), source=path, remedy="evaluate the run again.")
+
+
+def read(run: Run) -> Evaluation | None:
+    """As `stored`; None also where the reward function answers otherwise than before, or another judge was asked.
 
     Raises:
       InputError: if the judge cannot be used.
     """
-    judge = independent_judge(run)
-    whole = hosts.first() and results.set_damaged_aside(run.work_dir)
-    if not hosts.agree(whole and results.is_of(run.work_dir, run.claimed_config)):
-        return None
-    if checksums.about(run.work_dir / results.RESULTS)["draws"] != plain(randomness.draws()):
+    judge, evaluation = independent_judge(run), stored(run)
+    if evaluation is None:
         return None
     if run.experiment.reward_model.function is not None:
         # What a function's answers depend on besides its source is seen by asking it again.
@@ -69,10 +78,9 @@ def read(run: Run) -> dict[str, Any] | None:
         if reason:
             say(f"{reason}. What depends on it is made anew.", style="yellow")
             return None
-    path = run.work_dir / "evaluation.json"
-    evaluation = read_json(path)
-    if judge is not None and (evaluation.get("judge") or {}).get("fingerprint") != judge.fingerprint:
-        say(f"{path} has no win rates by this --evaluation.judge, and is made anew from the trained policy.")
+    if judge is not None and evaluation.judge_fingerprint != judge.fingerprint:
+        path = run.work_dir / "evaluation.json"
+        say(f"{path} has no win rates by this `evaluation.judge`, and is made anew from the trained policy.")
         return None
     return evaluation
 
@@ -89,7 +97,7 @@ def independent_judge(run: Run) -> Reward | None:
     return named(name, run.corpus, run.mesh, dtype=run.experiment.model.dtype, field="evaluation.judge")
 
 
-def run(run: Run, aligned: Aligned) -> dict[str, Any]:
+def run(run: Run, aligned: Aligned) -> Evaluation:
     """Writes `evaluation.npz`, `samples.jsonl`, `evaluation.json` and, last, their seal; returns what is evaluated."""
     config = run.experiment.evaluation
     judge = independent_judge(run)
@@ -114,17 +122,18 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
     scored.keep(run, aligned.reward, run.work_dir, prompts.prompts, policy.responses)
     write_arrays(run.work_dir / "evaluation.npz", **_arrays(policy, reference), **ranks, **reliability)
     _write_samples(run, prompts, {"policy": policy, "reference": reference}, ranks)
-    evaluation = {
+    evaluation = Evaluation(
         **_kl(run, kl_by_prompt),
         **_win_rates(run, policy, reference),
-        "judge": None if judge is None else {"name": config.judge, "fingerprint": judge.fingerprint},
-        "ideal": {
+        judge=config.judge,
+        judge_fingerprint=None if judge is None else judge.fingerprint,
+        ideal={
             name: _ideal(run.experiment.policy.objective, name, float(kl_by_prompt.mean())) for name in _procedures(run)
         },
-        "reward_model": reward_quality,
-        "ties": float(np.mean(win_rate.share_of_ties(jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)))),
+        reward_model=reward_quality,
+        ties=float(np.mean(win_rate.share_of_ties(jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)))),
         **_lengths(run, {"policy": policy.responses, "reference": reference.responses}),
-        "timings": timings(
+        timings=timings(
             {
                 **aligned.seconds,
                 **seconds,
@@ -132,8 +141,8 @@ def run(run: Run, aligned: Aligned) -> dict[str, Any]:
                 "evaluation": time.monotonic() - started,
             }
         ),
-    }
-    write_json(run.work_dir / "evaluation.json", evaluation)
+    )
+    write_json(run.work_dir / "evaluation.json", evaluation.as_json())
     results.seal(run.work_dir, run.claimed_config, draws=randomness.draws())
     return evaluation
 
@@ -231,9 +240,7 @@ def _lengths(run: Run, sides: dict[str, Responses]) -> dict[str, Any]:
         tokens, counts = np.asarray(responses.tokens), np.asarray(responses.lengths)
         last = np.take_along_axis(tokens, counts[..., None] - 1, axis=-1)[..., 0]
         quantiles = np.quantile(counts, (0.1, 0.5, 0.9))
-        lengths[side] = {"mean": float(counts.mean())} | dict(
-            zip(("p10", "median", "p90"), map(float, quantiles), strict=True)
-        )
+        lengths[side] = Lengths(float(counts.mean()), *map(float, quantiles))
         unfinished[side] = float(1 - np.isin(last, eos_ids).mean())
     return {"response_length": lengths, "unfinished": unfinished}
 
@@ -261,15 +268,12 @@ def _kl(run: Run, by_prompt: np.ndarray) -> dict[str, Any]:
     return {**measured, "kl_budget": run.experiment.policy.kl_budget}
 
 
-def _interval(
-    run: Run, label: str, per_prompt: np.ndarray | jax.Array, *, bounds: tuple[float, float]
-) -> dict[str, float | None]:
-    """Mean, low and high; the latter None where there is no interval, as of one prompt."""
+def _interval(run: Run, label: str, per_prompt: np.ndarray | jax.Array, *, bounds: tuple[float, float]) -> Estimate:
     key = randomness.stage_key(run.experiment.seed, f"interval of {label}")
     resamples = run.experiment.evaluation.bootstrap_resamples
     interval = win_rate.interval(jnp.asarray(per_prompt), key, resamples=resamples, bounds=bounds)
-    values = {name: float(value) for name, value in interval._asdict().items()}
-    return {name: None if name != "mean" and math.isnan(value) else value for name, value in values.items()}
+    mean, low, high = map(float, (interval.mean, interval.low, interval.high))
+    return Estimate(mean, None if math.isnan(low) else low, None if math.isnan(high) else high)
 
 
 def _win_rates(run: Run, policy: Judged, reference: Judged) -> dict[str, Any]:
@@ -308,10 +312,10 @@ def _procedures(run: Run) -> list[str]:
     return list(dict.fromkeys(procedures.parse(name).name for name in asked))
 
 
-def _ideal(objective: Objective, name: str, kl: float) -> dict[str, float]:
+def _ideal(objective: Objective, name: str, kl: float) -> Ideals:
     """What ideal policies at this KL win under a procedure: trained with the identity, with Φ, and with its own Φ*.
 
-    What the KL cannot reach, and Φ of a raw reward, which no theory of ranks describes, is left out.
+    None where the KL is out of reach, and for the Φ of a raw reward, which no theory of ranks describes.
     """
     procedure = procedures.parse(name)
     candidates = {
@@ -319,18 +323,17 @@ def _ideal(objective: Objective, name: str, kl: float) -> dict[str, float]:
         "optimal": Objective(optimal(), procedure, objective.kl_budget),
         "transform": objective,
     }
-    values = {}
+    values: dict[str, float | None] = {}
     for label, candidate in candidates.items():
         try:
             ideal = candidate.ideal(kl)
         except InputError:
-            continue
-        if ideal is not None:
-            values[label] = ideal.win_rate(procedure)
-    return values
+            ideal = None
+        values[label] = None if ideal is None else ideal.win_rate(procedure)
+    return Ideals(**values)
 
 
-def _reward_quality(run: Run, reward: Reward) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def _reward_quality(run: Run, reward: Reward) -> tuple[RewardQuality, dict[str, np.ndarray]]:
     """How the reward ranks held-out pairs, and the arrays of its reliability diagram; nothing without pairs.
 
     Of a reward model that was trained here: accuracy with its 95 % interval (Wilson), and expected calibration error,
@@ -342,17 +345,17 @@ def _reward_quality(run: Run, reward: Reward) -> tuple[dict[str, float], dict[st
     """
     config = run.experiment.reward_model
     if not run.corpus.has_pairs("test"):
-        return {}, {}
+        return RewardQuality(), {}
     pairs = data.pairs(run.corpus, "test")
     rewards = score(run, reward.score, pairs.prompts, pairs.responses)
     count = len(rewards)
     if config.function is not None:
         agreements, ties = rewards[:, 0] > rewards[:, 1], rewards[:, 0] == rewards[:, 1]
-        return {"pairs": count, "agreements": int(agreements.sum()), "equal": int(ties.sum())}, {}
+        return RewardQuality(pairs=count, agreements=int(agreements.sum()), equal=int(ties.sum())), {}
     chosen, rejected = jnp.asarray(rewards[:, 0]), jnp.asarray(rewards[:, 1])
     accuracy = float(preference.accuracy(chosen, rejected).value)
     low, high = map(float, wilson(accuracy, count))
-    quality = {"pairs": count, "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
+    quality = RewardQuality(count, accuracy, low, high)
     if not config.trained:
         return quality, {}
     probabilities = jax.nn.sigmoid(jnp.concatenate([chosen - rejected, rejected - chosen]))
@@ -360,7 +363,7 @@ def _reward_quality(run: Run, reward: Reward) -> tuple[dict[str, float], dict[st
     reliability = preference.reliability(probabilities, outcomes, bins=RELIABILITY_BINS)
     columns = (reliability.predicted.value, reliability.observed.value, reliability.predicted.weight)
     arrays = dict(zip(RELIABILITY_ARRAYS, map(np.asarray, columns), strict=True))
-    return quality | {"ece": float(preference.expected_calibration_error(reliability))}, arrays
+    return quality._replace(ece=float(preference.expected_calibration_error(reliability))), arrays
 
 
 def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, Judged], ranks: dict[str, np.ndarray]) -> None:

@@ -23,8 +23,9 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, huggingface
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.models.costs import Batch, Work
+from ctrl_jax.pipeline.directories import pretrained_architecture
+from ctrl_jax.pipeline.divisible import check_batches_divide
 from ctrl_jax.pipeline.rollouts import prompts_at_a_time
-from ctrl_jax.pipeline.run import check_batches_divide, pretrained_architecture
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.steps import sampling
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ctrl_jax.report.measurements import Estimate
+from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report.style import edge, light
 
 ENDS = ("low", "high")

@@ -11,8 +11,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ctrl_jax.checked_json import finite
+from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report import glossary, svg
-from ctrl_jax.report.measurements import Estimate, finite
 from ctrl_jax.report.names import spoken
 from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.style import FONTS, PALETTE

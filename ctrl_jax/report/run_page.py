@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report import html
 from ctrl_jax.report.html import TEXT_CHARACTERS, brackets
-from ctrl_jax.report.measurements import Estimate, Run, unfinished_warning
+from ctrl_jax.report.measurements import Run, unfinished_warning
 from ctrl_jax.report.names import procedure_order, short_name, spoken
 from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.panels import calibrated, frontier, judges, lengths, reliability, training, win_rate_vs_n

@@ -7,11 +7,11 @@ from typing import Any
 from ctrl_jax.report import html
 from ctrl_jax.report.names import short_name
 from ctrl_jax.report.panels import pareto
-from ctrl_jax.report.points import Point
 from ctrl_jax.report.statistics import lift_share
+from ctrl_jax.report.status import Status
 
 
-def render(name: str, points: Sequence[Point], notes: Sequence[str] = ()) -> str:
+def render(name: str, points: Sequence[Status], notes: Sequence[str] = ()) -> str:
     """The report of a sweep, as HTML: the Pareto figure of each procedure in it, and all runs with their states."""
     order = list(dict.fromkeys(point.procedure for point in points))
     panels = [panel for procedure in order for panel in pareto.panels(_of(points, procedure), procedure)]
@@ -33,7 +33,7 @@ def render(name: str, points: Sequence[Point], notes: Sequence[str] = ()) -> str
     )  # fmt: skip
 
 
-def _sweep_row(point: Point) -> dict[str, Any]:
+def _sweep_row(point: Status) -> dict[str, Any]:
     evaluation = point.evaluation
     win_rate = evaluation.win_rates.get(point.procedure) if evaluation else None
     ideals = evaluation.ideal.get(point.procedure) if evaluation else None
@@ -51,5 +51,5 @@ def _sweep_row(point: Point) -> dict[str, Any]:
     }
 
 
-def _of(points: Sequence[Point], procedure: str) -> list[Point]:
+def _of(points: Sequence[Status], procedure: str) -> list[Status]:
     return [point for point in points if point.procedure == procedure]

@@ -3,6 +3,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 
 from ctrl_jax.commands import report
 from ctrl_jax.errors import InputError
+from ctrl_jax.evaluation import Evaluation
+from ctrl_jax.report.status import Status
 from tests.report import synthetic
 
 NAMES = ("sampling", "best_of_2", "best_of_4", "worst_of_2", "worst_of_4")
@@ -17,6 +20,11 @@ FIGURES = {
     "calibration", "proxy_gold", "reliability", "response_length", "training", "win_rate_vs_kl", "win_rate_vs_n",
 }  # fmt: skip
 KINDS = ("png", "svg", "pdf", "csv")
+
+
+def evaluation(index: pathlib.Path) -> Evaluation:
+    tree = json.loads((index.parents[1] / "evaluation.json").read_text())
+    return Evaluation.from_json(tree, source="evaluation.json", remedy="")
 
 
 def files(figures: set[str]) -> set[str]:
@@ -83,14 +91,13 @@ def test_results_without_their_seal_are_refused(index: pathlib.Path, tmp_path: p
 
 
 def test_a_sweep_is_written_with_its_picture(index: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    tree = json.loads((index.parents[1] / "evaluation.json").read_text())
-    point = {"transform": "exponential(10)", "procedure": "best_of_4", "kl_budget": 0.75, "report": None}
+    point = Status("later", "exponential(10)", "best_of_4", 0.75, "missing")
     path = report.write_sweep_report(
         tmp_path / "bon",
         [
-            {**point, "name": "good", "state": "done", "evaluation": tree, "report": "good/report/index.html"},
-            {**point, "name": "diverged", "state": "done", "evaluation": {**tree, "ties": float("nan")}},
-            {**point, "name": "later", "state": "missing", "evaluation": None},
+            replace(point, name="good", state="done", evaluation=evaluation(index), report="good/report/index.html"),
+            replace(point, name="diverged", state="failed", reason="evaluation.json of diverged has nan at ties."),
+            point,
         ],
     )
     assert path == tmp_path / "bon" / "sweep.html"
@@ -99,7 +106,7 @@ def test_a_sweep_is_written_with_its_picture(index: pathlib.Path, tmp_path: path
     text = path.read_text()
     assert 'href="good/report/index.html"' in text
     assert "1 of 3 runs evaluated" in text
-    assert "evaluation.json of diverged has nan at ties" in text
+    assert "diverged failed: evaluation.json of diverged has nan at ties." in text
     rows = re.findall(r"<tr><td.*?</tr>", text, flags=re.DOTALL)
     assert [re.findall(r"done|failed|missing", row)[0] for row in rows] == ["done", "failed", "missing"]
 
@@ -150,12 +157,9 @@ def test_a_word_explains_itself_to_the_keyboard_within_the_window(
 def test_the_table_of_a_sweep_fits_a_window_and_starts_with_the_states(
     index: pathlib.Path, open_page: Callable[..., Any], tmp_path: pathlib.Path
 ) -> None:
-    tree = json.loads((index.parents[1] / "evaluation.json").read_text())
-    point = {"transform": "exponential(10)", "procedure": "best_of_4", "report": None}
-    points = [
-        {**point, "name": "exponential(10)_kl0.75", "kl_budget": 0.75, "state": "done", "evaluation": tree},
-        {**point, "name": "exponential(10)_kl1", "kl_budget": 1.0, "state": "running", "evaluation": None},
-    ]
+    running = Status("exponential(10)_kl1", "exponential(10)", "best_of_4", 1.0, "running")
+    done = replace(running, name="exponential(10)_kl0.75", kl_budget=0.75, state="done", evaluation=evaluation(index))
+    points = [done, running]
     path = report.write_sweep_report(tmp_path, points)
     for width in (390, 1100):
         page = open_page(path.as_uri(), width=width)

@@ -26,7 +26,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import networks, weights
 from ctrl_jax.pipeline import assembly, evaluate, randomness, reward_model, rollouts, sft, stages
 from ctrl_jax.pipeline.results import without_neutral
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.rewards import classifier, trained
 from ctrl_jax.runtime import checksums
 from ctrl_jax.runtime.stages import read_json, write_json
@@ -53,6 +53,7 @@ class Fakes:
         self.made: list[str] = []
         """The trainings that were done and not read."""
         self.sampled: dict[str, tuple[Rollouts, np.ndarray]] = {}
+        self.sampled_by: dict[str, Any] = {}  # by stage: the parameters that drew
         """The last rollouts of each stage with their raw rewards [B, N]."""
         self.scored: list[np.ndarray] = []
         """The raw rewards [B, N] that the reward model gave."""
@@ -106,6 +107,7 @@ class Fakes:
                     tokens[row, sample, end - 1 :] = eos
             lengths = np.minimum(lengths, length)
             rollouts = Rollouts(batch, Responses(tokens, lengths), np.zeros(tokens.shape, np.float32))
+            self.sampled_by[stage] = value(params)
             self.sampled[stage] = rollouts, np.asarray(score(batch, rollouts.responses))
             return self.sampled[stage]
 
@@ -128,9 +130,9 @@ def fake_weights(folder, *_, **__):
     return {"read": np.frombuffer((Path(folder) / "model.safetensors").read_bytes(), np.uint8)}
 
 
-def fake_pretrained(run):
+def fake_pretrained(workspace):
     """As `sft.pretrained`, which reads the model and the adapter."""
-    model = run.experiment.model
+    model = workspace.experiment.model
     adapter = None if model.adapter is None else (Path(model.adapter) / "adapter_model.safetensors").read_bytes()
     return {"base": np.array([digest(value(fake_weights(model.path)), adapter)], np.uint32)}
 
@@ -264,7 +266,7 @@ def train(fakes: Fakes, experiment: Experiment, work_dir: str = "runs/work", sta
     for name in ("rewards", "helpers", "lazily"):
         sys.modules.pop(name, None)
     fakes.experiment, fakes.made = experiment, []
-    align(Run(experiment, Path(work_dir), Path(stages_dir), make_mesh(1), open_training=fakes.open_training))
+    align(Workspace(experiment, Path(work_dir), Path(stages_dir), make_mesh(1), open_training=fakes.open_training))
 
 
 def results(work_dir: str) -> dict[str, Any]:

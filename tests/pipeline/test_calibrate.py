@@ -1,6 +1,7 @@
 """The calibration table refuses rewards that rank nothing; the sampling is a fake."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,12 +51,14 @@ def table_of(tmp_path, monkeypatch):
         experiment = config.Experiment(
             "any", calibration=settings, reward_model=function, policy=config.Policy(prompts_per_step=B)
         )
-        run = Run(experiment, tmp_path / "work", tmp_path / "stages", make_mesh(1))
-        run.__dict__["corpus"] = SimpleNamespace(
+        corpus: Any = SimpleNamespace(
             prompts=lambda split, count: SimpleNamespace(prompts=PROMPTS),
             contents=lambda *splits: "data-1",
             texts=lambda responses: [[str(token) for token in row] for row in np.asarray(responses.tokens)[..., 0]],
         )
+        places = {"work_dir": tmp_path / "work", "stages_dir": tmp_path / "stages"}
+        models: Any = None
+        run = Run(experiment=experiment, **places, mesh=make_mesh(1), corpus=corpus, models=models)
         return calibrate.run(run, Trained(None, "sft-1"), reward or answering()), asked
 
     return call
@@ -104,7 +107,7 @@ def test_a_table_that_was_cut_off_is_gone_on_with(table_of, tmp_path):
 
 def test_a_constant_reward_is_refused_also_from_the_finished_stage(table_of):
     for _ in range(2):
-        with pytest.raises(InputError, match=r"100% of the pairs.*--reward-model\.steps"):
+        with pytest.raises(InputError, match=r"100% of the pairs.*`reward_model\.steps`"):
             table_of(np.ones((B, K), np.float32))
 
 

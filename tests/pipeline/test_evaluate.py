@@ -18,8 +18,10 @@ from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.config import Experiment, RewardModel
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import evaluate, reward_model, train
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.evaluation import Estimate, Lengths, RewardQuality
+from ctrl_jax.pipeline import align, evaluate, reward_model
+from ctrl_jax.pipeline.run import Run, prepare
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.runtime.stages import read_arrays, write_json
 from ctrl_jax.steps import win_rate
 from ctrl_jax.types import Prompts, Responses
@@ -44,7 +46,7 @@ def finished(smoke, tmp_path, monkeypatch):
 
     def with_judge(judge: str | None) -> Run:
         chosen = replace(experiment, evaluation=replace(experiment.evaluation, judge=judge))
-        return Run(chosen, work_dir, smoke.stages_dir, make_mesh(1))
+        return prepare(Workspace(chosen, work_dir, smoke.stages_dir, make_mesh(1)))
 
     return work_dir, with_judge
 
@@ -73,18 +75,18 @@ def test_an_independent_judge_judges_the_picks_of_the_training_reward(finished, 
     run = with_judge("opinions:longest")
     with run.claimed():
         assert evaluate.read(run) is None, "what is there knows no such judge"
-        evaluation = evaluate.run(run, train.run(run))
-        assert evaluate.read(run)["judge"] == evaluation["judge"], "and now it does"
-    assert evaluation["judge"]["name"] == "opinions:longest"
-    assert evaluation["judged_by"] == "the reward model that the policy was trained on"
+        evaluation = evaluate.run(run, align.policy(run))
+        assert evaluate.read(run) == evaluation, "and now it does"
+    assert evaluation.judge == "opinions:longest"
+    assert evaluation.judged_by == "the reward model that the policy was trained on"
     arrays = read_arrays(work_dir / "evaluation.npz")
     assert arrays["policy_judge"].shape == arrays["policy_rewards"].shape == arrays["policy_lengths"].shape
     for judge in ("judge", "gold"):
-        rates = evaluation[f"{judge}_win_rates"]
-        assert set(rates) == set(evaluation["win_rates"])
+        rates = getattr(evaluation, f"{judge}_win_rates")
+        assert set(rates) == set(evaluation.win_rates)
         ours, theirs = arrays[f"policy_{judge}"][:, :, None], arrays[f"reference_{judge}"][:, None, :]
         sampling = ((ours > theirs) + 0.5 * (ours == theirs)).mean()
-        assert rates["sampling"]["mean"] == pytest.approx(sampling, abs=1e-5)
+        assert rates["sampling"].mean == pytest.approx(sampling, abs=1e-5)
         few = [jnp.asarray(arrays[f"{side}_{kind}"][:4, :8]) for kind in ("rewards", judge)
                for side in ("policy", "reference")]  # fmt: skip
         measured = win_rate.judged_win_rate(*few, evaluate.procedures.parse("best_of_4"))
@@ -92,7 +94,7 @@ def test_an_independent_judge_judges_the_picks_of_the_training_reward(finished, 
         everything = [jnp.asarray(arrays[f"{side}_{kind}"]) for kind in ("rewards", judge)
                       for side in ("policy", "reference")]  # fmt: skip
         measured = win_rate.judged_win_rate(*everything, evaluate.procedures.parse("best_of_4"))
-        assert rates["best_of_4"]["mean"] == pytest.approx(float(measured.mean()), abs=1e-5)
+        assert rates["best_of_4"].mean == pytest.approx(float(measured.mean()), abs=1e-5)
     # The samples carry the judge's values of the picks.
     rows = [json.loads(line) for line in (work_dir / "samples.jsonl").read_text().splitlines()]
     assert all(row[side]["judge"] == len(row[side]["text"]) for row in rows for side in ("policy", "reference"))
@@ -111,12 +113,12 @@ def test_an_independent_judge_judges_the_picks_of_the_training_reward(finished, 
     other = with_judge("opinions:shortest")
     with other.claimed():
         assert evaluate.read(other) is None
-        turned = evaluate.run(other, train.run(other))
+        turned = evaluate.run(other, align.policy(other))
     assert responses.stat().st_mtime_ns == written
     assert len(list(smoke.stages_dir.glob("reference_judge-*"))) == 2
-    assert turned["win_rates"] == evaluation["win_rates"]
-    for name, rate in turned["judge_win_rates"].items():
-        assert rate["mean"] == pytest.approx(1 - evaluation["judge_win_rates"][name]["mean"], abs=1e-5)
+    assert turned.win_rates == evaluation.win_rates
+    for name, rate in turned.judge_win_rates.items():
+        assert rate.mean == pytest.approx(1 - evaluation.judge_win_rates[name].mean, abs=1e-5)
     # Who asks for no judge is served by what there is.
     assert evaluate.read(with_judge(None)) == turned
 
@@ -151,7 +153,7 @@ def test_the_reward_that_is_trained_on_is_no_independent_judge():
         Experiment("a", reward_model=RewardModel(function="rewards:x"), evaluation=config.Evaluation(judge="rewards:x"))
 
 
-def quality(monkeypatch, config: RewardModel, margins: list[float]) -> tuple[dict[str, Any], dict[str, Any]]:
+def quality(monkeypatch, config: RewardModel, margins: list[float]) -> tuple[RewardQuality, dict[str, Any]]:
     """What is said of a reward that prefers the chosen responses of held-out pairs by these margins."""
     rewards = np.array([[margin, 0.0] for margin in margins], np.float32)
     monkeypatch.setattr(evaluate, "score", lambda *_: rewards)
@@ -167,16 +169,16 @@ MARGINS = [1.0, 2.0, -1.0, 0.0, 3.0, 0.5, -0.2, 1.5]
 
 def test_a_reward_model_has_accuracy_with_its_interval_and_calibration(monkeypatch):
     found, arrays = quality(monkeypatch, RewardModel(), MARGINS)
-    assert (found["pairs"], found["accuracy"]) == (8, pytest.approx(5.5 / 8))
+    assert (found.pairs, found.accuracy) == (8, pytest.approx(5.5 / 8))
     high, low = (stats.binomtest(count, 8).proportion_ci(0.95, method="wilson") for count in (6, 5))
-    assert low.low < found["accuracy_low"] < high.low and low.high < found["accuracy_high"] < high.high
-    assert 0 < found["ece"] < 1 and set(arrays) == set(evaluate.RELIABILITY_ARRAYS)
+    assert low.low < found.accuracy_low < high.low and low.high < found.accuracy_high < high.high
+    assert 0 < found.ece < 1 and set(arrays) == set(evaluate.RELIABILITY_ARRAYS)
 
 
 def test_a_function_is_no_model_of_preferences(monkeypatch):
     found, arrays = quality(monkeypatch, RewardModel(function="rewards:x"), MARGINS)
-    assert (found, arrays) == ({"pairs": 8, "agreements": 5, "equal": 1}, {})
-    [line] = summary.quality(summary.RewardQuality(**found))
+    assert (found, arrays) == (RewardQuality(pairs=8, agreements=5, equal=1), {})
+    [line] = summary.quality(found)
     assert (
         line
         == "The reward function ranks 5 of 8 held-out pairs as their labels do, and gives 1 of them two equal rewards."
@@ -185,7 +187,8 @@ def test_a_function_is_no_model_of_preferences(monkeypatch):
 
 def test_a_classifier_has_no_calibration(monkeypatch):
     found, arrays = quality(monkeypatch, RewardModel(path="folder"), MARGINS)
-    assert set(found) == {"pairs", "accuracy", "accuracy_low", "accuracy_high"} and arrays == {}
+    given = {name for name, value in found._asdict().items() if value is not None}
+    assert given == {"pairs", "accuracy", "accuracy_low", "accuracy_high"} and arrays == {}
 
 
 def test_lengths_and_the_share_that_never_ends():
@@ -196,7 +199,7 @@ def test_lengths_and_the_share_that_never_ends():
     found = evaluate._lengths(run, {"policy": responses})
     assert found["unfinished"] == {"policy": 0.25}
     expected = {name: np.quantile([2, 4, 1, 4], q) for name, q in (("p10", 0.1), ("median", 0.5), ("p90", 0.9))}
-    assert found["response_length"] == {"policy": pytest.approx({"mean": 11 / 4, **expected})}
+    assert found["response_length"] == {"policy": pytest.approx(Lengths(mean=11 / 4, **expected))}
 
 
 def test_one_prompt_has_no_interval_and_no_standard_error(monkeypatch):
@@ -205,9 +208,9 @@ def test_one_prompt_has_no_interval_and_no_standard_error(monkeypatch):
     run: Any = SimpleNamespace(experiment=Experiment("a"))
     found = evaluate._kl(run, np.array([0.4]))
     assert set(found) == {"kl", "kl_budget"}
-    assert found["kl"] == {"mean": pytest.approx(0.4), "low": None, "high": None}
+    assert found["kl"] == (pytest.approx(0.4), None, None)
     assert evaluate._kl(run, np.array([0.3, 0.5]))["kl_standard_error"] == pytest.approx(0.1)
-    assert summary.estimate(summary.Estimate(0.4, None, None)) == "0.400 (no interval)"
+    assert summary.estimate(Estimate(0.4, None, None)) == "0.400 (no interval)"
 
 
 def test_a_judge_scores_the_responses_that_are_kept(tmp_path, monkeypatch):
@@ -219,7 +222,7 @@ def test_a_judge_scores_the_responses_that_are_kept(tmp_path, monkeypatch):
         return np.asarray(responses.lengths, np.float32)
 
     monkeypatch.setattr(evaluate, "score", score)
-    run = Run(Experiment("a"), tmp_path / "a", tmp_path / "stages", make_mesh(1))
+    run = Workspace(Experiment("a"), tmp_path / "a", tmp_path / "stages", make_mesh(1))
     reference = run.stage("reference_evaluation", corpus="c", reference="r", reward_model="m")
     write_json(reference.directory / "x.json", {})
     prompts: Any = SimpleNamespace(prompts=Prompts(jnp.ones((1, 1)), jnp.ones(1), jnp.ones(1)))

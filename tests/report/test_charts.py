@@ -1,8 +1,9 @@
 import dataclasses
 import re
 
+from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report.charts import headline
-from ctrl_jax.report.measurements import Estimate, Run
+from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.panels import frontier, judges, lengths, reliability, training
 from tests.report.drawing import drawn, rows
 

@@ -1,6 +1,5 @@
 import contextlib
 import json
-import math
 import os
 import pathlib
 import shutil
@@ -10,7 +9,8 @@ import numpy as np
 import pytest
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.report.measurements import Estimate, parse_evaluation, read_run
+from ctrl_jax.evaluation import Evaluation
+from ctrl_jax.report.measurements import read_run
 from tests.report import synthetic
 
 
@@ -45,69 +45,6 @@ def test_a_required_file_is_named_with_the_command_that_makes_it(
 def test_a_work_directory_must_exist(tmp_path: pathlib.Path) -> None:
     with pytest.raises(InputError, match="nowhere is not a directory"):
         read_run(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("kl", "mean"), math.nan),
-        (("win_rates", "best_of_4", "high"), "0.9"),
-        (("reward_model", "accuracy"), None),
-        (("reward_model", "pairs"), 2.5),
-        (("win_rates", "best_of_4", "mean"), 7.5),
-        (("win_rates", "sampling", "low"), 0.99),
-        (("gold_win_rates", "sampling", "low"), None),
-        (("judge_win_rates", "sampling", "high"), -0.2),
-        (("judge",), "rewards:x"),
-        (("judged_by",), 3),
-        (("kl", "mean"), -5),
-        (("kl", "low"), 10**400),
-        (("ideal", "sampling", "optimal"), 1.5),
-        (("unfinished", "policy"), 1.5),
-        (("response_length", "policy", "median"), "long"),
-        (("ties",), -0.5),
-        (("ideal", "sampling", "identity"), math.inf),
-        (("ties",), True),
-        (("win_rates",), [0.5]),
-        (("gold_win_rates", "sampling"), 0.5),
-    ],
-)
-def test_a_bad_entry_is_named_with_its_place(finished: pathlib.Path, path: tuple[str, ...], value: object) -> None:
-    tree = json.loads((finished / "evaluation.json").read_text())
-    parent = tree
-    for key in path[:-1]:
-        parent = parent[key]
-    parent[path[-1]] = value
-    with pytest.raises(InputError) as caught:
-        parse_evaluation(tree, source="here.json", remedy="make it again.")
-    assert "here.json" in str(caught.value)
-    assert repr(value)[:100] in str(caught.value)
-    assert path[-1] in str(caught.value) or path[-2] in str(caught.value)
-
-
-@pytest.mark.parametrize("table", ["win_rates", "gold_win_rates", "judge_win_rates", "ideal"])
-@pytest.mark.parametrize("name", ["<script>", "best_of_0", "$x$", ""])
-def test_a_name_that_is_no_procedure_is_refused(finished: pathlib.Path, table: str, name: str) -> None:
-    tree = json.loads((finished / "evaluation.json").read_text())
-    tree[table][name] = tree[table]["sampling"]
-    with pytest.raises(InputError, match=rf"^here\.json, {table}: "):
-        parse_evaluation(tree, source="here.json", remedy="make it again.")
-
-
-def test_an_evaluation_of_an_older_version_is_read(finished: pathlib.Path) -> None:
-    tree = json.loads((finished / "evaluation.json").read_text())
-    for name in ("judged_by", "judge", "judge_win_rates", "response_length", "unfinished"):
-        del tree[name]
-    tree["reward_model"] = {"accuracy": 0.7, "ece": 0.02}
-    evaluation = parse_evaluation(tree, source="x", remedy="")
-    assert (evaluation.judge, evaluation.unfinished, evaluation.reward_model.pairs) == (None, {}, None)
-    assert parse_evaluation({**tree, "reward_model": {}}, source="x", remedy="").reward_model.accuracy is None
-
-
-def test_no_interval_is_null(finished: pathlib.Path) -> None:
-    tree = json.loads((finished / "evaluation.json").read_text())
-    tree["kl"] = {"mean": 0.5, "low": None, "high": None}
-    assert parse_evaluation(tree, source="x", remedy="").kl == Estimate(0.5, None, None)
 
 
 NESTED = [("config.json", "make train"), ("evaluation.json", "make evaluate"), ("samples.jsonl", "make evaluate"),
@@ -241,4 +178,4 @@ def test_a_sample_without_text_is_named_by_its_line(work_dir: pathlib.Path) -> N
 
 def test_a_point_is_parsed_like_a_run(finished: pathlib.Path) -> None:
     tree = json.loads((finished / "evaluation.json").read_text())
-    assert parse_evaluation(tree, source="x", remedy="") == read_run(finished).evaluation
+    assert Evaluation.from_json(tree, source="x", remedy="") == read_run(finished).evaluation

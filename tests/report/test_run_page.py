@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from ctrl_jax.evaluation import Estimate, Evaluation, RewardQuality
 from ctrl_jax.report import glossary, html, run_page, sweep_page
-from ctrl_jax.report.measurements import Estimate, RewardQuality, Run, parse_evaluation
-from ctrl_jax.report.points import Point
+from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.statistics import lift_share
+from ctrl_jax.report.status import Status
 from tests.report.pages import links, visible
 
 
@@ -60,7 +61,7 @@ def test_every_number_of_the_evaluation_reaches_the_page(words_only: None, run: 
         for key in path[:-1]:
             parent = parent[key]
         parent[path[-1]] = another(parent, path[-1])
-        evaluation = parse_evaluation(changed, source="", remedy="")
+        evaluation = Evaluation.from_json(changed, source="", remedy="")
         assert visible(run_page.render(dataclasses.replace(run, evaluation=evaluation))) != before, path
 
 
@@ -145,7 +146,7 @@ def test_responses_that_never_end_are_a_warning_with_the_fix(words_only: None, r
     some = words(0.12, 0.1)
     assert "12.0% of the policy" in some and "10.0% of the reference" in some
     assert "do not end within 40 tokens: they are cut off, and rewarded as they stand." in some
-    assert "Raise --data.response-length." in some and "end-of-turn" not in some
+    assert "Raise `data.response_length`." in some and "end-of-turn" not in some
     assert "end-of-turn token" in words(0.97, 1.0)
 
 
@@ -160,7 +161,7 @@ def test_one_prompt_has_no_interval(words_only: None, run: Run) -> None:
     assert "tested on 1 prompt ×" in text
     assert f"{run.evaluation.kl.mean:.3f} no interval: 1 prompt" in text
     assert f"{100 * alone['sampling'].mean:.1f} % no interval: 1 prompt" in text
-    point = Point("a", "identity", "best_of_4", 0.75, "done", evaluation)
+    point = Status("a", "identity", "best_of_4", 0.75, "done", evaluation=evaluation)
     assert "no interval: 1 prompt" in visible(sweep_page.render("bon", [point]))
 
 

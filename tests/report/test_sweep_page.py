@@ -1,16 +1,24 @@
 from ctrl_jax.report import sweep_page
 from ctrl_jax.report.measurements import Run
-from ctrl_jax.report.points import Point
 from ctrl_jax.report.statistics import lift_share
+from ctrl_jax.report.status import Status
 from tests.report.pages import links, visible
 
 
 def test_a_sweep_shows_every_point_with_its_state(run: Run) -> None:
     points = [
-        Point("a b", "exponential(10)", "best_of_4", 0.75, "done", run.evaluation, "a b/report/index.html"),
-        Point("b", "identity", "best_of_4", 0.75, "running"),
-        Point("<b>", "raw", "best_of_4", 0.5, "failed"),
-        Point("d", "raw", "best_of_4", 1.5, "missing"),
+        Status(
+            "a b",
+            "exponential(10)",
+            "best_of_4",
+            0.75,
+            "done",
+            report="a b/report/index.html",
+            evaluation=run.evaluation,
+        ),
+        Status("b", "identity", "best_of_4", 0.75, "running"),
+        Status("<b>", "raw", "best_of_4", 0.5, "failed"),
+        Status("d", "raw", "best_of_4", 1.5, "missing"),
     ]
     text = sweep_page.render("bon", points, ["b went wrong"])
     assert set(links(text).found) - {link for link in links(text).found if link.startswith("#")} == {
@@ -30,5 +38,5 @@ def test_a_sweep_shows_every_point_with_its_state(run: Run) -> None:
 
 
 def test_a_sweep_of_nothing_yet_says_so(words_only: None) -> None:
-    text = sweep_page.render("bon", [Point("a", "identity", "best_of_4", 0.5, "missing")])
+    text = sweep_page.render("bon", [Status("a", "identity", "best_of_4", 0.5, "missing")])
     assert "No run of the sweep has been evaluated yet" in text

@@ -147,6 +147,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from ctrl_jax.config import Experiment
 from ctrl_jax.commands import summary
+from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.runtime import console
 
 interval = {"mean": 0.7, "low": 0.6, "high": 0.8}
@@ -158,6 +159,7 @@ evaluation = {
 }
 console.print_anything()
 run = SimpleNamespace(experiment=Experiment("Ελπίς"), work_dir=Path("runs/Ελπίς"))
+evaluation = Evaluation.from_json(evaluation, source="", remedy="")
 summary.print_run(run, evaluation, Path("runs/Ελπίς/report/index.html"))
 console.say("Φ β → × ▸ … − ≥ 漢")
 print("Φ is refused", file=sys.stderr)

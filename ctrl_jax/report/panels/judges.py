@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 
+from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report.axes import above, distances, legend_above
-from ctrl_jax.report.measurements import Estimate, Run
+from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.names import procedure_order, short_name, spoken
 from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.statistics import binned

@@ -10,11 +10,11 @@ from ctrl_jax.report import ideals
 from ctrl_jax.report.axes import above, cross, nested_sizes
 from ctrl_jax.report.names import spoken
 from ctrl_jax.report.panel import Panel
-from ctrl_jax.report.points import Point
+from ctrl_jax.report.status import Status
 from ctrl_jax.report.style import light, looks
 
 
-def panels(points: Sequence[Point], procedure: str) -> list[Panel]:
+def panels(points: Sequence[Status], procedure: str) -> list[Panel]:
     """A sweep's measured points with intervals in both directions, over the ideal curves of their transforms."""
     measured = [point for point in points if point.evaluation and procedure in point.evaluation.win_rates]
     if not measured:
@@ -28,7 +28,7 @@ def panels(points: Sequence[Point], procedure: str) -> list[Panel]:
     ]
 
 
-def _draw(points: Sequence[Point], procedure: str, axes: Axes) -> None:
+def _draw(points: Sequence[Status], procedure: str, axes: Axes) -> None:
     evaluated = [(point, point.evaluation) for point in points if point.evaluation is not None]
     names = list(dict.fromkeys(point.transform for point in points))
     kls = ideals.kl_grid(1.06 * max(0.1, *(evaluation.kl.bounds[1] for _, evaluation in evaluated)))

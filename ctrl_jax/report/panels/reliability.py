@@ -7,8 +7,9 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
+from ctrl_jax.evaluation import RELIABILITY_ARRAYS
 from ctrl_jax.report.axes import above
-from ctrl_jax.report.measurements import RELIABILITY_ARRAYS, Run
+from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.statistics import wilson
 from ctrl_jax.report.style import edge, light

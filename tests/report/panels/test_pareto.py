@@ -3,20 +3,21 @@ import pathlib
 
 import numpy as np
 
-from ctrl_jax.report.measurements import Estimate, read_run
+from ctrl_jax.evaluation import Estimate
+from ctrl_jax.report.measurements import read_run
 from ctrl_jax.report.panels import pareto
-from ctrl_jax.report.points import Point
+from ctrl_jax.report.status import Status
 from tests.report import synthetic
 from tests.report.drawing import drawn, marks
 
 
-def points(finished: pathlib.Path) -> list[Point]:
+def points(finished: pathlib.Path) -> list[Status]:
     evaluation = read_run(finished).evaluation
     other = dataclasses.replace(evaluation, kl=evaluation.kl._replace(mean=0.5, low=0.48, high=0.52))
     return [
-        Point("a", "exponential(10)", "best_of_4", 0.75, "done", evaluation),
-        Point("b", "raw", "best_of_4", 0.5, "done", other),
-        Point("c", "identity", "best_of_4", 1.0, "failed"),
+        Status("a", "exponential(10)", "best_of_4", 0.75, "done", evaluation=evaluation),
+        Status("b", "raw", "best_of_4", 0.5, "done", evaluation=other),
+        Status("c", "identity", "best_of_4", 1.0, "failed"),
     ]
 
 
@@ -36,9 +37,9 @@ def test_pareto_of_nothing_measured_is_nothing(finished: pathlib.Path) -> None:
 def test_points_that_coincide_are_nested(finished: pathlib.Path) -> None:
     evaluation = read_run(finished).evaluation
     names = ("exponential(10)", "logarithm", "identity")
-    same = [Point(name, name, "best_of_4", 0.75, "done", evaluation) for name in names]
+    same = [Status(name, name, "best_of_4", 0.75, "done", evaluation=evaluation) for name in names]
     far = dataclasses.replace(evaluation, kl=Estimate(0.1, 0.09, 0.11))
-    panel = pareto.panels([*same, Point("far", "logit", "best_of_4", 0.1, "done", far)], "best_of_4")[0]
+    panel = pareto.panels([*same, Status("far", "logit", "best_of_4", 0.1, "done", evaluation=far)], "best_of_4")[0]
     marks = {str(c.get_label()): c[0] for c in drawn(panel).containers if not str(c.get_label()).startswith("_")}
     sizes = {name: mark.get_markersize() for name, mark in marks.items()}
     assert len({sizes[name] for name in names}) == 3, "each shows around the next"

@@ -1,0 +1,221 @@
+"""The measurements of a run: evaluation.json as a value, for the pipeline that writes it and for those who read it.
+
+KL is in nats per response; win rates and other shares lie in [0, 1]; intervals are 95 %.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ctrl_jax.checked_json import ROUNDING, JsonFile
+from ctrl_jax.errors import InputError
+from ctrl_jax.theory import procedures
+
+REWARD_ARRAYS = ("policy_rewards", "reference_rewards", "policy_calibrated", "reference_calibrated")
+"""Arrays [B, M] of evaluation.npz, beside evaluation.json."""
+RELIABILITY_ARRAYS = ("reliability_predicted", "reliability_observed", "reliability_count")
+"""Its columns of a reliability diagram, one entry a bin, where the reward model has one."""
+
+
+class Estimate(NamedTuple):
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float | None
+    """None, as `high`, where there is no interval: of a single prompt there is none."""
+    high: float | None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """(low, high), or the mean twice where there is no interval."""
+        return (self.mean, self.mean) if self.low is None or self.high is None else (self.low, self.high)
+
+
+class Ideals(NamedTuple):
+    """Win rates of ideal policies at the measured KL, one a transform. None where there is none to report."""
+
+    identity: float | None
+    optimal: float | None
+    """Of Φ* for the procedure: nothing does better at this KL."""
+    transform: float | None
+    """Of the run's own Φ; a raw reward has none."""
+
+
+class Lengths(NamedTuple):
+    """Of responses, in tokens: the mean and three quantiles."""
+
+    mean: float
+    p10: float
+    median: float
+    p90: float
+
+
+class RewardQuality(NamedTuple):
+    """How the training reward ranks held-out preference pairs; each field None where it has no meaning."""
+
+    pairs: int | None = None
+    accuracy: float | None = None
+    """Of a model of preferences: the share of pairs ranked as their labels do, ties counting ½."""
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    ece: float | None = None
+    """Expected calibration error of a Bradley-Terry model."""
+    agreements: int | None = None
+    """Of a function, which is no model of preferences: the pairs that it ranks as their labels do."""
+    equal: int | None = None
+    """The pairs whose two responses a function rewards alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What evaluation.json holds: the measurements of one run on test prompts."""
+
+    kl: Estimate
+    """Nats per response."""
+    kl_standard_error: float | None = None
+    """None for a single prompt, and in files of older versions."""
+    kl_budget: float | None
+    judged_by: str = "the reward that the policy was trained on"
+    """Who judges `win_rates`."""
+    win_rates: Mapping[str, Estimate]
+    """By procedure, as the four tables below."""
+    gold_win_rates: Mapping[str, Estimate]
+    """Empty where no gold reward exists."""
+    judge_win_rates: Mapping[str, Estimate] = field(default_factory=dict)
+    judge: str | None = None
+    """The independent judge; None where there is none."""
+    judge_fingerprint: str | None = None
+    """Identifies the judge's parameters, or its source."""
+    ideal: Mapping[str, Ideals]
+    reward_model: RewardQuality
+    ties: float
+    """The share of pairs of a policy's and a reference's response with equal raw rewards."""
+    response_length: Mapping[str, Lengths] = field(default_factory=dict)
+    """By side: policy and reference. Empty, as `unfinished`, in files of older versions."""
+    unfinished: Mapping[str, float] = field(default_factory=dict)
+    """The share of responses without an end within the longest length, by side."""
+    timings: Mapping[str, float]
+    """Seconds by stage."""
+
+    @classmethod
+    def from_json(cls, tree: Any, *, source: pathlib.Path | str, remedy: str) -> "Evaluation":
+        """The evaluation in the tree of an evaluation.json, of this version or an older one.
+
+        Args:
+          source: The file, for errors.
+          remedy: A sentence for errors: how to mend the file.
+
+        Raises:
+          InputError: if an entry is missing or out of range.
+        """
+        file = JsonFile(source, remedy)
+        tree = file.object(tree, "the evaluation")
+        judge = {} if tree.get("judge") is None else file.object(tree["judge"], "judge")
+        fingerprint = judge.get("fingerprint")
+        return cls(
+            kl=_estimate(file, tree.get("kl"), "kl", _kl),
+            kl_budget=file.optional(tree.get("kl_budget"), "kl_budget"),
+            kl_standard_error=file.optional(tree.get("kl_standard_error"), "kl_standard_error"),
+            win_rates=_by_procedure(file, tree, "win_rates", _win_rate),
+            gold_win_rates=_by_procedure(file, tree, "gold_win_rates", _win_rate, {}),
+            ideal=_by_procedure(file, tree, "ideal", _ideals),
+            reward_model=_reward_quality(file, tree.get("reward_model")),
+            ties=file.share(tree.get("ties"), "ties"),
+            timings=file.each(tree, "timings", file.number),
+            judged_by=file.text(tree.get("judged_by", cls.judged_by), "judged_by"),
+            judge=None if tree.get("judge") is None else file.text(judge.get("name"), "judge.name"),
+            judge_fingerprint=None if fingerprint is None else file.text(fingerprint, "judge.fingerprint"),
+            judge_win_rates=_by_procedure(file, tree, "judge_win_rates", _win_rate, {}),
+            response_length=file.each(tree, "response_length", lambda value, where: _lengths(file, value, where)),
+            unfinished=file.each(tree, "unfinished", file.share),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The tree of evaluation.json, which `from_json` reads back as an equal value.
+
+        An interval that does not exist is null; any other number without a meaning for the run is left out.
+        """
+        tree: dict[str, Any] = {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
+        fingerprint = tree.pop("judge_fingerprint")
+        tree["judge"] = None if self.judge is None else {"name": self.judge, "fingerprint": fingerprint}
+        if self.kl_standard_error is None:
+            del tree["kl_standard_error"]
+        return tree
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Estimate():
+            return value._asdict()
+        case Ideals() | Lengths() | RewardQuality():
+            return {name: number for name, number in value._asdict().items() if number is not None}
+        case Mapping():
+            return {name: _plain(entry) for name, entry in value.items()}
+    return value
+
+
+def _kl(file: JsonFile, value: Any, where: str) -> float:
+    number = file.number(value, where)
+    if number < -ROUNDING:
+        raise file.refuse(value, where, "a KL divergence, which is never below 0,")
+    return number
+
+
+def _estimate(file: JsonFile, value: Any, where: str, read: Callable[[JsonFile, Any, str], float]) -> Estimate:
+    found = file.object(value, where)
+    mean = read(file, found.get("mean"), f"{where}.mean")
+    if found.get("low") is None and found.get("high") is None:
+        return Estimate(mean, None, None)
+    low, high = (read(file, found.get(bound), f"{where}.{bound}") for bound in ("low", "high"))
+    if not low - ROUNDING <= mean <= high + ROUNDING:
+        raise file.refuse(value, where, "an interval that holds its mean")
+    return Estimate(mean, low, high)
+
+
+def _win_rate(file: JsonFile, value: Any, where: str) -> Estimate:
+    return _estimate(file, value, where, JsonFile.share)
+
+
+def _ideals(file: JsonFile, value: Any, where: str) -> Ideals:
+    return Ideals(**file.fields(value, where, Ideals._fields, file.optional_share))
+
+
+def _lengths(file: JsonFile, value: Any, where: str) -> Lengths:
+    return Lengths(**file.fields(value, where, Lengths._fields, file.number))
+
+
+def _by_procedure(
+    file: JsonFile,
+    tree: Mapping[str, Any],
+    key: str,
+    read: Callable[[JsonFile, Any, str], Any],
+    absent: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    found = {}
+    for name, value in file.under(tree, key, absent).items():
+        try:
+            procedure = procedures.parse(name)
+        except InputError as error:
+            raise InputError(f"{file.source}, {key}: {error} {file.remedy}") from None
+        found[procedure.name] = read(file, value, f"{key}.{name}")
+    return found
+
+
+def _count(file: JsonFile, value: Any, where: str) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise file.refuse(value, where, "a whole number of pairs")
+    return value
+
+
+def _reward_quality(file: JsonFile, value: Any) -> RewardQuality:
+    found = file.object({} if value is None else value, "reward_model")
+    shares = ("accuracy", "accuracy_low", "accuracy_high", "ece")
+    quality = RewardQuality(
+        **file.fields(found, "reward_model", shares, file.optional_share),
+        **{name: _count(file, found.get(name), f"reward_model.{name}") for name in ("pairs", "agreements", "equal")},
+    )
+    if found and quality.accuracy is None and (quality.agreements is None or not quality.pairs):
+        raise file.refuse(found, "reward_model", "an accuracy, or agreements and pairs,")
+    return quality

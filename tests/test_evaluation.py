@@ -1,0 +1,101 @@
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ctrl_jax.errors import InputError
+from ctrl_jax.evaluation import Estimate, Evaluation
+from tests.report import synthetic
+
+NAMES = ("sampling", "best_of_4", "worst_of_4")
+
+
+def written(**changes: Any) -> dict[str, Any]:
+    """What an evaluation.json may hold."""
+    arrays = synthetic.rewards(np.random.default_rng(0), "exponential(10)", "best_of_4", 0.7, 40, 8)
+    tree = synthetic.evaluation(arrays, "exponential(10)", 0.7, NAMES)
+    return json.loads(json.dumps(tree | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kl_standard_error": 0.01},
+        {"kl": {"mean": 0.5, "low": None, "high": None}},
+        {"judge": None, "judge_win_rates": {}, "gold_win_rates": {}},
+        {"reward_model": {}},
+        {"reward_model": {"pairs": 8, "agreements": 5, "equal": 1}},
+        {"ideal": {"sampling": {"identity": 0.6, "optimal": 0.6}, "best_of_4": {}}},
+    ],
+)
+def test_a_file_that_is_read_and_written_again_is_the_same(changes: dict[str, Any]) -> None:
+    tree = written(**changes)
+    evaluation = Evaluation.from_json(tree, source="x", remedy="")
+    assert evaluation.as_json() == tree
+    assert Evaluation.from_json(evaluation.as_json(), source="x", remedy="") == evaluation
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("kl", "mean"), math.nan),
+        (("win_rates", "best_of_4", "high"), "0.9"),
+        (("reward_model", "accuracy"), None),
+        (("reward_model", "pairs"), 2.5),
+        (("win_rates", "best_of_4", "mean"), 7.5),
+        (("win_rates", "sampling", "low"), 0.99),
+        (("gold_win_rates", "sampling", "low"), None),
+        (("judge_win_rates", "sampling", "high"), -0.2),
+        (("judge",), "rewards:x"),
+        (("judged_by",), 3),
+        (("kl", "mean"), -5),
+        (("kl", "low"), 10**400),
+        (("ideal", "sampling", "optimal"), 1.5),
+        (("unfinished", "policy"), 1.5),
+        (("response_length", "policy", "median"), "long"),
+        (("ties",), -0.5),
+        (("ideal", "sampling", "identity"), math.inf),
+        (("ties",), True),
+        (("win_rates",), [0.5]),
+        (("gold_win_rates", "sampling"), 0.5),
+    ],
+)
+def test_a_bad_entry_is_named_with_its_place(path: tuple[str, ...], value: object) -> None:
+    tree = written()
+    parent = tree
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = value
+    with pytest.raises(InputError) as caught:
+        Evaluation.from_json(tree, source="here.json", remedy="make it again.")
+    assert "here.json" in str(caught.value)
+    assert repr(value)[:100] in str(caught.value)
+    assert path[-1] in str(caught.value) or path[-2] in str(caught.value)
+
+
+@pytest.mark.parametrize("table", ["win_rates", "gold_win_rates", "judge_win_rates", "ideal"])
+@pytest.mark.parametrize("name", ["<script>", "best_of_0", "$x$", ""])
+def test_a_name_that_is_no_procedure_is_refused(table: str, name: str) -> None:
+    tree = written()
+    tree[table][name] = tree[table]["sampling"]
+    with pytest.raises(InputError, match=rf"^here\.json, {table}: "):
+        Evaluation.from_json(tree, source="here.json", remedy="make it again.")
+
+
+def test_an_evaluation_of_an_older_version_is_read() -> None:
+    tree = written()
+    for name in ("judged_by", "judge", "judge_win_rates", "response_length", "unfinished"):
+        del tree[name]
+    tree["reward_model"] = {"accuracy": 0.7, "ece": 0.02}
+    evaluation = Evaluation.from_json(tree, source="x", remedy="")
+    assert (evaluation.judge, evaluation.unfinished, evaluation.reward_model.pairs) == (None, {}, None)
+    assert Evaluation.from_json({**tree, "reward_model": {}}, source="x", remedy="").reward_model.accuracy is None
+
+
+def test_no_interval_is_null() -> None:
+    tree = written()
+    tree["kl"] = {"mean": 0.5, "low": None, "high": None}
+    assert Evaluation.from_json(tree, source="x", remedy="").kl == Estimate(0.5, None, None)
