@@ -23,6 +23,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, huggingface
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.models.costs import Batch, Work
+from ctrl_jax.pipeline import assembly
 from ctrl_jax.pipeline.directories import pretrained_architecture
 from ctrl_jax.pipeline.divisible import check_batches_divide
 from ctrl_jax.pipeline.rollouts import prompts_at_a_time
@@ -488,6 +489,7 @@ def run(options: Options) -> int:
     Raises:
       InputError: on a kind of device without a row, and on batches that do not divide by the devices.
     """
+    assembly.check_it_samples(options.experiment.policy, "plan")
     experiment, devices = options.experiment, options.devices
     if options.on_cpu and devices != 1:
         raise InputError(

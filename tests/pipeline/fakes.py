@@ -100,8 +100,10 @@ class Fakes:
                 for sample in range(num_samples):
                     random = np.random.default_rng(digest(settings, prompt, sample))
                     tokens[row, sample] = random.integers(3, 200, length)
-                    # One in three is cut at the most tokens; the others end in EOS, and more of it behind.
-                    lengths[row, sample] = end = random.integers(1, 1 + 3 * length // 2)
+                    # One in three is cut at the most tokens; the others end in EOS, and more of it behind. The first of
+                    # a prompt ends with its last token.
+                    end = length if sample == 0 else random.integers(1, 1 + 3 * length // 2)
+                    lengths[row, sample] = end
                     tokens[row, sample, end - 1 :] = eos
             lengths = np.minimum(lengths, length)
             rollouts = Rollouts(batch, Responses(tokens, lengths), np.zeros(tokens.shape, np.float32))

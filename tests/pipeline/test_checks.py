@@ -39,10 +39,10 @@ def sizes(tmp_path, rows):
 
 def options(message):
     """The options of the last line, as fields: {"calibration": {"prompts": 32}}."""
-    words = message.splitlines()[-1].split()
     found = {}
-    for option, value in zip(words[::2], words[1::2], strict=True):
-        section, field = option.removeprefix("--").replace("-", "_").split(".")
+    for named in message.splitlines()[-1].split():
+        option, value = named.strip("`").split("=")
+        section, field = option.split(".")
         found.setdefault(section, {})[field] = int(value) if value.isdigit() else value
     return found
 
@@ -126,7 +126,7 @@ def test_prompts_that_are_all_too_long_hide_no_demonstrations(tmp_path, words):
 def test_prompts_alone_want_demonstrations_and_name_what_is_not_read(tmp_path):
     rows = [{"prompt": f"What is {i} plus 1?", "solution": str(i + 1)} for i in range(40)]
     with pytest.raises(
-        InputError, match=r"no row has a 'response' \(columns that are not read: 'solution'; `data.col`"
+        InputError, match=r"no row has a 'response' \(columns that are not read: 'solution'; `data.columns` maps"
     ):
         corpus(tmp_path, rows, reward_model=RewardModel(function="textwrap:fill"))
 

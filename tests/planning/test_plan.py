@@ -11,7 +11,7 @@ import tyro
 
 from ctrl_jax import __main__ as command_line
 from ctrl_jax.commands.experiments import load_experiment
-from ctrl_jax.config import Data, Experiment, Lora, Model, Policy, RewardModel, Supervised
+from ctrl_jax.config import Data, Dpo, Experiment, Lora, Model, Policy, RewardModel, Supervised
 from ctrl_jax.devices import parameters
 from ctrl_jax.devices.accelerators import KINDS, Accelerator
 from ctrl_jax.devices.mesh import make_mesh
@@ -314,3 +314,9 @@ def test_prompts_at_a_time_are_as_many_as_their_caches_and_logits_allow(monkeypa
     most = rollouts.prompts_at_a_time(model, data, samples)
     assert most == 1 or (held(most) <= 2**23 and most * samples <= rollouts.ROWS)
     assert held(most + 1) > 2**23 or (most + 1) * samples > rollouts.ROWS
+
+
+def test_an_algorithm_that_samples_nothing_is_refused():
+    experiment = Experiment("pairs", policy=Dpo())
+    with pytest.raises(InputError, match=r"`plan` takes .* Dpo samples nothing"):
+        plan.run(plan.Options(experiment, device_kind="H100"))
