@@ -238,7 +238,7 @@ def _masses(values: _Values, beta: float) -> _Masses:
         log_ends = np.maximum(values.ends / beta, -1e4)
     # Within a tip, at distance x from the end, the density is taken as a power x^-a, which a logarithm and a logit are
     # exactly. A logit at a high KL has a per cent of its probability there. Its integral is the density at the tip
-    # times _TIP / (1 - a), and the mean of its logarithm lies a / (1 - a) above the logarithm there.
+    # times _TIP / (1 - a), and the mean of its logarithm is a / (1 - a) above the logarithm there.
     power = (log_ends[:, 1] - log_ends[:, 0]) / math.log(2)
     if np.any(power >= 1):
         return _Masses(math.inf, math.inf, np.ones_like(_KNOTS[1:]), np.zeros(2))

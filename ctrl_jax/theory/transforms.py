@@ -230,7 +230,7 @@ def normalized(phi: Transform, edge: float = 1e-4) -> Transform:
     error = np.max(np.abs(evaluate(scaled, ranks, np.float32) - evaluate(scaled, ranks)))
     if not error < 1e-3:
         raise InputError(
-            f"{phi} goes from {number(bottom)} to {number(top)}, and float32, which it is trained with, does not tell "
+            f"{phi} goes from {number(bottom)} to {number(top)}, and float32, which it is trained with, does not keep "
             f"its values apart: of its range, {error:.2g} are lost.",
             field="phi",
             value=phi,
