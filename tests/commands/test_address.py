@@ -16,7 +16,7 @@ from ctrl_jax.commands.experiments import find, load_experiment
 from ctrl_jax.config import Data, Experiment, Lora, Model, Policy
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline.stages import VERSIONS
-from ctrl_jax.pipeline.workspace import Workspace
+from ctrl_jax.pipeline.workspace import Workspace, claimed
 from ctrl_jax.runtime import platform
 from ctrl_jax.runtime.stages import fingerprint, plain, write_json
 from tests.test_command_line import refused  # noqa: F401
@@ -26,7 +26,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 
 def write_config(folder: Path, experiment: Experiment, **others: object) -> Path:
-    write_json(folder / "config.json", {**plain(experiment), "versions": VERSIONS, "contents": {}, **others})
+    write_json(folder / "config.json", {**claimed(experiment, contents={}), **others})
     return folder
 
 
