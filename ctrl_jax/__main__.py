@@ -37,12 +37,13 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
+    from ctrl_jax.commands.flags import spelled
     from ctrl_jax.runtime import console, disk, hosts, preemption
 
     arguments = sys.argv[1:] if arguments is None else arguments
     console.print_anything()
     try:
-        with preemption.raising():
+        with console.spelling_fields(spelled), preemption.raising():
             return _run(arguments)
     except InputError as error:
         return _fail(error, str(error), arguments)
@@ -68,12 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(error: Exception, paragraph: str, arguments: list[str]) -> int:
+    from ctrl_jax.commands.flags import spelled
+
     if "--debug" in arguments:
         traceback.print_exception(error)
     else:
-        from ctrl_jax.commands.flags import spelled
-
-        print(f"error: {printable(spelled(paragraph))}", file=sys.stderr)  # it may quote a prompt, or a file's name
+        # It may quote a prompt, or a file's name.
+        print(f"error: {printable(spelled(paragraph))}", file=sys.stderr)
     return 2
 
 

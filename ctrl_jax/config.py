@@ -45,7 +45,7 @@ def _require(condition: bool, field: str, value: Any, problem: str, remedy: str)
 
 def _field(config: Any, name: str) -> str:
     """The field's name in an experiment, such as policy.kl_budget."""
-    section = _SECTIONS.get(type(config).__name__)
+    section = next((_SECTIONS[kind.__name__] for kind in type(config).__mro__ if kind.__name__ in _SECTIONS), None)
     return name if section is None else f"{section}.{name}"
 
 
@@ -497,6 +497,58 @@ class Policy:
         if isinstance(self.transform, TransformName):
             return Objective(self.transform.transform, procedures.parse(self.procedure), self.kl_budget)
         return Objective.parse(self.transform, self.procedure, self.kl_budget)
+
+
+@dataclass(frozen=True)
+class Dpo(Policy):
+    """Direct preference optimisation on the data's pairs (Rafailov et al. 2023, arXiv 2305.18290).
+
+    A step reads `prompts_per_step` pairs. Nothing is sampled, and the KL budget marks the figures alone.
+    """
+
+    algorithm: ClassVar[str] = "dpo:Dpo"
+
+    transform: str = "raw"
+    beta: float | None = 0.1
+    """Weight of the KL in raw rewards per nat: the smaller, the farther from the reference."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.beta is not None, "policy.beta", None, "Dpo.beta is missing", "give the weight of the KL, 0.1.")
+        _require(
+            self.transform == "raw",
+            "policy.transform",
+            self.transform,
+            f"Dpo.transform is {self.transform!r}",
+            "preference pairs say nothing of ranks: leave it at raw.",
+        )
+
+
+@dataclass(frozen=True)
+class PpoClip(Policy):
+    """CTRL's reward with several updates a batch of responses (Schulman et al. 2017, arXiv 1707.06347)."""
+
+    algorithm: ClassVar[str] = "ppo_clip:PpoClip"
+
+    learning_rate: float = 3e-4
+    clip: float = 0.2
+    """ε: how far an update may move a token's probability from the sampler's, as a share of it."""
+    epochs: int = 2
+    """How often a step learns from its responses."""
+    minibatches: int = 4
+    """Parts of an epoch, by prompts, of one update each; their number divides prompts_per_step / devices."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "epochs", "minibatches")
+        _between(self, 1e-3, 0.999, "below, nothing is learned; at 1, a token's probability may fall to 0", "clip")
+        _require(
+            self.prompts_per_step % self.minibatches == 0,
+            "policy.minibatches",
+            self.minibatches,
+            f"PpoClip.minibatches is {self.minibatches} and PpoClip.prompts_per_step {self.prompts_per_step}",
+            "the first must divide the second.",
+        )
 
 
 @dataclass(frozen=True)

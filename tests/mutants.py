@@ -1,9 +1,9 @@
 """`make mutants`: one-line faults in the package, each of which must fail a test.
 
 tests/mutants.toml lists the faults. Each has a `name`, the snippet `old` that it replaces by `new`, and the names of
-the `tests` that should notice. Both are found by their text alone: a snippet must occur exactly once in ctrl_jax/, and
-a test function once in tests/. So moving code between files changes nothing here, and editing the line is an error
-until the list follows.
+the `tests` that should notice. Both are found by their text alone: a snippet must occur exactly once in ctrl_jax/ (or
+in the `file` that is named), and a test function once in tests/. So moving code between files changes nothing here, and
+editing the line is an error until the list follows.
 
 Each fault is made in a copy of the tree, in which its tests run. A fault is killed when they fail, and survives when
 they pass. Everything else is an error: tests that fail without the fault, that cannot be collected, or that hang.
@@ -58,6 +58,8 @@ class Mutant:
     tests: tuple[str, ...]
     """Names of test functions, perhaps with the parameters of one case and the name of the file: `test_sum[2-3]`,
     `test_sums.py::test_padding`."""
+    file: str = ""
+    """The name of the file, where a snippet of its kind occurs in several: ctrl.py."""
 
 
 def read(path: Path) -> list[Mutant]:
@@ -85,7 +87,8 @@ def apply(mutant: Mutant, tree: Path) -> Path:
     Raises:
       MutantError: unless its snippet occurs exactly once.
     """
-    texts = {path: path.read_text(encoding="utf-8") for path in sorted((tree / "ctrl_jax").rglob("*.py"))}
+    paths = sorted((tree / "ctrl_jax").rglob(mutant.file or "*.py"))
+    texts = {path: path.read_text(encoding="utf-8") for path in paths}
     places = [path for path, text in texts.items() for _ in range(text.count(mutant.old))]
     if len(places) != 1:
         where = ", ".join(str(path.relative_to(tree)) for path in places) or "no file"

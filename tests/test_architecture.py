@@ -28,6 +28,7 @@ ROLES = {
     "runtime": "stages on disk, checkpoints, metrics, hosts, the loop, the console",
     "devices": "mesh, partitioning, and the programs that are compiled for them",
     "config": "the options of an experiment",
+    "checked_json": "JSON trees read with checks, and errors that name the place",
     "evaluation": "evaluation.json as one value",
     "report": "pages and figures of what was measured",
     "rewards": "trained, classifier, function: each makes a score and its fingerprint",

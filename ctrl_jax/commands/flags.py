@@ -10,7 +10,7 @@ from ctrl_jax.commands.options import Places
 from ctrl_jax.config import Experiment
 
 OF_COMMANDS = (
-    "device_kind", "efficiency.bandwidth", "efficiency.matmul", "jobs", "output", "point", "port", "steps",
+    "device_kind", "efficiency.bandwidth", "efficiency.matmul", "format", "jobs", "output", "point", "port", "steps",
     "transforms", "write_jobs",
 )  # fmt: skip
 """Options of single commands that messages name."""

@@ -62,12 +62,12 @@ def make_mesh(num_devices: int | None = None, *, fsdp: int = 1, model: int = 1) 
     if idle:
         raise InputError(
             f"{num_devices} of the {len(devices)} devices asked for, which leaves {len(idle)} of the processes without "
-            f"one (process {idle[0]} the first), and all have to take part. Start fewer processes, or leave --devices "
+            f"one (process {idle[0]} the first), and all have to take part. Start fewer processes, or leave `devices` "
             "out."
         )
     if fsdp < 1 or model < 1 or num_devices % (fsdp * model):
         raise InputError(
-            f"--fsdp is {fsdp} and --model-parallel {model}: the {num_devices} devices do not divide by "
+            f"`fsdp` is {fsdp} and `model_parallel` {model}: the {num_devices} devices do not divide by "
             f"{fsdp} × {model}. Make each at least 1, and their product a divisor of {num_devices}."
         )
     shape = (num_devices // (fsdp * model), fsdp, model)

@@ -56,7 +56,7 @@ def spec(mesh: Mesh, path: tuple[str, ...], shape: tuple[int, ...]) -> P:
         over = None if axis is None or size == 1 else AXES[axis]
         parts = 1 if over is None else mesh.shape[over]
         if size % parts:
-            option = "--fsdp" if over == "fsdp" else "--model-parallel"
+            option = "`fsdp`" if over == "fsdp" else "`model_parallel`"
             fitting = [count for count in range(1, parts) if size % count == 0 and mesh.size % count == 0]
             raise InputError(
                 f"The parameter {name} has the shape {list(shape)}, and its axis {axis} of {size} does not divide by "

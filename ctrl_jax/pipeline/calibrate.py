@@ -59,9 +59,9 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
     if ties > 0.5:
         raise InputError(
             f"{ties:.0%} of the pairs of reference responses to a prompt have equal rewards, so their ranks say "
-            "nothing. Train the reward model longer (--reward-model.steps) or on more data, or give a reward that "
+            "nothing. Train the reward model longer (`reward_model.steps`) or on more data, or give a reward that "
             "tells responses apart (in float32, which has 7 digits: take off what all rewards have in common); and "
-            "check that the reference policy's responses differ (--policy.temperature)."
+            "check that the reference policy's responses differ (`policy.temperature`)."
         )
     if ties > 0.05:
         told = f"{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties."
@@ -106,7 +106,7 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
             raise InputError(
                 f"{np.sum(bad)} of {batch.size} reference rewards are not finite, or beyond "
                 f"{calibration.MOST_REWARD:g} ({batch[bad][0]} the first): the reward {reward.fingerprint} is "
-                "broken. If it was trained here, train it with a smaller --reward-model.learning-rate."
+                "broken. If it was trained here, train it with a smaller `reward_model.learning_rate`."
             )
         if file.rows == 0:
             scored.keep(run, reward, stage.directory, prompts, responses)

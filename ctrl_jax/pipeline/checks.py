@@ -21,7 +21,7 @@ FEW = 8
 class Problem(NamedTuple):
     text: str
     options: dict[str, Any] = {}  # noqa: RUF012 (nobody writes to it)
-    """What would mend it, by option."""
+    """What would mend it: a value for each of these fields."""
 
 
 def check(experiment: Experiment, corpus: Corpus, *, parts: int, given: function.Function | None = None) -> None:
@@ -34,7 +34,7 @@ def check(experiment: Experiment, corpus: Corpus, *, parts: int, given: function
       InputError: with every problem, and the options that mend them all.
     """
     problems = [*_vocabulary(corpus), *_prompts(experiment, corpus, parts)]
-    if any({"--data.prompt-length", "--data.long-prompts"} & problem.options.keys() for problem in problems):
+    if any({"data.prompt_length", "data.long_prompts"} & problem.options.keys() for problem in problems):
         # What else there is to say, is said of the data with its long prompts let in.
         corpus = replace(corpus, long_prompts="truncate")
     problems += [*_demonstrations(experiment, corpus, parts), *_reward(experiment, corpus, parts, given)]
@@ -43,10 +43,10 @@ def check(experiment: Experiment, corpus: Corpus, *, parts: int, given: function
     where = f" at {experiment.data.path}" if experiment.data.path else ""
     options: dict[str, Any] = {}
     for problem in problems:
-        longest = max(problem.options.get("--data.prompt-length", 0), options.get("--data.prompt-length", 0))
-        options |= problem.options | ({"--data.prompt-length": longest} if longest else {})
+        longest = max(problem.options.get("data.prompt_length", 0), options.get("data.prompt_length", 0))
+        options |= problem.options | ({"data.prompt_length": longest} if longest else {})
     numbered = "".join(f"\n  {i}. {problem.text}" for i, problem in enumerate(problems, 1))
-    mended = " ".join(f"{option} {value}" for option, value in options.items())
+    mended = " ".join(f"`{option}={value}`" for option, value in options.items())
     count = "One problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise InputError(
         f"{count} with the data{where} and what is asked of it; nothing was trained. {corpus.origin}{numbered}"
@@ -56,21 +56,21 @@ def check(experiment: Experiment, corpus: Corpus, *, parts: int, given: function
 
 def _vocabulary(corpus: Corpus) -> Iterator[Problem]:
     if corpus.vocabulary is not None:
-        yield Problem(corpus.vocabulary, {"--data.vocabulary-size": corpus.tokenizer.vocabulary_size})
+        yield Problem(corpus.vocabulary, {"data.vocabulary_size": corpus.tokenizer.vocabulary_size})
 
 
 def _prompts(experiment: Experiment, corpus: Corpus, parts: int) -> Iterator[Problem]:
     calibrated, step = experiment.calibration.prompts, experiment.policy.prompts_per_step
-    found, problems = _few_prompts(experiment, corpus, "train", calibrated, "--calibration.prompts")
+    found, problems = _few_prompts(experiment, corpus, "train", calibrated, "calibration.prompts")
     yield from problems
     if min(found, calibrated) < step:
         fitting = _multiple(min(found, calibrated), parts)
         yield Problem(
-            f"A step takes {step} of the {found} train prompts (--policy.prompts-per-step); make it a smaller number"
-            + (f" that {parts} devices divide, or choose --devices." if parts > 1 else "."),
-            {"--policy.prompts-per-step": fitting} if fitting else {"--devices": 1},
+            f"A step takes {step} of the {found} train prompts (`policy.prompts_per_step`); make it a smaller number"
+            + (f" that {parts} devices divide, or choose `devices`." if parts > 1 else "."),
+            {"policy.prompts_per_step": fitting} if fitting else {"devices": 1},
         )
-    found, problems = _few_prompts(experiment, corpus, "test", experiment.evaluation.prompts, "--evaluation.prompts")
+    found, problems = _few_prompts(experiment, corpus, "test", experiment.evaluation.prompts, "evaluation.prompts")
     yield from problems
 
 
@@ -88,15 +88,15 @@ def _few_prompts(
     lengths = [len(corpus.tokenizer.encode_prompt(prompt)) for prompt in distinct.values()]
     fitting = sum(length <= data.prompt_length or data.long_prompts == "truncate" for length in lengths)
     longer = len(lengths) - fitting
-    text = f"{wanted} {split} prompts are asked for ({option}), and there are {fitting}"
+    text = f"{wanted} {split} prompts are asked for (`{option}`), and there are {fitting}"
     options: dict[str, Any] = {}
     if longer:
         text += (
             f" of at most {data.prompt_length} tokens; {longer} are longer, up to {max(lengths)}: let them in "
-            "(--data.prompt-length), or cut them (--data.long-prompts truncate)"
+            "(`data.prompt_length`), or cut them (`data.long_prompts=truncate`)"
         )
         fits = max(lengths) <= LONGEST_PROMPT
-        options |= {"--data.prompt-length": max(lengths)} if fits else {"--data.long-prompts": "truncate"}
+        options |= {"data.prompt_length": max(lengths)} if fits else {"data.long_prompts": "truncate"}
     proposed = min(wanted, len(lengths))
     if proposed:
         options |= {option: proposed} if proposed < wanted else {}
@@ -118,16 +118,16 @@ def _demonstrations(experiment: Experiment, corpus: Corpus, parts: int) -> Itera
             f"There is no demonstration to fine-tune the reference policy on: no row has a {field!r}{_columns(corpus)}."
         )
         if field == "response" and pairs:
-            text += " The chosen replies of the pairs may serve: --data.demonstrations chosen."
-            options["--data.demonstrations"], found = "chosen", pairs
+            text += " The chosen replies of the pairs may serve: `data.demonstrations=chosen`."
+            options["data.demonstrations"], found = "chosen", pairs
         if experiment.model.path is not None:
-            text += " Or leave the fine-tuning out: --sft.steps 0."
-            options = options or {"--sft.steps": 0}
+            text += " Or leave the fine-tuning out: `sft.steps=0`."
+            options = options or {"sft.steps": 0}
         else:
-            text += " A model from scratch needs some; a pretrained one (--model.path) can do without (--sft.steps 0)."
+            text += " A model from scratch needs some; a pretrained one (`model.path`) can do without (`sft.steps=0`)."
         yield Problem(text, options)
     if found:
-        yield from _batch("demonstrations", found, sft.batch_size, "--sft.batch-size", parts)
+        yield from _batch("demonstrations", found, sft.batch_size, "sft.batch_size", parts)
 
 
 def _reward(experiment: Experiment, corpus: Corpus, parts: int, given: function.Function | None) -> Iterator[Problem]:
@@ -140,11 +140,11 @@ def _reward(experiment: Experiment, corpus: Corpus, parts: int, given: function.
     if config.trained and corpus.records["train"]:
         found = _usable(corpus, "pairs", config.batch_size)
         if found:
-            yield from _batch("preference pairs", found, config.batch_size, "--reward-model.batch-size", parts)
+            yield from _batch("preference pairs", found, config.batch_size, "reward_model.batch_size", parts)
         else:
             yield Problem(
                 f"There are no preference pairs to train the reward model on{_columns(corpus)}. Give rows with "
-                "'chosen' and 'rejected', or a reward that needs none: --reward-model.path or --reward-model.function."
+                "'chosen' and 'rejected', or a reward that needs none: `reward_model.path` or `reward_model.function`."
             )
 
 
@@ -152,9 +152,9 @@ def _batch(what: str, found: int, batch: int, option: str, parts: int) -> Iterat
     if found < batch:
         fitting = _multiple(found, parts)
         yield Problem(
-            f"A batch has {batch} {what} ({option}), and there are {found}; make it a smaller number"
-            + (f" that {parts} devices divide, or choose --devices." if parts > 1 else "."),
-            {option: fitting} if fitting else {"--devices": 1},
+            f"A batch has {batch} {what} (`{option}`), and there are {found}; make it a smaller number"
+            + (f" that {parts} devices divide, or choose `devices`." if parts > 1 else "."),
+            {option: fitting} if fitting else {"devices": 1},
         )
 
 
@@ -176,4 +176,4 @@ def _multiple(count: int, parts: int) -> int:
 
 def _columns(corpus: Corpus) -> str:
     columns = listed(corpus.columns)
-    return f" (columns that are not read: {columns}; --data.columns maps them)" if corpus.columns else ""
+    return f" (columns that are not read: {columns}; `data.columns` maps them)" if corpus.columns else ""

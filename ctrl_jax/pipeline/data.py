@@ -113,7 +113,7 @@ def _say_left_out(what: str, corpus: Corpus, found: ExampleSet) -> None:
     if found.equal:
         say(
             f"{found.equal} {what} left out: their replies are equal in the first {corpus.response_length} tokens "
-            "(--data.response-length)."
+            "(`data.response_length`)."
         )
     if found.empty:
         say(f"{found.empty} {what} left out: a reply has no token.")
@@ -121,5 +121,5 @@ def _say_left_out(what: str, corpus: Corpus, found: ExampleSet) -> None:
         say(
             f"{found.unended} of {kept} {what} ({found.unended / kept:.1%}) do not end within "
             f"{corpus.response_length} tokens, and are cut there: what is learned from them has no end "
-            "(--data.response-length)."
+            "(`data.response_length`)."
         )

@@ -72,7 +72,7 @@ def read(run: Run) -> Evaluation | None:
     path = run.work_dir / "evaluation.json"
     evaluation = Evaluation.from_json(read_json(path), source=path, remedy="evaluate the run again.")
     if judge is not None and evaluation.judge_fingerprint != judge.fingerprint:
-        say(f"{path} has no win rates by this --evaluation.judge, and is made anew from the trained policy.")
+        say(f"{path} has no win rates by this `evaluation.judge`, and is made anew from the trained policy.")
         return None
     return evaluation
 

@@ -50,7 +50,7 @@ def _train(run: Run, reference: Trained) -> tuple[Reward, float]:
             fingerprint=stage.directory.name,
         ) as training:
             step = assembly.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
-            see_it_move = watch.moving(LABEL, "--reward-model", config)
+            see_it_move = watch.moving(LABEL, "reward_model", config)
             for update in training.updates(lambda state, batch: step(state, frozen, batch)):
                 training.refuse_unsound(update)
                 rows = training.report(update)

@@ -55,7 +55,7 @@ class Run:
         check_batches_divide(self.experiment, batch_parts(self.mesh))
         check_models(self.experiment)
         if self.wandb and importlib.util.find_spec("wandb") is None:
-            raise InputError("--wandb is given, and wandb is not installed. Install it: make setup EXTRA=wandb")
+            raise InputError("`wandb` is given, and wandb is not installed. Install it: make setup EXTRA=wandb")
 
     def stage(self, name: str, **inputs: Any) -> Stage:
         """The folder of a stage, by the inputs that the table of stages names."""
@@ -208,13 +208,13 @@ def pretrained_architecture(experiment: Experiment) -> architecture.Architecture
     found = base if model.adapter is None else peft.architecture(Path(model.adapter), base)
     if huggingface.is_classifier(folder):
         raise InputError(
-            f"--model.path is {folder}, a sequence classifier, which writes no text. Give it as "
-            "--reward-model.path, and a language model here."
+            f"`model.path` is {folder}, a sequence classifier, which writes no text. Give it as "
+            "`reward_model.path`, and a language model here."
         )
     context = huggingface.context(folder)
     if context is not None and data.prompt_length + data.response_length > context:
         raise InputError(
-            f"--data.prompt-length {data.prompt_length} and --data.response-length {data.response_length} make "
+            f"`data.prompt_length` {data.prompt_length} and `data.response_length` {data.response_length} make "
             f"{data.prompt_length + data.response_length} tokens, but {model.path} was made for "
             f"{context} (max_position_embeddings); lower one of them."
         )
@@ -272,38 +272,41 @@ def check_batches_divide(experiment: Experiment, devices: int) -> None:
     """
     sft, reward, policy = experiment.sft, experiment.reward_model, experiment.policy
     batches = [
-        (f"--{section}.", option, size, micro_batches or 1)
+        (section, option, size, micro_batches or 1)
         for section, option, size, micro_batches, used in (
-            ("sft", "batch-size", sft.batch_size, sft.micro_batches, sft.steps > 0),
-            ("reward-model", "batch-size", reward.batch_size, reward.micro_batches, reward.trained),
-            ("policy", "prompts-per-step", policy.prompts_per_step, policy.micro_batches, True),
+            ("sft", "batch_size", sft.batch_size, sft.micro_batches, sft.steps > 0),
+            ("reward_model", "batch_size", reward.batch_size, reward.micro_batches, reward.trained),
+            ("policy", "prompts_per_step", policy.prompts_per_step, policy.micro_batches, True),
         )
         if used
     ]
-    uneven = [(section + option, size) for section, option, size, _ in batches if size % devices]
+    uneven = [(f"{section}.{option}", size) for section, option, size, _ in batches if size % devices]
     if len(uneven) > 1:
-        given = ", ".join(f"{option} is {size}" for option, size in uneven)
-        mended = " ".join(f"{option} {size + devices - size % devices}" for option, size in uneven)
-        raise InputError(f"{given}, which do not divide by the {devices} devices. Give {mended}, or choose --devices.")
+        given = ", ".join(f"`{option}` is {size}" for option, size in uneven)
+        mended = " ".join(f"`{option}={size + devices - size % devices}`" for option, size in uneven)
+        raise InputError(f"{given}, which do not divide by the {devices} devices. Give {mended}, or choose `devices`.")
     for option, size in uneven:
         above = size + devices - size % devices
         nearest = f"{above - devices} or {above}" if above > devices else f"{above}"
         raise InputError(
-            f"{option} is {size}, which does not divide by the {devices} devices. Make it {nearest}, or choose "
-            "--devices."
+            f"`{option}` is {size}, which does not divide by the {devices} devices. Make it {nearest}, or choose "
+            "`devices`."
         )
     share, minibatches = policy.prompts_per_step // devices, getattr(policy, "minibatches", 1)
     if minibatches > 1 and share % (minibatches * (policy.micro_batches or 1)):
         raise InputError(
-            f"policy.minibatches is {minibatches} and policy.micro_batches {policy.micro_batches or 1}, into which the "
-            f"{share} prompts of a device (policy.prompts_per_step {policy.prompts_per_step} on {devices} devices) do "
-            f"not divide. Make policy.prompts_per_step a multiple of {devices * minibatches}."
+            f"Policy.minibatches is {minibatches} and Policy.micro_batches {policy.micro_batches or 1}, into which the "
+            f"{share} prompts of a device ({policy.prompts_per_step} on {devices} devices) do not divide.",
+            field="policy.minibatches",
+            value=minibatches,
+            remedy=f"Make `policy.prompts_per_step` a multiple of {devices * minibatches}.",
         )
     for section, option, size, micro_batches in batches:
         share = size // devices
         if share % micro_batches:
             fitting = [str(count) for count in range(1, share + 1) if share % count == 0]
             raise InputError(
-                f"{section}micro-batches is {micro_batches}, into which the {share} prompts of a device "
-                f"({section}{option} {size} on {devices} devices) do not divide. Make it one of {', '.join(fitting)}."
+                f"`{section}.micro_batches` is {micro_batches}, into which the {share} prompts of a "
+                f"device (`{section}.{option}` {size} on {devices} devices) do not divide. Make it one of "
+                f"{', '.join(fitting)}."
             )

@@ -59,7 +59,7 @@ def run(run: Run) -> Trained:
             fingerprint=stage.directory.name,
         ) as training:
             step = assembly.sft_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
-            see_it_move = watch.moving(LABEL, "--sft", config)
+            see_it_move = watch.moving(LABEL, "sft", config)
             for update in training.updates(lambda state, batch: step(state, frozen, batch)):
                 training.refuse_unsound(update)
                 rows = training.report(update)

@@ -36,7 +36,7 @@ def moving(label: str, option: str, stage: Policy | Supervised) -> Callable[[Seq
 
     That is where no entry in the first row of any parameter (programs.guarded) has moved by more than NOTHING. Steps of
     the warmup, which starts at a learning rate of 0, do not count, nor does the last tenth, where a cosine ends near 0.
-    `option` is what the stage's options begin with, such as --sft.
+    `option` is the experiment's field of the stage, such as sft.
     """
     still = 0
 
@@ -59,24 +59,24 @@ def _why_still(option: str, stage: Policy | Supervised, row: Row) -> str:
     if isinstance(stage, Policy) and norm == 0 and row.get("constant_rewards") == 1:
         return (
             "All rewards of every prompt are equal, so that all advantages are 0: the policy writes one response alone "
-            f"(--policy.temperature is {stage.temperature:g}), or the reward cannot tell responses apart."
+            f"(`policy.temperature` is {stage.temperature:g}), or the reward cannot tell responses apart."
         )
     if isinstance(stage, Policy) and norm == 0 and sampled:
         return (
             f"The gradient is 0, though rewards differ: β, which they are divided by, is {row['beta']:.3g}. Lower "
-            "--policy.beta, or leave it out, so that it follows from the budget; or choose a --policy.transform, now "
+            "`policy.beta`, or leave it out, so that it follows from the budget; or choose a `policy.transform`, now "
             f"{stage.transform}, that is not flat where the policy's ranks are (mean {row['calibrated_reward']:.3g})."
         )
     if norm == 0:
         return (
-            f"The gradient is 0, and the loss {row['loss']:.3g}: there is nothing left to learn (fewer {option}.steps "
-            "would do), or the examples hold nothing that the model can tell apart."
+            f"The gradient is 0, and the loss {row['loss']:.3g}: there is nothing left to learn (fewer "
+            f"`{option}.steps` would do), or the examples hold nothing that the model can tell apart."
         )
-    clip = f", clipped at --policy.max-gradient-norm {stage.max_gradient_norm:g}" if isinstance(stage, Policy) else ""
+    clip = f", clipped at `policy.max_gradient_norm` {stage.max_gradient_norm:g}" if isinstance(stage, Policy) else ""
     divided = f" (the rewards are divided by β, {row['beta']:.3g})" if sampled else ""
     return (
-        f"The gradient's norm is {norm:.3g}{divided}{clip}, and {option}.learning-rate is {stage.learning_rate:g}: the "
-        "update is below the last digit of every parameter in float32. Raise what is too small of these."
+        f"The gradient's norm is {norm:.3g}{divided}{clip}, and `{option}.learning_rate` is {stage.learning_rate:g}: "
+        "the update is below the last digit of every parameter in float32. Raise what is too small of these."
     )
 
 
@@ -86,7 +86,7 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
     It raises InputError where the KL, a mean of the rows, is beyond `policy.kl_limit` times the budget, and where the
     policy no longer changes (`moving`).
     """
-    see_it_move = moving(label, "--policy", policy)
+    see_it_move = moving(label, "policy", policy)
     limit = policy.kl_limit
     if limit is None and policy.beta is None:
         limit = 10.0
@@ -102,7 +102,7 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
             say(
                 f"{label}: in each of the last {RECENT} steps, up to {recent[-1]['step']}, all rewards of "
                 "every prompt were equal: there is nothing to learn from them. Either the policy writes one response "
-                "alone (lower --policy.kl-budget or --policy.learning-rate), or the reward cannot tell responses "
+                "alone (lower `policy.kl_budget` or `policy.learning_rate`), or the reward cannot tell responses "
                 "apart.",
                 style="yellow",
             )
@@ -111,7 +111,7 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
             raise InputError(
                 f"{label}: the KL has run away. It is {kl:.3g} nats per response, the mean of the last {RECENT} steps, "
                 f"up to {recent[-1]['step']}: {kl / policy.kl_budget:.3g} times the budget of {policy.kl_budget:g}, "
-                f"where --policy.kl-limit allows {limit:g}. {_cause(policy, recent)} The checkpoints of earlier steps "
+                f"where `policy.kl_limit` allows {limit:g}. {_cause(policy, recent)} The checkpoints of earlier steps "
                 "stay, and the best within the budget is one of them."
             )
 
@@ -122,13 +122,13 @@ def _cause(policy: Policy, recent: Sequence[Row]) -> str:
     first, last = recent[0], recent[-1]
     if policy.beta is not None:
         return (
-            f"β is held at {policy.beta:g}, too small for this budget: raise --policy.beta, or leave it out, so that "
+            f"β is held at {policy.beta:g}, too small for this budget: raise `policy.beta`, or leave it out, so that "
             "it follows from the budget."
         )
     if last["kl"] > 3 * max(first["kl"], policy.kl_budget):
         return (
             f"It rose from {first['kl']:.3g} to {last['kl']:.3g} within these steps, faster than any β could hold it: "
-            f"lower --policy.learning-rate, which is {policy.learning_rate:g}."
+            f"lower `policy.learning_rate`, which is {policy.learning_rate:g}."
         )
     if _mean(recent, "calibrated_reward") > 0.95:
         return (
@@ -138,8 +138,8 @@ def _cause(policy: Policy, recent: Sequence[Row]) -> str:
             "mends."
         )
     return (
-        f"β, which is {last['beta']:.3g} by now, does not hold it: lower --policy.learning-rate, which is "
-        f"{policy.learning_rate:g}, or hold a larger --policy.beta."
+        f"β, which is {last['beta']:.3g} by now, does not hold it: lower `policy.learning_rate`, which is "
+        f"{policy.learning_rate:g}, or hold a larger `policy.beta`."
     )
 
 

@@ -55,11 +55,11 @@ def unfinished_warning(evaluation: Evaluation, longest: Any) -> str | None:
         return None
     within = f"{longest} tokens" if isinstance(longest, int) else "the longest length"
     counted = " and ".join(f"{share:.1%} of the {side}'s responses" for side, share in shares.items())
-    advice = "Raise --data.response-length."
+    advice = "Raise `data.response_length`."
     if max(shares.values()) > 0.5:
         advice = (
-            "Raise --data.response-length. If hardly any response ends however long it may be, the model was not "
-            "taught to end one: fine-tune it (--sft.steps), and check that its chat template's end-of-turn token is an "
+            "Raise `data.response_length`. If hardly any response ends however long it may be, the model was not "
+            "taught to end one: fine-tune it (`sft.steps`), and check that its chat template's end-of-turn token is an "
             "end-of-sequence token of its generation_config.json."
         )
     return f"{counted} do not end within {within}: they are cut off, and rewarded as they stand. {advice}"

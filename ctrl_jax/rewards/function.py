@@ -223,7 +223,7 @@ def rewards(
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise InputError(
             f"The reward {name} failed with {type(error).__name__}: {error} ({place.filename}, line {place.lineno}). "
-            "Mend it, and run the same command again; --debug shows the whole traceback."
+            "Mend it, and run the same command again; `debug` shows the whole traceback."
         ) from error
     try:
         values = np.asarray(returned, np.float64)

@@ -69,10 +69,24 @@ def print_anything() -> None:
             stream.reconfigure(errors="spelled")
 
 
+_spell_fields: Callable[[str], str] = str
+
+
+@contextlib.contextmanager
+def spelling_fields(function: Callable[[str], str]) -> Iterator[None]:
+    """Within, `function` spells the fields of an experiment that a line names: the command line, as its options."""
+    global _spell_fields
+    before, _spell_fields = _spell_fields, function
+    try:
+        yield
+    finally:
+        _spell_fields = before
+
+
 def say(text: str, *, style: str | None = None) -> None:
     """Prints a line, in a style of rich such as "bold" or "yellow". Lines of a log are not wrapped."""
     get_console().print(
-        printable(text), style=style, markup=False, emoji=False, highlight=style is None, soft_wrap=True
+        printable(_spell_fields(text)), style=style, markup=False, emoji=False, highlight=style is None, soft_wrap=True
     )
 
 

@@ -55,7 +55,7 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in _REFUSED:
             return (
                 f"{named or 'A file'}: {cause.strerror}. Give this user access to it, or choose another place: "
-                "--runs-dir, --work-dir, --cache-dir."
+                "`runs_dir`, `work_dir`, `cache_dir`."
             )
         text = str(cause)
         code = cause.errno if isinstance(cause, OSError) else None
@@ -81,7 +81,7 @@ def _full(reason: str, path: str | None) -> str:
     if path is None:
         return (
             f"A file could not be written: {reason}. The error does not say which: `df -h` shows whether the disk of "
-            f"--runs-dir, --work-dir, --output or the temporary folder, {tempfile.gettempdir()}, is full. {after}"
+            f"`runs_dir`, `work_dir`, `output` or the temporary folder, {tempfile.gettempdir()}, is full. {after}"
         )
     place = os.path.abspath(path)
     while not os.path.exists(place):

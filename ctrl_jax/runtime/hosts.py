@@ -105,7 +105,7 @@ def start(*, asked: bool = False) -> None:
         _join(options, limit)
     except ValueError as error:
         raise InputError(
-            "--distributed is given, but no other process is known: neither JAX_COORDINATOR_ADDRESS nor Slurm's "
+            "`distributed` is given, but no other process is known: neither JAX_COORDINATOR_ADDRESS nor Slurm's "
             f"or Open MPI's variables are set, and this is no TPU pod ({error}). Leave it out on a single machine."
         ) from error
     if not several():
@@ -239,7 +239,7 @@ def check_shared(file: Path) -> None:
     if blind:
         raise InputError(
             f"{Path(file).absolute()} is not seen by {', '.join(blind)}: all hosts need the same folder. Give "
-            "--runs-dir (or --work-dir) one that they share."
+            "`runs_dir` (or `work_dir`) one that they share."
         )
 
 

@@ -27,21 +27,21 @@ def shares(jobs: int) -> list[Share]:
       InputError: if there are fewer GPUs, or if the devices cannot be divided.
     """
     if jobs < 1:
-        raise InputError(f"--jobs is {jobs}; run at least 1 point at a time.")
+        raise InputError(f"`jobs` is {jobs}; run at least 1 point at a time.")
     platform, devices = _devices()
     if jobs == 1:
         return [Share(devices, {}, None)]
     if platform == "gpu":
         if jobs > devices:
-            raise InputError(f"--jobs is {jobs}, but {devices} GPUs are visible, and no two points share one.")
+            raise InputError(f"`jobs` is {jobs}, but {devices} GPUs are visible, and no two points share one.")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(devices)))
         ids, each = visible.split(","), devices // jobs
         starts = range(0, jobs * each, each)
         return [Share(each, {"CUDA_VISIBLE_DEVICES": ",".join(ids[start : start + each])}, None) for start in starts]
     if platform != "cpu":
         raise InputError(
-            f"--jobs is {jobs}, but the {platform.upper()} chips of a machine belong to one process at a time. Leave "
-            "it at 1, and each point has all of them; or write a batch job a point, --write-jobs DIR."
+            f"`jobs` is {jobs}, but the {platform.upper()} chips of a machine belong to one process at a time. Leave "
+            "it at 1, and each point has all of them; or write a batch job a point, `write_jobs=DIR`."
         )
     if not hasattr(os, "sched_getaffinity"):  # macOS cannot bind a process to cores
         return [Share(devices, {}, None)] * jobs
@@ -60,7 +60,7 @@ def _devices() -> tuple[str, int]:
     except subprocess.TimeoutExpired:
         raise InputError(
             "jax did not find its devices within two minutes. A host of a TPU pod waits for the others: there, run one "
-            "point at a time on all hosts, `sweep EXPERIMENT --point NAME`."
+            "point at a time on all hosts, sweep EXPERIMENT `point=NAME`."
         ) from None
     if found.returncode:
         raise InputError(f"jax finds no devices: {found.stderr.strip().splitlines()[-1]}")

@@ -242,7 +242,7 @@ def claim(work_dir: Path, config: Any, *, may_differ: Callable[[set[str]], set[s
     if refused:
         raise InputError(
             f"{work_dir} belongs to another experiment: its config.json differs in "
-            f"{', '.join(text for name, text in shown.items() if name in refused)}. Choose another --work-dir, or move "
+            f"{', '.join(text for name, text in shown.items() if name in refused)}. Choose another `work_dir`, or move "
             f"{work_dir} away to start anew there."
         )
     return [*shown.values()]
@@ -282,7 +282,7 @@ def exclusive(work_dir: Path) -> Iterator[None]:
             file.seek(0)
             raise InputError(
                 f"{work_dir} is in use by {file.read().strip() or 'another process'}. Wait for it or stop it, or "
-                "choose another --work-dir."
+                "choose another `work_dir`."
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -297,7 +297,7 @@ def _lock(file: IO[str], how: int) -> None:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
         raise InputError(
-            f"{file.name} cannot be locked: {error.strerror}. Give --runs-dir (and --work-dir) a folder of a file "
+            f"{file.name} cannot be locked: {error.strerror}. Give `runs_dir` (and `work_dir`) a folder of a file "
             "system that has locks: a local disk, or an NFS share mounted as version 4.1."
         ) from error
 

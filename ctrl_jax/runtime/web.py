@@ -49,7 +49,7 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except (OSError, OverflowError) as error:
-            raise InputError(f"Port {port} of 127.0.0.1 cannot be had ({error}); choose another --port.") from None
+            raise InputError(f"Port {port} of 127.0.0.1 cannot be had ({error}); choose another `port`.") from None
         self.page = page.encode()
         # Nothing but the page's own scripts runs, and it speaks to this server alone.
         scripts = [hashlib.sha256(text.encode()).digest() for text in re.findall(r"<script>(.*?)</script>", page, re.S)]

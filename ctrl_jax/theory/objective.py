@@ -212,9 +212,12 @@ class Objective:
             flat = f"; float32 gives the {ties} highest ranks the same Φ" if ties > 1 else ""
             less_flat = ", choose a transform that is less flat near its top" if ties > 1 else ""
             raise InputError(
-                f"policy.kl_budget is {self.kl_budget:g} nats, but with {num_references} reference responses a prompt "
-                f"{self.transform} reaches {reached:.3g} at most{flat}. Lower policy.kl_budget{less_flat}, raise "
-                "calibration.samples_per_prompt (and calibration.quantiles, if it is given), or give policy.beta."
+                f"Policy.kl_budget is {self.kl_budget:g} nats, but with {num_references} reference responses a prompt "
+                f"{self.transform} reaches {reached:.3g} at most{flat}.",
+                field="policy.kl_budget",
+                value=self.kl_budget,
+                remedy=f"Lower `policy.kl_budget`{less_flat}, raise `calibration.samples_per_prompt` (and "
+                "`calibration.quantiles`, if it is given), or give `policy.beta`.",
             )
 
     def _phi(self, num_references: int) -> Transform | None:
@@ -268,14 +271,16 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
     if most == 0:
         raise InputError(
             "All reference responses of every prompt have the same reward; nothing can be learned from it. Train the "
-            "reward model longer (reward_model.steps) or on more data, or give a reward that tells responses apart."
+            "reward model longer (`reward_model.steps`) or on more data, or give a reward that tells responses apart."
         )
     if budget >= most:
         raise InputError(
             f"The KL budget is {budget} nats, but of {rewards.shape[-1]} reference responses a prompt "
-            f"{float(highest.mean()):.3g} share the highest reward, which gives β only up to {most:.3g}. Lower "
-            "policy.kl_budget, take a reward with more levels, raise calibration.samples_per_prompt (and "
-            "calibration.quantiles, if it is given), or give policy.beta."
+            f"{float(highest.mean()):.3g} share the highest reward, which gives β only up to {most:.3g}.",
+            field="policy.kl_budget",
+            value=budget,
+            remedy="Lower `policy.kl_budget`, take a reward with more levels, raise `calibration.samples_per_prompt` "
+            "(and `calibration.quantiles`, if it is given), or give `policy.beta`.",
         )
     # On their own scale, or float32 would not hold the squares of rewards of 1e20.
     rewards = rewards - rewards.max(axis=-1, keepdims=True)

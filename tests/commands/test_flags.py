@@ -51,7 +51,8 @@ def test_every_field_is_an_option_of_that_name(capsys):
 def test_every_other_option_is_one_of_a_command(name):
     helps = {
         "device_kind": "plan", "efficiency.bandwidth": "plan", "efficiency.matmul": "plan", "jobs": "sweep",
-        "output": "export", "point": "sweep", "port": "sample", "steps": "profile", "transforms": "ideal",
+        "format": "export", "output": "export", "point": "sweep", "port": "sample", "steps": "profile",
+        "transforms": "ideal",
         "write_jobs": "sweep",
     }  # fmt: skip
     command = importlib.import_module(f"ctrl_jax.commands.{helps[name]}")

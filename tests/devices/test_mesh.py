@@ -30,7 +30,7 @@ def test_data_is_what_fsdp_and_model_leave_and_batches_are_split_over_data_and_f
 
 @pytest.mark.parametrize(("fsdp", "model"), [(3, 1), (1, 16), (4, 4), (0, 1), (1, -1)])
 def test_axes_that_do_not_divide_the_devices_are_refused(fsdp, model):
-    with pytest.raises(InputError, match=rf"--fsdp is {fsdp} and --model-parallel {model}: the 8 devices") as error:
+    with pytest.raises(InputError, match=rf"`fsdp` is {fsdp} and `model_parallel` {model}: the 8 devices") as error:
         mesh.make_mesh(8, fsdp=fsdp, model=model)
     assert "a divisor of 8" in str(error.value)
 
@@ -46,7 +46,7 @@ def test_devices_that_leave_a_process_without_one_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "make_mesh", lambda shape, *_, **options: options["devices"])
     assert len(mesh.make_mesh()) == 8 and len(mesh.make_mesh(7)) == 7
     with pytest.raises(
-        InputError, match=r"^4 of the 8 devices.* 2 of the processes .*process 2 the first.*--devices out"
+        InputError, match=r"^4 of the 8 devices.* 2 of the processes .*process 2 the first.*`devices` out"
     ):
         mesh.make_mesh(4)
 

@@ -87,9 +87,9 @@ GATE = ("layers_3", "gate_proj", "kernel")
 @pytest.mark.parametrize(
     ("path", "shape", "devices", "told"),
     [
-        (GATE, (16, 24), {"model": 5}, ["layers_3.gate_proj.kernel", "[16, 24]", "mlp", "--model-parallel"]),
+        (GATE, (16, 24), {"model": 5}, ["layers_3.gate_proj.kernel", "[16, 24]", "mlp", "`model_parallel`"]),
         (GATE, (16, 24), {"data": 3, "model": 16}, ["of 24", "16 devices", "axis model", "such as 12"]),
-        (("embedding", "embedding"), (20, 16), {"fsdp": 6}, ["width of 16", "6 devices", "--fsdp", "such as 2"]),
+        (("embedding", "embedding"), (20, 16), {"fsdp": 6}, ["width of 16", "6 devices", "`fsdp`", "such as 2"]),
     ],
 )
 def test_an_axis_that_does_not_divide_is_refused_with_the_fix(path, shape, devices, told):

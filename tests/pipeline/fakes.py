@@ -53,6 +53,7 @@ class Fakes:
         self.made: list[str] = []
         """The trainings that were done and not read."""
         self.sampled: dict[str, tuple[Rollouts, np.ndarray]] = {}
+        self.sampled_by: dict[str, Any] = {}  # by stage: the parameters that drew
         """The last rollouts of each stage with their raw rewards [B, N]."""
         self.scored: list[np.ndarray] = []
         """The raw rewards [B, N] that the reward model gave."""
@@ -104,6 +105,7 @@ class Fakes:
                     tokens[row, sample, end - 1 :] = eos
             lengths = np.minimum(lengths, length)
             rollouts = Rollouts(batch, Responses(tokens, lengths), np.zeros(tokens.shape, np.float32))
+            self.sampled_by[stage] = value(params)
             self.sampled[stage] = rollouts, np.asarray(score(batch, rollouts.responses))
             return self.sampled[stage]
 

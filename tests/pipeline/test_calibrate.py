@@ -104,7 +104,7 @@ def test_a_table_that_was_cut_off_is_gone_on_with(table_of, tmp_path):
 
 def test_a_constant_reward_is_refused_also_from_the_finished_stage(table_of):
     for _ in range(2):
-        with pytest.raises(InputError, match=r"100% of the pairs.*--reward-model\.steps"):
+        with pytest.raises(InputError, match=r"100% of the pairs.*`reward_model\.steps`"):
             table_of(np.ones((B, K), np.float32))
 
 

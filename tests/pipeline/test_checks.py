@@ -69,12 +69,12 @@ def test_forty_pairs_take_one_wrong_turn(tmp_path, devices):
         f"{6 if train < 32 else 5} problems with the data",
         f"40 rows gave {train} records to train on, {40 - train - test} for validation and {test} to test on",
         "mine.jsonl: cut into 80, 10 and 10 % by a hash",
-        f"256 train prompts are asked for (--calibration.prompts), and there are {train}",
-        f"256 test prompts are asked for (--evaluation.prompts), and there are {test}",
+        f"256 train prompts are asked for (`calibration.prompts`), and there are {train}",
+        f"256 test prompts are asked for (`evaluation.prompts`), and there are {test}",
         "no row has a 'response'",
-        "--data.demonstrations chosen",
-        f"64 demonstrations (--sft.batch-size), and there are {train}",
-        f"64 preference pairs (--reward-model.batch-size), and there are {train}",
+        "`data.demonstrations=chosen`",
+        f"64 demonstrations (`sft.batch_size`), and there are {train}",
+        f"64 preference pairs (`reward_model.batch_size`), and there are {train}",
     ):
         assert words in message
     fitting = train // devices * devices
@@ -97,7 +97,7 @@ def test_every_problem_is_named_and_mended_together(tmp_path):
         corpus(tmp_path, rows, 2, data={"vocabulary_size": 400}, reward_model=reward)
     message = str(caught.value)
     assert re.search(r"1\. A vocabulary of 400 pieces is more than these texts have; .* at most \d+", message)
-    assert re.search(r"of at most 20 tokens; \d+ are longer, up to \d+: let them in \(--data.prompt-length\)", message)
+    assert re.search(r"of at most 20 tokens; \d+ are longer, up to \d+: let them in \(`data.prompt_length`\)", message)
     assert "'no_such_module' cannot be imported" in message
     fields = mended(message, reward_model=replace(RewardModel(), function="textwrap:fill"))
     assert {"vocabulary_size", "prompt_length"} <= fields["data"].keys()
@@ -125,7 +125,7 @@ def test_prompts_that_are_all_too_long_hide_no_demonstrations(tmp_path, words):
 def test_prompts_alone_want_demonstrations_and_name_what_is_not_read(tmp_path):
     rows = [{"prompt": f"What is {i} plus 1?", "solution": str(i + 1)} for i in range(40)]
     with pytest.raises(
-        InputError, match=r"no row has a 'response' \(columns that are not read: 'solution'; --data.col"
+        InputError, match=r"no row has a 'response' \(columns that are not read: 'solution'; `data.col`"
     ):
         corpus(tmp_path, rows, reward_model=RewardModel(function="textwrap:fill"))
 

@@ -124,6 +124,11 @@ def test_samples_are_the_procedures_picks_with_their_values(evaluated):
             assert shown["calibrated"] == pytest.approx(arrays[f"{side}_calibrated"][i, pick])
 
 
+def test_policy_and_reference_draw_by_their_own_parameters(evaluated):
+    by = evaluated[0].sampled_by
+    assert by["policy responses"] != by["reference responses"] == by["calibration"]
+
+
 def test_arrays_are_what_was_drawn_and_its_ranks(evaluated):
     fakes, _, arrays = evaluated
     given = sides(fakes)

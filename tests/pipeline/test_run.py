@@ -55,7 +55,7 @@ def test_wandb_that_is_not_installed_is_told_at_once(tmp_path, mesh, monkeypatch
 
 def test_a_batch_that_does_not_divide_is_told_at_once(tmp_path, mesh):
     experiment = Experiment("example", policy=Policy(prompts_per_step=12))
-    with pytest.raises(InputError, match=r"--policy.prompts-per-step is 12.*8 devices. Make it 8 or 16"):
+    with pytest.raises(InputError, match=r"`policy.prompts_per_step` is 12.*8 devices. Make it 8 or 16"):
         Run(experiment, tmp_path / "work", tmp_path / "stages", mesh)
 
 
@@ -126,7 +126,7 @@ def test_data_without_pairs_is_told_before_anything_is_trained(tmp_path, mesh):
         policy=Policy(prompts_per_step=8),
         evaluation=Evaluation(prompts=1),
     )
-    with pytest.raises(InputError, match=r"no preference pairs .*--reward-model.path or --reward-model.function"):
+    with pytest.raises(InputError, match=r"no preference pairs .*`reward_model.path` or `reward_model.function`"):
         _ = Run(experiment, tmp_path / "work", tmp_path / "stages", mesh).corpus
 
 

@@ -25,7 +25,7 @@ def told(kl, policy=POLICY, **others):
 @pytest.mark.parametrize(
     ("kl", "changes", "others", "cause"),
     [
-        ([0.4, 2, 6, 12, 20], {}, {}, "rose from 0.4 to 20 within these steps.*lower --policy.learning-rate.*0.02"),
+        ([0.4, 2, 6, 12, 20], {}, {}, "rose from 0.4 to 20 within these steps.*lower `policy.learning_rate`.*0.02"),
         ([6] * 5, {}, {}, "β, which is 0.25 by now, does not hold it"),
         ([6] * 5, {}, {"calibrated_reward": 0.98}, "calibrated reward is 0.98.*reward hacking"),
         ([6] * 5, {"beta": 0.01, "kl_limit": 3.0}, {}, "β is held at 0.01, too small"),
@@ -37,7 +37,7 @@ def test_a_runaway_kl_stops_with_its_cause(kl, changes, others, cause):
     mean = sum(kl) / 5
     assert f"It is {mean:.3g} nats per response, the mean of the last 5 steps, up to 44" in message
     assert (
-        f"{mean / 0.5:.3g} times the budget of 0.5, where --policy.kl-limit allows {policy.kl_limit or 10:g}" in message
+        f"{mean / 0.5:.3g} times the budget of 0.5, where `policy.kl_limit` allows {policy.kl_limit or 10:g}" in message
     )
     assert re.search(cause, message)
 
@@ -94,9 +94,9 @@ def fed(see, steps, **others):
         ({"gradient_norm": 0.0, "constant_rewards": 1.0}, "All rewards of every prompt are equal.*advantages are 0"),
         (
             {"gradient_norm": 0.0, "beta": 1e30, "largest_update": 7e-26},
-            r"\(by more than 7e-26\).*gradient is 0, though rewards differ: β.* is 1e\+30.*--policy.beta",
+            r"\(by more than 7e-26\).*gradient is 0, though rewards differ: β.* is 1e\+30.*`policy.beta`",
         ),
-        ({}, r"norm is 1e-25.*--policy.max-gradient-norm 1, and --policy.learning-rate is 0.02.*last digit"),
+        ({}, r"norm is 1e-25.*`policy.max_gradient_norm` 1, and `policy.learning_rate` is 0.02.*last digit"),
     ],
 )
 def test_a_policy_that_does_not_change_for_ten_steps_stops_with_its_cause(others, why):
@@ -108,12 +108,12 @@ def test_a_policy_that_does_not_change_for_ten_steps_stops_with_its_cause(others
 @pytest.mark.parametrize(
     ("norm", "why"),
     [
-        (0.0, "gradient is 0, and the loss 0.5: .*--sft.steps"),
-        (1e-25, "norm is 1e-25, and --sft.learning-rate is 1e-12"),
+        (0.0, "gradient is 0, and the loss 0.5: .*`sft.steps`"),
+        (1e-25, "norm is 1e-25, and `sft.learning_rate` is 1e-12"),
     ],
 )
 def test_so_does_a_supervised_training(norm, why):
-    see = watch.moving("reference policy (sft)", "--sft", Supervised(steps=400, warmup_steps=40, learning_rate=1e-12))
+    see = watch.moving("reference policy (sft)", "sft", Supervised(steps=400, warmup_steps=40, learning_rate=1e-12))
     with pytest.raises(InputError, match=rf"reference policy \(sft\): the last 10 steps, up to 50, .*{why}"):
         fed(see, range(1, 51), gradient_norm=norm)
 

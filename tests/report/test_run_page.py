@@ -146,7 +146,7 @@ def test_responses_that_never_end_are_a_warning_with_the_fix(words_only: None, r
     some = words(0.12, 0.1)
     assert "12.0% of the policy" in some and "10.0% of the reference" in some
     assert "do not end within 40 tokens: they are cut off, and rewarded as they stand." in some
-    assert "Raise --data.response-length." in some and "end-of-turn" not in some
+    assert "Raise `data.response_length`." in some and "end-of-turn" not in some
     assert "end-of-turn token" in words(0.97, 1.0)
 
 

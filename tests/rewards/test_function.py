@@ -41,12 +41,12 @@ def test_columns_come_by_keyword_once_a_response_and_prompts_as_they_are_written
         return [float(str(a) == c) for a, c in zip(answer, completions, strict=True)]
 
     first, second = corpus.records["train"][:2]
-    values = called(reward, corpus, [first, second], [["no", first.response], [second.response, "no"]])
-    np.testing.assert_array_equal(values, [[0, 1], [1, 0]])
-    assert seen["prompts"] == [first.asked] * 2 + [second.asked] * 2
+    values = called(reward, corpus, [first, second], [["no", first.response, "no"], [second.response, "no", "no"]])
+    np.testing.assert_array_equal(values, [[0, 1, 0], [1, 0, 0]])
+    assert seen["prompts"] == [first.asked] * 3 + [second.asked] * 3
     assert all(prompt.endswith("plus 1? ") for prompt in seen["prompts"])
-    assert seen["answer"] == [int(first.response)] * 2 + [int(second.response)] * 2
-    assert (seen["topic"], seen["style"]) == (["sums"] * 4, "plain")
+    assert seen["answer"] == [int(first.response)] * 3 + [int(second.response)] * 3
+    assert (seen["topic"], seen["style"]) == (["sums"] * 6, "plain")
 
 
 def test_double_stars_take_every_column(tmp_path):

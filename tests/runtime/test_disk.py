@@ -117,7 +117,7 @@ def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
 @pytest.mark.parametrize("below", ["file/work", "file"])
 def test_a_path_below_a_file_is_refused(tmp_path, below):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=rf"{tmp_path}/{below}: .*another place: --runs-dir, --work-dir"):
+    with pytest.raises(InputError, match=rf"{tmp_path}/{below}: .*another place: `runs_dir`, `work_dir`"):
         disk.check_writable(tmp_path / below)
 
 

@@ -241,7 +241,7 @@ def test_a_work_directory_serves_one_experiment(tmp_path):
         stages.claim(tmp_path, Outer(inner=Inner(rate=0.2), beta=0.5))
     message = str(error.value)
     assert "inner.rate: 0.1 → 0.2" in message and "beta: null → 0.5" in message and "steps" not in message
-    assert "--work-dir" in message and f"move {tmp_path} away" in message
+    assert "`work_dir`" in message and f"move {tmp_path} away" in message
 
 
 @pytest.mark.parametrize("how", [how for how in DAMAGES if how not in ("gone", "{}")])
@@ -421,7 +421,7 @@ def test_a_work_directory_has_one_process_and_a_killed_one_leaves_it_free(tmp_pa
         with pytest.raises(InputError) as error, stages.exclusive(tmp_path / "work"):
             pytest.fail("two processes hold it")
         assert f"is in use by process {holder.pid} on {socket.gethostname()}." in str(error.value)
-        assert "another --work-dir" in str(error.value)
+        assert "another `work_dir`" in str(error.value)
     holder.kill()
     holder.wait()
     for _ in range(2):
@@ -436,7 +436,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, number):
 
     monkeypatch.setattr(stages.fcntl, "flock", refuse)
     for hold in (stages.exclusive(tmp_path / "work"), stages.locked(tmp_path / "work" / "lock")):
-        with pytest.raises(InputError, match=rf"{tmp_path}/work/lock .*--runs-dir"), hold:
+        with pytest.raises(InputError, match=rf"{tmp_path}/work/lock .*`runs_dir`"), hold:
             pytest.fail("it was entered")
 
 

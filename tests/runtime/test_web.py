@@ -194,9 +194,9 @@ def test_other_paths_and_methods(served):
 
 
 def test_a_taken_port_is_told(served):
-    with pytest.raises(InputError, match=rf"Port {served.port} .*--port"):
+    with pytest.raises(InputError, match=rf"Port {served.port} .*`port`"):
         web.Server(PAGE, {}, port=served.port)
-    with pytest.raises(InputError, match=r"Port 99999 .*--port"):
+    with pytest.raises(InputError, match=r"Port 99999 .*`port`"):
         web.Server(PAGE, {}, port=99999)
 
 

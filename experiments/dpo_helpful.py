@@ -1,0 +1,15 @@
+"""A rival of bon_helpful: direct preference optimisation on the same pairs, from the same reference.
+
+DPO needs neither a reward model nor samples in training. The reward model of bon_helpful judges it here, as it judges
+the others; only the others were trained on it.
+
+Claim     A policy trained without its decoder in mind, to compare at its KL with the ideal policies in the report.
+Cost      About two minutes on two CPU cores after bon_helpful, whose reference and reward model it shares.
+Command   make train EXP=dpo_helpful
+"""
+
+from ctrl_jax.config import Dpo, Experiment
+
+
+def experiment() -> Experiment:
+    return Experiment(name="dpo_helpful", policy=Dpo(procedure="best_of_4", kl_budget=0.6))
