@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ctrl_jax.commands import plan
 from ctrl_jax.config import Data, Lora, Model, Policy, RewardModel, Supervised
 from ctrl_jax.devices import parameters
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, networks
 from ctrl_jax.pipeline import assembly, optimizers, rollouts
-from ctrl_jax.planning import phases, sizes
+from ctrl_jax.planning import memory, phases, sizes
 from ctrl_jax.types import Prompts
 from tests.pipeline.pretrained import CLASSIFIER
 from tests.planning.models import SMALL, config_only
@@ -83,8 +82,8 @@ def test_devices_share_the_work_and_exchange_gradients():
 @pytest.mark.parametrize(
     ("optimizer", "moments"),
     [
-        (optimizers.supervised(Supervised()), plan.SUPERVISED_MOMENTS),
-        (optimizers.policy(Policy()), plan.POLICY_MOMENTS),
+        (optimizers.supervised(Supervised()), memory.SUPERVISED_MOMENTS),
+        (optimizers.policy(Policy()), memory.POLICY_MOMENTS),
     ],
 )
 def test_the_moments_are_what_the_optimisers_keep(optimizer, moments):

@@ -59,7 +59,7 @@ def test_every_experiment_can_be_planned(file, tmp_path):
         (dict(device_kind="v9"), "'v9'"),
         (dict(device_kind="v5e", devices=0), "--devices is 0"),
         (dict(devices=2), "measured of this whole machine"),
-        (dict(device_kind="v5e", devices=24), "do not divide by the 24 devices. Give --sft.batch-size 72"),
+        (dict(device_kind="v5e", devices=24), "do not divide by the 24 devices. Give `sft.batch_size=72`"),
     ],
 )
 def test_bad_options(options, told):
