@@ -14,8 +14,9 @@ import tyro
 
 from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.devices.mesh import make_mesh
-from ctrl_jax.pipeline import assembly, calibrate, train
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline import align, assembly, calibrate
+from ctrl_jax.pipeline.run import prepare
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.runtime.console import table
 from ctrl_jax.runtime.platform import setup_compilation_cache
 from ctrl_jax.steps import calibration, logprobs, policy_gradient, sampling
@@ -25,8 +26,8 @@ from ctrl_jax.types import Params
 def main(repeats: int = 40, experiment: str = "bon_helpful", runs_dir: Path = Path("runs")) -> None:
     setup_compilation_cache(Path(".cache/compiled"))
     config = load_experiment(experiment).experiment()
-    run = Run(config, runs_dir / experiment, runs_dir / "stages", make_mesh(1))
-    aligned = train.run(run)
+    run = prepare(Workspace(config, runs_dir / experiment, runs_dir / "stages", make_mesh(1)))
+    aligned = align.policy(run)
     rewards = calibrate.run(run, aligned.reference, aligned.reward).table.rewards
     objective = config.policy.objective
     beta = config.policy.beta or objective.beta(rewards.shape[1], rewards)

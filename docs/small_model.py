@@ -16,7 +16,8 @@ from ctrl_jax.data.conversations import transcript
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.models import huggingface, weights
 from ctrl_jax.pipeline import sft
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.run import prepare
+from ctrl_jax.pipeline.workspace import Workspace
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -43,7 +44,7 @@ def write(folder: str | Path, *, steps: int = 200) -> Path:
         return folder
     start = folder.with_name(f"{folder.name}-start")
     _write_start(start)
-    run = Run(
+    workspace = Workspace(
         Experiment(
             "small",
             data=Data(prompt_length=40, response_length=48),
@@ -57,6 +58,7 @@ def write(folder: str | Path, *, steps: int = 200) -> Path:
         folder.with_name(f"{folder.name}-stages"),
         make_mesh(1),
     )
+    run = prepare(workspace)
     trained = sft.run(run)
     beside = [start / name for name in ("tokenizer.model", "tokenizer_config.json")]
     weights.save(folder, trained.params["params"], run.architecture, huggingface.read_config(start), beside=beside)

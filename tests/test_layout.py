@@ -293,7 +293,6 @@ NOT_YET_READ = {
     "ctrl_jax/devices/partitioning.py",
     "ctrl_jax/pipeline/calibrate.py",
     "ctrl_jax/pipeline/results.py",
-    "ctrl_jax/pipeline/run.py",
     "ctrl_jax/pipeline/scored.py",
     "ctrl_jax/pipeline/watch.py",
     "ctrl_jax/planning/profile.py",

@@ -11,7 +11,7 @@ from ctrl_jax import config
 from ctrl_jax.devices.mesh import divide_cpu, make_mesh, num_cores, replicate, shard
 from ctrl_jax.models import attention, huggingface, networks, weights
 from ctrl_jax.pipeline import assembly
-from ctrl_jax.pipeline.run import PROMPTS_A_CORE
+from ctrl_jax.pipeline.divisible import PROMPTS_A_CORE
 from ctrl_jax.runtime.platform import peak_memory
 from ctrl_jax.steps import logprobs
 from ctrl_jax.types import Params, Prompts, Responses

@@ -7,8 +7,10 @@ def main(arguments: list[str]) -> int:
     asked = read("calibrate", Options, arguments)
     from ctrl_jax.commands.launch import started
     from ctrl_jax.pipeline import calibrate, reward_model, sft
+    from ctrl_jax.pipeline.run import prepare
 
-    with started(asked) as run:
+    with started(asked) as workspace:
+        run = prepare(workspace)
         reference = sft.run(run)
         reward, _ = reward_model.run(run, reference)
         calibrate.run(run, reference, reward)

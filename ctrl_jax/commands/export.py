@@ -27,13 +27,15 @@ DEFAULT_OUTPUT = {"merged": "export", "adapter": "export-adapter"}
 def main(arguments: list[str]) -> int:
     asked = read("export", Options, arguments)
     from ctrl_jax.commands.launch import started
-    from ctrl_jax.pipeline import export, train
+    from ctrl_jax.pipeline import align, export
+    from ctrl_jax.pipeline.run import prepare
 
     form = asked.options.format
     output = asked.options.output or asked.work_dir / DEFAULT_OUTPUT[form]
-    with started(asked) as run:
-        export.check(run, output, form)
-        with run.claimed():
-            aligned = train.run(run)
+    with started(asked) as workspace:
+        export.check(workspace.experiment, output, form)
+        with workspace.claimed():
+            run = prepare(workspace)
+            aligned = align.policy(run)
         export.run(run, aligned, output, form)
     return 0

@@ -8,14 +8,15 @@ import jax
 
 from ctrl_jax.commands.options import Asked, Own
 from ctrl_jax.devices import mesh
-from ctrl_jax.pipeline.run import Run, cpu_devices
+from ctrl_jax.pipeline.divisible import cpu_devices
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.runtime import console, hosts, leftovers, platform
 from ctrl_jax.runtime.stages import differences
 
 
 @contextlib.contextmanager
-def started(asked: Asked[Own]) -> Iterator[Run]:
-    """The run that is asked for, on this machine's devices, or on those of all hosts of the job.
+def started(asked: Asked[Own]) -> Iterator[Workspace]:
+    """The workspace of the run that is asked for, on this machine's devices, or on those of all hosts of the job.
 
     If the block raises before it made anything, the folders that were made for it are removed.
 
@@ -31,7 +32,7 @@ def started(asked: Asked[Own]) -> Iterator[Run]:
     devices = mesh.make_mesh(places.devices, fsdp=places.fsdp, model=places.model_parallel)
     stages_dir = places.runs_dir / "stages"
     with leftovers.removed_on_failure(asked.work_dir, stages_dir):
-        yield Run(experiment, asked.work_dir, stages_dir, devices, places.wandb)
+        yield Workspace(experiment, asked.work_dir, stages_dir, devices, places.wandb)
         hosts.wait("the job is done")
 
 

@@ -7,7 +7,8 @@ def main(arguments: list[str]) -> int:
     asked = read("replay", Options, arguments)
     from ctrl_jax.commands.launch import started
     from ctrl_jax.pipeline import replay
+    from ctrl_jax.pipeline.run import prepare
 
-    with started(asked) as run, run.claimed():
-        replay.run(run)
+    with started(asked) as workspace, workspace.claimed():
+        replay.run(prepare(workspace))
     return 0

@@ -11,7 +11,7 @@ from ctrl_jax.config import Decoding
 from ctrl_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from ctrl_jax.pipeline.run import Run
+    from ctrl_jax.pipeline.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -45,30 +45,35 @@ def main(arguments: list[str]) -> int:
     asked = read("sample", Options, arguments)
     from ctrl_jax.commands.launch import started
 
-    with started(asked) as run:
-        answer(run, asked.options)
+    with started(asked) as workspace:
+        answer(workspace, asked.options)
     return 0
 
 
-def answer(run: "Run", options: Options) -> None:
+def answer(workspace: "Workspace", options: Options) -> None:
     """Answers the prompt in the terminal, or serves the page until Ctrl-C."""
     from ctrl_jax.commands import sample_page, sample_session, summary
+    from ctrl_jax.pipeline.run import prepare
     from ctrl_jax.runtime import hosts
 
     if hosts.several():
         raise InputError("`sample` answers on one host; start it there alone. A finished run is read from --runs-dir.")
     asked = sample_session.ask_for(
-        run.experiment.policy, options.num_samples, options.procedure, rewards=not options.untrained
+        workspace.experiment.policy, options.num_samples, options.procedure, rewards=not options.untrained
     )
     if options.untrained:
-        session = sample_session.untrained(run, options.decoding)
+        session = sample_session.untrained(workspace, options.decoding)
+        run = None
     else:
-        with run.claimed():
+        with workspace.claimed():
+            run = prepare(workspace)
             session = sample_session.trained(run, options.decoding, options.prompt)
-        summary.print_address(run)
+        summary.print_address(workspace)
     if options.terminal:
-        sample_session.print_responses(session, sample_session.conversation(run, options.prompt), asked)
+        given = options.prompt
+        said = sample_session.first(run or prepare(workspace)) if given is None else sample_session.said(given)
+        sample_session.print_responses(session, said, asked)
     else:
         sample_page.serve(
-            session, run.experiment, options.prompt or "", asked, port=options.port, browser=options.browser
+            session, workspace.experiment, options.prompt or "", asked, port=options.port, browser=options.browser
         )

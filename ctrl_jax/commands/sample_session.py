@@ -19,8 +19,10 @@ from ctrl_jax.data.tokenizers import Tokenizer
 from ctrl_jax.devices.mesh import batch_parts, shard
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import networks
-from ctrl_jax.pipeline import assembly, randomness, sft, train
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline import align, assembly, randomness, sft
+from ctrl_jax.pipeline.directories import pretrained_architecture
+from ctrl_jax.pipeline.run import Run, networks_of
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.runtime.console import progress, say, table
 from ctrl_jax.steps.calibration import calibrate, leave_one_out
 from ctrl_jax.theory import procedures
@@ -273,9 +275,9 @@ def said(text: str) -> Conversation:
     return (Turn("user", text.strip()),)
 
 
-def conversation(run: Run, text: str | None) -> Conversation:
-    """A conversation of the user's text, or the first test prompt."""
-    return run.corpus.prompts("test", 1).conversations[0] if text is None else said(text)
+def first(run: Run) -> Conversation:
+    """The first test prompt."""
+    return run.corpus.prompts("test", 1).conversations[0]
 
 
 def read_prompt(conversation: Conversation, tokenizer: Tokenizer, data: config.Data) -> PromptSet:
@@ -308,7 +310,7 @@ def trained(run: Run, decoding: config.Decoding, prompt: str | None = None) -> S
     if prompt is not None:
         read_prompt(said(prompt), tokenizer, experiment.data)
     references = experiment.calibration.samples_per_prompt
-    aligned = train.run(run)
+    aligned = align.policy(run)
     return Session(
         experiment,
         run.models,
@@ -332,21 +334,23 @@ def _examples(run: Run) -> list[str]:
     return [one[-1].content for one in prompts.conversations if len(one) == 1]
 
 
-def untrained(run: Run, decoding: config.Decoding) -> Session:
+def untrained(workspace: Workspace, decoding: config.Decoding) -> Session:
     """A session with the pretrained model, without rewards; nothing is trained, and no data is read.
 
     Raises:
       InputError: if the experiment has no such directory.
     """
-    path = run.experiment.model.path
+    path = workspace.experiment.model.path
     if path is None:
         raise InputError(
             "--untrained shows a pretrained model, and this experiment starts from scratch. Give a Hugging Face "
             "directory, --model.path, or leave --untrained out."
         )
-    tokenizer = pretrained_tokenizers.load(Path(path), embedding_rows=run.architecture.vocabulary_size)
-    sides = {"model": sft.pretrained(run)}
-    return Session(run.experiment, run.models, run.mesh, tokenizer, sides, None, decoding)
+    sizes = pretrained_architecture(workspace.experiment)
+    tokenizer = pretrained_tokenizers.load(Path(path), embedding_rows=sizes.vocabulary_size)
+    sides = {"model": sft.pretrained(workspace)}
+    models = networks_of(workspace, sizes)
+    return Session(workspace.experiment, models, workspace.mesh, tokenizer, sides, None, decoding)
 
 
 def print_responses(session: Session, conversation: Conversation, asked: Asked) -> None:

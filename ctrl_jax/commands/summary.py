@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from ctrl_jax.evaluation import Estimate, Evaluation, RewardQuality
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.report.measurements import unfinished_warning
 from ctrl_jax.report.names import short_name
 from ctrl_jax.report.statistics import lift_share
@@ -12,7 +12,7 @@ from ctrl_jax.runtime.console import say, table
 from ctrl_jax.theory import procedures
 
 
-def print_run(run: Run, measured: Evaluation, report: Path | None) -> None:
+def print_run(run: Workspace, measured: Evaluation, report: Path | None) -> None:
     experiment, policy = run.experiment, run.experiment.policy
     kl, procedure = measured.kl, procedures.parse(policy.procedure).name
     rows = [["KL, nats per response", estimate(kl), f"{kl.mean / policy.kl_budget - 1:+.1%} of {policy.kl_budget:g}"]]
@@ -52,7 +52,7 @@ def print_run(run: Run, measured: Evaluation, report: Path | None) -> None:
     print_address(run)
 
 
-def print_address(run: Run) -> None:
+def print_address(run: Workspace) -> None:
     """Prints the command that asks the policy something, which needs no options."""
     say(f"Ask it something: make sample EXP={shlex.quote(str(run.work_dir))}")
 

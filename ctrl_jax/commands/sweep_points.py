@@ -16,7 +16,8 @@ from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.pipeline import results
-from ctrl_jax.pipeline.run import Run, check_batches_divide, check_claim, claimed, contents
+from ctrl_jax.pipeline.divisible import check_batches_divide
+from ctrl_jax.pipeline.workspace import Workspace, check_claim, claimed, contents
 from ctrl_jax.report.status import Status
 from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.console import say
@@ -81,7 +82,7 @@ def check(points: Sequence[Point], *, devices: int = 1) -> None:
         check_claim(point.experiment, point.work_dir)
 
 
-def run_point(run: Run, sweep_dir: Path, points: Sequence[Point]) -> None:
+def run_point(run: Workspace, sweep_dir: Path, points: Sequence[Point]) -> None:
     """Trains, evaluates and reports one of `points` in this process, after any other process that runs it has ended.
 
     Of several hosts the first keeps the record and the index, and decides whether there is anything to do: a host that
@@ -100,7 +101,7 @@ def run_point(run: Run, sweep_dir: Path, points: Sequence[Point]) -> None:
         publish(sweep_dir, points)
 
 
-def _run_noted(run: Run, point: Point) -> None:
+def _run_noted(run: Workspace, point: Point) -> None:
     attempt = read_record(point).attempts + 1
     note(point, attempt, UNSAID)
     try:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ctrl_jax import config
 from ctrl_jax.commands import report
@@ -17,8 +17,10 @@ from ctrl_jax.data.rows import GIVEN
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.library.model import Model, Prompt, generate, longest_prompt, records
+from ctrl_jax.pipeline import align as pipeline
 from ctrl_jax.pipeline import evaluate, export, train
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.run import Run, prepare
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.rewards import function
 from ctrl_jax.runtime import leftovers
 from ctrl_jax.runtime.stages import read_json, write_bytes
@@ -95,10 +97,12 @@ class Aligned:
             procedures=_names(procedures, responses_per_prompt),
             bootstrap_resamples=resamples,
         )
-        asked_run = replace(
-            run,
-            experiment=replace(run.experiment, evaluation=asked),
-            given=replace(run.given, records={**run.given.records, "test": found}),
+        asked_run = prepare(
+            replace(
+                run,
+                experiment=replace(run.experiment, evaluation=asked),
+                given=replace(run.given, records={**run.given.records, "test": found}),
+            )
         )
         with run.claimed():
             evaluation = evaluate.read(asked_run)
@@ -139,7 +143,7 @@ class Aligned:
           InputError: if the path is taken, or there is no adapter.
         """
         output = Path(path).expanduser()
-        export.check(self._run, output, form)
+        export.check(self._run.experiment, output, form)
         export.run(self._run, self._trained, output, form)
         return output
 
@@ -240,16 +244,19 @@ def align(
         seed=seed,
     )
     stages = place.parent / "stages" if stages_dir is None else Path(stages_dir).expanduser()
-    return _trained(Run(experiment, place, stages, model.mesh, reward_function=given, given=corpus), model, objective)
+    return _trained(
+        Workspace(experiment, place, stages, model.mesh, reward_function=given, given=corpus), model, objective
+    )
 
 
-def _trained(run: Run, model: Model, objective: Objective) -> Aligned:
-    assert run.given is not None and run.reward_function is not None, "align gives both"
-    with leftovers.removed_on_failure(run.work_dir, run.stages_dir):
-        function.check(run.reward_function, run.given)
-        run = _current(run)
-        with run.claimed():
-            trained = train.run(run)
+def _trained(workspace: Workspace, model: Model, objective: Objective) -> Aligned:
+    assert workspace.given is not None and workspace.reward_function is not None, "align gives both"
+    with leftovers.removed_on_failure(workspace.work_dir, workspace.stages_dir):
+        function.check(workspace.reward_function, workspace.given)
+        workspace = _current(workspace)
+        with workspace.claimed():
+            run = prepare(workspace)
+            trained = pipeline.policy(run)
     policy = replace(model, lora=run.experiment.model.lora, load=lambda: trained.policy)
     reference = replace(model, load=lambda: trained.reference.params)
     return Aligned(policy, reference, objective, run, trained)
@@ -353,7 +360,10 @@ def _evaluation(procedure: Procedure, *, prompts: int) -> config.Evaluation:
     return config.Evaluation(prompts=prompts, responses_per_prompt=count, procedures=_names(None, count))
 
 
-def _current(run: Run) -> Run:
+Place = TypeVar("Place", bound=Workspace)
+
+
+def _current(run: Place) -> Place:
     """The run with the evaluation that its work directory has: it decides nothing that is trained."""
     assert run.given is not None, "align gives one"
     try:

@@ -24,6 +24,7 @@ from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained, training_seconds
 from ctrl_jax.pipeline.stages import timings
 from ctrl_jax.pipeline.train import Aligned
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.report.statistics import wilson
 from ctrl_jax.rewards import gold
 from ctrl_jax.rewards.named import named
@@ -51,17 +52,25 @@ class Judged(NamedTuple):
     """[B, M] by the independent judge, where one is given."""
 
 
+def stored(workspace: Workspace) -> Evaluation | None:
+    """What an earlier run of this experiment, of the same contents, wrote; else None. A damaged one is set aside."""
+    whole = hosts.first() and results.set_damaged_aside(workspace.work_dir)
+    if not hosts.agree(whole and results.is_of(workspace.work_dir, workspace.claimed_config)):
+        return None
+    if checksums.about(workspace.work_dir / results.RESULTS)["draws"] != plain(randomness.draws()):
+        return None
+    path = workspace.work_dir / "evaluation.json"
+    return Evaluation.from_json(read_json(path), source=path, remedy="evaluate the run again.")
+
+
 def read(run: Run) -> Evaluation | None:
-    """What an earlier run of this experiment, of the same contents and by the same judge, wrote; else None.
+    """As `stored`; None also where the reward function answers otherwise than before, or another judge was asked.
 
     Raises:
       InputError: if the judge cannot be used.
     """
-    judge = independent_judge(run)
-    whole = hosts.first() and results.set_damaged_aside(run.work_dir)
-    if not hosts.agree(whole and results.is_of(run.work_dir, run.claimed_config)):
-        return None
-    if checksums.about(run.work_dir / results.RESULTS)["draws"] != plain(randomness.draws()):
+    judge, evaluation = independent_judge(run), stored(run)
+    if evaluation is None:
         return None
     if run.experiment.reward_model.function is not None:
         # What a function's answers depend on besides its source is seen by asking it again.
@@ -69,9 +78,8 @@ def read(run: Run) -> Evaluation | None:
         if reason:
             say(f"{reason}. What depends on it is made anew.", style="yellow")
             return None
-    path = run.work_dir / "evaluation.json"
-    evaluation = Evaluation.from_json(read_json(path), source=path, remedy="evaluate the run again.")
     if judge is not None and evaluation.judge_fingerprint != judge.fingerprint:
+        path = run.work_dir / "evaluation.json"
         say(f"{path} has no win rates by this `evaluation.judge`, and is made anew from the trained policy.")
         return None
     return evaluation

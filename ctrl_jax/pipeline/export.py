@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 
+from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import huggingface, networks, peft, weights
 from ctrl_jax.pipeline.run import Run
@@ -24,13 +25,13 @@ BESIDE = (
 )
 
 
-def check(run: Run, output: Path, form: str) -> None:
+def check(experiment: Experiment, output: Path, form: str) -> None:
     """Refuses, before anything is trained, what could not be written.
 
     Raises:
       InputError: if the policy is not one that a Hugging Face directory can hold, or the output is not empty.
     """
-    model = run.experiment.model
+    model = experiment.model
     if model.path is None:
         raise InputError(
             "The model of this experiment is trained from scratch, and its embedding scale is none of Hugging Face's "
@@ -39,7 +40,7 @@ def check(run: Run, output: Path, form: str) -> None:
     weights.check_new(output)
     if form == "adapter" and model.lora.rank == 0:
         raise InputError("`format` is adapter, but `model.lora.rank` is 0: all weights were trained. Export merged.")
-    if form == "adapter" and (run.experiment.sft.steps or model.adapter is not None):
+    if form == "adapter" and (experiment.sft.steps or model.adapter is not None):
         raise InputError(
             "`format` is adapter, but the reference is not the model at `model.path`: it was fine-tuned (`sft.steps`) "
             "or has an adapter of its own (`model.adapter`), merged. Export merged."

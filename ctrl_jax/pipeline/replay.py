@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ctrl_jax.devices.mesh import shard
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import train
+from ctrl_jax.pipeline import align
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.console import say, table
@@ -34,7 +34,7 @@ def run(run: Run) -> None:
       InputError: if there is no such step.
     """
     try:
-        train.run(dataclasses.replace(run, open_training=open_training))
+        align.policy(dataclasses.replace(run, open_training=open_training))
     except Replayed:
         return
     raise InputError(f"No step of {run.work_dir} has failed, nor of the stages that it stands on: nothing to replay.")

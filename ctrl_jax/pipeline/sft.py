@@ -13,6 +13,7 @@ from ctrl_jax.devices import parameters, partitioning, programs
 from ctrl_jax.models import huggingface, lora, networks, peft, weights
 from ctrl_jax.pipeline import assembly, data, optimizers, randomness, watch
 from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.loop import lowest_loss
 from ctrl_jax.runtime.metrics import read_metrics
@@ -90,11 +91,11 @@ def training_seconds(directory: Path) -> float:
     return float(read_metrics(path).get("seconds", np.zeros(1)).sum()) if path.exists() else 0.0
 
 
-def pretrained(run: Run) -> Params:
+def pretrained(workspace: Workspace) -> Params:
     """The variables of the model at `--model.path`, of which each device reads its part alone."""
-    model = run.experiment.model
+    model = workspace.experiment.model
     assert model.path is not None, "Experiment.__post_init__ lets no model without a path go untrained"
-    folder, place = Path(model.path), partial(partitioning.sharding, run.mesh)
+    folder, place = Path(model.path), partial(partitioning.sharding, workspace.mesh)
     base = huggingface.architecture(folder, dtype=model.dtype)
     params = weights.load(folder, base, place=place)
     if model.adapter is not None:

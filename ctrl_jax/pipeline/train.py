@@ -8,7 +8,7 @@ from ctrl_jax.algorithms.protocol import Algorithm, Source
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, programs
 from ctrl_jax.models import lora
-from ctrl_jax.pipeline import assembly, calibrate, data, optimizers, randomness, reward_model, sft, watch
+from ctrl_jax.pipeline import assembly, data, optimizers, randomness, watch
 from ctrl_jax.pipeline.calibrate import Calibrated
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained
@@ -29,30 +29,21 @@ class Aligned(NamedTuple):
     """What the policy depends on besides the options, in clear."""
 
 
-def run(run: Run) -> Aligned:
-    """Runs the stages that are missing, and trains the policy, or goes on, or reads it where it is done.
+def run(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None) -> Params:
+    """The trained policy, all of it: trained from the reference, continued, or read where it is done.
+
+    Args:
+      run: has the data and the options.
+      reference: where the policy starts, and what its KL is measured against.
+      reward: scores the policy's responses, where the algorithm samples them.
+      calibrated: the reference's rewards, or None where the algorithm learns from preference pairs.
 
     Raises:
-      InputError: if no policy of the transform reaches the KL budget, or the policy stops changing (watch.py).
+      InputError: if a step is not finite, the KL runs away, or the policy stops changing (watch.py).
     """
     experiment, config = run.experiment, run.experiment.policy
     num_references = experiment.calibration.rewards_per_prompt
-    on_policy = assembly.algorithm_class(config).source is Source.POLICY
-    if on_policy and config.beta is None:
-        config.objective.check(num_references)
-    reference = sft.run(run)
-    reward, reward_seconds = reward_model.run(run, reference)
-    calibrated = calibrate.run(run, reference, reward) if on_policy else None
-    depends = inputs_key(
-        "policy",
-        {
-            "corpus": data.key(run.corpus, "train"),
-            "reference": reference.stage,
-            "reward_model": reward.fingerprint,
-            "calibration": calibrated and calibrated.digest,
-        },
-        randomness.draws(),
-    )
+    depends = depends_on(run, reference, reward, calibrated)
     run.renew(depends)
 
     beta = config.beta
@@ -83,10 +74,18 @@ def run(run: Run) -> Aligned:
             rows = training.report(update)
             see_its_health(rows)
             training.save(update, score=watch.score(config, rows))
-    policy = lora.overlay(reference.params, training.state.params)
-    seconds = {"sft": reference.seconds, "reward_model": reward_seconds}
-    seconds |= {} if calibrated is None else {"calibration": calibrated.seconds}
-    return Aligned(policy, reference, reward, seconds, depends)
+    return lora.overlay(reference.params, training.state.params)
+
+
+def depends_on(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None) -> dict[str, Any]:
+    """What the policy depends on besides the options, in clear."""
+    inputs = {
+        "corpus": data.key(run.corpus, "train"),
+        "reference": reference.stage,
+        "reward_model": reward.fingerprint,
+        "calibration": calibrated and calibrated.digest,
+    }
+    return inputs_key("policy", inputs, randomness.draws())
 
 
 def _examples(run: Run, calibrated: Calibrated | None) -> Any:

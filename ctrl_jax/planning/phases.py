@@ -12,8 +12,8 @@ from ctrl_jax.devices import accelerators
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs
 from ctrl_jax.models.costs import Batch, Work
+from ctrl_jax.pipeline.divisible import check_batches_divide
 from ctrl_jax.pipeline.rollouts import prompts_at_a_time
-from ctrl_jax.pipeline.run import check_batches_divide
 from ctrl_jax.planning import memory
 from ctrl_jax.planning.memory import POLICY_MOMENTS, SUPERVISED_MOMENTS, Memory
 from ctrl_jax.planning.sizes import Sizes, sizes

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ctrl_jax.config import Experiment
 from ctrl_jax.devices import accelerators
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline.run import check_batches_divide
+from ctrl_jax.pipeline.divisible import check_batches_divide
 from ctrl_jax.planning.phases import peak, stages
 
 

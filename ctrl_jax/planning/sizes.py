@@ -7,7 +7,7 @@ from ctrl_jax.config import VOCABULARY, Experiment, Lora
 from ctrl_jax.devices import accelerators
 from ctrl_jax.models import costs, huggingface
 from ctrl_jax.models.architecture import Architecture
-from ctrl_jax.pipeline.run import pretrained_architecture
+from ctrl_jax.pipeline.directories import pretrained_architecture
 
 
 @dataclass(frozen=True)

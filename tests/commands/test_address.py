@@ -15,8 +15,8 @@ from ctrl_jax.commands import address, sample
 from ctrl_jax.commands.experiments import find, load_experiment
 from ctrl_jax.config import Data, Experiment, Lora, Model, Policy
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.stages import VERSIONS
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.runtime import platform
 from ctrl_jax.runtime.stages import fingerprint, plain, write_json
 from tests.test_command_line import refused  # noqa: F401
@@ -120,7 +120,7 @@ def test_stages_are_where_the_run_says(tmp_path, mesh, monkeypatch):
     for place in ("here", "far/away"):  # beside are another run's
         (tmp_path / place / "stages").mkdir(parents=True)
     work_dir = Path("far/away/smoke")
-    Run(Experiment("smoke"), work_dir, Path("here/stages"), mesh).claim()
+    Workspace(Experiment("smoke"), work_dir, Path("here/stages"), mesh).claim()
     assert address.runs_dir(work_dir) == Path("here")
     # Moved alone it is no longer known, moved with its stages it is.
     (tmp_path / "here").rename(tmp_path / "there")

@@ -15,7 +15,8 @@ from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.devices import parameters
 from ctrl_jax.models import huggingface, peft, weights
 from ctrl_jax.pipeline import sft
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.run import prepare
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.runtime import platform
 from tests.pipeline.pretrained import CONFIG
 from tests.pipeline.test_train import contents
@@ -104,7 +105,9 @@ def test_an_exported_adapter_is_where_the_next_run_starts(pretrained, merged, ad
     """--model.adapter gives the policy that was exported merged, on every device, and is another reference."""
     experiment = load_experiment(pretrained.command_line.experiment).experiment()
     further = replace(experiment, model=replace(experiment.model, adapter=str(adapter)))
-    plain, adapted = (sft.run(Run(each, tmp_path / "run", tmp_path / "stages", mesh)) for each in (experiment, further))
+    plain, adapted = (
+        sft.run(prepare(Workspace(each, tmp_path / "run", tmp_path / "stages", mesh))) for each in (experiment, further)
+    )
     expected = weights.load(merged, huggingface.architecture(merged, dtype="float32"))
     leaves = jax.tree.leaves(adapted.params["params"])
     for found, leaf in zip(leaves, jax.tree.leaves(expected), strict=True):
@@ -122,12 +125,8 @@ def test_an_adapter_with_a_head_of_its_own_starts_an_untied_model(pretrained, ad
     config = json.loads((folder / peft.CONFIG).read_text())
     (folder / peft.CONFIG).write_text(json.dumps(config | {"modules_to_save": ["lm_head"]}))
     experiment = load_experiment(pretrained.command_line.experiment).experiment()
-    run = Run(
-        replace(experiment, model=replace(experiment.model, adapter=str(folder))),
-        tmp_path / "run",
-        tmp_path / "stages",
-        mesh,
-    )
+    adapted = replace(experiment, model=replace(experiment.model, adapter=str(folder)))
+    run = prepare(Workspace(adapted, tmp_path / "run", tmp_path / "stages", mesh))
     params = sft.run(run).params
     wanted = jax.eval_shape(lambda: parameters.init_decoder(run.models, mesh, jax.random.key(0)))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, wanted)

@@ -17,8 +17,8 @@ from ctrl_jax.commands import sweep_points as sweep
 from ctrl_jax.commands.sweep_points import Point
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import evaluate, randomness, results, train
-from ctrl_jax.pipeline.run import Run, claimed, contents
+from ctrl_jax.pipeline import align, evaluate, randomness, results
+from ctrl_jax.pipeline.workspace import Workspace, claimed, contents
 from ctrl_jax.runtime import preemption
 from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.shares import Share
@@ -225,7 +225,7 @@ def test_a_point_with_a_number_that_no_evaluation_can_have_is_failed(points, run
 def alone(points, tmp_path, monkeypatch):
     """Runs a point in this process, with fakes for its training, evaluation and report."""
 
-    def evaluated(run: Run, aligned: None) -> dict:
+    def evaluated(run: Workspace, aligned: None) -> dict:
         write_json(run.work_dir / "evaluation.json", EVALUATION)
         results.seal(run.work_dir, run.claimed_config, draws=randomness.draws())
         return EVALUATION
@@ -236,21 +236,22 @@ def alone(points, tmp_path, monkeypatch):
         page.write_text("a page")
         return page
 
+    monkeypatch.setattr(align, "prepare", lambda workspace: workspace)
     monkeypatch.setattr(evaluate, "run", evaluated)
     monkeypatch.setattr(report, "write", reported)
     monkeypatch.setattr(summary, "print_run", lambda *_: None)
 
-    def call(point: Point, training: Callable[[Run], None]) -> None:
-        monkeypatch.setattr(train, "run", training)
+    def call(point: Point, training: Callable[[Workspace], None]) -> None:
+        monkeypatch.setattr(align, "policy", training)
         sweep.run_point(
-            Run(point.experiment, point.work_dir, tmp_path / "stages", make_mesh(1)), tmp_path / "sweep", points
+            Workspace(point.experiment, point.work_dir, tmp_path / "stages", make_mesh(1)), tmp_path / "sweep", points
         )
 
     return call
 
 
-def raising(error: BaseException) -> Callable[[Run], None]:
-    def training(run: Run) -> None:
+def raising(error: BaseException) -> Callable[[Workspace], None]:
+    def training(run: Workspace) -> None:
         raise error
 
     return training
@@ -259,7 +260,7 @@ def raising(error: BaseException) -> Callable[[Run], None]:
 def test_a_point_alone_keeps_the_index_that_its_sweep_would(points, alone, index, tmp_path):
     seen = []
 
-    def training(run: Run) -> None:
+    def training(run: Workspace) -> None:
         sweep.publish(tmp_path / "sweep", points)  # as another batch job does that ends meanwhile
         seen.append(states(index))
 
@@ -280,7 +281,7 @@ from ctrl_jax import config
 from ctrl_jax.commands import sweep_points as sweep
 from ctrl_jax.commands import train
 from ctrl_jax.pipeline import results
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.devices.mesh import make_mesh
 folder, runs = Path(sys.argv[1]), []
 point = sweep.Point(config.Experiment("a"), folder / "a")
@@ -293,7 +294,7 @@ def together(run):
     results.seal(run.work_dir, run.claimed_config)
 train.align, sweep.publish = together, lambda *_: None
 for _ in range(2):
-    sweep.run_point(Run(point.experiment, point.work_dir, folder / "stages", make_mesh()), folder, [point])
+    sweep.run_point(Workspace(point.experiment, point.work_dir, folder / "stages", make_mesh()), folder, [point])
     hosts.wait("the job is done")
 sys.stdout.write(f"\\n{len(runs)} runs\\n")
 """

@@ -26,7 +26,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import networks, weights
 from ctrl_jax.pipeline import assembly, evaluate, randomness, reward_model, rollouts, sft, stages
 from ctrl_jax.pipeline.results import without_neutral
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.rewards import classifier, trained
 from ctrl_jax.runtime import checksums
 from ctrl_jax.runtime.stages import read_json, write_json
@@ -100,8 +100,10 @@ class Fakes:
                 for sample in range(num_samples):
                     random = np.random.default_rng(digest(settings, prompt, sample))
                     tokens[row, sample] = random.integers(3, 200, length)
-                    # One in three is cut at the most tokens; the others end in EOS, and more of it behind.
-                    lengths[row, sample] = end = random.integers(1, 1 + 3 * length // 2)
+                    # One in three is cut at the most tokens; the others end in EOS, and more of it behind. The first of
+                    # a prompt ends with its last token.
+                    end = length if sample == 0 else random.integers(1, 1 + 3 * length // 2)
+                    lengths[row, sample] = end
                     tokens[row, sample, end - 1 :] = eos
             lengths = np.minimum(lengths, length)
             rollouts = Rollouts(batch, Responses(tokens, lengths), np.zeros(tokens.shape, np.float32))
@@ -128,9 +130,9 @@ def fake_weights(folder, *_, **__):
     return {"read": np.frombuffer((Path(folder) / "model.safetensors").read_bytes(), np.uint8)}
 
 
-def fake_pretrained(run):
+def fake_pretrained(workspace):
     """As `sft.pretrained`, which reads the model and the adapter."""
-    model = run.experiment.model
+    model = workspace.experiment.model
     adapter = None if model.adapter is None else (Path(model.adapter) / "adapter_model.safetensors").read_bytes()
     return {"base": np.array([digest(value(fake_weights(model.path)), adapter)], np.uint32)}
 
@@ -264,7 +266,7 @@ def train(fakes: Fakes, experiment: Experiment, work_dir: str = "runs/work", sta
     for name in ("rewards", "helpers", "lazily"):
         sys.modules.pop(name, None)
     fakes.experiment, fakes.made = experiment, []
-    align(Run(experiment, Path(work_dir), Path(stages_dir), make_mesh(1), open_training=fakes.open_training))
+    align(Workspace(experiment, Path(work_dir), Path(stages_dir), make_mesh(1), open_training=fakes.open_training))
 
 
 def results(work_dir: str) -> dict[str, Any]:

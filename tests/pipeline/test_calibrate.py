@@ -1,6 +1,7 @@
 """The calibration table refuses rewards that rank nothing; the sampling is a fake."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,12 +51,14 @@ def table_of(tmp_path, monkeypatch):
         experiment = config.Experiment(
             "any", calibration=settings, reward_model=function, policy=config.Policy(prompts_per_step=B)
         )
-        run = Run(experiment, tmp_path / "work", tmp_path / "stages", make_mesh(1))
-        run.__dict__["corpus"] = SimpleNamespace(
+        corpus: Any = SimpleNamespace(
             prompts=lambda split, count: SimpleNamespace(prompts=PROMPTS),
             contents=lambda *splits: "data-1",
             texts=lambda responses: [[str(token) for token in row] for row in np.asarray(responses.tokens)[..., 0]],
         )
+        places = {"work_dir": tmp_path / "work", "stages_dir": tmp_path / "stages"}
+        models: Any = None
+        run = Run(experiment=experiment, **places, mesh=make_mesh(1), corpus=corpus, models=models)
         return calibrate.run(run, Trained(None, "sft-1"), reward or answering()), asked
 
     return call

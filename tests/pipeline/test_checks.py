@@ -10,7 +10,8 @@ from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Policy, R
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import data as data_stage
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.run import prepare
+from ctrl_jax.pipeline.workspace import Workspace
 
 PAIRS = [
     {"prompt": f"What is {i} plus 1?", "chosen": f"{i} plus 1 is {i + 1}.", "rejected": f"No idea, {i} times."}
@@ -23,7 +24,7 @@ def corpus(tmp_path, rows, devices=1, **fields):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = replace(Data(source="files", path=str(path)), **fields.pop("data", {}))
     experiment = Experiment("mine", data=data, **fields)
-    return Run(experiment, tmp_path / "work", tmp_path / "stages", make_mesh(devices)).corpus
+    return prepare(Workspace(experiment, tmp_path / "work", tmp_path / "stages", make_mesh(devices))).corpus
 
 
 def sizes(tmp_path, rows):
@@ -38,10 +39,10 @@ def sizes(tmp_path, rows):
 
 def options(message):
     """The options of the last line, as fields: {"calibration": {"prompts": 32}}."""
-    words = message.splitlines()[-1].split()
     found = {}
-    for option, value in zip(words[::2], words[1::2], strict=True):
-        section, field = option.removeprefix("--").replace("-", "_").split(".")
+    for named in message.splitlines()[-1].split():
+        option, value = named.strip("`").split("=")
+        section, field = option.split(".")
         found.setdefault(section, {})[field] = int(value) if value.isdigit() else value
     return found
 
@@ -125,7 +126,7 @@ def test_prompts_that_are_all_too_long_hide_no_demonstrations(tmp_path, words):
 def test_prompts_alone_want_demonstrations_and_name_what_is_not_read(tmp_path):
     rows = [{"prompt": f"What is {i} plus 1?", "solution": str(i + 1)} for i in range(40)]
     with pytest.raises(
-        InputError, match=r"no row has a 'response' \(columns that are not read: 'solution'; `data.col`"
+        InputError, match=r"no row has a 'response' \(columns that are not read: 'solution'; `data.columns` maps"
     ):
         corpus(tmp_path, rows, reward_model=RewardModel(function="textwrap:fill"))
 

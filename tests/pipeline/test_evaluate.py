@@ -19,8 +19,9 @@ from ctrl_jax.config import Experiment, RewardModel
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Estimate, Lengths, RewardQuality
-from ctrl_jax.pipeline import evaluate, reward_model, train
-from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline import align, evaluate, reward_model
+from ctrl_jax.pipeline.run import Run, prepare
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.runtime.stages import read_arrays, write_json
 from ctrl_jax.steps import win_rate
 from ctrl_jax.types import Prompts, Responses
@@ -45,7 +46,7 @@ def finished(smoke, tmp_path, monkeypatch):
 
     def with_judge(judge: str | None) -> Run:
         chosen = replace(experiment, evaluation=replace(experiment.evaluation, judge=judge))
-        return Run(chosen, work_dir, smoke.stages_dir, make_mesh(1))
+        return prepare(Workspace(chosen, work_dir, smoke.stages_dir, make_mesh(1)))
 
     return work_dir, with_judge
 
@@ -74,7 +75,7 @@ def test_an_independent_judge_judges_the_picks_of_the_training_reward(finished, 
     run = with_judge("opinions:longest")
     with run.claimed():
         assert evaluate.read(run) is None, "what is there knows no such judge"
-        evaluation = evaluate.run(run, train.run(run))
+        evaluation = evaluate.run(run, align.policy(run))
         assert evaluate.read(run) == evaluation, "and now it does"
     assert evaluation.judge == "opinions:longest"
     assert evaluation.judged_by == "the reward model that the policy was trained on"
@@ -112,7 +113,7 @@ def test_an_independent_judge_judges_the_picks_of_the_training_reward(finished, 
     other = with_judge("opinions:shortest")
     with other.claimed():
         assert evaluate.read(other) is None
-        turned = evaluate.run(other, train.run(other))
+        turned = evaluate.run(other, align.policy(other))
     assert responses.stat().st_mtime_ns == written
     assert len(list(smoke.stages_dir.glob("reference_judge-*"))) == 2
     assert turned.win_rates == evaluation.win_rates
@@ -221,7 +222,7 @@ def test_a_judge_scores_the_responses_that_are_kept(tmp_path, monkeypatch):
         return np.asarray(responses.lengths, np.float32)
 
     monkeypatch.setattr(evaluate, "score", score)
-    run = Run(Experiment("a"), tmp_path / "a", tmp_path / "stages", make_mesh(1))
+    run = Workspace(Experiment("a"), tmp_path / "a", tmp_path / "stages", make_mesh(1))
     reference = run.stage("reference_evaluation", corpus="c", reference="r", reward_model="m")
     write_json(reference.directory / "x.json", {})
     prompts: Any = SimpleNamespace(prompts=Prompts(jnp.ones((1, 1)), jnp.ones(1), jnp.ones(1)))

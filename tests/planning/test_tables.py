@@ -8,6 +8,7 @@ import pytest
 from ctrl_jax import __main__ as command_line
 from ctrl_jax.commands import plan
 from ctrl_jax.commands.experiments import load_experiment
+from ctrl_jax.config import Dpo, Experiment
 from ctrl_jax.devices.accelerators import KINDS
 from ctrl_jax.errors import InputError
 from ctrl_jax.planning import expectation, phases, tables
@@ -81,3 +82,9 @@ def test_bad_options(options, told):
 )
 def test_quantities(value, unit, text):
     assert tables.quantity(value, unit) == text
+
+
+def test_an_algorithm_that_samples_nothing_is_refused():
+    experiment = Experiment("pairs", policy=Dpo())
+    with pytest.raises(InputError, match=r"`plan` takes .* Dpo samples nothing"):
+        plan.run(plan.Options(experiment, device_kind="H100"))

@@ -11,13 +11,16 @@ from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Lora, Mod
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import huggingface, lora, peft, weights
 from ctrl_jax.pipeline import stages
-from ctrl_jax.pipeline.run import Run, cpu_devices
+from ctrl_jax.pipeline.directories import pretrained_architecture
+from ctrl_jax.pipeline.divisible import cpu_devices
+from ctrl_jax.pipeline.run import prepare
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.runtime.stages import fingerprint
 from tests.pipeline.pretrained import CLASSIFIER, write_model
 
 
 def test_what_older_code_left_is_not_taken_for_its_own(tmp_path, mesh, monkeypatch):
-    run = Run(Experiment("example"), tmp_path / "work", tmp_path / "stages", mesh)
+    run = Workspace(Experiment("example"), tmp_path / "work", tmp_path / "stages", mesh)
     run.claim()
     run.claim()
     stage = run.stage("sft", corpus="c", vocabulary_size=7)
@@ -33,12 +36,12 @@ def test_a_claim_removes_what_a_kill_left_of_files_in_the_making(tmp_path, mesh)
     left.parent.mkdir()
     left.write_text("")
     os.utime(left, (left.stat().st_mtime - 7200,) * 2)
-    with Run(Experiment("example"), tmp_path / "work", tmp_path / "stages", mesh).claimed():
+    with Workspace(Experiment("example"), tmp_path / "work", tmp_path / "stages", mesh).claimed():
         assert not left.exists()
 
 
 def test_the_environment_is_that_of_the_first_claim(tmp_path, mesh):
-    run = Run(Experiment("example"), tmp_path / "work", tmp_path / "stages", mesh)
+    run = Workspace(Experiment("example"), tmp_path / "work", tmp_path / "stages", mesh)
     run.claim()
     path = tmp_path / "work" / "environment.json"
     first = json.loads(path.read_text())
@@ -50,13 +53,13 @@ def test_the_environment_is_that_of_the_first_claim(tmp_path, mesh):
 def test_wandb_that_is_not_installed_is_told_at_once(tmp_path, mesh, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="make setup EXTRA=wandb"):
-        Run(Experiment("example"), tmp_path / "work", tmp_path / "stages", mesh, wandb=True)
+        Workspace(Experiment("example"), tmp_path / "work", tmp_path / "stages", mesh, wandb=True)
 
 
 def test_a_batch_that_does_not_divide_is_told_at_once(tmp_path, mesh):
     experiment = Experiment("example", policy=Policy(prompts_per_step=12))
     with pytest.raises(InputError, match=r"`policy.prompts_per_step` is 12.*8 devices. Make it 8 or 16"):
-        Run(experiment, tmp_path / "work", tmp_path / "stages", mesh)
+        Workspace(experiment, tmp_path / "work", tmp_path / "stages", mesh)
 
 
 @pytest.mark.parametrize("section", ["sft", "reward_model", "policy"])
@@ -64,11 +67,11 @@ def test_micro_batches_that_do_not_divide_are_told_at_once(tmp_path, mesh, secti
     size = {"prompts_per_step": 48} if section == "policy" else {"batch_size": 48}
     experiment = Experiment("example")
     part = dataclasses.replace(getattr(experiment, section), micro_batches=4, **size)
-    name = section.replace("_", "-")
-    with pytest.raises(InputError, match=rf"--{name}.micro-batches is 4, .* 6 prompts .* 48 on 8 .* 1, 2, 3, 6\."):
-        Run(dataclasses.replace(experiment, **{section: part}), tmp_path / "work", tmp_path / "stages", mesh)
+    message = rf"`{section}\.micro_batches` is 4, .* 6 prompts .* 48 on 8 .* 1, 2, 3, 6\."
+    with pytest.raises(InputError, match=message):
+        Workspace(dataclasses.replace(experiment, **{section: part}), tmp_path / "work", tmp_path / "stages", mesh)
     part = dataclasses.replace(part, micro_batches=3)
-    Run(dataclasses.replace(experiment, **{section: part}), tmp_path / "work", tmp_path / "stages", mesh)
+    Workspace(dataclasses.replace(experiment, **{section: part}), tmp_path / "work", tmp_path / "stages", mesh)
 
 
 def lines(path, count=40, **fields):
@@ -78,10 +81,10 @@ def lines(path, count=40, **fields):
 
 def test_other_contents_of_its_files_are_said(tmp_path, mesh, capsys):
     data = lines(tmp_path / "rows.jsonl")
-    Run(Experiment("example", data=data), tmp_path / "work", tmp_path / "stages", mesh).claim()
+    Workspace(Experiment("example", data=data), tmp_path / "work", tmp_path / "stages", mesh).claim()
     before = (tmp_path / "work" / "config.json").read_bytes()
     lines(tmp_path / "rows.jsonl", count=41)
-    Run(Experiment("example", data=data), tmp_path / "work", tmp_path / "stages", mesh).claim()
+    Workspace(Experiment("example", data=data), tmp_path / "work", tmp_path / "stages", mesh).claim()
     printed = capsys.readouterr().out.replace("\n", "")
     assert "was made of other contents: contents.data: " in printed and "made anew" in printed
     assert (tmp_path / "work" / "config.json").read_bytes() == before, "what is there is still of the old"
@@ -90,7 +93,7 @@ def test_other_contents_of_its_files_are_said(tmp_path, mesh, capsys):
 def test_a_file_that_moved_is_the_same_and_another_file_is_not(tmp_path, mesh):
     def claim(path, count=40):
         experiment = Experiment("example", data=lines(tmp_path / path, count=count))
-        Run(experiment, tmp_path / "work", tmp_path / "stages", mesh).claim()
+        Workspace(experiment, tmp_path / "work", tmp_path / "stages", mesh).claim()
 
     claim("rows.jsonl")
     claim("moved.jsonl")
@@ -108,7 +111,7 @@ def test_a_file_that_moved_is_the_same_and_another_file_is_not(tmp_path, mesh):
     ],
 )
 def test_options_that_change_no_result_may_change(tmp_path, mesh, changes):
-    run = Run(Experiment("example"), tmp_path / "work", tmp_path / "stages", mesh)
+    run = Workspace(Experiment("example"), tmp_path / "work", tmp_path / "stages", mesh)
     run.claim()
     changed = dataclasses.replace(run, experiment=Experiment("example", **changes))
     changed.claim()
@@ -127,7 +130,7 @@ def test_data_without_pairs_is_told_before_anything_is_trained(tmp_path, mesh):
         evaluation=Evaluation(prompts=1),
     )
     with pytest.raises(InputError, match=r"no preference pairs .*`reward_model.path` or `reward_model.function`"):
-        _ = Run(experiment, tmp_path / "work", tmp_path / "stages", mesh).corpus
+        prepare(Workspace(experiment, tmp_path / "work", tmp_path / "stages", mesh))
 
 
 def test_a_context_that_the_model_does_not_have_is_told(tmp_path, mesh):
@@ -136,7 +139,7 @@ def test_a_context_that_the_model_does_not_have_is_told(tmp_path, mesh):
         "example", data=Data(prompt_length=60, response_length=5), model=Model(path=str(tmp_path / "model"))
     )
     with pytest.raises(InputError, match=r"make 65 tokens, but .* was made for 64"):
-        _ = Run(experiment, tmp_path / "work", tmp_path / "stages", mesh).architecture
+        pretrained_architecture(experiment)
 
 
 @pytest.mark.parametrize(
@@ -181,9 +184,9 @@ def test_directories_that_do_not_fit_are_refused_before_anything_is_made(tmp_pat
 
     def refusal(pattern):
         with pytest.raises(InputError, match=pattern):
-            Run(experiment, tmp_path / "work", tmp_path / "stages", mesh)
+            Workspace(experiment, tmp_path / "work", tmp_path / "stages", mesh)
 
-    Run(experiment, tmp_path / "work", tmp_path / "stages", mesh)
+    Workspace(experiment, tmp_path / "work", tmp_path / "stages", mesh)
     spoil(classifier, lambda tensors: tensors.update({"score.weight": np.zeros((2, 32), np.float32)}))
     refusal(r"classifier/model\.safetensors: the tensor score\.weight .* classifier with 2 labels")
     spoil(classifier, lambda tensors: tensors.pop("score.weight"))

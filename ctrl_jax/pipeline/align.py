@@ -1,0 +1,58 @@
+"""The whole path, from the data to the evaluation. Each stage is made, continued, or read where it is done."""
+
+from ctrl_jax.algorithms.protocol import Source
+from ctrl_jax.config import Experiment
+from ctrl_jax.evaluation import Evaluation
+from ctrl_jax.pipeline import assembly, calibrate, evaluate, reward_model, sft, train
+from ctrl_jax.pipeline.run import Run, prepare
+from ctrl_jax.pipeline.train import Aligned
+from ctrl_jax.pipeline.workspace import Workspace
+
+
+def run(workspace: Workspace) -> Evaluation:
+    """Runs the stages that are missing; returns the evaluation, which evaluation.json holds.
+
+    Raises:
+      InputError: if anything that the experiment names cannot be used.
+    """
+    experiment = workspace.experiment
+    with workspace.claimed():
+        # Whether a function still answers alike, and whether a judge is the same, takes the data to know.
+        asks = experiment.reward_model.function is not None or experiment.evaluation.judge is not None
+        evaluation = None if asks else evaluate.stored(workspace)
+        if evaluation is None:
+            check_budget(experiment)
+            run = prepare(workspace)
+            evaluation = evaluate.read(run) if asks else None
+            if evaluation is None:
+                evaluation = evaluate.run(run, policy(run))
+    return evaluation
+
+
+def policy(run: Run) -> Aligned:
+    """The aligned policy, with all that it was made of.
+
+    Raises:
+      InputError: if no policy of the transform reaches the KL budget, or a training fails.
+    """
+    check_budget(run.experiment)
+    reference = sft.run(run)
+    reward, reward_seconds = reward_model.run(run, reference)
+    seconds = {"sft": reference.seconds, "reward_model": reward_seconds}
+    calibrated = None
+    if is_on_policy(run.experiment):
+        calibrated = calibrate.run(run, reference, reward)
+        seconds["calibration"] = calibrated.seconds
+    policy = train.run(run, reference, reward, calibrated)
+    return Aligned(policy, reference, reward, seconds, train.depends_on(run, reference, reward, calibrated))
+
+
+def is_on_policy(experiment: Experiment) -> bool:
+    """Whether the algorithm learns from the policy's own responses, whose rewards are calibrated."""
+    return assembly.algorithm_class(experiment.policy).source is Source.POLICY
+
+
+def check_budget(experiment: Experiment) -> None:
+    """Refuses a KL budget that no policy of the transform reaches. A β that is given aims at no budget."""
+    if is_on_policy(experiment) and experiment.policy.beta is None:
+        experiment.policy.objective.check(experiment.calibration.rewards_per_prompt)

@@ -1,0 +1,52 @@
+"""Whether the model directories that an experiment names fit: their files, each other, and the lengths asked for."""
+
+from pathlib import Path
+
+from ctrl_jax.config import Experiment
+from ctrl_jax.errors import InputError
+from ctrl_jax.models import architecture, huggingface, peft, weights
+
+
+def pretrained_architecture(experiment: Experiment) -> architecture.Architecture:
+    """What the model at --model.path computes with its adapter, by its config.json and the adapter's names alone.
+
+    Raises:
+      InputError: if it is no language model, or was made for fewer tokens than a prompt and a response.
+    """
+    model, data = experiment.model, experiment.data
+    assert model.path is not None, "a model from scratch is as large as its tokenizer makes it"
+    folder = Path(model.path)
+    base = huggingface.architecture(folder, dtype=model.dtype)
+    found = base if model.adapter is None else peft.architecture(Path(model.adapter), base)
+    if huggingface.is_classifier(folder):
+        raise InputError(
+            f"`model.path` is {folder}, a sequence classifier, which writes no text. Give it as "
+            "`reward_model.path`, and a language model here."
+        )
+    context = huggingface.context(folder)
+    if context is not None and data.prompt_length + data.response_length > context:
+        raise InputError(
+            f"`data.prompt_length` {data.prompt_length} and `data.response_length` {data.response_length} make "
+            f"{data.prompt_length + data.response_length} tokens, but {model.path} was made for "
+            f"{context} (max_position_embeddings); lower one of them."
+        )
+    return found
+
+
+def check_models(experiment: Experiment) -> None:
+    """Refuses, before anything is trained, directories whose files do not fit; of weights only headers are read.
+
+    Raises:
+      InputError: naming the file, the tensor or the value.
+    """
+    model, reward = experiment.model, experiment.reward_model
+    if model.path is not None:
+        pretrained_architecture(experiment)
+        folder = Path(model.path)
+        base = huggingface.architecture(folder, dtype=model.dtype)
+        weights.check(folder, base)
+        if model.adapter is not None:
+            peft.check(Path(model.adapter), base, base=folder)
+    if reward.path is not None:
+        folder = Path(reward.path)
+        weights.check(folder, huggingface.architecture(folder, dtype=model.dtype), reward=True)
