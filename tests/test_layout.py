@@ -288,17 +288,12 @@ NOT_YET_READ = {
     "ctrl_jax/data/downloads.py",
     "ctrl_jax/data/language.py",
     "ctrl_jax/data/tokenizers.py",
-    "ctrl_jax/devices/accelerators.py",
-    "ctrl_jax/devices/mesh.py",
-    "ctrl_jax/devices/partitioning.py",
     "ctrl_jax/pipeline/calibrate.py",
     "ctrl_jax/pipeline/results.py",
     "ctrl_jax/pipeline/scored.py",
     "ctrl_jax/pipeline/watch.py",
     "ctrl_jax/planning/profile.py",
     "ctrl_jax/runtime/loop.py",
-    "ctrl_jax/theory/ideal.py",
-    "ctrl_jax/theory/transforms.py",
 }
 
 

@@ -100,7 +100,7 @@ SMALLEST = min(found.memory for found in KINDS.values())
 def memory(device: jax.Device) -> float | None:
     """Bytes of a device's own memory, the same on every host; None for a CPU, which shares the host's.
 
-    By its kind, not as the device tells: what is free differs by a little between hosts, whose programs must not. A
+    Looked up by the device's kind: reported free memory differs a little between hosts, whose programs must not. A
     kind that is not known is taken for the smallest of those that are.
     """
     if device.platform == "cpu":

@@ -2,8 +2,8 @@
 
 This is where a user of `jax.pmap` should look. Since jax 0.10 `pmap` *is* `jit(shard_map)`, and its documentation sends
 new code to `jax.shard_map`: the steps are mapped over the axes `data` and `fsdp` of this mesh by `shard_map` inside
-`jit` (programs.py), and arrays are placed by `shard` and `replicate`, where pmap had a leading device axis. Where a
-network's parameters lie is told by devices/partitioning.py.
+`jit` (programs.py), and arrays are placed by `shard` and `replicate`, where pmap had a leading device axis. How a
+network's parameters are sharded is in devices/partitioning.py.
 """
 
 import os
@@ -100,13 +100,13 @@ def shard(mesh: Mesh, tree: Tree) -> Tree:
                 f"{name} has a leading axis of {shape[0]}, which does not divide by the {parts} devices. Make it "
                 f"{nearest}, or use a number of devices that divides {shape[0]}."
             )
-    lies = NamedSharding(mesh, BATCH)
+    sharding = NamedSharding(mesh, BATCH)
     if not hosts.several():
-        return jax.device_put(tree, lies)
+        return jax.device_put(tree, sharding)
 
     def place(array: Any) -> jax.Array:
         whole = np.asarray(array)
-        return jax.make_array_from_callback(whole.shape, lies, lambda index: whole[index])
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
     return jax.tree.map(place, tree)
 
@@ -117,5 +117,5 @@ def replicate(mesh: Mesh, tree: Tree) -> Tree:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Where an array lies of which each device has a copy."""
+    """The sharding of an array of which each device has a copy."""
     return NamedSharding(mesh, PartitionSpec())

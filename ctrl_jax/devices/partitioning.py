@@ -1,4 +1,4 @@
-"""Where each parameter lies on a mesh: the one table from a parameter's name to the axes that it is split over.
+"""How each parameter is sharded on a mesh: the one table from a parameter's name to the axes that it is split over.
 
 A parameter's axes have names of the model's (`width`, `heads`, ...), and those are split over the mesh's: `fsdp` takes
 the width, so that it costs memory alone on a device, and `model` what attention heads, hidden units or tokens of the
@@ -31,7 +31,7 @@ RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     # Vectors over the width are as small as they are many: whole on each device.
     **{(name, "bias"): (None if out == "width" else out,) for name, (_, out) in _KERNELS.items()},
     **{(name, "scale"): (None,) for name in _NORMS},
-    # The rank is no axis to split; the other axis lies as the kernel's does.
+    # The rank is no axis to split; the other axis is sharded as the kernel's is.
     **{(name, "a"): (into, None) for name, (into, _) in _KERNELS.items()},
     **{(name, "b"): (None, out) for name, (_, out) in _KERNELS.items()},
 }
@@ -48,7 +48,7 @@ def spec(mesh: Mesh, path: tuple[str, ...], shape: tuple[int, ...]) -> P:
     name = ".".join(path)
     if axes is None or len(axes) != len(shape):
         raise InputError(
-            f"No rule says how the parameter {name} of shape {list(shape)} lies on a mesh. Add one for "
+            f"No rule says how the parameter {name} of shape {list(shape)} is sharded on a mesh. Add one for "
             f"{path[-2:]} to RULES in {__file__}."
         )
     entries: list[str | None] = []

@@ -29,15 +29,27 @@ class Lora:
 
     def __post_init__(self) -> None:
         if self.rank < 0:
-            raise InputError(f"Lora.rank is {self.rank!r}; it must be 0 or greater.")
+            raise InputError(
+                f"Lora.rank is {self.rank!r}",
+                field="model.lora.rank",
+                value=self.rank,
+                remedy="it must be 0 or greater.",
+            )
         if not 1e-6 <= self.alpha <= 1e6:
             raise InputError(
-                f"Lora.alpha is {self.alpha!r}; it must be between 1e-06 and 1e+06: it scales what the adapters add to "
-                "weights in float32."
+                f"Lora.alpha is {self.alpha!r}",
+                field="model.lora.alpha",
+                value=self.alpha,
+                remedy="it must be between 1e-06 and 1e+06: it scales what the adapters add to weights in float32.",
             )
         unknown = [target for target in self.targets if target not in PROJECTIONS]
         if unknown or not self.targets:
-            raise InputError(f"Lora.targets has {unknown or 'nothing'}; choose from {', '.join(PROJECTIONS)}.")
+            raise InputError(
+                f"Lora.targets has {unknown or 'nothing'}",
+                field="model.lora.targets",
+                value=self.targets,
+                remedy=f"choose from {', '.join(PROJECTIONS)}.",
+            )
 
 
 def init(params: Params, lora: Lora, key: jax.Array) -> Params:

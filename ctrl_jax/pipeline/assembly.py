@@ -13,10 +13,11 @@ from jax.sharding import PartitionSpec as P
 
 from ctrl_jax import config
 from ctrl_jax.algorithms.bradley_terry import BradleyTerry
-from ctrl_jax.algorithms.protocol import Algorithm
+from ctrl_jax.algorithms.protocol import Algorithm, Source
 from ctrl_jax.algorithms.sft import Sft
 from ctrl_jax.devices import accelerators
 from ctrl_jax.devices.programs import Metrics, Step, TrainState, batch_spec, folder, reader, training_step
+from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, lora, networks
 from ctrl_jax.models.networks import Networks
 from ctrl_jax.steps import kl, logprobs, sampling
@@ -86,6 +87,16 @@ def algorithm_class(policy: config.Policy) -> type[Algorithm]:
     module, name = policy.algorithm.split(":")
     found: type[Algorithm] = getattr(importlib.import_module(f"ctrl_jax.algorithms.{module}"), name)
     return found
+
+
+def check_it_samples(policy: config.Policy, command: str) -> None:
+    """Raises InputError for an algorithm that samples nothing, whose steps the command does not know."""
+    if algorithm_class(policy).source is not Source.POLICY:
+        raise InputError(
+            f"`{command}` takes the steps of a training apart into sampling, scoring and an update by them, but "
+            f"{policy.algorithm.rpartition(':')[2]} samples nothing; give an experiment that trains on the policy's "
+            "own responses."
+        )
 
 
 def algorithm(

@@ -76,6 +76,7 @@ def run(experiment: Experiment, mesh: Mesh, work_dir: Path, *, steps: int) -> di
     Raises:
       InputError: if `steps` is not positive.
     """
+    assembly.check_it_samples(experiment.policy, "profile")
     if steps < 1:
         raise InputError(f"--steps is {steps}; profile at least 1.")
     found = _prepare(experiment, mesh)

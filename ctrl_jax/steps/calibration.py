@@ -38,7 +38,10 @@ def calibrate_sorted(rewards: jax.Array, reference_rewards: jax.Array) -> jax.Ar
     num_references = reference_rewards.shape[-1]
     if num_references < 1:
         raise InputError(
-            "Calibration got 0 reference rewards a prompt; it needs at least 1, and some 100 to be precise."
+            "Calibration got 0 reference rewards a prompt",
+            field="reference_rewards",
+            value=reference_rewards.shape,
+            remedy="it needs at least 1, and some 100 to be precise.",
         )
     below, not_above = ranks(rewards, reference_rewards)
     dtype = jnp.promote_types(rewards.dtype, jnp.float32)
@@ -60,7 +63,12 @@ def quantiles(ascending: jax.Array, count: int) -> jax.Array:
     """
     size = ascending.shape[-1]
     if not 1 <= count <= size:
-        raise InputError(f"{count} quantiles are asked for of K = {size} rewards; ask for 1 to {size}.")
+        raise InputError(
+            f"{count} quantiles are asked for of K = {size} rewards",
+            field="count",
+            value=count,
+            remedy=f"ask for 1 to {size}.",
+        )
     # In whole numbers: K (2j − 1) / (2Q) rewards lie below the level, of which rounding must make no other.
     twice = size * (2 * np.arange(1, count + 1) - 1)
     low, high = -(-twice // (2 * count)) - 1, twice // (2 * count)
@@ -75,7 +83,12 @@ def leave_one_out(reference_rewards: jax.Array) -> jax.Array:
     """
     num_references = reference_rewards.shape[-1]
     if num_references < 2:
-        raise InputError(f"K is {num_references} reference rewards a prompt; leaving one out needs at least 2.")
+        raise InputError(
+            f"K is {num_references} reference rewards a prompt",
+            field="reference_rewards",
+            value=num_references,
+            remedy="leaving one out needs at least 2.",
+        )
     # A reward ties with itself once: that ½ of 1/K comes off before the scale goes from K to K − 1.
     against_all = calibrate(reference_rewards, reference_rewards)
     return (against_all * num_references - 0.5) / (num_references - 1)

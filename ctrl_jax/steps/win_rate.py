@@ -46,7 +46,10 @@ def win_rate(policy_scores: jax.Array, reference_scores: jax.Array, procedure: P
         if scores.shape[1] < procedure.num_samples:
             raise InputError(
                 f"{procedure} needs {procedure.num_samples} samples a prompt, but the {side} has {scores.shape[1]} "
-                f"scores a prompt; score at least {procedure.num_samples}, or choose a procedure with fewer samples."
+                "scores a prompt",
+                field="procedure",
+                value=procedure,
+                remedy=f"score at least {procedure.num_samples}, or choose a procedure with fewer samples.",
             )
     policy, reference = jnp.sort(policy_scores, axis=-1), jnp.sort(reference_scores, axis=-1)
     policy_weights = jnp.asarray(procedure.order_weights(policy.shape[1]))
@@ -140,11 +143,23 @@ def interval(
     chex.assert_rank(per_prompt, 1)
     size = per_prompt.shape[0]
     if size < 1:
-        raise InputError("An interval over 0 prompts was asked for; it needs at least 1.")
+        raise InputError(
+            "An interval over 0 prompts was asked for", field="per_prompt", value=0, remedy="it needs at least 1."
+        )
     if resamples < LEAST_RESAMPLES:
-        raise InputError(f"An interval of {resamples} resamples was asked for; take at least {LEAST_RESAMPLES}.")
+        raise InputError(
+            f"An interval of {resamples} resamples was asked for",
+            field="resamples",
+            value=resamples,
+            remedy=f"take at least {LEAST_RESAMPLES}.",
+        )
     if not 0 < level < 1:
-        raise InputError(f"The level of an interval is {level}; it must lie between 0 and 1, such as 0.95.")
+        raise InputError(
+            f"The level of an interval is {level}",
+            field="level",
+            value=level,
+            remedy="it must be between 0 and 1, such as 0.95.",
+        )
     mean = jnp.mean(per_prompt)
     if size < LEAST_PROMPTS:
         return Interval(mean, jnp.full_like(mean, jnp.nan), jnp.full_like(mean, jnp.nan))

@@ -119,13 +119,21 @@ def tilt(phi: Callable[[jax.Array], jax.Array], beta: float) -> IdealPolicy:
     """
     beta = float(beta)
     if not 0 < beta < math.inf:
-        raise InputError(f"β is {number(beta)}; the weight of the KL must be greater than 0 and finite.")
+        raise InputError(
+            f"β is {number(beta)}",
+            field="beta",
+            value=beta,
+            remedy="the weight of the KL must be greater than 0 and finite.",
+        )
     values = _values(phi)
     masses = _masses(values, beta / values.scale)
     if masses.kl == math.inf:
         raise InputError(
             f"exp(Φ/β) has no integral for Φ = {phi} at β = {number(beta)}: it is infinite at an end of [0, 1], and "
-            "grows too fast. Raise β (the logit needs β > 1), or normalise Φ, which clips it."
+            "grows too fast.",
+            field="beta",
+            value=beta,
+            remedy="Raise β (the logit needs β > 1), or normalise Φ, which clips it.",
         )
     knots_cdf = masses.tips[0] + np.concatenate([[0.0], np.cumsum(masses.panels)])
     return IdealPolicy(phi, beta, masses.kl, values.offset, masses.log_normalizer, tuple(knots_cdf.tolist()))
@@ -138,11 +146,19 @@ def at_kl(phi: Callable[[jax.Array], jax.Array], kl: float) -> IdealPolicy:
     highest value is held on a share s of the ranks reaches log(1/s)), and where no float64 is that β.
     """
     if not 0 < kl < math.inf:
-        raise InputError(f"The KL is {kl}; a KL to aim at is a positive number of nats per response, such as 0.75.")
+        raise InputError(
+            f"The KL is {kl}",
+            field="kl",
+            value=kl,
+            remedy="a KL to aim at is a positive number of nats per response, such as 0.75.",
+        )
     if kl > MOST_KL:
         raise InputError(
-            f"The KL is {number(kl)} nats; ideal policies are computed up to {MOST_KL:g} nats, the KL of the best of "
-            "some 10^9 responses. Give less."
+            f"The KL is {number(kl)} nats",
+            field="kl",
+            value=kl,
+            remedy=f"ideal policies are computed up to {MOST_KL:g} nats, the KL of the best of some 10^9 responses. "
+            "Give less.",
         )
     values = _values(phi)
     mean = np.sum(values.panels * _WEIGHTS)
@@ -156,7 +172,10 @@ def at_kl(phi: Callable[[jax.Array], jax.Array], kl: float) -> IdealPolicy:
         if low < 1e-300:
             raise InputError(
                 f"Φ = {phi} reaches a KL of {reached:.4g} nats at most, however small β, because it is flat near its "
-                f"top, to the digits of float64; ask for less than {number(kl)}."
+                "top, to the digits of float64",
+                field="kl",
+                value=kl,
+                remedy=f"ask for less than {number(kl)}.",
             )
     for _ in range(200):
         beta = math.sqrt(low) * math.sqrt(high)
@@ -166,7 +185,10 @@ def at_kl(phi: Callable[[jax.Array], jax.Array], kl: float) -> IdealPolicy:
     if not 0 < high * values.scale < math.inf:
         raise InputError(
             f"Φ = {phi} has a KL of {number(kl)} nats at β = {high:.3g} times its range of {values.scale:.3g}, which "
-            "is no float64. Normalise Φ, or ask for another KL."
+            "is no float64.",
+            field="kl",
+            value=kl,
+            remedy="Normalise Φ, or ask for another KL.",
         )
     return tilt(phi, high * values.scale)
 
@@ -185,15 +207,26 @@ def _values(phi: Callable[[jax.Array], jax.Array]) -> _Values:
     ends = np.stack([low, high])
     if not (np.all(np.isfinite(panels)) and np.all(np.isfinite(ends))):
         raise InputError(
-            f"Φ = {phi} is not finite everywhere inside (0, 1), computed in float64; a transform may be infinite at 0 "
-            "and at 1 alone."
+            f"Φ = {phi} is not finite everywhere inside (0, 1), computed in float64",
+            field="phi",
+            value=phi,
+            remedy="a transform may be infinite at 0 and at 1 alone.",
         )
     offset, bottom = float(max(panels.max(), ends.max())), float(min(panels.min(), ends.min()))
     scale = offset - bottom
     if panels.max() == panels.min():
-        raise InputError(f"Φ = {phi} is constant: its policy is the reference at every β.")
+        raise InputError(
+            f"Φ = {phi} is constant: its policy is the reference at every β.",
+            field="phi",
+            value=phi,
+        )
     if not 1e-300 < scale < math.inf:
-        raise InputError(f"Φ = {phi} goes from {bottom:g} to {offset:g}, which float64 cannot divide; scale it.")
+        raise InputError(
+            f"Φ = {phi} goes from {bottom:g} to {offset:g}, which float64 cannot divide",
+            field="phi",
+            value=phi,
+            remedy="scale it.",
+        )
     return _Values(offset, scale, (panels - offset) / scale, (ends - offset) / scale)
 
 
@@ -205,7 +238,7 @@ def _masses(values: _Values, beta: float) -> _Masses:
         log_ends = np.maximum(values.ends / beta, -1e4)
     # Within a tip, at distance x from the end, the density is taken as a power x^-a, which a logarithm and a logit are
     # exactly. A logit at a high KL has a per cent of its probability there. Its integral is the density at the tip
-    # times _TIP / (1 - a), and the mean of its logarithm lies a / (1 - a) above the logarithm there.
+    # times _TIP / (1 - a), and the mean of its logarithm is a / (1 - a) above the logarithm there.
     power = (log_ends[:, 1] - log_ends[:, 0]) / math.log(2)
     if np.any(power >= 1):
         return _Masses(math.inf, math.inf, np.ones_like(_KNOTS[1:]), np.zeros(2))

@@ -31,7 +31,12 @@ def split_call(text: str) -> tuple[str, float | None]:
     check_length(text)
     match = re.fullmatch(r"\s*(\w+(?:[- ]\w+)*)\s*(?:\(([^()]*)\)|:([^():]*))?\s*", text)
     if not match:
-        raise InputError(f"{text!r} is not a name or a name with a number in brackets, such as exponential(10).")
+        raise InputError(
+            f"{text!r} is not a name",
+            field="name",
+            value=text,
+            remedy="write a name, or one with a number in brackets, such as exponential(10).",
+        )
     name, in_brackets, after_colon = match.groups()
     name = re.sub("[- ]", "_", name.lower())
     argument = after_colon if in_brackets is None else in_brackets
@@ -40,13 +45,23 @@ def split_call(text: str) -> tuple[str, float | None]:
     try:
         return name, float(argument)
     except ValueError:
-        raise InputError(f"{argument!r} in {text!r} is not a number; write one, such as {name}(10).") from None
+        raise InputError(
+            f"{argument!r} in {text!r} is not a number",
+            field="name",
+            value=text,
+            remedy=f"write one, such as {name}(10).",
+        ) from None
 
 
 def check_length(text: str) -> None:
     """Raises InputError for what is too long to be a name, before anything looks at all of it."""
     if len(text) > MAX_LENGTH:
-        raise InputError(f"{text[:40]!r}... has {len(text)} characters; a name has at most {MAX_LENGTH}.")
+        raise InputError(
+            f"{text[:40]!r}... has {len(text)} characters",
+            field="name",
+            value=text,
+            remedy=f"a name has at most {MAX_LENGTH}.",
+        )
 
 
 def unknown(kind: str, text: str, known: Iterable[str]) -> InputError:
@@ -54,4 +69,5 @@ def unknown(kind: str, text: str, known: Iterable[str]) -> InputError:
     known = list(known)
     nearest = difflib.get_close_matches(text, known, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
-    return InputError(f"There is no {kind} {text!r}.{hint} There are: {', '.join(known)}.")
+    remedy = f"{hint} There are: {', '.join(known)}.".strip()
+    return InputError(f"There is no {kind} {text!r}.", field=kind, value=text, remedy=remedy)

@@ -116,17 +116,24 @@ class Objective:
     def __post_init__(self) -> None:
         if not (callable(self.transform) or isinstance(self.transform, Raw | Optimal)):
             raise InputError(
-                f"Objective.transform is {self.transform!r}; give a function of ranks, such as exponential(10). "
-                "Objective.parse reads names."
+                f"Objective.transform is {self.transform!r}",
+                field="transform",
+                value=self.transform,
+                remedy="give a function of ranks, such as exponential(10). Objective.parse reads names.",
             )
         if not isinstance(self.procedure, Procedure):
             raise InputError(
-                f"Objective.procedure is {self.procedure!r}; give a procedure, such as best_of(4). Objective.parse "
-                "reads names."
+                f"Objective.procedure is {self.procedure!r}",
+                field="procedure",
+                value=self.procedure,
+                remedy="give a procedure, such as best_of(4). Objective.parse reads names.",
             )
         if not 0 < self.kl_budget < math.inf:
             raise InputError(
-                f"Objective.kl_budget is {self.kl_budget}; give a number of nats per response above 0, such as 0.6."
+                f"Objective.kl_budget is {self.kl_budget}",
+                field="kl_budget",
+                value=self.kl_budget,
+                remedy="give a number of nats per response above 0, such as 0.6.",
             )
 
     @classmethod
@@ -250,8 +257,10 @@ def _fingerprint(transform: Any) -> str:
         source = inspect.getsource(transform)
     except (OSError, TypeError) as error:
         raise InputError(
-            f"The source of the transform {transform!r} cannot be read, so that a later run could not know it again. "
-            'Define it in a file or a notebook, or name it: transforms.named("mine", phi).'
+            f"The source of the transform {transform!r} cannot be read, so that a later run could not know it again.",
+            field="transform",
+            value=transform,
+            remedy='Define it in a file or a notebook, or name it: transforms.named("mine", phi).',
         ) from error
     closed_over = inspect.getclosurevars(transform).nonlocals
     digest = hashlib.sha256(f"{source}\n{sorted(closed_over.items())}".encode()).hexdigest()[:16]

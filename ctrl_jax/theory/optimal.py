@@ -73,11 +73,19 @@ def optimal_transform(procedure: Procedure, *, beta: float | None = None, kl: fl
     the procedure's `rank_cdf` does not rise from 0 to 1 or cannot be differentiated.
     """
     if (beta is None) == (kl is None):
-        raise InputError(f"optimal_transform got beta={beta} and kl={kl}; give one of the two.")
+        raise InputError(
+            f"optimal_transform got beta={beta} and kl={kl}",
+            field="kl",
+            value=kl,
+            remedy="give one of the two.",
+        )
     given = beta if kl is None else kl
     if given is None or not 0 < given < math.inf:
         raise InputError(
-            f"optimal_transform got beta={beta} and kl={kl}; the one given must be greater than 0 and finite."
+            f"optimal_transform got beta={beta} and kl={kl}",
+            field="kl",
+            value=kl,
+            remedy="the one given must be greater than 0 and finite.",
         )
 
     objective = _Objective(procedure, _reference_masses(procedure))

@@ -54,7 +54,9 @@ class Procedure(abc.ABC):
         """
         self._check(scores)
         if key is None:
-            raise InputError(f"{self} picks at random: give select a key, such as jax.random.key(0).")
+            raise InputError(
+                f"{self} picks at random", field="key", remedy="give select a key, such as jax.random.key(0)."
+            )
         place = jax.random.choice(key, self.num_samples, scores.shape[:-1], p=jnp.asarray(self.law()))
         return jnp.take_along_axis(jnp.argsort(scores, axis=-1), place[..., None], axis=-1)[..., 0]
 
@@ -67,7 +69,12 @@ class Procedure(abc.ABC):
         """
         n = self.num_samples
         if m < n:
-            raise InputError(f"{self} looks at {n} samples, but there are {m}; give at least {n}.")
+            raise InputError(
+                f"{self} looks at {n} samples, but there are {m}",
+                field="m",
+                value=m,
+                remedy=f"give at least {n}.",
+            )
         law = self.law()
         log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, m + 1)))])
 
@@ -90,8 +97,10 @@ class Procedure(abc.ABC):
     def _check(self, scores: jax.Array) -> None:
         if scores.shape[-1:] != (self.num_samples,):
             raise InputError(
-                f"{self} picks among {self.num_samples} samples, but the scores have shape {scores.shape}; "
-                f"their last axis must be {self.num_samples}."
+                f"{self} picks among {self.num_samples} samples, but the scores have shape {scores.shape}",
+                field="scores",
+                value=scores.shape,
+                remedy=f"their last axis must be {self.num_samples}.",
             )
 
 
@@ -190,8 +199,10 @@ class SoftBestOfN(Procedure):
         _require_count("soft_best_of_N", self.n)
         if not 1e-6 <= self.temperature <= 1e30:
             raise InputError(
-                f"The temperature of soft_best_of_{self.n} is {self.temperature}; it must be between 1e-06 and 1e+30. "
-                f"Its limits are called best_of_{self.n} and sampling."
+                f"The temperature of soft_best_of_{self.n} is {self.temperature}",
+                field="temperature",
+                value=self.temperature,
+                remedy=f"it must be between 1e-06 and 1e+30. Its limits are called best_of_{self.n} and sampling.",
             )
 
     @property
@@ -240,8 +251,10 @@ class BestOfPoisson(Procedure):
     def __post_init__(self) -> None:
         if not 1e-12 <= self.mu <= 500:
             raise InputError(
-                f"The mean of best_of_poisson is {self.mu}; it must be at least 1e-12 and at most 500. "
-                "Its limit at 0 is called sampling."
+                f"The mean of best_of_poisson is {self.mu}",
+                field="mu",
+                value=self.mu,
+                remedy="it must be at least 1e-12 and at most 500. Its limit at 0 is called sampling.",
             )
 
     @property
@@ -282,8 +295,10 @@ class Mixture(Procedure):
         weights = [weight for weight, _ in self.components]
         if not all(0 < weight <= 1 for weight in weights) or not abs(sum(weights) - 1) <= 1e-6:
             raise InputError(
-                f"The probabilities of a mixture of procedures are {weights}, which sum to {sum(weights):g}; "
-                "they must be greater than 0 and sum to 1."
+                f"The probabilities of a mixture of procedures are {weights}, which sum to {sum(weights):g}",
+                field="components",
+                value=weights,
+                remedy="they must be greater than 0 and sum to 1.",
             )
         if any(isinstance(procedure, Mixture) for _, procedure in self.components):
             raise InputError(f"The mixture {self} has a mixture within; write all of its procedures side by side.")
@@ -323,8 +338,10 @@ def parse(text: str) -> Procedure:
             if isinstance(error, InputError) and star:
                 raise
             raise InputError(
-                f"{part!r} in {text!r} is not a probability times a procedure; write a mixture as "
-                "0.5*best_of_2+0.5*best_of_8."
+                f"{part!r} in {text!r} is not a probability times a procedure",
+                field="procedure",
+                value=text,
+                remedy="write a mixture as 0.5*best_of_2+0.5*best_of_8.",
             ) from None
     return Mixture(tuple(components))
 
@@ -343,7 +360,12 @@ def _terms(text: str) -> list[str]:
 def _probability(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise InputError(f"{text.strip()!r} is not a probability; write a number above 0, up to 1.")
+        raise InputError(
+            f"{text.strip()!r} is not a probability",
+            field="procedure",
+            value=text,
+            remedy="write a number above 0, up to 1.",
+        )
     return value
 
 
@@ -377,5 +399,8 @@ def _one_hot(n: int, place: int) -> np.ndarray:
 def _require_count(name: str, n: int) -> None:
     if not isinstance(n, int) or not 1 <= n <= MOST_SAMPLES:
         raise InputError(
-            f"The N of {name} is {n!r}; it must be a whole number of samples, at least 1 and at most {MOST_SAMPLES:,}."
+            f"The N of {name} is {n!r}",
+            field="n",
+            value=n,
+            remedy=f"it must be a whole number of samples, at least 1 and at most {MOST_SAMPLES:,}.",
         )

@@ -146,8 +146,11 @@ def exponential(rate: float) -> Transform:
     rate = float(rate)
     if not 1e-8 <= abs(rate) <= 700:
         raise InputError(
-            f"exponential({number(rate)}) is no transform: its rate must be finite, and between 1e-8 and 700, or "
-            "between -700 and -1e-8. Its limit at 0 is called identity; beyond 700, e^rate is too large a number."
+            f"exponential({number(rate)}) is no transform",
+            field="rate",
+            value=rate,
+            remedy="its rate must be finite, and between 1e-8 and 700, or between -700 and -1e-8. Its limit at 0 is "
+            "called identity; beyond 700, e^rate is too large a number.",
         )
     return _Exponential(rate)
 
@@ -160,20 +163,30 @@ def tabulated(values: np.ndarray, ranks: np.ndarray | None = None) -> Transform:
     """
     table = np.asarray(values, np.float64)
     if table.ndim != 1 or table.size < 2:
-        raise InputError(f"A table of a transform has shape {table.shape}; it must be one row of at least 2 values.")
+        raise InputError(
+            f"A table of a transform has shape {table.shape}",
+            field="values",
+            value=values,
+            remedy="it must be one row of at least 2 values.",
+        )
     knots = np.linspace(0, 1, table.size) if ranks is None else np.asarray(ranks, np.float64)
     if knots.shape != table.shape or knots[0] != 0 or knots[-1] != 1 or not np.all(np.diff(knots) > 0):
         raise InputError(
             f"The ranks of a table of a transform have shape {knots.shape} and go from {knots.flat[0]:g} to "
-            f"{knots.flat[-1]:g}; they must be as many as the {table.size} values, and increase from 0 to 1."
+            f"{knots.flat[-1]:g}",
+            field="ranks",
+            value=ranks,
+            remedy=f"they must be as many as the {table.size} values, and increase from 0 to 1.",
         )
     if not np.all(np.isfinite(table)):
         raise InputError(f"A table of a transform has {np.sum(~np.isfinite(table))} values that are not finite.")
     if np.any(np.diff(table) < 0):
         place = int(np.argmax(np.diff(table) < 0))
         raise InputError(
-            f"A table of a transform falls from {table[place]:g} to {table[place + 1]:g} after value {place}; "
-            "a transform must be increasing, so that a better response never earns less."
+            f"A table of a transform falls from {table[place]:g} to {table[place + 1]:g} after value {place}",
+            field="values",
+            value=values,
+            remedy="a transform must be increasing, so that a better response never earns less.",
         )
     return _Tabulated(tuple(table.tolist()), tuple(knots.tolist()))
 
@@ -195,21 +208,33 @@ def normalized(phi: Transform, edge: float = 1e-4) -> Transform:
     if isinstance(phi, _Exponential):
         return _NormalizedExponential(phi.rate)
     if not 0 < edge < 0.5:
-        raise InputError(f"The edge of a normalised transform is {edge}; it must lie between 0 and 0.5.")
+        raise InputError(
+            f"The edge of a normalised transform is {edge}",
+            field="edge",
+            value=edge,
+            remedy="it must lie between 0 and 0.5.",
+        )
     ends = np.array([0.0, 1.0])
     # In steps of 2^-24, both edge and 1 - edge are exact in float32: the ends are the same ranks here and in training.
     edge = max(round(edge * 2**24), 1) / 2**24
     ends = np.where(np.isfinite(evaluate(phi, ends)), ends, np.array([edge, 1 - edge]))
     bottom, top = evaluate(phi, ends).tolist()
     if not top > bottom:
-        raise InputError(f"{phi} cannot be normalised: it goes from {bottom} to {top}, and must increase.")
+        raise InputError(
+            f"{phi} cannot be normalised: it goes from {bottom} to {top}, and must increase.",
+            field="phi",
+            value=phi,
+        )
     scaled = _Normalized(phi, low=float(ends[0]), high=float(ends[1]), bottom=bottom, top=top)
     ranks = np.linspace(0, 1, 65)
     error = np.max(np.abs(evaluate(scaled, ranks, np.float32) - evaluate(scaled, ranks)))
     if not error < 1e-3:
         raise InputError(
-            f"{phi} goes from {number(bottom)} to {number(top)}, and float32, which it is trained with, does not tell "
-            f"its values apart: of its range, {error:.2g} are lost. Shift and scale it, such as to the range [0, 1]."
+            f"{phi} goes from {number(bottom)} to {number(top)}, and float32, which it is trained with, does not keep "
+            f"its values apart: of its range, {error:.2g} are lost.",
+            field="phi",
+            value=phi,
+            remedy="Shift and scale it, such as to the range [0, 1].",
         )
     return scaled
 
@@ -227,10 +252,20 @@ def parse(text: str) -> Transform:
     name = {"log": "logarithm", "exp": "exponential"}.get(name, name)
     if name in constants:
         if argument is not None:
-            raise InputError(f"{text!r} has a number, but {name} takes none; write {name}.")
+            raise InputError(
+                f"{text!r} has a number, but {name} takes none",
+                field="transform",
+                value=text,
+                remedy=f"write {name}.",
+            )
         return constants[name]()
     if name == "exponential":
         if argument is None:
-            raise InputError("exponential needs its rate: write exponential(10), or exponential(-10).")
+            raise InputError(
+                "exponential needs its rate",
+                field="transform",
+                value=text,
+                remedy="write exponential(10), or exponential(-10).",
+            )
         return exponential(argument)
     raise unknown("transform", text, [*constants, "exponential(t)"])

@@ -484,7 +484,7 @@ def test_the_controller_gets_the_kl_of_every_step_and_its_beta_is_the_next_steps
         assert metrics["beta"] == pytest.approx(float(budget.beta), rel=1e-6)
         budget = kl_budget.update(budget, jnp.asarray(metrics["kl"]))
         assert state.extra.beta == pytest.approx(float(budget.beta), rel=1e-6)
-    assert taken[-1][0].budget.beta != np.float32(0.2)
+    assert taken[-1][0].extra.beta != np.float32(0.2)
 
 
 def test_a_given_beta_is_held():

@@ -205,8 +205,8 @@ ELSEWHERE = {
 
 
 def fields(kind: type, prefix: str = "") -> list[str]:
-    found = []
-    for name, hint in typing.get_type_hints(kind).items():
+    found, hints = [], typing.get_type_hints(kind)
+    for name, hint in ((field.name, hints[field.name]) for field in dataclasses.fields(kind)):
         nested = dataclasses.is_dataclass(hint)
         found += fields(hint, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
     return found

@@ -1,11 +1,11 @@
 """The table of stages: keys, order, versions, and the results that a version stands for."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from ctrl_jax.config import Data, Experiment, Model, Supervised
+from ctrl_jax.config import Data, Experiment, Model, Policy, PpoClip, Supervised
 from ctrl_jax.pipeline.stages import TABLE, VERSIONS, inputs_key, open_stage, options_key, timings
 from ctrl_jax.runtime.stages import fingerprint, plain, read_json
 from tests.pipeline import golden
@@ -45,6 +45,14 @@ def test_a_path_enters_by_its_contents_and_what_changes_no_result_does_not_enter
     assert options_key("sft", moved, contents) == found
     mine = replace(EXPERIMENT, data=Data(source="files", path="rows.jsonl"))
     assert options_key("data", mine, {**CONTENTS, "data": "d"})["path"] == "d"
+
+
+def test_the_algorithm_is_part_of_the_policys_key():
+    """It is no option, but the type of the options."""
+    same = {field.name: getattr(EXPERIMENT.policy, field.name) for field in fields(Policy)}
+    found = options_key("policy", replace(EXPERIMENT, policy=PpoClip(**same)), CONTENTS)["policy"]
+    assert found["algorithm"] == PpoClip.algorithm
+    assert "algorithm" not in options_key("policy", EXPERIMENT, CONTENTS)["policy"], "as before there was another"
 
 
 def test_inputs_are_those_of_the_table():
