@@ -74,11 +74,11 @@ def run(experiment: Experiment, mesh: Mesh, work_dir: Path, *, steps: int) -> di
     profiler, whose trace says what share of a program's time its parts have.
 
     Raises:
-      InputError: if `steps` is not positive.
+      InputError: if `steps` is not positive, or the algorithm samples nothing.
     """
-    assembly.check_it_samples(experiment.policy, "profile")
     if steps < 1:
         raise InputError(f"--steps is {steps}; profile at least 1.")
+    assembly.check_it_samples(experiment.policy, "profile")
     found = _prepare(experiment, mesh)
     compiling = _compile(found)
     whole, programs = _clock(found, steps)
