@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.algorithms import ctrl
+from ctrl_jax.algorithms import own_responses
 from ctrl_jax.algorithms.ctrl import Ctrl, Targets
 from ctrl_jax.steps import logprobs, policy_gradient
 from ctrl_jax.steps.kl_budget import State as Controller
@@ -35,7 +35,7 @@ class PpoClip(Ctrl):
     epochs: int = dataclasses.field(kw_only=True)
     minibatches: int = dataclasses.field(kw_only=True)
 
-    metrics: ClassVar[tuple[Metric, ...]] = (*ctrl.METRICS, Metric("clipped", "share of tokens", shown=True))
+    metrics: ClassVar[tuple[Metric, ...]] = (*own_responses.METRICS, Metric("clipped", "share of tokens", shown=True))
 
     def loss(
         self, params: Params, frozen: Params, batch: Experience, targets: Targets, extra: Controller
