@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": PURE | {"checked_json", "evaluation"},
     "rewards": LIBRARY - {"algorithms", "theory"},
     "pipeline": LIBRARY | {"decoding", "rewards", "report", "evaluation"},
-    "planning": LIBRARY | {"rewards", "pipeline"},
+    "planning": LIBRARY - {"algorithms", "data", "theory"} | {"rewards", "pipeline"},
     "commands": LIBRARY - {"algorithms"} | {"rewards", "report", "pipeline", "planning", "evaluation"},
     # Behind the names of `ctrl_jax/__init__.py`.
     "library": LIBRARY | {"rewards", "report", "pipeline", "commands", "evaluation"},

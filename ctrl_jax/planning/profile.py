@@ -25,7 +25,11 @@ from ctrl_jax.devices.mesh import batch_parts, shard
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import attention, lora, networks
 from ctrl_jax.pipeline import assembly, optimizers, randomness
-from ctrl_jax.planning import plan
+from ctrl_jax.planning import phases
+from ctrl_jax.planning.expectation import Efficiency, expect
+from ctrl_jax.planning.sizes import Sizes
+from ctrl_jax.planning.sizes import sizes as sizes_of
+from ctrl_jax.planning.tables import quantity
 from ctrl_jax.rewards.reward import scorer
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.runtime.stages import write_json
@@ -70,11 +74,11 @@ def run(experiment: Experiment, mesh: Mesh, work_dir: Path, *, steps: int) -> di
     profiler, whose trace says what share of a program's time its parts have.
 
     Raises:
-      InputError: if `steps` is not positive.
+      InputError: if `steps` is not positive, or the algorithm samples nothing.
     """
-    assembly.check_it_samples(experiment.policy, "profile")
     if steps < 1:
         raise InputError(f"--steps is {steps}; profile at least 1.")
+    assembly.check_it_samples(experiment.policy, "profile")
     found = _prepare(experiment, mesh)
     compiling = _compile(found)
     whole, programs = _clock(found, steps)
@@ -87,7 +91,7 @@ def run(experiment: Experiment, mesh: Mesh, work_dir: Path, *, steps: int) -> di
 
 
 def _prepare(experiment: Experiment, mesh: Mesh) -> Step:
-    sizes, model, data, policy = plan.sizes(experiment), experiment.model, experiment.data, experiment.policy
+    sizes, model, data, policy = sizes_of(experiment), experiment.model, experiment.data, experiment.policy
     parts = networks.create(
         sizes.policy, model.lora, rematerialize=model.rematerialize, fused_attention=attention.has_kernel(mesh)
     )
@@ -122,7 +126,7 @@ def _prepare(experiment: Experiment, mesh: Mesh) -> Step:
 
 
 def _score(
-    sizes: plan.Sizes, mesh: Mesh, key: jax.Array, reference: Params
+    sizes: Sizes, mesh: Mesh, key: jax.Array, reference: Params
 ) -> tuple[Score, Callable[[Prompts, Responses], str] | None]:
     """(the reward, the text of its compiled program)"""
     if sizes.reward is None:
@@ -371,9 +375,9 @@ def _result(
     policy, data, dtype = experiment.policy, experiment.data, experiment.model.dtype
     step = statistics.median(whole)
     tokens = policy.prompts_per_step * policy.samples_per_prompt * data.response_length
-    training = plan.policy_training(plan.stages(experiment, parts, device_memory=accelerators.memory(device)))
+    training = phases.policy_training(phases.stages(experiment, parts, device_memory=accelerators.memory(device)))
     accelerator = accelerators.of_device(device)
-    flops = plan.model_flops(training) * parts
+    flops = phases.model_flops(training) * parts
     names = {key: name for text in texts.values() for key, name in source_names(text).items()}
 
     def shares(program: str, part: Callable[[str], str]) -> dict[str, float]:
@@ -413,13 +417,12 @@ def _result(
     return result
 
 
-def _expected(training: plan.Stage, device: accelerators.Accelerator, dtype: str) -> dict[str, float]:
+def _expected(training: phases.Stage, device: accelerators.Accelerator, dtype: str) -> dict[str, float]:
     """The plan's seconds for the three programs of a step."""
-    kinds = {"sampling: prompts": "sample", "sampling: responses": "sample", "reward scores": "score"}
     seconds = {"sample": 0.0, "score": 0.0, "update": 0.0}
     for phase in training.phases:
-        expected = plan.expect((phase,), device, dtype, plan.Efficiency()).seconds
-        seconds[kinds.get(phase.name, "update")] += expected
+        expected = expect((phase,), device, dtype, Efficiency()).seconds
+        seconds[phase.program] += expected
     return seconds
 
 
@@ -442,7 +445,7 @@ def _print(result: dict[str, Any], folder: Path) -> None:
     table("Where a step's time goes", ["phase", "ms", "share", "planned ms", "compile s"], rows)
     used = ""
     if "model_flops_utilisation" in result:
-        share, peak = result["model_flops_utilisation"], plan.quantity(result["peak_flops"], "FLOP/s")
+        share, peak = result["model_flops_utilisation"], quantity(result["peak_flops"], "FLOP/s")
         used = f"; model-FLOPs utilisation {share:.0%} of {peak}"
     say(
         f"{result['tokens_per_second']:,.0f} new tokens/s in the whole step, "
