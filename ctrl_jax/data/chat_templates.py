@@ -6,7 +6,7 @@ A template is a Jinja program that writes a conversation's turns between control
     Hello<|im_end|>
 
 A user who types `<|im_end|>` must not end the turn. So a rendering is not one text but *pieces*: plain texts and
-control tokens in turn. To tell the template's tokens from a user's, the first character of whatever looks like a
+control tokens in turn. To distinguish the template's tokens from a user's, the first character of whatever looks like a
 control token in a turn is spelled by a secret while the template runs, and restored after the pieces are cut. Texts
 without such likenesses are not touched, so their rendering, and their token ids, are the ordinary ones. (transformers
 takes a user's `<|im_end|>` for the token itself.)

@@ -71,8 +71,8 @@ def _download(url: str, partial: Path, size: int | None, sha256: str | None) -> 
             announced = answer.headers.get("Content-Length", "")
             if announced.isdecimal():
                 if size is not None and int(announced) != size:
-                    told = f"{url} has {announced} bytes, where {size} bytes were expected: it has changed since."
-                    raise InputError(f"{told} {_OWN_COPY}")
+                    changed = f"{url} has {announced} bytes, where {size} bytes were expected: it has changed since."
+                    raise InputError(f"{changed} {_OWN_COPY}")
                 size = int(announced)
             limit = MAX_BYTES if size is None else size
             if limit > MAX_BYTES:
@@ -164,7 +164,7 @@ def _reason(error: Exception) -> str:
 
 
 def fingerprint(files: Mapping[str, Path]) -> str:
-    """Names the contents of files: equal for equal bytes under equal keys, wherever they lie."""
+    """Names the contents of files: equal for equal bytes under equal keys, in any folder."""
     digest = hashlib.blake2s(digest_size=8)
     for name, path in sorted(files.items()):
         with path.open("rb") as file:

@@ -2,7 +2,7 @@
 
 A prompt is a topic, a form of request and a tail (a wish for a length). A reply has a latent level from 0 (useless,
 rude; for harmless: complying) to 7 (excellent, kind; refusing with a better idea). The level shifts the law of every
-part of the reply, and given the level the parts are independent: the opening tells much of what is to come, and every
+part of the reply, and given the level the parts are independent: the opening says much about the rest, and every
 later word adds something.
 
 The gold reward is a closed form of the text, in nats: a difference of gold is the log-odds of a preference,

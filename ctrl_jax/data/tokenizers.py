@@ -50,7 +50,7 @@ class Tokenizer(Protocol):
 
     @property
     def pad_id(self) -> int:
-        """What rows are filled with. It may be one of `eos_ids`: lengths tell what is real."""
+        """Fills rows up. It may be one of `eos_ids`: lengths say which tokens are real."""
         ...
 
     @property

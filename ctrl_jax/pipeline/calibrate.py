@@ -64,8 +64,8 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
             "check that the reference policy's responses differ (`policy.temperature`)."
         )
     if ties > 0.05:
-        told = f"{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties."
-        say(told, style="yellow")
+        warning = f"{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties."
+        say(warning, style="yellow")
     return Calibrated(table, summary["seconds"], summary["table"])
 
 
@@ -74,7 +74,7 @@ def _stale(run: Run, stage: Stage, reward: Reward) -> str | None:
     if (stage.directory / scored.FILE).exists():
         return scored.changed(run, reward, stage.directory)
     unfinished = (stage.directory / f"{TABLE}.partial").exists()
-    return f"{stage.directory} has rewards without the {scored.FILE} that tells whose they are" if unfinished else None
+    return f"{stage.directory} has rewards without the {scored.FILE} that says whose they are" if unfinished else None
 
 
 def _read(run: Run, stage: Stage, prompts: Prompts) -> CalibrationTable:

@@ -29,7 +29,7 @@ PATHS = {
     "model.adapter": "contents.adapter",
     "reward_model.path": "contents.reward_model",
 }
-"""Options that say where files lie, and what tells their contents: a result depends on that alone."""
+"""Options that name places of files. Fingerprints have their contents, and a result depends on those alone."""
 # These change when an update is saved, or how it is computed, but for rounding not what it is.
 _OF_NO_RESULT = ("checkpoint_every", "micro_batches", "rematerialize")
 

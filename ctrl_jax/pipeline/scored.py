@@ -33,7 +33,7 @@ def keep(run: Run, reward: Reward, folder: Path, prompts: Prompts, responses: Re
     if not np.array_equal(rewards, again):
         say(
             f"The reward {reward.name} does not answer alike twice (up to {np.abs(rewards - again).max():.3g} apart). "
-            "So nothing can tell whether it is another one when its answers are used again.",
+            "So nobody can know whether it has changed when its answers are used again.",
             style="yellow",
         )
     write_arrays(

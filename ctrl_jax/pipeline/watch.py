@@ -90,20 +90,20 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
     limit = policy.kl_limit
     if limit is None and policy.beta is None:
         limit = 10.0
-    told = False
+    warned = False
 
     def watch(recent: Sequence[Row]) -> None:
-        nonlocal told
+        nonlocal warned
         see_it_move(recent)
         if len(recent) < RECENT or "kl" not in recent[-1]:
             return
-        if not told and all(row["constant_rewards"] == 1 for row in recent):
-            told = True
+        if not warned and all(row["constant_rewards"] == 1 for row in recent):
+            warned = True
             say(
                 f"{label}: in each of the last {RECENT} steps, up to {recent[-1]['step']}, all rewards of "
                 "every prompt were equal: there is nothing to learn from them. Either the policy writes one response "
-                "alone (lower `policy.kl_budget` or `policy.learning_rate`), or the reward cannot tell responses "
-                "apart.",
+                "alone (lower `policy.kl_budget` or `policy.learning_rate`), or the reward gives all "
+                "responses the same.",
                 style="yellow",
             )
         kl = _mean(recent, "kl")

@@ -275,7 +275,7 @@ def source_names(text: str) -> dict[tuple[str, str], str]:
             computation = opened[1] if opened else computation
             continue
         op = instruction[1]
-        # Arguments of the program and bodies of reductions have names that tell nothing.
+        # Arguments of the program and bodies of reductions have names that say nothing.
         found = re.search(r'op_name="(jit\([^"]+)"', line)
         called = re.search(r"calls=%?([\w.-]+)", line)
         if found is not None:

@@ -202,8 +202,8 @@ class Training:
         raise InputError(
             f"{self.label}: step {update.step} was not made: {' and '.join(reasons[:2])}. The state before it is the "
             f"newest checkpoint, and its batch is {path}; `replay` in place of `train`, with the same options, takes "
-            "this step again and tells what went wrong first. Most often the learning rate is too large: try a smaller "
-            "one."
+            "this step again and reports what went wrong first. Most often the learning rate is too large: try a "
+            "smaller one."
         ) from update.error
 
     def report(self, update: Update) -> Sequence[Row]:
@@ -246,7 +246,7 @@ class Training:
             say(
                 f"{self.label}: step {step} compiled `{name}` again ({compiled[name]:.1f} s): a shape, a type "
                 "or a placement is not what it was in the step before. The results are right, but if it goes on so, "
-                "the training is slow; JAX_EXPLAIN_CACHE_MISSES=1 tells what changed. This is said once a program.",
+                "the training is slow; JAX_EXPLAIN_CACHE_MISSES=1 shows what changed. Each program is reported once.",
                 style="yellow",
             )
         self.recompiled.update(compiled)
