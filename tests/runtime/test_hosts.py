@@ -85,7 +85,7 @@ def test_the_environment_tells_of_other_processes(started, environment, expected
             "JAX_PROCESS_ID is 2 and JAX_NUM_PROCESSES 2; number the processes from 0",
         ),
         (OPEN_MPI, "Set JAX_COORDINATOR_ADDRESS"),
-        ({"asked": True}, "--distributed is given, but no other process is known"),
+        ({"asked": True}, "`distributed` is given, but no other process is known"),
     ],
 )
 def test_an_environment_that_tells_half_is_refused(started, environment, told):
