@@ -57,9 +57,9 @@ def test_gpus_are_divided_and_odd_ones_stay_idle(machine, monkeypatch):
 @pytest.mark.parametrize(
     ("platform", "devices", "jobs", "told"),
     [
-        ("gpu", 2, 3, "--jobs is 3, but 2 GPUs are visible"),
+        ("gpu", 2, 3, "`jobs` is 3, but 2 GPUs are visible"),
         ("tpu", 4, 2, "TPU chips of a machine belong to one process"),
-        ("cpu", 1, 0, "--jobs is 0"),
+        ("cpu", 1, 0, "`jobs` is 0"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(machine, platform, devices, jobs, told):
