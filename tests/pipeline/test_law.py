@@ -1,6 +1,7 @@
 """A run draws and measures at the experiment's temperature, and each stage on its own: a tiny network, no fakes."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from ctrl_jax import config
 from ctrl_jax.devices.mesh import make_mesh
+from ctrl_jax.models import networks
 from ctrl_jax.pipeline import evaluate, rollouts
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.types import Prompts, Responses
@@ -30,9 +32,10 @@ def run(tmp_path):
         "any", model=MODEL, data=config.Data(prompt_length=P, response_length=T),
         policy=config.Policy(temperature=TEMPERATURE),
     )  # fmt: skip
-    run = Run(experiment, tmp_path / "work", tmp_path / "stages", make_mesh(1))
-    run.__dict__["corpus"] = SimpleNamespace(tokenizer=SimpleNamespace(vocabulary_size=V, eos_ids=(EOS,)))
-    return run
+    corpus: Any = SimpleNamespace(tokenizer=SimpleNamespace(vocabulary_size=V, eos_ids=(EOS,)))
+    models = networks.create(MODEL.architecture(V), MODEL.lora)
+    places = {"work_dir": tmp_path / "work", "stages_dir": tmp_path / "stages"}
+    return Run(experiment=experiment, **places, mesh=make_mesh(1), corpus=corpus, models=models, fingerprints={})
 
 
 def prompts() -> Prompts:
