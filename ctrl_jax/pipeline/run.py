@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.corpus import Corpus
@@ -19,6 +20,8 @@ class Run(Workspace):
 
     corpus: Corpus
     models: networks.Networks
+    fingerprints: dict[str, Any]
+    """The workspace's: what changes on disk after the claim is not taken for what was claimed."""
 
     @property
     def architecture(self) -> architecture.Architecture:
@@ -47,7 +50,7 @@ def prepare(workspace: Workspace) -> Run:
         checks.check(experiment, corpus, parts=batch_parts(mesh), given=workspace.reward_function)
     models = networks_of(workspace, sizes or model.architecture(corpus.tokenizer.vocabulary_size))
     given = {field.name: getattr(workspace, field.name) for field in fields(Workspace)}
-    return Run(**given, corpus=corpus, models=models)
+    return Run(**given, corpus=corpus, models=models, fingerprints=workspace.fingerprints)
 
 
 def networks_of(workspace: Workspace, sizes: architecture.Architecture) -> networks.Networks:

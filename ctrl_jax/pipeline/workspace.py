@@ -118,11 +118,15 @@ class Workspace:
         """What `config.json` says."""
         return claimed(self.experiment, self.contents)
 
-    @cached_property
+    @property
     def contents(self) -> dict[str, Any]:
-        """Fingerprints of the input files, taken at the claim; a changed file invalidates the stages made from it."""
-        found = hosts.of_first(lambda: contents(self.experiment, self.reward_function))
-        return found if self.given is None else {**found, "data": self.given.digests}
+        """Fingerprints of the inputs; a changed one invalidates the stages made from it."""
+        return self.fingerprints if self.given is None else {**self.fingerprints, "data": self.given.digests}
+
+    @cached_property
+    def fingerprints(self) -> dict[str, Any]:
+        """Of the input files, which are read for them once, at the claim."""
+        return hosts.of_first(lambda: contents(self.experiment, self.reward_function))
 
 
 def check_claim(experiment: Experiment, work_dir: Path) -> None:

@@ -13,6 +13,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import calibrate, rollouts
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.sft import Trained
+from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime.stages import read_rows
 from ctrl_jax.types import Prompts, Responses
@@ -58,7 +59,8 @@ def table_of(tmp_path, monkeypatch):
         )
         places = {"work_dir": tmp_path / "work", "stages_dir": tmp_path / "stages"}
         models: Any = None
-        run = Run(experiment=experiment, **places, mesh=make_mesh(1), corpus=corpus, models=models)
+        workspace = Workspace(experiment=experiment, **places, mesh=make_mesh(1))
+        run = Run(**vars(workspace), corpus=corpus, models=models, fingerprints=workspace.fingerprints)
         return calibrate.run(run, Trained(None, "sft-1"), reward or answering()), asked
 
     return call

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Lora, Model, Policy, RewardModel, Supervised
+from ctrl_jax.data import sources
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import huggingface, lora, peft, weights
 from ctrl_jax.pipeline import stages
@@ -197,3 +198,26 @@ def test_directories_that_do_not_fit_are_refused_before_anything_is_made(tmp_pat
     spoil(model, lambda tensors: tensors.pop("model.norm.weight"))
     refusal(r"model has no tensor model\.norm\.weight")
     assert not (tmp_path / "work").exists() and not (tmp_path / "stages").exists()
+
+
+def test_input_files_are_read_for_their_fingerprints_once(tmp_path, mesh, monkeypatch):
+    """At the claim: a file that changes later is not taken for the one that config.json has."""
+    data = lines(tmp_path / "rows.jsonl", response="Yes.", chosen="An answer.", rejected="No.")
+    experiment = Experiment(
+        "example",
+        data=dataclasses.replace(data, vocabulary_size=60),
+        sft=Supervised(batch_size=8),
+        reward_model=RewardModel(batch_size=8),
+        calibration=Calibration(prompts=8),
+        policy=Policy(prompts_per_step=8),
+        evaluation=Evaluation(prompts=1),
+    )
+    read = []
+    fingerprint_of = sources.fingerprint
+    monkeypatch.setattr(sources, "fingerprint", lambda data: read.append(data.path) or fingerprint_of(data))
+    workspace = Workspace(experiment, tmp_path / "work", tmp_path / "stages", mesh)
+    with workspace.claimed():
+        run = prepare(workspace)
+        (tmp_path / "rows.jsonl").write_text("{}")
+        assert run.contents == workspace.contents
+    assert len(read) == 1
