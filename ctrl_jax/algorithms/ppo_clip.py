@@ -46,9 +46,9 @@ class PpoClip(Ctrl):
         )
         mask = length_mask(responses.lengths, responses.tokens.shape[-1])
         kl = jnp.where(mask, comparison.kl, 0.0)
-        later_kl = jnp.flip(jnp.cumsum(jnp.flip(kl, -1), axis=-1), -1) - kl
-        rewards = policy_gradient.leave_one_out(targets.scored.transformed)[..., None] / extra.beta
-        advantages = jax.lax.stop_gradient(rewards - policy_gradient.leave_one_out(later_kl))
+        advantages = jax.lax.stop_gradient(
+            policy_gradient.exact_kl_advantages(kl, targets.scored.transformed, beta=extra.beta)
+        )
         ratio = jnp.exp(jnp.where(mask, comparison.log_probs - batch.rollouts.log_probs, 0.0))
         near = jnp.clip(ratio, 1 - self.clip, 1 + self.clip)
         gain = jnp.where(mask, jnp.minimum(ratio * advantages, near * advantages), 0.0)

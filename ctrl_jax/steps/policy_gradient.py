@@ -29,6 +29,15 @@ def leave_one_out(values: jax.Array) -> jax.Array:
     return (values - values.mean(axis=1, keepdims=True)) * (samples / (samples - 1))
 
 
+def exact_kl_advantages(kl: jax.Array, rewards: jax.Array, *, beta: jax.Array | float) -> jax.Array:
+    """The leave-one-out of R / β − Σ_{s > t} KL_s, [B, N, T]; of kl [B, N, T], 0 behind a response, and rewards [B, N].
+
+    Gradients pass through it: a loss stops them.
+    """
+    later_kl = jnp.flip(jnp.cumsum(jnp.flip(kl, -1), axis=-1), -1) - kl
+    return leave_one_out(rewards)[..., None] / beta - leave_one_out(later_kl)
+
+
 def exact_kl_loss(
     log_probs: jax.Array, kl: jax.Array, rewards: jax.Array, lengths: jax.Array, *, beta: jax.Array | float
 ) -> Mean:
@@ -47,9 +56,7 @@ def exact_kl_loss(
     _check(log_probs, kl, rewards, lengths)
     mask = length_mask(lengths, log_probs.shape[-1])
     kl = jnp.where(mask, kl, 0.0)
-    later_kl = jnp.flip(jnp.cumsum(jnp.flip(kl, -1), axis=-1), -1) - kl
-    advantages = leave_one_out(rewards)[..., None] / beta - leave_one_out(later_kl)
-    return _surrogate(log_probs, advantages, mask, kl.sum(-1))
+    return _surrogate(log_probs, exact_kl_advantages(kl, rewards, beta=beta), mask, kl.sum(-1))
 
 
 def sampled_kl_loss(
