@@ -109,12 +109,18 @@ def options_key(name: str, experiment: Experiment, contents: Mapping[str, Any]) 
       experiment: has the options.
       contents: of the files that the experiment names (workspace.contents).
     """
-    tree = plain(experiment)
-    tree["policy"] |= experiment.policy.named_algorithm
+    tree = as_tree(experiment)
     for section, option in (("data", "path"), ("model", "path"), ("model", "adapter")):
         found = contents[section if option == "path" else option]
         tree[section][option] = found["weights"] if (section, option) == ("model", "path") and found else found
     return {key: without_neutral(_field(tree, path)) for key, path in named(name).reads.items()}
+
+
+def as_tree(experiment: Experiment) -> dict[str, Any]:
+    """The experiment in JSON, with the name of its algorithm."""
+    tree: dict[str, Any] = plain(experiment)
+    tree["policy"] |= experiment.policy.named_algorithm
+    return tree
 
 
 def open_stage(

@@ -20,13 +20,13 @@ from ctrl_jax.models import peft, weights
 from ctrl_jax.pipeline import randomness, results
 from ctrl_jax.pipeline.directories import check_models
 from ctrl_jax.pipeline.divisible import check_batches_divide
-from ctrl_jax.pipeline.stages import VERSIONS, open_stage
+from ctrl_jax.pipeline.stages import VERSIONS, as_tree, open_stage
 from ctrl_jax.rewards import function
 from ctrl_jax.runtime import disk, hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.loop import open_training
 from ctrl_jax.runtime.platform import environment
-from ctrl_jax.runtime.stages import Stage, claim, exclusive, plain, write_json
+from ctrl_jax.runtime.stages import Stage, claim, exclusive, write_json
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,9 @@ def check_claim(experiment: Experiment, work_dir: Path) -> None:
 
 def claimed(experiment: Experiment, contents: dict[str, Any]) -> dict[str, Any]:
     """All that the results in a work directory depend on, in clear."""
-    tree = plain(experiment)
+    tree = as_tree(experiment)
     # The judge decides nothing that is trained: it may be given, or changed, once the policy is there.
     del tree["evaluation"]["judge"]
-    tree["policy"] |= experiment.policy.named_algorithm
     return {**tree, "versions": VERSIONS, "contents": contents}
 
 
