@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ctrl_jax.data.rows import FIELDS, GIVEN
@@ -270,6 +271,10 @@ class Model:
             f"Model.heads is {self.heads} and Model.kv_heads {self.kv_heads}",
             "heads must be a multiple of kv_heads.",
         )
+
+    @property
+    def adapter_path(self) -> Path | None:
+        return None if self.adapter is None else Path(self.adapter)
 
     def architecture(self, vocabulary_size: int) -> Architecture:
         """The decoder from scratch; a model with a path has its own (models/huggingface.py)."""

@@ -19,7 +19,7 @@ from ctrl_jax.data.tokenizers import Tokenizer
 from ctrl_jax.devices import partitioning
 from ctrl_jax.devices.mesh import batch_parts, make_mesh, shard
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import attention, huggingface, networks, peft, weights
+from ctrl_jax.models import attention, huggingface, networks, pretrained
 from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.models.lora import Lora
 from ctrl_jax.pipeline import assembly
@@ -123,7 +123,8 @@ def load_model(
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"dtype is {dtype!r}", field="dtype", value=dtype, remedy="give float32 or bfloat16.")
     mesh = make_mesh(devices, fsdp=fsdp, model=model_parallel)
-    base = huggingface.architecture(folder, dtype=dtype)
+    of_adapter = None if adapter is None else Path(adapter).expanduser()
+    architecture = pretrained.architecture(folder, of_adapter, dtype=dtype)
     if huggingface.is_classifier(folder):
         raise InputError(
             f"path is {folder}, a sequence classifier, which writes no text",
@@ -131,20 +132,10 @@ def load_model(
             value=str(path),
             remedy="give a language model.",
         )
-    weights.check(folder, base)
-    of_adapter = None if adapter is None else Path(adapter).expanduser()
-    architecture = base if of_adapter is None else peft.architecture(of_adapter, base)
-    if of_adapter is not None:
-        peft.check(of_adapter, base, base=folder)
+    pretrained.check(folder, of_adapter, dtype=dtype)
     tokenizer = pretrained_tokenizers.load(folder, embedding_rows=architecture.vocabulary_size)
-
-    def load() -> Params:
-        place = functools.partial(partitioning.sharding, mesh)
-        params = weights.load(folder, base, place=place)
-        if of_adapter is not None:
-            params = peft.merge(params, peft.load(of_adapter, base, base=folder, place=place), place=place)
-        return {"params": params}
-
+    place = functools.partial(partitioning.sharding, mesh)
+    load = functools.partial(pretrained.load, folder, of_adapter, dtype=dtype, place=place)
     return Model(folder, of_adapter, dtype, mesh, architecture, tokenizer, Lora(), load)
 
 

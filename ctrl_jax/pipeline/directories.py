@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
-from ctrl_jax.models import architecture, huggingface, peft, weights
+from ctrl_jax.models import architecture, huggingface, pretrained, weights
 
 
 def pretrained_architecture(experiment: Experiment) -> architecture.Architecture:
@@ -16,8 +16,7 @@ def pretrained_architecture(experiment: Experiment) -> architecture.Architecture
     model, data = experiment.model, experiment.data
     assert model.path is not None, "a model from scratch is as large as its tokenizer makes it"
     folder = Path(model.path)
-    base = huggingface.architecture(folder, dtype=model.dtype)
-    found = base if model.adapter is None else peft.architecture(Path(model.adapter), base)
+    found = pretrained.architecture(folder, model.adapter_path, dtype=model.dtype)
     if huggingface.is_classifier(folder):
         raise InputError(
             f"`model.path` is {folder}, a sequence classifier, which writes no text. Give it as "
@@ -42,11 +41,7 @@ def check_models(experiment: Experiment) -> None:
     model, reward = experiment.model, experiment.reward_model
     if model.path is not None:
         pretrained_architecture(experiment)
-        folder = Path(model.path)
-        base = huggingface.architecture(folder, dtype=model.dtype)
-        weights.check(folder, base)
-        if model.adapter is not None:
-            peft.check(Path(model.adapter), base, base=folder)
+        pretrained.check(Path(model.path), model.adapter_path, dtype=model.dtype)
     if reward.path is not None:
         folder = Path(reward.path)
         weights.check(folder, huggingface.architecture(folder, dtype=model.dtype), reward=True)

@@ -10,7 +10,8 @@ import numpy as np
 from ctrl_jax.algorithms.sft import Sft
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, partitioning, programs
-from ctrl_jax.models import huggingface, lora, networks, peft, weights
+from ctrl_jax.models import lora, networks
+from ctrl_jax.models import pretrained as pretrained_model
 from ctrl_jax.pipeline import assembly, data, optimizers, randomness, watch
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.workspace import Workspace
@@ -92,13 +93,8 @@ def training_seconds(directory: Path) -> float:
 
 
 def pretrained(workspace: Workspace) -> Params:
-    """The variables of the model at `--model.path`, of which each device reads its part alone."""
+    """The variables of the model at `model.path`, of which each device reads its part alone."""
     model = workspace.experiment.model
     assert model.path is not None, "Experiment.__post_init__ lets no model without a path go untrained"
-    folder, place = Path(model.path), partial(partitioning.sharding, workspace.mesh)
-    base = huggingface.architecture(folder, dtype=model.dtype)
-    params = weights.load(folder, base, place=place)
-    if model.adapter is not None:
-        adapter = peft.load(Path(model.adapter), base, base=folder, place=place)
-        params = peft.merge(params, adapter, place=place)
-    return {"params": params}
+    place = partial(partitioning.sharding, workspace.mesh)
+    return pretrained_model.load(Path(model.path), model.adapter_path, dtype=model.dtype, place=place)
