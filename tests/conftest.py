@@ -2,6 +2,9 @@
 
 import os
 import re
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -53,6 +56,16 @@ def mesh() -> Mesh:
     """Eight CPU devices on the axis `data`."""
     axes = ("data", "fsdp", "model")
     return jax.make_mesh((8, 1, 1), axes, axis_types=(AxisType.Auto,) * 3, devices=jax.devices("cpu")[:8])
+
+
+@pytest.fixture(autouse=True)
+def modules_of_a_test_end_with_it() -> Iterator[None]:
+    """Reward functions of two tests may have one module's name."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(tempfile.gettempdir()):
+            del sys.modules[name]
 
 
 from tests.trained import pretrained, smoke  # noqa: E402, F401 (fixtures of all folders)

@@ -10,7 +10,7 @@ import numpy as np
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import data, rollouts, scored
 from ctrl_jax.pipeline.run import Run
-from ctrl_jax.pipeline.sft import Trained
+from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say

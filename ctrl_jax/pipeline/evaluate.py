@@ -21,8 +21,8 @@ from ctrl_jax.evaluation import RELIABILITY_ARRAYS, Estimate, Evaluation, Ideals
 from ctrl_jax.pipeline import assembly, data, randomness, results, reward_model, scored
 from ctrl_jax.pipeline.rollouts import in_batches, respond, score
 from ctrl_jax.pipeline.run import Run
-from ctrl_jax.pipeline.sft import Trained, training_seconds
 from ctrl_jax.pipeline.stages import timings
+from ctrl_jax.pipeline.supervised import Trained, training_seconds
 from ctrl_jax.pipeline.train import Aligned
 from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.report.statistics import wilson

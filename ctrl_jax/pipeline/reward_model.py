@@ -3,15 +3,13 @@
 from pathlib import Path
 
 from ctrl_jax.algorithms.bradley_terry import BradleyTerry
-from ctrl_jax.data.pipelines import batches
-from ctrl_jax.devices import parameters, programs
+from ctrl_jax.devices import parameters
 from ctrl_jax.models import lora
-from ctrl_jax.pipeline import assembly, data, optimizers, randomness, watch
+from ctrl_jax.pipeline import assembly, data, optimizers, randomness, supervised
 from ctrl_jax.pipeline.run import Run
-from ctrl_jax.pipeline.sft import Trained, finish
+from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.rewards import classifier, function, trained
 from ctrl_jax.rewards.reward import Reward
-from ctrl_jax.runtime.loop import lowest_loss
 
 LABEL = "reward model"
 
@@ -37,26 +35,17 @@ def _train(run: Run, reference: Trained) -> tuple[Reward, float]:
     optimizer = optimizers.supervised(config)
     key = randomness.stage_key(experiment.seed, "reward_model")
     frozen, start = parameters.adapt_reward(run.models, run.mesh, key, reference.params)
-    with stage.exclusive():
-        with run.open_training(
-            LABEL,
-            programs.init_state(start, optimizer, run.mesh),
-            batches(data.pairs(run.corpus, "train"), batch_size=config.batch_size, seed=experiment.seed),
-            metrics=BradleyTerry.metrics,
-            mesh=run.mesh,
-            steps=config.steps,
-            checkpoint_every=config.checkpoint_every,
-            directory=stage.directory,
-            fingerprint=stage.directory.name,
-        ) as training:
-            step = assembly.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
-            see_it_move = watch.moving(LABEL, "reward_model", config)
-            for update in training.updates(lambda state, batch: step(state, frozen, batch)):
-                training.refuse_unsound(update)
-                rows = training.report(update)
-                see_it_move(rows)
-                training.save(update, score=lowest_loss(rows))
-        summary = finish(stage, training.state.params)
-    params = lora.overlay(frozen, training.state.params)
-    name = f"{stage.directory.name}-{summary['params']}"
-    return trained.reward(run.models, run.mesh, params, fingerprint=name), summary["seconds"]
+    done = supervised.train(
+        run,
+        stage,
+        LABEL,
+        "reward_model",
+        start=start,
+        frozen=frozen,
+        optimizer=optimizer,
+        step=assembly.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches),
+        examples=data.pairs(run.corpus, "train"),
+        metrics=BradleyTerry.metrics,
+    )
+    params = lora.overlay(frozen, done.params)
+    return trained.reward(run.models, run.mesh, params, fingerprint=done.stage), done.seconds

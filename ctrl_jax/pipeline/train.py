@@ -11,8 +11,8 @@ from ctrl_jax.models import lora
 from ctrl_jax.pipeline import assembly, data, optimizers, randomness, watch
 from ctrl_jax.pipeline.calibrate import Calibrated
 from ctrl_jax.pipeline.run import Run
-from ctrl_jax.pipeline.sft import Trained
 from ctrl_jax.pipeline.stages import inputs_key, options_key
+from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.types import Params, PolicyBatch

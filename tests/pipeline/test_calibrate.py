@@ -12,7 +12,7 @@ from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import calibrate, rollouts
 from ctrl_jax.pipeline.run import Run
-from ctrl_jax.pipeline.sft import Trained
+from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime.stages import read_rows

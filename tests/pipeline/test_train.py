@@ -155,7 +155,7 @@ def test_another_experiment_may_not_take_the_work_directory(smoke):
     options = ["--policy.kl-budget", "0.2", "--work-dir", str(smoke.work_dir)]
     code, _, errors = smoke.command_line.run("train", *options)
     assert code == 2
-    assert "policy.kl_budget: 0.75 → 0.2" in errors
+    assert "--policy.kl-budget: 0.75 → 0.2" in errors
     assert contents(smoke.work_dir) == before
 
 

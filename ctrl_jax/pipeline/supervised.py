@@ -1,0 +1,98 @@
+"""A supervised training, as the stage that it is: the reference policy's and the reward model's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+
+from ctrl_jax.data.pipelines import batches
+from ctrl_jax.devices import programs
+from ctrl_jax.pipeline import watch
+from ctrl_jax.pipeline.run import Run
+from ctrl_jax.runtime import checksums, hosts
+from ctrl_jax.runtime.loop import lowest_loss
+from ctrl_jax.runtime.metrics import read_metrics
+from ctrl_jax.runtime.stages import Stage
+from ctrl_jax.types import Metric, Params
+
+
+class Trained(NamedTuple):
+    """A network."""
+
+    params: Params
+    stage: str
+    """Names what it is, by content: the key of whatever depends on it."""
+    seconds: float = 0.0
+    """What its training took."""
+
+
+def train(
+    run: Run,
+    stage: Stage,
+    label: str,
+    section: str,
+    *,
+    start: Params,
+    frozen: Params,
+    optimizer: optax.GradientTransformation,
+    step: programs.Step,
+    examples: Any,
+    metrics: Sequence[Metric],
+) -> Trained:
+    """Trains `start`, continues, or reads what is done.
+
+    Args:
+      run: has the data and the devices.
+      stage: where checkpoints and metrics go.
+      label: names the training in the progress bar and in messages.
+      section: of the experiment, which has the options.
+      start: the parameters that are trained, as they start.
+      frozen: those that are not.
+      optimizer: of the updates.
+      step: (state, frozen, examples) to (state, metrics).
+      examples: of the data.
+      metrics: the algorithm's.
+
+    Raises:
+      InputError: if a step is not finite, or the parameters stop changing.
+    """
+    config = getattr(run.experiment, section)
+    with stage.exclusive():
+        with run.open_training(
+            label,
+            programs.init_state(start, optimizer, run.mesh),
+            batches(examples, batch_size=config.batch_size, seed=run.experiment.seed),
+            metrics=metrics,
+            mesh=run.mesh,
+            steps=config.steps,
+            checkpoint_every=config.checkpoint_every,
+            directory=stage.directory,
+            fingerprint=stage.directory.name,
+        ) as training:
+            see_it_move = watch.moving(label, section, config)
+            for update in training.updates(lambda state, batch: step(state, frozen, batch)):
+                training.refuse_unsound(update)
+                rows = training.report(update)
+                see_it_move(rows)
+                training.save(update, score=lowest_loss(rows))
+        trained = training.state.params
+        summary = _finish(stage, trained)
+    return Trained(trained, f"{stage.directory.name}-{summary['params']}", summary["seconds"])
+
+
+def _finish(stage: Stage, params: Params) -> dict[str, Any]:
+    """Finishes the stage of a training that is at its end; returns a digest of what was trained, and its seconds."""
+    if not stage.whole:  # new, or gone on from an earlier checkpoint because its last was damaged
+        digest = checksums.of_arrays(params)[:16]
+        stage.reopen()
+        stage.finish({"params": digest, "seconds": training_seconds(stage.directory)})
+        hosts.wait("training finished")
+    return stage.summary
+
+
+def training_seconds(directory: Path) -> float:
+    """What the updates of a training took, by its metrics; 0 where they are lost."""
+    path = directory / "metrics.jsonl"
+    return float(read_metrics(path).get("seconds", np.zeros(1)).sum()) if path.exists() else 0.0
