@@ -61,8 +61,9 @@ def update(
         num_prompts, samples, length = read.responses.tokens.shape
         shapes = costs.Batch(num_prompts, samples, read.prompts.tokens.shape[-1], length)
         memory = accelerators.memory(mesh.devices.flat[0])
+        _, above = costs.split(parts.architecture, parts.lora)
         return micro_batches or costs.default_micro_batches(
-            parts.architecture, shapes, rematerialize=parts.decoder.rematerialize, memory=memory
+            above, shapes, rematerialize=parts.decoder.rematerialize, memory=memory
         )
 
     return training_step(mesh, optimizer, algorithm, micro_batches=count)

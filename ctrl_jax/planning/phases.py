@@ -118,8 +118,9 @@ def _supervised(name: str, part: str, experiment: Experiment, found: Sizes, devi
     batch = Batch(prompts, 2 if pairs else 1, data.prompt_length, data.response_length)
     length = batch.response_length if pairs else batch.response_length - 1
     layers = costs.forward(found.policy, lora, batch, length=length)
-    vocabulary = Work() if pairs else _log_probs(found, batch)[1]
-    repeated = (*(() if pairs else (vocabulary,)), *((layers,) if experiment.model.rematerialize else ()))
+    above = costs.forward(costs.split(found.policy, lora)[1], lora, batch, length=length)
+    vocabulary = Work() if pairs else _log_probs(found, batch).vocabulary
+    repeated = (*(() if pairs else (vocabulary,)), *((above,) if experiment.model.rematerialize else ()))
     phases = (
         Phase("forward", (layers, vocabulary)),
         *((Phase("recomputation", repeated, repeats=True),) if repeated else ()),
@@ -151,8 +152,9 @@ def _responses(
     phases = (*drawing, *scoring)
     programs = {name: {**held, **own} for name, own in {**caches, "scoring": read}.items()}
     if trained:
-        layers, vocabulary = _log_probs(found, batch)
-        phases = (*phases, Phase("exact KL", (layers, vocabulary, layers, vocabulary)))
+        work = _log_probs(found, batch)
+        both = (work.policy, work.vocabulary, work.reference, work.vocabulary)
+        phases = (*phases, Phase("exact KL", (*work.shared, *both)))
     return Stage(name, -(-share // size), phases, programs)
 
 
@@ -190,24 +192,42 @@ def _scoring(found: Sizes, batch: Batch) -> tuple[tuple[Phase, ...], Memory]:
     }
 
 
-def _log_probs(found: Sizes, batch: Batch) -> tuple[Work, Work]:
-    """(layers, vocabulary) of one network on the responses: their first token is predicted by the prompt."""
-    tokens = batch.responses * batch.response_length
+class _LogProbs(NamedTuple):
+    """Policy and reference on responses."""
+
+    shared: tuple[Work, ...]
+    """The layers below the first that is trained, which are read once; none where all are trained."""
+    policy: Work
+    """Its layers from there on."""
+    reference: Work
+    """The same, without the adapters."""
+    vocabulary: Work
+    """Of one of the two."""
+
+
+def _log_probs(found: Sizes, batch: Batch) -> _LogProbs:
+    """The first token is predicted by the prompt."""
+    tokens, length = batch.responses * batch.response_length, batch.response_length - 1
     chunks = -(-tokens // memory.chunk(found, tokens))
-    layers = costs.forward(found.policy, found.lora, batch, length=batch.response_length - 1)
-    return layers, costs.unembed(found.policy, tokens, chunks=chunks)
+    below, above = costs.split(found.policy, found.lora)
+    return _LogProbs(
+        (costs.forward(below, Lora(), batch, length=length),) if below.layers else (),
+        costs.forward(above, found.lora, batch, length=length),
+        costs.forward(above, Lora(), batch, length=length),
+        costs.unembed(found.policy, tokens, chunks=chunks),
+    )
 
 
 def _update(found: Sizes, batch: Batch, rematerialize: bool, devices: int) -> tuple[Phase, ...]:
     """Reference and policy on the responses, the gradient, and the optimiser."""
-    policy, length = found.policy, batch.response_length - 1
-    layers, vocabulary = _log_probs(found, batch)
-    reference = (costs.forward(policy, Lora(), batch, length=length), vocabulary)
+    work = _log_probs(found, batch)
+    vocabulary, length = work.vocabulary, batch.response_length - 1
     return (
-        Phase("reference log-probs", reference),
-        Phase("policy log-probs", (layers, vocabulary)),
+        *(Phase("layers that are not trained", (layers,)) for layers in work.shared),
+        Phase("reference log-probs", (work.reference, vocabulary)),
+        Phase("policy log-probs", (work.policy, vocabulary)),
         # Both networks' logits are made again a chunk at a time.
-        Phase("recomputation", (vocabulary, vocabulary, *((layers,) if rematerialize else ())), repeats=True),
+        Phase("recomputation", (vocabulary, vocabulary, *((work.policy,) if rematerialize else ())), repeats=True),
         *_backward(found, batch, vocabulary, length, devices, POLICY_MOMENTS),
     )
 

@@ -40,9 +40,13 @@ def compare_policies(
     temperature: float,
     chunk_size: int,
 ) -> Comparison:
-    """A policy and a reference of one network on given responses, as `compare` compares their features."""
-    features = policy.apply(params, prompts, responses)
-    reference_features = policy.apply(reference, prompts, responses)
+    """A policy and a reference of one network on given responses, as `compare` compares their features.
+
+    The layers below the first that is trained are read once for both, by the reference's parameters.
+    """
+    trunk = policy.below(reference, prompts, responses)
+    features = policy.above(params, trunk, prompts, responses)
+    reference_features = policy.above(reference, trunk, prompts, responses)
     return compare(
         policy.unembed, params, features, reference, reference_features, responses.tokens,
         temperature=temperature, chunk_size=chunk_size,

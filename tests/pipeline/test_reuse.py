@@ -200,6 +200,7 @@ SETTINGS = {
 ELSEWHERE = {
     "data.path": "the data moved", "model.path": "the model moved", "reward_model.path": "the classifier moved",
     "model.lora.alpha": "--model.lora.rank", "model.lora.targets": "--model.lora.rank",
+    "model.lora.last_layers": "--model.lora.rank",
 }  # fmt: skip
 """Options that have no row of their own, and the row that has what they do."""
 

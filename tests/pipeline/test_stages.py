@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ctrl_jax.config import Data, Experiment, Model, Policy, PpoClip, Supervised
-from ctrl_jax.pipeline.stages import TABLE, VERSIONS, inputs_key, open_stage, options_key, timings
+from ctrl_jax.config import Data, Experiment, Lora, Model, Policy, PpoClip, Supervised
+from ctrl_jax.models.lora import PROJECTIONS
+from ctrl_jax.pipeline.stages import TABLE, VERSIONS, as_tree, inputs_key, open_stage, options_key, timings
 from ctrl_jax.runtime.stages import fingerprint, plain, read_json
 from tests.pipeline import golden
 
@@ -45,6 +46,18 @@ def test_a_path_enters_by_its_contents_and_what_changes_no_result_does_not_enter
     assert options_key("sft", moved, contents) == found
     mine = replace(EXPERIMENT, data=Data(source="files", path="rows.jsonl"))
     assert options_key("data", mine, {**CONTENTS, "data": "d"})["path"] == "d"
+
+
+def test_an_option_that_came_later_is_in_no_key_while_it_changes_nothing():
+    def given(**lora):
+        return replace(EXPERIMENT, model=Model(path="somewhere", lora=Lora(rank=2, **lora)))
+
+    assert options_key("policy", given(), CONTENTS)["lora"] == {
+        "rank": 2, "alpha": 16.0, "targets": list(PROJECTIONS),
+    }  # fmt: skip
+    assert "last_layers" not in as_tree(given())["model"]["lora"]
+    assert options_key("policy", given(last_layers=1), CONTENTS)["lora"]["last_layers"] == 1
+    assert as_tree(given(last_layers=1))["model"]["lora"]["last_layers"] == 1
 
 
 def test_the_algorithm_is_part_of_the_policys_key():
