@@ -152,8 +152,8 @@ def train_policy(
     )  # fmt: skip
     data = batches(PolicyBatch(prompts, table), batch_size=options.prompts_per_step, seed=seed)
     with loop.open_training(
-        "policy", training.state, data, metrics=Ctrl.metrics, mesh=mesh, steps=options.steps,
-        checkpoint_every=options.checkpoint_every, directory=directory, fingerprint="policy",
+        "policy", training.state, data, metrics=Ctrl.metrics, devices=programs.Devices(mesh),
+        steps=options.steps, checkpoint_every=options.checkpoint_every, directory=directory, fingerprint="policy",
     ) as updates:  # fmt: skip
         for update in updates.updates(lambda state, batch: training.step(state, training.reference, batch)):
             updates.refuse_unsound(update)

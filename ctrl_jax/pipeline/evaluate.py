@@ -25,7 +25,6 @@ from ctrl_jax.pipeline.stages import timings
 from ctrl_jax.pipeline.supervised import Trained, training_seconds
 from ctrl_jax.pipeline.train import Aligned
 from ctrl_jax.pipeline.workspace import Workspace
-from ctrl_jax.report.statistics import wilson
 from ctrl_jax.rewards import gold
 from ctrl_jax.rewards.named import named
 from ctrl_jax.rewards.reward import Reward
@@ -354,7 +353,7 @@ def _reward_quality(run: Run, reward: Reward) -> tuple[RewardQuality, dict[str, 
         return RewardQuality(pairs=count, agreements=int(agreements.sum()), equal=int(ties.sum())), {}
     chosen, rejected = jnp.asarray(rewards[:, 0]), jnp.asarray(rewards[:, 1])
     accuracy = float(preference.accuracy(chosen, rejected).value)
-    low, high = map(float, wilson(accuracy, count))
+    low, high = map(float, preference.wilson(accuracy, count))
     quality = RewardQuality(count, accuracy, low, high)
     if not config.trained:
         return quality, {}
