@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 from scipy import stats
 
 from ctrl_jax.steps import logprobs, sampling
-from ctrl_jax.types import Prompts
+from ctrl_jax.types import Prompts, Responses
 from tests.steps import fakes
 
 PARAMS = fakes.params(jax.random.key(0))
@@ -201,6 +201,16 @@ def test_any_of_several_tokens_ends_a_response(eos_ids):
     np.testing.assert_array_equal(several.responses.lengths, lengths)
     np.testing.assert_array_equal(several.responses.tokens, np.where(real, tokens, eos_ids[0]))
     np.testing.assert_allclose(several.log_probs, np.where(real, one.log_probs, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", [0, fakes.EOS])
+def test_a_response_has_ended_where_its_last_token_ends_it(padding):
+    every = jax.tree.map(np.asarray, fakes.every_response())
+    real = np.arange(fakes.LENGTH) < every.lengths[..., None]
+    given = Responses(jnp.asarray(np.where(real, every.tokens, padding)), jnp.asarray(every.lengths))
+    bodies = [row[:length].tolist() for row, length in zip(every.tokens[0], every.lengths[0], strict=True)]
+    np.testing.assert_array_equal(sampling.ended(given, (fakes.EOS,)), [[fakes.EOS in body for body in bodies]])
+    np.testing.assert_array_equal(sampling.ended(given, (fakes.EOS, 1)), [[body[-1] in (1, 2) for body in bodies]])
 
 
 def test_token_by_token_is_the_same():
