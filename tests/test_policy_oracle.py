@@ -56,12 +56,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Nearly all of the time here is LLVM's optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def prompts(seed: int) -> Prompts:

@@ -32,12 +32,7 @@ POLICY = config.Policy(steps=50, warmup_steps=0, samples_per_prompt=4, prompts_p
 SUPERVISED = config.Supervised(steps=50, warmup_steps=0, learning_rate=0.01, batch_size=8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Nearly all of the time here is LLVM's optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 AXES = {1: (1, 1, 1), 8: (8, 1, 1), "4,2,1": (4, 2, 1), "2,2,2": (2, 2, 2), "1,1,8": (1, 1, 8)}

@@ -11,6 +11,8 @@ from ctrl_jax.steps import logprobs, sampling
 from ctrl_jax.types import Prompts, Responses
 from tests.steps import fakes
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 PARAMS = fakes.params(jax.random.key(0))
 
 
@@ -268,24 +270,20 @@ def test_long_tails_are_read_alone_and_change_no_sample(num_samples, expected_wi
         decode=decode,
     )
 
-    def sample(first, count):
-        prompts = Prompts(
-            jnp.zeros((count, 1), jnp.int32), jnp.ones(count, jnp.int32), jnp.arange(first, first + count)
-        )
-        return jax.jit(
-            lambda: sampling.sample(
-                policy, None, prompts, jax.random.key(0), num_samples=num_samples, max_length=12, eos_ids=(5,)
-            )
-        )()
+    @jax.jit
+    def sample(ids):
+        prompts = Prompts(jnp.zeros((len(ids), 1), jnp.int32), jnp.ones(len(ids), jnp.int32), ids)
+        key = jax.random.key(0)
+        return sampling.sample(policy, None, prompts, key, num_samples=num_samples, max_length=12, eos_ids=(5,))
 
-    whole = sample(0, 128)
+    whole = sample(jnp.arange(128))
     jax.effects_barrier()
     np.testing.assert_array_equal(whole.responses.lengths, np.repeat(lengths[:, None], num_samples, axis=1))
     assert sorted(widths, key=lambda width: width[1]) == [(width, index) for index, width in enumerate(expected_widths)]
     # Batches of 32 rows, none of which is too long a tail.
     count = 32 // num_samples
     for first in range(0, 128, count):
-        part = sample(first, count)
+        part = sample(jnp.arange(first, first + count))
         np.testing.assert_array_equal(part.responses.tokens, whole.responses.tokens[first : first + count])
         np.testing.assert_array_equal(part.responses.lengths, whole.responses.lengths[first : first + count])
         np.testing.assert_array_equal(part.log_probs, whole.log_probs[first : first + count])
