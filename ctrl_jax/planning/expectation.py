@@ -22,7 +22,7 @@ class Efficiency:
         for option, value in (("matmul", self.matmul), ("bandwidth", self.bandwidth)):
             if not 0 < value <= 1:
                 raise InputError(
-                    f"`efficiency.{option}` is {value}",
+                    f"Efficiency.{option} is {value}",
                     field=f"efficiency.{option}",
                     value=value,
                     remedy="it is a share of the peak, above 0 and at most 1.",

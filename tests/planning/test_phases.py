@@ -109,7 +109,9 @@ def test_several_updates_a_batch_cost_an_epoch_each_and_read_the_weights_each(ep
             continue
         assert phase.work.flops == pytest.approx(epochs * whole.work.flops)
         fixed = 2 * less.work.moved - whole.work.moved
-        assert phase.work.moved == pytest.approx(epochs * (minibatches * fixed + whole.work.moved - fixed))
+        expected = epochs * (minibatches * fixed + whole.work.moved - fixed)
+        # The output projection is read once a chunk of tokens, and the chunks of a part are rounded up.
+        assert phase.work.moved == pytest.approx(expected, rel=0.01)
         assert phase.sent == epochs * minibatches * whole.sent
     assert several["optimiser"].work.moved == epochs * minibatches * one["optimiser"].work.moved
     assert several["optimiser"].sent > 0
