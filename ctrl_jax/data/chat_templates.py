@@ -59,9 +59,13 @@ class ChatTemplate:
         self._file = file
         self._variables = dict(variables)
         self._limits = limits
-        self._secret = secrets.token_hex(16)
         any_token = any_of(controls)
         self._control = re.compile(f"({any_token})")
+        # A short control token of hexadecimal letters may be in a secret by chance, and would be cut out of it.
+        self._secret = secrets.token_hex(16)
+        for _ in range(1000):
+            if self._control.search(self._secret):
+                self._secret = secrets.token_hex(16)
         self._likeness = re.compile(f"(?={any_token}).", re.DOTALL)
         self._probe()
 
