@@ -14,7 +14,13 @@ import jax
 import pytest
 from jax.sharding import AxisType, Mesh
 
+from ctrl_jax.runtime import platform
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most of the tests' time is compilation: what one process has compiled, the others and the next run read.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    platform.setup_compilation_cache(Path(__file__).parents[1] / ".cache" / "tests")
+)
 
 
 ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"
@@ -56,6 +62,14 @@ def mesh() -> Mesh:
     """Eight CPU devices on the axis `data`."""
     axes = ("data", "fsdp", "model")
     return jax.make_mesh((8, 1, 1), axes, axis_types=(AxisType.Auto,) * 3, devices=jax.devices("cpu")[:8])
+
+
+@pytest.fixture(scope="module")
+def compile_fast() -> Iterator[None]:
+    """For modules of which nearly all of the time is LLVM's optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)
