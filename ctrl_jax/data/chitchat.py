@@ -107,4 +107,4 @@ def _replies(turns: Conversation) -> list[Record | str]:
     for i in range(1, len(turns), 2):
         record = Record(turns[max(0, i - TURNS) : i], response=turns[i].content)
         replies.append(defect(record) or ("empty turn" if not all(turn.content for turn in record.prompt) else record))
-    return replies or ["conversation without a reply"]
+    return replies or ["no reply"]

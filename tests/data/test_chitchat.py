@@ -105,7 +105,7 @@ def test_what_is_left_out_is_counted(tmp_path):
     }
     loaded = chitchat.load(write(tmp_path, talks))
     assert loaded.dropped == {
-        "empty response": 1, "empty turn": 1, "conversation without a reply": 1, "prompt in another split": 1
+        "empty response": 1, "empty turn": 1, "no reply": 1, "prompt in another split": 1
     }  # fmt: skip
     assert [record.response for record in records(loaded)] != [] and loaded.rows == 6
 
