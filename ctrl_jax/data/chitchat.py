@@ -61,8 +61,10 @@ def file(path: Path | None) -> Path:
         found = path / FILE if path.is_dir() else path
         if not found.is_file():
             raise InputError(
-                f"There are no conversations at {path}: it has no {FILE}. Give `data.path` the one of the package "
-                "chitchat-dataset, or leave it out to read that of the installed package."
+                f"There are no conversations at {path}: it has no {FILE}",
+                field="data.path",
+                value=str(path),
+                remedy="give `data.path` the one of the package chitchat-dataset, or leave it out.",
             )
         return found
     package = importlib.util.find_spec(PACKAGE)
@@ -80,9 +82,19 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         conversations = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}. Copy it again from the package chitchat-dataset.") from error
+        raise InputError(
+            f"{path} cannot be read: {error}",
+            field=str(path),
+            value=None,
+            remedy="copy it again from the package chitchat-dataset.",
+        ) from error
     if not isinstance(conversations, dict):
-        raise InputError(f"{path} is {rows.kind(conversations)}; it must be an object of conversations by their ids.")
+        raise InputError(
+            f"{path} is {rows.kind(conversations)}",
+            field=str(path),
+            value=rows.shown(conversations),
+            remedy="it must be an object of conversations by their ids.",
+        )
     return conversations
 
 
@@ -90,11 +102,21 @@ def _turns(conversation: Any, place: str) -> Conversation:
     """What two speakers said in turn. Errors: InputError where it is not of the published form."""
     groups = conversation.get("messages") if isinstance(conversation, dict) else None
     if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
-        raise InputError(f"{place}: 'messages' must be a list of lists of messages {{text, sender}}.")
+        raise InputError(
+            f"{place}: its 'messages' are {rows.shown(groups)}",
+            field=place,
+            value=rows.shown(groups),
+            remedy="they must be a list of lists of messages {text, sender}.",
+        )
     messages = [message for group in groups for message in group]
     for i, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise InputError(f"{place}: message {i + 1} is {rows.kind(message)}, {rows.shown(message)}.")
+            raise InputError(
+                f"{place}: message {i + 1} is {rows.kind(message)}, {rows.shown(message)}",
+                field=place,
+                value=rows.shown(message),
+                remedy="it must be an object {text, sender}.",
+            )
     said = [tuple(rows.text_of(message, field, place) for field in ("sender", "text")) for message in messages]
     by_speaker = itertools.groupby(said, key=lambda message: message[0])
     texts = ["\n".join(text.strip() for _, text in group if text.strip()) for _, group in by_speaker]

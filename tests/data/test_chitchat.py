@@ -115,8 +115,8 @@ def test_what_is_left_out_is_counted(tmp_path):
     [
         ("[", "cannot be read"),
         ("[]", "is a list"),
-        ('{"1": {}}', "conversation 1: 'messages' must be a list"),
-        ('{"1": {"messages": [{}]}}', "conversation 1: 'messages' must be a list"),
+        ('{"1": {}}', "conversation 1: its 'messages' are None; they must be a list of lists"),
+        ('{"1": {"messages": [{}]}}', "conversation 1: its 'messages' are .*; they must be a list of lists"),
         ('{"1": {"messages": [["Hi"]]}}', "conversation 1: message 1 is a text"),
         ('{"1": {"messages": [[{"text": "Hi"}]]}}', "conversation 1 has no 'sender'"),
         ('{"1": {"messages": [[{"text": 1, "sender": "a"}]]}}', "conversation 1: 'text' must be a text"),

@@ -10,6 +10,8 @@ import ctrl_jax as cj
 from ctrl_jax.data.conversations import Turn
 from tests.pipeline.pretrained import CLASSIFIER, write_model
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 PROMPTS = ["What is 1 + 1?", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]]
 
 
