@@ -1,13 +1,23 @@
 """The table of stages: keys, order, versions, and the results that a version stands for."""
 
 from dataclasses import fields, replace
+from functools import reduce
+from operator import attrgetter, getitem
 from pathlib import Path
 
 import pytest
 
 from ctrl_jax.config import Data, Experiment, Lora, Model, Policy, PpoClip, Supervised
-from ctrl_jax.models.lora import PROJECTIONS
-from ctrl_jax.pipeline.stages import TABLE, VERSIONS, as_tree, inputs_key, open_stage, options_key, timings
+from ctrl_jax.pipeline.stages import (
+    TABLE,
+    VERSIONS,
+    YOUNGER,
+    as_tree,
+    inputs_key,
+    open_stage,
+    options_key,
+    timings,
+)
 from ctrl_jax.runtime.stages import fingerprint, plain, read_json
 from tests.pipeline import golden
 
@@ -48,24 +58,25 @@ def test_a_path_enters_by_its_contents_and_what_changes_no_result_does_not_enter
     assert options_key("data", mine, {**CONTENTS, "data": "d"})["path"] == "d"
 
 
-def test_an_option_that_came_later_is_in_no_key_while_it_changes_nothing():
-    def given(**lora):
-        return replace(EXPERIMENT, model=Model(path="somewhere", lora=Lora(rank=2, **lora)))
-
-    assert options_key("policy", given(), CONTENTS)["lora"] == {
-        "rank": 2, "alpha": 16.0, "targets": list(PROJECTIONS),
-    }  # fmt: skip
-    assert "last_layers" not in as_tree(given())["model"]["lora"]
-    assert options_key("policy", given(last_layers=1), CONTENTS)["lora"]["last_layers"] == 1
-    assert as_tree(given(last_layers=1))["model"]["lora"]["last_layers"] == 1
-
-
 def test_the_algorithm_is_part_of_the_policys_key():
     """It is no option, but the type of the options."""
     same = {field.name: getattr(EXPERIMENT.policy, field.name) for field in fields(Policy)}
     found = options_key("policy", replace(EXPERIMENT, policy=PpoClip(**same)), CONTENTS)["policy"]
     assert found["algorithm"] == PpoClip.algorithm
     assert "algorithm" not in options_key("policy", EXPERIMENT, CONTENTS)["policy"], "as before there was another"
+
+
+def test_a_younger_option_is_in_no_key_until_it_changes_something():
+    for path, before in YOUNGER.items():
+        section, _, name = path.rpartition(".")
+        assert name not in reduce(getitem, section.split("."), as_tree(EXPERIMENT)), path
+        assert attrgetter(path)(EXPERIMENT) == before, "the default leaves results as they were"
+    mine = replace(EXPERIMENT, data=Data(source="files", path="rows.jsonl"))
+    plain_rows = replace(mine, data=replace(mine.data, format="plain"))
+    assert "format" not in options_key("data", mine, CONTENTS)
+    assert options_key("data", plain_rows, CONTENTS) == {**options_key("data", mine, CONTENTS), "format": "plain"}
+    last = replace(EXPERIMENT, model=Model(path="somewhere", lora=Lora(rank=2, last_layers=1)))
+    assert options_key("policy", last, CONTENTS)["lora"]["last_layers"] == 1
 
 
 def test_inputs_are_those_of_the_table():
