@@ -21,7 +21,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, lora, networks
 from ctrl_jax.models.networks import Networks
 from ctrl_jax.steps import kl, logprobs, sampling
-from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Rollouts, Score
+from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Responses, Rollouts, Score
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,19 @@ def streamer(
     batch = batch_spec(mesh)
     specs: Any = sampling.State(batch, P(), batch, batch, batch, batch)  # type: ignore[arg-type]
     return reader(mesh, start, (batch, P()), specs), reader(mesh, advance, (specs,), specs, donate=(1,))
+
+
+def log_probs(parts: Networks, mesh: Mesh, *, temperature: float) -> Callable[[Params, Prompts, Responses], jax.Array]:
+    """(params, prompts, responses) to log-probs of whole responses [B, N], nats, by the law that training scores."""
+    chunks = chunk_size(parts, mesh)
+
+    def measure(params: Params, prompts: Prompts, responses: Responses) -> jax.Array:
+        return logprobs.of_responses(
+            parts.policy, params, prompts, responses, temperature=temperature, chunk_size=chunks
+        )
+
+    batch = batch_spec(mesh)
+    return reader(mesh, measure, (batch, batch), batch)
 
 
 def kl_of_responses(

@@ -33,6 +33,8 @@ class Stage:
     """Whether it draws random numbers with jax."""
     shared: bool = True
     """Whether experiments share it, below `runs/stages`; else it is in the work directory."""
+    option: str | None = None
+    """The field of an experiment without which it has no such stage; what needs the stage then does without."""
 
 
 _REFERENCE_AND_REWARD = {"corpus": "data", "reference": "sft", "reward_model": "reward_model"}
@@ -60,6 +62,12 @@ TABLE = (
         timing="calibrate",
     ),
     Stage(
+        "start", 1,
+        needs={"corpus": "data", "reference": "sft", "calibration": "calibration"},
+        reads={"start": "start", "lora": "model.lora", "seed": "seed"},
+        option="start",
+    ),
+    Stage(
         "reference_evaluation", 3,
         needs=_REFERENCE_AND_REWARD,
         reads={
@@ -70,7 +78,7 @@ TABLE = (
     Stage("reference_judge", 1, needs={"reference_evaluation": "reference_evaluation", "judge": "files"}),
     Stage(
         "policy", 3,
-        needs={**_REFERENCE_AND_REWARD, "calibration": "calibration"},
+        needs={**_REFERENCE_AND_REWARD, "calibration": "calibration", "start": "start"},
         reads={"policy": "policy", "lora": "model.lora", "table": "calibration", "seed": "seed"},
         timing="train",
         shared=False,
@@ -95,7 +103,8 @@ def named(name: str) -> Stage:
 def inputs_key(name: str, inputs: Mapping[str, Any], draws: Mapping[str, Any]) -> dict[str, Any]:
     """What a stage depends on besides its options, in clear."""
     stage = named(name)
-    if inputs.keys() != stage.needs.keys():
+    optional = {of for of, maker in stage.needs.items() if maker != "files" and named(maker).option is not None}
+    if not stage.needs.keys() - optional <= inputs.keys() <= stage.needs.keys():
         raise ValueError(f"The stage {name} needs {sorted(stage.needs)}, and was given {sorted(inputs)}.")
     drawn = {"draws": dict(draws)} if stage.draws else {}
     return {"version": VERSIONS[name], **drawn, **inputs}
@@ -117,10 +126,23 @@ def options_key(name: str, experiment: Experiment, contents: Mapping[str, Any]) 
 
 
 def as_tree(experiment: Experiment) -> dict[str, Any]:
-    """The experiment in JSON, with the name of its algorithm."""
+    """The experiment in JSON, with the names of its algorithms.
+
+    What was added to experiments since is left out where an experiment does not use it, so that it is still the same.
+    """
     tree: dict[str, Any] = plain(experiment)
     tree["policy"] |= experiment.policy.named_algorithm
+    if experiment.start is None:
+        del tree["start"]
+    else:
+        tree["start"] |= experiment.start.named_algorithm
     return tree
+
+
+def versions(experiment: Experiment) -> dict[str, int]:
+    """Of the stages that the experiment has."""
+    without = {stage.name for stage in TABLE if stage.option is not None and getattr(experiment, stage.option) is None}
+    return {name: version for name, version in VERSIONS.items() if name not in without}
 
 
 def open_stage(
