@@ -837,8 +837,9 @@ def grid(base: Experiment, *, transforms: Sequence[str], kl_budgets: Sequence[fl
     share = 1.0 if base.start is None else base.start.kl_budget / base.policy.kl_budget
 
     def start(policy: Policy) -> Stored | None:
-        point = {"transform": policy.transform, "kl_budget": share * policy.kl_budget, "beta": None}
-        return None if base.start is None else replace(base.start, **point)
+        if base.start is None:
+            return None
+        return replace(base.start, transform=policy.transform, kl_budget=share * policy.kl_budget, beta=None)
 
     return [
         replace(base, name=f"{policy.transform}_kl{policy.kl_budget:g}", policy=policy, start=start(policy))

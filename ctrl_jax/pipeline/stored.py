@@ -4,6 +4,8 @@ A prompt's responses are in the order in which they were drawn, which says nothi
 other are a random group.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -64,11 +66,12 @@ def examples(prompts: Prompts, kept: np.ndarray, group: int) -> StoredResponses:
     """The records [B, K] of prompts as groups of N, which divides K: K / N of each prompt, [B K / N, N]."""
     count, size = kept.shape
     prompt = np.repeat(np.arange(count), size // group)
-    groups = kept.reshape(-1, group)
+    groups: Any = kept.reshape(-1, group)
+    every: Any = kept["reward"]
     return StoredResponses(
         jax.tree.map(lambda x: np.asarray(x)[prompt], prompts),
         Responses(groups["tokens"], groups["length"]),
         groups["log_prob"],
         groups["reward"],
-        kept["reward"][prompt],
+        every[prompt],
     )

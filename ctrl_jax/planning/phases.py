@@ -7,7 +7,7 @@ Everything follows from shapes. Parameters, gradients and moments are replicated
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from ctrl_jax.config import Experiment, Lora, Supervised
+from ctrl_jax.config import Experiment, Lora, Stored, Supervised
 from ctrl_jax.devices import accelerators
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs
@@ -59,15 +59,22 @@ def stages(experiment: Experiment, devices: int, *, device_memory: float | None 
         raise InputError(f"--devices is {devices}; ask for at least 1.")
     check_batches_divide(experiment, devices)
     found = sizes(experiment, device_memory)
-    made = [_policy(experiment, found, devices)]
+    stored = isinstance(experiment.policy, Stored)
+    made = [
+        _stored("policy training", "policy", experiment, found, devices)
+        if stored
+        else _policy(experiment, found, devices)
+    ]
+    if experiment.start is not None:
+        made.insert(0, _stored("start", "start", experiment, found, devices))
     if experiment.reward_model.trained:
         made.insert(0, _supervised("reward model", "reward_model", experiment, found, devices, pairs=True))
     if experiment.sft.steps:
         made.insert(0, _supervised("reference policy (sft)", "sft", experiment, found, devices, pairs=False))
     calibration, evaluation = experiment.calibration, experiment.evaluation
-    made.insert(
-        -1, _responses("calibration", experiment, found, calibration.prompts, calibration.samples_per_prompt, devices)
-    )
+    drawn = (calibration.prompts, calibration.samples_per_prompt, devices)
+    before = -1 if experiment.start is None else -2
+    made.insert(before, _responses("calibration", experiment, found, *drawn, kept=calibration.keep_responses))
     sizes_of_evaluation = (evaluation.prompts, evaluation.responses_per_prompt, devices)
     made.append(_responses("reference evaluation", experiment, found, *sizes_of_evaluation))
     made.append(_responses("policy evaluation", experiment, found, *sizes_of_evaluation, trained=True))
@@ -110,6 +117,26 @@ def _policy(experiment: Experiment, found: Sizes, devices: int) -> Stage:
     )
 
 
+def _stored(name: str, part: str, experiment: Experiment, found: Sizes, devices: int) -> Stage:
+    """Updates by stored responses, which have their log-probs under the reference already."""
+    config: Stored = getattr(experiment, part)
+    data, rematerialize = experiment.data, experiment.model.rematerialize
+    batch = Batch(
+        config.prompts_per_step // devices, config.samples_per_prompt, data.prompt_length, data.response_length
+    )
+    length = batch.response_length - 1
+    layers, vocabulary = _log_probs(found, batch)
+    phases = (
+        Phase("policy log-probs", (layers, vocabulary)),
+        Phase("recomputation", (vocabulary, *((layers,) if rematerialize else ())), repeats=True),
+        *_backward(found, batch, vocabulary, length, devices, POLICY_MOMENTS),
+    )
+    slices = memory.micro_batches(config.micro_batches, found, batch, rematerialize)
+    needed = memory.update(found, batch, slices, rematerialize, length=length, networks=1)
+    programs = {"update": {**memory.held(found), **needed}}
+    return Stage(name, config.steps, phases, programs, batch=(part, "prompts_per_step"))
+
+
 def _supervised(name: str, part: str, experiment: Experiment, found: Sizes, devices: int, *, pairs: bool) -> Stage:
     """Fine-tuning on demonstrations, or on pairs of responses: those have no logits."""
     config: Supervised = getattr(experiment, part)
@@ -136,9 +163,11 @@ def _supervised(name: str, part: str, experiment: Experiment, found: Sizes, devi
 
 
 def _responses(
-    name: str, experiment: Experiment, found: Sizes, prompts: int, samples: int, devices: int, *, trained: bool = False
-) -> Stage:
-    """Responses and their scores, in the batches of `rollouts.in_batches`; a policy's with their KL too."""
+    name: str, experiment: Experiment, found: Sizes, prompts: int, samples: int, devices: int, *,
+    trained: bool = False, kept: bool = False,
+) -> Stage:  # fmt: skip
+    """Responses and their scores, in the batches of `rollouts.in_batches`; a policy's with their KL too, and those that
+    are kept with their log-probs."""
     data, policy = experiment.data, found.policy
     share = -(-prompts // devices)
     size = min(prompts_at_a_time(policy, data, samples), share)
@@ -153,6 +182,8 @@ def _responses(
     if trained:
         layers, vocabulary = _log_probs(found, batch)
         phases = (*phases, Phase("exact KL", (layers, vocabulary, layers, vocabulary)))
+    if kept:
+        phases = (*phases, Phase("log-probs", _log_probs(found, batch)))
     return Stage(name, -(-share // size), phases, programs)
 
 

@@ -5,10 +5,11 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from ctrl_jax.config import Experiment
+from ctrl_jax.config import Experiment, Stored
 from ctrl_jax.devices.accelerators import Accelerator
 from ctrl_jax.models import costs
 from ctrl_jax.models.costs import Work
+from ctrl_jax.pipeline import stored
 from ctrl_jax.planning import memory
 from ctrl_jax.planning.expectation import Efficiency, expect
 from ctrl_jax.planning.phases import Phase, Stage, model_flops, peak, policy_batch, policy_training, stages
@@ -51,6 +52,7 @@ def as_json(
         "trained": found.trained,
         "capacity": capacity,
         "stages": {one.name: stage(one) for one in made},
+        "stored_responses": _stored_bytes(experiment),
         "remedies": {
             one.name: [
                 remedy._asdict()
@@ -70,6 +72,9 @@ def show(experiment: Experiment, devices: int, efficiency: Efficiency, made: lis
     say(_activations(experiment, devices, device.own_memory))
     _show_stages(experiment, efficiency, made, device)
     _show_fit(experiment, devices, made, capacity, device.own_memory)
+    if kept := _stored_bytes(experiment):
+        each, every = (quantity(size, "B") for size in (kept["bytes_per_prompt"], kept["bytes"]))
+        say(f"Calibration keeps its responses on disk: {each} a prompt, {every} in all.")
     say(
         f"Assumed: {efficiency.matmul:g} of the peak of products and {efficiency.bandwidth:g} of the bandwidths "
         "(--efficiency.matmul, --efficiency.bandwidth); every response at its full length and every prompt padded; "
@@ -78,6 +83,14 @@ def show(experiment: Experiment, devices: int, efficiency: Efficiency, made: lis
     )
     if found.reward is None:
         say(f"The reward {experiment.reward_model.function} is a function of the host, and not in these tables.")
+
+
+def _stored_bytes(experiment: Experiment) -> dict[str, int]:
+    """Of the reference's stored responses; empty where they are not kept."""
+    if not experiment.calibration.keep_responses:
+        return {}
+    each = stored.bytes_per_prompt(experiment, sizes(experiment).policy.vocabulary_size)
+    return {"bytes_per_prompt": each, "bytes": experiment.calibration.prompts * each}
 
 
 def _show_step(
@@ -108,7 +121,8 @@ def _show_step(
     seconds = expect(training.phases, device, dtype, efficiency).seconds
     tokens = config.prompts_per_step * config.samples_per_prompt * data.response_length
     used = model_flops(training) / (seconds * device.flops(dtype))
-    say(f"{quantity(tokens / seconds)} new tokens/s on all devices; model-FLOPs utilisation {used:.0%}.")
+    kind = "stored" if isinstance(config, Stored) else "new"
+    say(f"{quantity(tokens / seconds)} {kind} tokens/s on all devices; model-FLOPs utilisation {used:.0%}.")
 
 
 def _show_memory(training: Stage, capacity: float) -> None:

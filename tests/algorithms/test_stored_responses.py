@@ -32,7 +32,7 @@ OBJECTIVE = Objective.parse("identity", "best_of_2", 0.5)
 EVERY = jax.tree.map(lambda x: np.asarray(x)[0], fakes.every_response())
 Y = len(EVERY.lengths)
 REFERENCE = np.zeros((2, 3, 4, 4, 3), np.float32)
-LAW = 3.0 ** -EVERY.lengths
+LAW = 3.0**-EVERY.lengths
 """[Y] of the reference."""
 RAW = np.random.default_rng(0).permutation(Y).astype(np.float32)
 """[Y] no two tie."""

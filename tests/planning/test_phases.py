@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ctrl_jax.config import Data, Lora, Model, Policy, RewardModel, Supervised
+from ctrl_jax.config import Calibration, Data, Lora, Model, Policy, Regression, RewardModel, Supervised
 from ctrl_jax.devices import parameters
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
@@ -53,6 +53,20 @@ def test_the_stages_are_those_that_train_would_run(tmp_path):
     training = phases.policy_training(phases.stages(given, 1))
     assert "reward scores" not in [phase.name for phase in training.phases]
     assert "reward model" not in training.programs["update"]
+
+
+def test_stored_responses_are_learned_from_without_drawing_or_the_reference():
+    """A start is a stage of its own; alone, it is the policy's training."""
+    kept = replace(SMALL, calibration=Calibration(keep_responses=True))
+    plain = phases.stages(SMALL, 1)
+    begun = phases.stages(replace(kept, start=Regression(samples_per_prompt=16)), 1)
+    names = [stage.name for stage in plain]
+    assert [stage.name for stage in begun] == [*names[:3], "start", *names[3:]]
+    alone = phases.policy_training(phases.stages(replace(kept, policy=Regression()), 1))
+    for stage in (begun[3], alone):
+        assert [phase.name for phase in stage.phases] == ["policy log-probs", "recomputation", "backward", "optimiser"]
+        assert (stage.times, list(stage.programs)) == (Regression().steps, ["update"])
+    assert [phase.name for phase in begun[2].phases] == [*(phase.name for phase in plain[2].phases), "log-probs"]
 
 
 def test_a_classifier_has_its_own_size(tmp_path):
