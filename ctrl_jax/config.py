@@ -761,7 +761,7 @@ class Experiment:
                 self.calibration.keep_responses,
                 "calibration.keep_responses",
                 False,
-                f"Calibration.keep_responses is False, and `{section}` ({name}) learns from the reference's stored "
+                f"Calibration.keep_responses is False, and the {section} ({name}) learns from the reference's stored "
                 "responses",
                 "set it to True.",
             )

@@ -167,11 +167,11 @@ def test_sizes_and_rates_are_above_zero(part, field, value):
         ),
         (
             lambda: Experiment("a", start=Regression()),
-            ["Calibration.keep_responses is False", "`start` (Regression)", "set it to True"],
+            ["Calibration.keep_responses is False", "the start (Regression)", "set it to True"],
         ),
         (
             lambda: Experiment("a", policy=GroupProjection()),
-            ["Calibration.keep_responses is False", "`policy` (GroupProjection)", "set it to True"],
+            ["Calibration.keep_responses is False", "the policy (GroupProjection)", "set it to True"],
         ),
         (
             lambda: Experiment("a", calibration=KEPT, start=Policy()),
