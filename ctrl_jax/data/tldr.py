@@ -6,7 +6,7 @@ github.com/openai/summarize-from-feedback.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from ctrl_jax.data import builders, jsonl, rows
 from ctrl_jax.data.conversations import Conversation, Record, Turn
 from ctrl_jax.data.downloads import fetch, fingerprint
+from ctrl_jax.data.forms import Format
 from ctrl_jax.data.splits import Loaded, arranged, defect
 from ctrl_jax.errors import InputError
 
@@ -67,8 +68,10 @@ class Tldr(tfds.core.GeneratorBasedBuilder):
         return examples
 
 
-def load(*, path: Path | None, data_dir: Path) -> Loaded:
+def load(*, path: Path | None, data_dir: Path, format: Format = "chat") -> Loaded:
     """The comparisons, prepared in `data_dir` on first use. The demonstration is the chosen summary.
+
+    Where the format is plain, a summary begins with the space that stands between `TL;DR:` and its first word.
 
     Errors: InputError for a path without comparisons, a row that is not of the published schema (with its file and
     line), or a download that fails.
@@ -76,7 +79,10 @@ def load(*, path: Path | None, data_dir: Path) -> Loaded:
     config: TldrConfig | str = "comparisons"
     if path is not None:
         config = TldrConfig(name=f"comparisons_{fingerprint(files(path))}", folder=path)
-    return builders.loaded(builders.prepared(Tldr, config, data_dir), _conversation)
+    loaded = builders.loaded(builders.prepared(Tldr, config, data_dir), _conversation)
+    if format == "chat":
+        return loaded
+    return replace(loaded, records={split: [*map(_spaced, found)] for split, found in loaded.records.items()})
 
 
 def files(path: Path) -> dict[str, Path]:
@@ -92,8 +98,10 @@ def files(path: Path) -> dict[str, Path]:
             return {file.name: file for file in sorted(found)}
     raise InputError(
         f"There are no comparisons of summaries at {path}: no batch*.json (or .jsonl, .jsonl.gz) there, nor in its "
-        f"folder comparisons. Give `data.path` a folder that has them, such as {BATCHES[0]}.json, or leave it out to "
-        "download."
+        "folder comparisons.",
+        field="data.path",
+        value=str(path),
+        remedy=f"Give `data.path` a folder that has them, such as {BATCHES[0]}.json, or leave it out to download.",
     )
 
 
@@ -122,13 +130,26 @@ def read_row(row: rows.Row, place: str) -> tuple[str, Record | str]:
     info, summaries, choice = (row.get(name) for name in ("info", "summaries", "choice"))
     published = rows.text_of(row, "split", place)
     if published not in SPLITS:
-        raise InputError(f"{place}: the split is {rows.shown(published)}; it is one of {', '.join(SPLITS)}.")
+        raise InputError(
+            f"{place}: the split is {rows.shown(published)}",
+            field=place,
+            value=published,
+            remedy=f"it is one of {', '.join(SPLITS)}.",
+        )
     if not isinstance(info, dict):
-        raise InputError(f"{place}: 'info' must be an object with the post, and is {rows.shown(info)}.")
+        problem = f"{place}: 'info' is {rows.shown(info)}"
+        raise InputError(problem, field=place, value=info, remedy="it must be an object with the post.")
     if not (isinstance(summaries, list) and len(summaries) == 2 and all(isinstance(it, dict) for it in summaries)):
-        raise InputError(f"{place}: 'summaries' must be a list of two objects with a 'text' each.")
+        problem = f"{place}: 'summaries' is {rows.shown(summaries)}"
+        remedy = "it must be a list of two objects with a 'text' each."
+        raise InputError(problem, field=place, value=summaries, remedy=remedy)
     if type(choice) is not int or choice not in (0, 1):
-        raise InputError(f"{place}: 'choice' is {rows.shown(choice)}; it is 0 or 1, the index of the better summary.")
+        raise InputError(
+            f"{place}: 'choice' is {rows.shown(choice)}",
+            field=place,
+            value=choice,
+            remedy="it is 0 or 1, the index of the better summary.",
+        )
     split = SPLITS[published]
     if "article" in info and "post" not in info:
         return split, "not a Reddit post"
@@ -143,6 +164,10 @@ def read_row(row: rows.Row, place: str) -> tuple[str, Record | str]:
 def request(subreddit: str, title: str, post: str) -> str:
     """A post as the paper's models read it."""
     return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+
+
+def _spaced(record: Record) -> Record:
+    return replace(record, response=f" {record.response}", chosen=f" {record.chosen}", rejected=f" {record.rejected}")
 
 
 def _conversation(request: str) -> Conversation:

@@ -1,6 +1,5 @@
 """The whole path, from the data to the evaluation. Each stage is made, continued, or read where it is done."""
 
-from ctrl_jax.algorithms.protocol import Source
 from ctrl_jax.config import Experiment
 from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.pipeline import assembly, calibrate, evaluate, reward_model, sft, start, train
@@ -40,7 +39,7 @@ def policy(run: Run) -> Aligned:
     reward, reward_seconds = reward_model.run(run, reference)
     seconds = {"sft": reference.seconds, "reward_model": reward_seconds}
     calibrated = begun = None
-    if is_calibrated(run.experiment):
+    if assembly.is_calibrated(run.experiment):
         calibrated = calibrate.run(run, reference, reward)
         seconds["calibration"] = calibrated.seconds
         begun = start.run(run, reference, calibrated)
@@ -49,14 +48,8 @@ def policy(run: Run) -> Aligned:
     return Aligned(policy, reference, reward, seconds, train.depends_on(run, reference, reward, calibrated, begun))
 
 
-def is_calibrated(experiment: Experiment) -> bool:
-    """Whether the algorithm, or its start, learns from calibrated rewards: all but those of preference pairs do."""
-    source = assembly.algorithm_class(experiment.policy).source
-    return experiment.start is not None or source in (Source.POLICY, Source.REFERENCE)
-
-
 def check_budget(experiment: Experiment) -> None:
     """Refuses a KL budget that no policy of the transform reaches. A β that is given aims at no budget."""
-    for options in (experiment.policy, experiment.start) if is_calibrated(experiment) else ():
+    for options in (experiment.policy, experiment.start) if assembly.is_calibrated(experiment) else ():
         if options is not None and options.beta is None:
             options.objective.check(experiment.calibration.rewards_per_prompt)

@@ -23,6 +23,9 @@ class Run(Workspace):
     fingerprints: dict[str, Any]
     """The workspace's: what changes on disk after the claim is not taken for what was claimed."""
 
+    def __post_init__(self) -> None:
+        """Checks nothing: the workspace has."""
+
     @property
     def architecture(self) -> architecture.Architecture:
         return self.models.architecture
@@ -42,7 +45,9 @@ def prepare(workspace: Workspace) -> Run:
     if model.path is not None:
         sizes = pretrained_architecture(experiment)
     if sizes is not None and workspace.given is None:
-        tokenizer = pretrained_tokenizers.load(Path(str(model.path)), embedding_rows=sizes.vocabulary_size)
+        tokenizer = pretrained_tokenizers.load(
+            Path(str(model.path)), embedding_rows=sizes.vocabulary_size, format=data.format
+        )
     corpus = workspace.given
     if corpus is None:
         stage = workspace.stage("data", tokenizer=tokenizer and tokenizer.fingerprint)

@@ -6,13 +6,14 @@ code, by its version; and how jax draws. Not in it are the devices and the versi
 change results by rounding alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ctrl_jax import config
 from ctrl_jax.config import Experiment
+from ctrl_jax.pipeline import assembly
 from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.runtime import stages
 from ctrl_jax.runtime.stages import plain
@@ -27,14 +28,16 @@ class Stage:
     """Its inputs: by their name in the key, the stage that makes them, or `files` where they come from outside."""
     reads: Mapping[str, str] = field(default_factory=dict)
     """The options that its results depend on: by their name in the key, the field of the experiment."""
+    wanted: Callable[[Experiment], bool] = lambda _: True
+    """Whether a run of an experiment makes it."""
     timing: str | None = None
     """Its name among the timings of evaluation.json; by default its own."""
     draws: bool = True
     """Whether it draws random numbers with jax."""
     shared: bool = True
     """Whether experiments share it, below `runs/stages`; else it is in the work directory."""
-    option: str | None = None
-    """The field of an experiment without which it has no such stage; what needs the stage then does without."""
+    younger: bool = False
+    """Whether it came after the first results on disk: a run that does not make it has it in no key or config.json."""
 
 
 _REFERENCE_AND_REWARD = {"corpus": "data", "reference": "sft", "reward_model": "reward_model"}
@@ -49,23 +52,27 @@ TABLE = (
         "sft", 3,
         needs={"corpus": "data", "vocabulary_size": "data"},
         reads={"demonstrations": "data.demonstrations", "model": "model", "sft": "sft", "seed": "seed"},
+        wanted=lambda experiment: experiment.sft.steps > 0,
     ),
     Stage(
         "reward_model", 3,
         needs={"corpus": "data", "reference": "sft"},
         reads={"lora": "model.lora", "reward_model": "reward_model", "seed": "seed"},
+        wanted=lambda experiment: experiment.reward_model.trained,
     ),
     Stage(
         "calibration", 4,
         needs=_REFERENCE_AND_REWARD,
         reads={"calibration": "calibration", "temperature": "policy.temperature", "seed": "seed"},
+        wanted=assembly.is_calibrated,
         timing="calibrate",
     ),
     Stage(
         "start", 1,
         needs={"corpus": "data", "reference": "sft", "calibration": "calibration"},
         reads={"start": "start", "lora": "model.lora", "seed": "seed"},
-        option="start",
+        wanted=lambda experiment: experiment.start is not None,
+        younger=True,
     ),
     Stage(
         "reference_evaluation", 3,
@@ -75,7 +82,11 @@ TABLE = (
             "temperature": "policy.temperature", "seed": "seed",
         },
     ),
-    Stage("reference_judge", 1, needs={"reference_evaluation": "reference_evaluation", "judge": "files"}),
+    Stage(
+        "reference_judge", 1,
+        needs={"reference_evaluation": "reference_evaluation", "judge": "files"},
+        wanted=lambda experiment: experiment.evaluation.judge is not None,
+    ),
     Stage(
         "policy", 3,
         needs={**_REFERENCE_AND_REWARD, "calibration": "calibration", "start": "start"},
@@ -95,15 +106,24 @@ TABLE = (
 
 VERSIONS = {stage.name: stage.version for stage in TABLE}
 
+YOUNGER = {"data.format": "chat", "start": None}
+"""Options that came after the first results on disk, and the value that gives those results: an option that has it is
+in no key and in no config.json, so that what was made before is found."""
+
 
 def named(name: str) -> Stage:
     return next(stage for stage in TABLE if stage.name == name)
 
 
+def made_by(experiment: Experiment) -> list[str]:
+    """The stages that a run of the experiment makes, in the order of the table."""
+    return [stage.name for stage in TABLE if stage.wanted(experiment)]
+
+
 def inputs_key(name: str, inputs: Mapping[str, Any], draws: Mapping[str, Any]) -> dict[str, Any]:
     """What a stage depends on besides its options, in clear."""
     stage = named(name)
-    optional = {of for of, maker in stage.needs.items() if maker != "files" and named(maker).option is not None}
+    optional = {of for of, maker in stage.needs.items() if maker != "files" and named(maker).younger}
     if not stage.needs.keys() - optional <= inputs.keys() <= stage.needs.keys():
         raise ValueError(f"The stage {name} needs {sorted(stage.needs)}, and was given {sorted(inputs)}.")
     drawn = {"draws": dict(draws)} if stage.draws else {}
@@ -122,27 +142,27 @@ def options_key(name: str, experiment: Experiment, contents: Mapping[str, Any]) 
     for section, option in (("data", "path"), ("model", "path"), ("model", "adapter")):
         found = contents[section if option == "path" else option]
         tree[section][option] = found["weights"] if (section, option) == ("model", "path") and found else found
-    return {key: without_neutral(_field(tree, path)) for key, path in named(name).reads.items()}
+    reads = {key: path for key, path in named(name).reads.items() if _has(tree, path)}
+    return {key: without_neutral(_field(tree, path)) for key, path in reads.items()}
 
 
 def as_tree(experiment: Experiment) -> dict[str, Any]:
-    """The experiment in JSON, with the names of its algorithms.
-
-    What was added to experiments since is left out where an experiment does not use it, so that it is still the same.
-    """
+    """The experiment in JSON, with the names of its algorithms, and without `YOUNGER` options that change nothing."""
     tree: dict[str, Any] = plain(experiment)
     tree["policy"] |= experiment.policy.named_algorithm
-    if experiment.start is None:
-        del tree["start"]
-    else:
+    if experiment.start is not None:
         tree["start"] |= experiment.start.named_algorithm
+    for path, before in YOUNGER.items():
+        section, _, name = path.rpartition(".")
+        options = _field(tree, section) if section else tree
+        if options[name] == before:
+            del options[name]
     return tree
 
 
 def versions(experiment: Experiment) -> dict[str, int]:
-    """Of the stages that the experiment has."""
-    without = {stage.name for stage in TABLE if stage.option is not None and getattr(experiment, stage.option) is None}
-    return {name: version for name, version in VERSIONS.items() if name not in without}
+    """Of all stages, but the younger ones that a run of the experiment does not make."""
+    return {stage.name: stage.version for stage in TABLE if not stage.younger or stage.wanted(experiment)}
 
 
 def open_stage(
@@ -156,6 +176,11 @@ def open_stage(
 def timings(seconds: Mapping[str, float]) -> dict[str, float]:
     """Seconds by stage as evaluation.json has them, in the order of the table."""
     return {stage.timing or stage.name: seconds[stage.name] for stage in TABLE if stage.name in seconds}
+
+
+def _has(tree: Any, path: str) -> bool:
+    section, _, name = path.rpartition(".")
+    return name in (_field(tree, section) if section else tree)
 
 
 def _field(tree: Any, path: str) -> Any:

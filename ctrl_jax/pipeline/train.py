@@ -62,7 +62,7 @@ def run(
         programs.init_state(trained, optimizer, run.mesh, algorithm.start()),
         batches(examples(run, config, calibrated), batch_size=config.prompts_per_step, seed=experiment.seed),
         metrics=algorithm.metrics,
-        mesh=run.mesh,
+        devices=programs.Devices(run.mesh),
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
         directory=run.work_dir,
@@ -82,12 +82,12 @@ def depends_on(
     run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None, start: Trained | None = None
 ) -> dict[str, Any]:
     """What the policy depends on besides the options, in clear."""
-    learns_from_responses = assembly.algorithm_class(run.experiment.policy).source is Source.REFERENCE
+    from_stored = assembly.learns_from_stored(run.experiment.policy)
     inputs = {
         "corpus": data.key(run.corpus, "train"),
         "reference": reference.stage,
         "reward_model": reward.fingerprint,
-        "calibration": calibrated and (calibrated.all_digests if learns_from_responses else calibrated.digest),
+        "calibration": calibrated and (calibrated.all_digests if from_stored else calibrated.digest),
     }
     if start is not None:
         inputs["start"] = start.stage
@@ -97,8 +97,9 @@ def depends_on(
 def algorithm_of(run: Run, options: Policy, calibrated: Calibrated | None) -> Algorithm:
     """The algorithm of the options, of the policy's training or its start, with the β of its KL budget."""
     calibration = run.experiment.calibration
-    from_stored = assembly.algorithm_class(options).source is Source.REFERENCE
-    num_references = calibration.samples_per_prompt if from_stored else calibration.rewards_per_prompt
+    num_references = calibration.rewards_per_prompt
+    if assembly.learns_from_stored(options):
+        num_references = calibration.samples_per_prompt
     beta = options.beta
     if beta is None and calibrated is not None:
         beta = options.objective.beta(num_references, calibrated.table.rewards)

@@ -171,6 +171,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "evaluation.judge": "rewards:reward_too",
                 "data.columns": ("response=chosen", "chosen=response"),
                 "data.demonstrations": "chosen",
+                "data.format": "plain",
             },
             "start": {"start.steps": 5, "start": None},
             "trained": {
