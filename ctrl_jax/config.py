@@ -592,8 +592,13 @@ class Stored(Policy):
     warmup_steps: int = 5
 
     def __post_init__(self) -> None:
-        if type(self) is Stored:
-            raise TypeError("Stored has the options that several algorithms share: give one of those, GroupProjection.")
+        _require(
+            type(self) is not Stored,
+            "start",
+            "Stored",
+            "Stored has the options that several algorithms share, and is none",
+            "give one of those: a GroupProjection, a Regression or a WeightedLikelihood.",
+        )
         super().__post_init__()
 
 

@@ -162,7 +162,8 @@ def as_tree(experiment: Experiment) -> dict[str, Any]:
 
 def versions(experiment: Experiment) -> dict[str, int]:
     """Of all stages, but the younger ones that a run of the experiment does not make."""
-    return {stage.name: stage.version for stage in TABLE if not stage.younger or stage.wanted(experiment)}
+    without = {stage.name for stage in TABLE if stage.younger and not stage.wanted(experiment)}
+    return {name: version for name, version in VERSIONS.items() if name not in without}
 
 
 def open_stage(
