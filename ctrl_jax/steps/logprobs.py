@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from ctrl_jax.steps import kl
-from ctrl_jax.types import Params, Policy, Prompts, Responses, Unembed
+from ctrl_jax.types import Params, Policy, Prompts, Responses, Trunk, Unembed
 
 _KEPT = "one number a token"
 """Names what a chunk keeps for its backward pass, beside its features."""
@@ -120,6 +120,22 @@ def token_log_probs(
         return _select(sampling_law(unembed(params, features), temperature=temperature), tokens)
 
     return _in_chunks(chunk, (features, tokens), chunk_size)
+
+
+def of_responses(
+    policy: Policy, params: Params, prompts: Prompts, responses: Responses, *,
+    temperature: float, chunk_size: int, trunk: Trunk | None = None,
+) -> jax.Array:  # fmt: skip
+    """log π(response | prompt), [B, N] nats of whole responses; the arguments are those of `token_log_probs`.
+
+    A `trunk` is that of the same prompts and responses, where it has been read already.
+    """
+    trunk = policy.below(params, prompts, responses) if trunk is None else trunk
+    features = policy.above(params, trunk, prompts, responses)
+    per_token = token_log_probs(
+        policy.unembed, params, features, responses.tokens, temperature=temperature, chunk_size=chunk_size
+    )
+    return kl.per_sequence(per_token, responses.lengths)
 
 
 def compare(
