@@ -131,9 +131,13 @@ def of_responses(
     A `trunk` is that of the same prompts and responses, where it has been read already.
     """
     trunk = policy.below(params, prompts, responses) if trunk is None else trunk
-    features = policy.above(params, trunk, prompts, responses)
     per_token = token_log_probs(
-        policy.unembed, params, features, responses.tokens, temperature=temperature, chunk_size=chunk_size
+        policy.unembed,
+        params,
+        policy.above(params, trunk, prompts, responses),
+        responses.tokens,
+        temperature=temperature,
+        chunk_size=chunk_size,
     )
     return kl.per_sequence(per_token, responses.lengths)
 
