@@ -218,8 +218,7 @@ def align(
     _check(model, objective)
     corpus = _corpus(model, prompts, prompt_length, max_length)
     count, length = len(corpus.records["train"]), corpus.prompt_length
-    given = function.given(reward, reward_name)
-    place = Path(work_dir).expanduser()
+    given, place = function.given(reward, reward_name), Path(work_dir).expanduser()
     policy = config.Policy(
         transform=_transform(objective),
         procedure=objective.procedure.name,
