@@ -37,14 +37,15 @@ def policy(run: Run) -> Aligned:
     """
     check_budget(run.experiment)
     reference = sft.run(run)
-    reward, reward_seconds = reward_model.run(run, reference)
-    seconds = {"sft": reference.seconds, "reward_model": reward_seconds}
+    rewarded = reward_model.run(run, reference)
+    reward, seconds = rewarded.reward, {"sft": reference.seconds, "reward_model": rewarded.seconds}
     calibrated = None
     if is_on_policy(run.experiment):
         calibrated = calibrate.run(run, reference, reward)
         seconds["calibration"] = calibrated.seconds
     policy = train.run(run, reference, reward, calibrated)
-    return Aligned(policy, reference, reward, seconds, train.depends_on(run, reference, reward, calibrated))
+    depends = train.depends_on(run, reference, reward, calibrated)
+    return Aligned(policy, reference, reward, seconds, depends, rewarded.training, rewarded.curve)
 
 
 def is_on_policy(experiment: Experiment) -> bool:

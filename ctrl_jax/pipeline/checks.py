@@ -138,7 +138,8 @@ def _reward(experiment: Experiment, corpus: Corpus, parts: int, given: function.
         except InputError as error:
             yield Problem(str(error))
     if config.trained and corpus.records["train"]:
-        found = _usable(corpus, "pairs", config.batch_size)
+        long_prompts = config.long_prompts or corpus.long_prompts
+        found = _usable(replace(corpus, long_prompts=long_prompts), "pairs", config.batch_size)
         if found:
             yield from _batch("preference pairs", found, config.batch_size, "reward_model.batch_size", parts)
         else:

@@ -1,12 +1,15 @@
 """The main job: align a policy, by the algorithm that the experiment chooses."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 
 from ctrl_jax.algorithms.protocol import Algorithm, Source
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, programs
+from ctrl_jax.evaluation import RewardTraining
 from ctrl_jax.models import lora
 from ctrl_jax.pipeline import assembly, data, optimizers, randomness, watch
 from ctrl_jax.pipeline.calibrate import Calibrated
@@ -27,6 +30,10 @@ class Aligned(NamedTuple):
     """What the stages before took."""
     depends: dict[str, Any]
     """What the policy depends on besides the options, in clear."""
+    reward_training: RewardTraining | None = None
+    """How the reward model was trained; None where it was not trained here."""
+    validation: Mapping[str, np.ndarray] = {}
+    """The curve of that training's validation (evaluation.VALIDATION_ARRAYS), where it had one."""
 
 
 def run(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None) -> Params:
@@ -91,7 +98,7 @@ def depends_on(run: Run, reference: Trained, reward: Reward, calibrated: Calibra
 def _examples(run: Run, calibrated: Calibrated | None) -> Any:
     """What an algorithm learns from: prompts with the rewards that calibrate, or preference pairs."""
     if calibrated is None:
-        return data.pairs(run.corpus, "train")
+        return data.pairs(run.corpus, "train").examples
     prompts = run.corpus.prompts("train", run.experiment.calibration.prompts).prompts
     return PolicyBatch(prompts, calibrated.table.rewards)
 

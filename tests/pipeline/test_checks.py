@@ -174,7 +174,7 @@ def test_what_is_left_out_and_cut_is_said(tmp_path, capsys):
     capsys.readouterr()
     same = sum(record.chosen == record.response and record.chosen != "Me." for record in found.records["train"])
     assert 0 < same < train
-    assert data_stage.pairs(found, "train").prompts.ids.size == train - same
+    assert data_stage.pairs(found, "train").examples.prompts.ids.size == train - same
     assert f"{same} train preference pairs left out: their replies are equal in the first 6 tokens" in (
         capsys.readouterr().out.replace("\n", " ")
     )
