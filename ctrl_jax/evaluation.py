@@ -96,6 +96,26 @@ class RewardTraining(NamedTuple):
     validation_pairs: int | None = None
 
 
+class RewardSignal(NamedTuple):
+    """What the reference's responses to training prompts say of the reward, before any policy is trained on it."""
+
+    length_correlation: Estimate | None = None
+    """Spearman's ρ of reward and length within a prompt, the mean over prompts; None where lengths or rewards are all
+    equal, and in files of older versions."""
+    learnability: Estimate | None = None
+    """Spearman's ρ of a response's rank and what a linear probe of the reference's features says of it, within a prompt
+    that the probe was not fitted on; None for fewer than 10 prompts, and in files of older versions."""
+
+    @classmethod
+    def from_json(cls, file: JsonFile, value: Any) -> "RewardSignal":
+        """Reads what `as_json` gives, or None. Raises InputError."""
+        found = file.object({} if value is None else value, "reward_signal")
+        return cls(*(_correlation(file, found.get(name), f"reward_signal.{name}") for name in cls._fields))
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: found._asdict() for name, found in self._asdict().items() if found is not None}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What evaluation.json holds: the measurements of one run on test prompts."""
@@ -120,6 +140,7 @@ class Evaluation:
     reward_model: RewardQuality
     reward_training: RewardTraining | None = None
     """None of a reward that was not trained here, and in files of older versions."""
+    reward_signal: RewardSignal = field(default_factory=RewardSignal)
     ties: float
     """The share of pairs of a policy's and a reference's response with equal raw rewards."""
     response_length: Mapping[str, Lengths] = field(default_factory=dict)
@@ -153,6 +174,7 @@ class Evaluation:
             ideal=_by_procedure(file, tree, "ideal", _ideals),
             reward_model=_reward_quality(file, tree.get("reward_model")),
             reward_training=_reward_training(file, tree.get("reward_training")),
+            reward_signal=RewardSignal.from_json(file, tree.get("reward_signal")),
             ties=file.share(tree.get("ties"), "ties"),
             timings=file.each(tree, "timings", file.number),
             judged_by=file.text(tree.get("judged_by", cls.judged_by), "judged_by"),
@@ -171,8 +193,9 @@ class Evaluation:
         tree: dict[str, Any] = {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
         fingerprint = tree.pop("judge_fingerprint")
         tree["judge"] = None if self.judge is None else {"name": self.judge, "fingerprint": fingerprint}
-        for name in ("kl_standard_error", "reward_training"):
-            if tree[name] is None:
+        tree["reward_signal"] = self.reward_signal.as_json()
+        for name in ("kl_standard_error", "reward_training", "reward_signal"):
+            if tree[name] in (None, {}):
                 del tree[name]
         return tree
 
@@ -186,6 +209,16 @@ def _plain(value: Any) -> Any:
         case Mapping():
             return {name: _plain(entry) for name, entry in value.items()}
     return value
+
+
+def _correlation(file: JsonFile, value: Any, where: str) -> Estimate | None:
+    def read(file: JsonFile, value: Any, where: str) -> float:
+        number = file.number(value, where)
+        if abs(number) > 1 + ROUNDING:
+            raise file.refuse(value, where, "a correlation between -1 and 1")
+        return number
+
+    return None if value is None else _estimate(file, value, where, read)
 
 
 def _kl(file: JsonFile, value: Any, where: str) -> float:

@@ -2,7 +2,7 @@
 
 from ctrl_jax.algorithms.protocol import Source
 from ctrl_jax.config import Experiment
-from ctrl_jax.evaluation import Evaluation
+from ctrl_jax.evaluation import Evaluation, RewardSignal
 from ctrl_jax.pipeline import assembly, calibrate, evaluate, reward_model, sft, train
 from ctrl_jax.pipeline.run import Run, prepare
 from ctrl_jax.pipeline.train import Aligned
@@ -45,7 +45,8 @@ def policy(run: Run) -> Aligned:
         seconds["calibration"] = calibrated.seconds
     policy = train.run(run, reference, reward, calibrated)
     depends = train.depends_on(run, reference, reward, calibrated)
-    return Aligned(policy, reference, reward, seconds, depends, rewarded.training, rewarded.curve)
+    signal = RewardSignal() if calibrated is None else calibrated.signal
+    return Aligned(policy, reference, reward, seconds, depends, rewarded.training, signal, rewarded.curve)
 
 
 def is_on_policy(experiment: Experiment) -> bool:

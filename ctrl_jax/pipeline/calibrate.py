@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import data, rollouts, scored
+from ctrl_jax.evaluation import RewardSignal
+from ctrl_jax.pipeline import data, learnability, rollouts, scored
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
+from ctrl_jax.report.measurements import reward_signal
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say
@@ -27,6 +29,8 @@ class Calibrated(NamedTuple):
     """What it took to make."""
     digest: str
     """Names the table, by content: the key of whatever depends on it."""
+    signal: RewardSignal = RewardSignal()
+    """What the responses say of the reward."""
 
 
 def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
@@ -66,7 +70,10 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
     if ties > 0.05:
         warning = f"{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties."
         say(warning, style="yellow")
-    return Calibrated(table, summary["seconds"], summary["table"])
+    signal = learnability.read(stage)
+    for sentence in reward_signal(signal):
+        say(sentence)
+    return Calibrated(table, summary["seconds"], summary["table"], signal)
 
 
 def _stale(run: Run, stage: Stage, reward: Reward) -> str | None:
@@ -96,10 +103,12 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
         say(f"{stage.directory} was left without its {DONE}: it is made anew.", style="yellow")
     write_arrays(stage.directory / IDS, ids=prompts.ids)
     file = RowFile(stage.directory / TABLE, (config.prompts, config.rewards_per_prompt), np.float32)
+    observer = learnability.Observer(run, stage, reference.params, prompts)
+    row = min(file.rows, observer.rows)
     so_far = file.note or {"ties": 0.0, "seconds": 0.0}
     ties, before, started = so_far["ties"], so_far["seconds"], time.monotonic()
     for responses, batch in rollouts.scored(
-        run, "calibration", reference.params, reward.score, prompts, config.samples_per_prompt, done=file.rows
+        run, "calibration", reference.params, reward.score, prompts, config.samples_per_prompt, done=row
     ):
         bad = calibration.out_of_range(batch)
         if bad.any():
@@ -108,16 +117,21 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
                 f"{calibration.MOST_REWARD:g} ({batch[bad][0]} the first): the reward {reward.fingerprint} is "
                 "broken. If it was trained here, train it with a smaller `reward_model.learning_rate`."
             )
-        if file.rows == 0:
+        if row == 0:
             scored.keep(run, reward, stage.directory, prompts, responses)
-        ascending = jnp.sort(jnp.asarray(batch), axis=-1)
-        ties += float(_ties(ascending).sum())
-        kept = calibration.quantiles(ascending, config.rewards_per_prompt)
-        file.append(np.asarray(kept), {"ties": ties, "seconds": before + time.monotonic() - started})
+        observer.note(row, responses, batch)
+        # A kill leaves one file behind another: what one has already is drawn again, and left out there.
+        if row + len(batch) > file.rows:
+            ascending = jnp.sort(jnp.asarray(batch[file.rows - row :]), axis=-1)
+            ties += float(_ties(ascending).sum())
+            kept = calibration.quantiles(ascending, config.rewards_per_prompt)
+            file.append(np.asarray(kept), {"ties": ties, "seconds": before + time.monotonic() - started})
+        row += len(batch)
     file.finish()
+    observed = observer.finish()
     seconds = before + time.monotonic() - started
     digest = checksums.of_file(stage.directory / TABLE)[:16] if hosts.first() else None
-    stage.finish({"ties": ties / config.prompts, "seconds": seconds, "table": digest})
+    stage.finish({"ties": ties / config.prompts, "seconds": seconds, "table": digest, **observed})
 
 
 def _ties(ascending: jax.Array) -> jax.Array:

@@ -133,6 +133,7 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
         },
         reward_model=reward_quality,
         reward_training=aligned.reward_training,
+        reward_signal=aligned.reward_signal,
         ties=float(np.mean(win_rate.share_of_ties(jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)))),
         **_lengths(run, {"policy": policy.responses, "reference": reference.responses}),
         timings=timings(

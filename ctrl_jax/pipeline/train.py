@@ -9,7 +9,7 @@ import optax
 from ctrl_jax.algorithms.protocol import Algorithm, Source
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, programs
-from ctrl_jax.evaluation import RewardTraining
+from ctrl_jax.evaluation import RewardSignal, RewardTraining
 from ctrl_jax.models import lora
 from ctrl_jax.pipeline import assembly, data, optimizers, randomness, watch
 from ctrl_jax.pipeline.calibrate import Calibrated
@@ -32,6 +32,8 @@ class Aligned(NamedTuple):
     """What the policy depends on besides the options, in clear."""
     reward_training: RewardTraining | None = None
     """How the reward model was trained; None where it was not trained here."""
+    reward_signal: RewardSignal = RewardSignal()
+    """What the reference's responses say of the reward."""
     validation: Mapping[str, np.ndarray] = {}
     """The curve of that training's validation (evaluation.VALIDATION_ARRAYS), where it had one."""
 

@@ -139,6 +139,21 @@ def fake_pretrained(workspace):
     return {"base": np.array([digest(value(fake_weights(model.path)), adapter)], np.uint32)}
 
 
+def fake_features(models, mesh):
+    """As `assembly.pooled_features`: a function of all that the real one reads."""
+
+    def features(params, prompts, responses):
+        prompts, responses = jax.tree.map(np.asarray, (prompts, responses))
+        seen, width = value(params), models.architecture.width
+        rows = zip(prompts.tokens.tolist(), responses.tokens.tolist(), strict=True)
+        found = [
+            [np.random.default_rng(digest(seen, row, text)).normal(size=width) for text in texts] for row, texts in rows
+        ]
+        return np.array(found, np.float32)
+
+    return features
+
+
 def key_data(key):
     return np.asarray(jax.random.key_data(key))
 
@@ -157,6 +172,7 @@ FAKES = {
     (assembly, "sft_step"): lambda *_, **__: None,
     (assembly, "reward_model_step"): lambda *_, **__: None,
     (assembly, "policy_step"): lambda *_, **__: None,
+    (assembly, "pooled_features"): fake_features,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ctrl_jax.evaluation import Estimate, Evaluation, RewardQuality
+from ctrl_jax.evaluation import Estimate, Evaluation, RewardQuality, RewardSignal, RewardTraining
 from ctrl_jax.report import glossary, html, run_page, sweep_page
 from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.statistics import lift_share
@@ -78,7 +78,10 @@ def test_drawings_follow_the_arrays_and_the_metrics(run: Run) -> None:
         return re.findall(r"<svg.*?</svg>", run_page.render(changed), flags=re.DOTALL)
 
     before = drawings(run)
-    arrays = {name: array if "reliability" in name else array[::, ::2] for name, array in run.arrays.items()}
+    arrays = {
+        name: array if re.match("reliability|validation", name) else array[::, ::2]
+        for name, array in run.arrays.items()
+    }
     metrics = {name: column if name == "step" else 1.1 * column for name, column in run.metrics.items()}
     after = drawings(dataclasses.replace(run, arrays=arrays, metrics=metrics))
     same = [old == new for old, new in zip(before, after, strict=True)]
@@ -135,6 +138,69 @@ def test_a_function_has_no_accuracy_and_a_classifier_no_calibration(words_only: 
     assert "Left out: whether a classifier" in classifier
 
 
+def test_what_the_reward_model_learned_from_and_whether_it_is_worth_climbing_is_said(
+    words_only: None, run: Run
+) -> None:
+    def words(**changes: Any) -> str:
+        evaluation = dataclasses.replace(run.evaluation, **changes)
+        return visible(run_page.render(dataclasses.replace(run, evaluation=evaluation)))
+
+    sure = words()
+    assert (
+        "The reward model was trained on 1500 pairs, 400 with the beginning of their prompt cut off. Of its 60 steps "
+        "that of step 40 is used, the best by the likelihood of 250 validation pairs."
+    ) in sure
+    assert "It ranks 74.3 % [71.8, 76.7] of 1210 held-out pairs as their labels do" in sure
+    assert "and the interval leaves that out" in sure
+    assert "no better than chance" not in sure and "say little" not in sure
+    few = words(reward_model=RewardQuality(66, 0.591, 0.47, 0.70), reward_training=RewardTraining(447, 0, 1123))
+    assert "trained on 447 pairs, 1123 more left out, for their prompt is too long." in few
+    assert "the reward model is no better than chance" in few and "leaves that out" not in few
+    assert "judged on 66 held-out pairs; fewer than 200 say little" in few
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "said"),
+    [
+        (0.41, 0.36, 0.46, "0.41 [0.36, 0.46]: go, a policy can climb this reward."),
+        (0.12, 0.05, 0.19, "0.12 [0.05, 0.19]: a policy can climb this reward a little; from 0.3 on it is a go."),
+        (
+            0.02,
+            -0.05,
+            0.09,
+            "0.02 [-0.05, 0.09]: it cannot be told from 0, and a policy will hardly climb this reward.",
+        ),
+    ],
+)
+def test_whether_a_policy_can_climb_the_reward_is_said(
+    words_only: None, run: Run, mean: float, low: float, high: float, said: str
+) -> None:
+    signal = RewardSignal(learnability=Estimate(mean, low, high))
+    text = visible(run_page.render(dataclasses.replace(
+        run, evaluation=dataclasses.replace(run.evaluation, reward_signal=signal)
+    )))  # fmt: skip
+    assert f"on prompts that it was not fitted on: {said}" in text
+    assert "reward and length" not in text
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "said"),
+    [
+        (0.5, 0.4, 0.6, "longer responses have higher rewards, and a policy that climbs the reward will mostly change"),
+        (-0.1, -0.15, -0.05, "shorter responses have higher rewards."),
+        (0.05, -0.1, 0.2, "it does not show that the reward follows length."),
+    ],
+)
+def test_whether_the_reward_follows_length_is_said(
+    words_only: None, run: Run, mean: float, low: float, high: float, said: str
+) -> None:
+    signal = RewardSignal(length_correlation=Estimate(mean, low, high))
+    text = visible(run_page.render(dataclasses.replace(
+        run, evaluation=dataclasses.replace(run.evaluation, reward_signal=signal)
+    )))  # fmt: skip
+    assert f"reward and length within a prompt: {mean:.2f} [{low:.2f}, {high:.2f}]: {said}" in text
+
+
 def test_responses_that_never_end_are_a_warning_with_the_fix(words_only: None, run: Run) -> None:
     def words(policy: float, reference: float) -> str:
         shares = {"policy": policy, "reference": reference}
@@ -155,7 +221,9 @@ def test_one_prompt_has_no_interval(words_only: None, run: Run) -> None:
     evaluation = dataclasses.replace(
         run.evaluation, win_rates=alone, gold_win_rates=alone, kl=Estimate(run.evaluation.kl.mean, None, None)
     )
-    arrays = {name: array if "reliability" in name else array[:1] for name, array in run.arrays.items()}
+    arrays = {
+        name: array if re.match("reliability|validation", name) else array[:1] for name, array in run.arrays.items()
+    }
     bare = dataclasses.replace(run, evaluation=evaluation, arrays=arrays)
     text = visible(run_page.render(bare))
     assert "tested on 1 prompt ×" in text
@@ -204,7 +272,11 @@ def test_what_steers_the_screen_is_visible(words_only: None, run: Run, text: str
 def test_what_is_missing_is_said_in_a_line(words_only: None, run: Run) -> None:
     bare = dataclasses.replace(
         run,
-        arrays={name: array for name, array in run.arrays.items() if not re.search("gold|reliability|length", name)},
+        arrays={
+            name: array
+            for name, array in run.arrays.items()
+            if not re.search("gold|reliability|validation|length", name)
+        },
         metrics={},
         samples=[],
         evaluation=dataclasses.replace(
