@@ -96,6 +96,12 @@ class RewardTraining(NamedTuple):
     validation_pairs: int | None = None
 
 
+GO = 0.3
+"""The rank correlation of a learnability probe from which a policy can well climb a reward."""
+LONG = 0.3
+"""The rank correlation of a reward with length, from which length is much of what it rewards."""
+
+
 class RewardSignal(NamedTuple):
     """What the reference's responses to training prompts say of the reward, before any policy is trained on it."""
 
@@ -107,13 +113,38 @@ class RewardSignal(NamedTuple):
     that the probe was not fitted on; None for fewer than 10 prompts, and in files of older versions."""
 
     @classmethod
-    def from_json(cls, file: JsonFile, value: Any) -> "RewardSignal":
-        """Reads what `as_json` gives, or None. Raises InputError."""
-        found = file.object({} if value is None else value, "reward_signal")
+    def from_json(cls, tree: Any, *, source: pathlib.Path | str, remedy: str) -> "RewardSignal":
+        """What `as_json` gave, or None where nothing is known. Raises InputError, as `Evaluation.from_json`."""
+        file = JsonFile(source, remedy)
+        found = file.object({} if tree is None else tree, "reward_signal")
         return cls(*(_correlation(file, found.get(name), f"reward_signal.{name}") for name in cls._fields))
 
     def as_json(self) -> dict[str, Any]:
         return {name: found._asdict() for name, found in self._asdict().items() if found is not None}
+
+    @property
+    def sentences(self) -> list[str]:
+        """What it means for a policy, in words."""
+        found = []
+        if (lengths := self.length_correlation) is not None:
+            low, high = lengths.bounds
+            text = "it does not show that the reward follows length"
+            if low > 0 or high < 0:
+                text = f"{'longer' if lengths.mean > 0 else 'shorter'} responses have higher rewards"
+            if abs(lengths.mean) >= LONG:
+                text += ", and a policy that climbs the reward will mostly change its length"
+            found.append(f"Rank correlation of reward and length within a prompt: {_correlated(lengths)}: {text}.")
+        if (probe := self.learnability) is not None:
+            text = "go, a policy can climb this reward"
+            if probe.bounds[0] <= 0:
+                text = "it cannot be told from 0, and a policy will hardly climb this reward"
+            elif probe.mean < GO:
+                text = f"a policy can climb this reward a little; from {GO:g} on it is a go"
+            found.append(
+                "Learnability probe, rank correlation of a response's rank and what the reference's own features say "
+                f"of it, on prompts that it was not fitted on: {_correlated(probe)}: {text}."
+            )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +205,7 @@ class Evaluation:
             ideal=_by_procedure(file, tree, "ideal", _ideals),
             reward_model=_reward_quality(file, tree.get("reward_model")),
             reward_training=_reward_training(file, tree.get("reward_training")),
-            reward_signal=RewardSignal.from_json(file, tree.get("reward_signal")),
+            reward_signal=RewardSignal.from_json(tree.get("reward_signal"), source=source, remedy=remedy),
             ties=file.share(tree.get("ties"), "ties"),
             timings=file.each(tree, "timings", file.number),
             judged_by=file.text(tree.get("judged_by", cls.judged_by), "judged_by"),
@@ -209,6 +240,12 @@ def _plain(value: Any) -> Any:
         case Mapping():
             return {name: _plain(entry) for name, entry in value.items()}
     return value
+
+
+def _correlated(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.mean:.2f} (no interval)"
+    return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def _correlation(file: JsonFile, value: Any, where: str) -> Estimate | None:

@@ -12,7 +12,6 @@ from ctrl_jax.evaluation import RewardSignal
 from ctrl_jax.pipeline import data, learnability, rollouts, scored
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
-from ctrl_jax.report.measurements import reward_signal
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say
@@ -71,7 +70,7 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
         warning = f"{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties."
         say(warning, style="yellow")
     signal = learnability.read(stage)
-    for sentence in reward_signal(signal):
+    for sentence in signal.sentences:
         say(sentence)
     return Calibrated(table, summary["seconds"], summary["table"], signal)
 

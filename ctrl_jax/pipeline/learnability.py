@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax.checked_json import JsonFile
 from ctrl_jax.devices.mesh import batch_parts, shard
 from ctrl_jax.evaluation import Estimate, RewardSignal
 from ctrl_jax.pipeline import assembly, randomness
@@ -71,8 +70,8 @@ class Observer:
 
 def read(stage: Stage) -> RewardSignal:
     """What the summary of a finished stage says; nothing where an older version made it."""
-    source = stage.directory / DONE
-    return RewardSignal.from_json(JsonFile(source, "move it away to have it made anew."), stage.summary.get("signal"))
+    source, remedy = stage.directory / DONE, "move it away to have it made anew."
+    return RewardSignal.from_json(stage.summary.get("signal"), source=source, remedy=remedy)
 
 
 def _length_correlations(_: Prompts, responses: Responses, rewards: np.ndarray) -> np.ndarray:

@@ -14,11 +14,7 @@ from ctrl_jax.pipeline import align
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.console import say, table
-<<<<<<< HEAD
-from ctrl_jax.runtime.loop import Batches, Step, Update, abstract, failed_batch, named, never
-=======
-from ctrl_jax.runtime.loop import Batches, Devices, Step, Update, abstract, failed_batch, named
->>>>>>> main
+from ctrl_jax.runtime.loop import Batches, Devices, Step, Update, abstract, failed_batch, named, never
 from ctrl_jax.runtime.stages import read_arrays
 from ctrl_jax.types import Metric
 

@@ -18,7 +18,6 @@ from ctrl_jax.pipeline import assembly, data, optimizers, randomness, supervised
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.pipeline.validation import LOSS, Validation
-from ctrl_jax.report.statistics import wilson
 from ctrl_jax.rewards import classifier, function, trained
 from ctrl_jax.rewards.reward import Reward, scorer
 from ctrl_jax.runtime import hosts
@@ -136,7 +135,7 @@ def _described(
 
 
 def _say_which(loss: float, accuracy: float, used: int, steps: int, validation: Validation) -> None:
-    low, high = wilson(accuracy, validation.size)
+    low, high = preference.wilson(accuracy, validation.size)
     ended = f"ended at step {steps} of {validation.steps}" if steps < validation.steps else f"made all {steps} steps"
     say(
         f"The training of the {LABEL} {ended}; that of step {used} is used, the best on {validation.size} validation "

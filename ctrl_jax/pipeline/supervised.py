@@ -72,13 +72,8 @@ def train(
             label,
             state,
             batches(examples, batch_size=config.batch_size, seed=run.experiment.seed),
-<<<<<<< HEAD
             metrics=[*metrics, *(validation.metrics if validation else ())],
-            mesh=run.mesh,
-=======
-            metrics=metrics,
             devices=programs.Devices(run.mesh),
->>>>>>> main
             steps=config.steps,
             checkpoint_every=checkpoint_every,
             directory=stage.directory,

@@ -19,9 +19,7 @@ from ctrl_jax.evaluation import (
     RELIABILITY_ARRAYS,
     REWARD_ARRAYS,
     VALIDATION_ARRAYS,
-    Estimate,
     Evaluation,
-    RewardSignal,
     RewardTraining,
 )
 from ctrl_jax.theory import procedures
@@ -90,44 +88,6 @@ def reward_warnings(evaluation: Evaluation) -> list[str]:
             "`reward_model.long_prompts=truncate`)."
         )
     return found
-
-
-GO = 0.3
-"""The rank correlation of a learnability probe from which a policy can well climb a reward."""
-LONG = 0.3
-"""The rank correlation of a reward with length from which length is much of what it rewards."""
-
-
-def reward_signal(signal: RewardSignal) -> list[str]:
-    """Sentences about what the reference's responses say of the reward; none where nothing is known."""
-    found = []
-    if (lengths := signal.length_correlation) is not None:
-        low, high = lengths.bounds
-        text = "it does not show that the reward follows length"
-        if low > 0 or high < 0:
-            side = "longer" if lengths.mean > 0 else "shorter"
-            text = f"{side} responses have higher rewards"
-        if abs(lengths.mean) >= LONG:
-            text += ", and a policy that climbs the reward will mostly change its length"
-        found.append(f"Rank correlation of reward and length within a prompt: {_shown(lengths)}: {text}.")
-    if (probe := signal.learnability) is not None:
-        low, _ = probe.bounds
-        text = "go, a policy can climb this reward"
-        if low <= 0:
-            text = "it cannot be told from 0, and a policy will hardly climb this reward"
-        elif probe.mean < GO:
-            text = f"a policy can climb this reward a little; from {GO:g} on it is a go"
-        found.append(
-            f"Learnability probe, rank correlation of a response's rank and what the reference's own features say of "
-            f"it, on prompts that it was not fitted on: {_shown(probe)}: {text}."
-        )
-    return found
-
-
-def _shown(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:.2f} (no interval)"
-    return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def trained_on(training: RewardTraining) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report import html
 from ctrl_jax.report.html import TEXT_CHARACTERS, brackets
-from ctrl_jax.report.measurements import Run, reward_signal, reward_warnings, trained_on, unfinished_warning
+from ctrl_jax.report.measurements import Run, reward_warnings, trained_on, unfinished_warning
 from ctrl_jax.report.names import procedure_order, short_name, spoken
 from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.panels import (
@@ -69,7 +69,7 @@ def _reward_words(run: Run) -> list[str]:
             f"It ranks {_percent(bounds)} of {quality.pairs} held-out pairs as their labels do; guessing ranks half of "
             f"them so{'' if quality.is_chance else ', and the interval leaves that out'}."
         )
-    return words + reward_signal(evaluation.reward_signal)
+    return words + evaluation.reward_signal.sentences
 
 
 def _section(identifier: str, heading: str, panels: Sequence[Panel]) -> dict[str, Any]:
