@@ -98,6 +98,7 @@ TABLE = (
 VERSIONS = {stage.name: stage.version for stage in TABLE}
 
 YOUNGER: dict[str, Any] = {
+    "data.format": "chat",
     "reward_model.long_prompts": None,
     "reward_model.validation": {"every": 0, "pairs": 256, "patience": 3},
 }
@@ -135,7 +136,8 @@ def options_key(name: str, experiment: Experiment, contents: Mapping[str, Any]) 
     for section, option in (("data", "path"), ("model", "path"), ("model", "adapter")):
         found = contents[section if option == "path" else option]
         tree[section][option] = found["weights"] if (section, option) == ("model", "path") and found else found
-    return {key: without_neutral(_field(tree, path)) for key, path in named(name).reads.items()}
+    reads = {key: path for key, path in named(name).reads.items() if _has(tree, path)}
+    return {key: without_neutral(_field(tree, path)) for key, path in reads.items()}
 
 
 def as_tree(experiment: Experiment) -> dict[str, Any]:
@@ -161,6 +163,11 @@ def open_stage(
 def timings(seconds: Mapping[str, float]) -> dict[str, float]:
     """Seconds by stage as evaluation.json has them, in the order of the table."""
     return {stage.timing or stage.name: seconds[stage.name] for stage in TABLE if stage.name in seconds}
+
+
+def _has(tree: Any, path: str) -> bool:
+    section, _, name = path.rpartition(".")
+    return name in (_field(tree, section) if section else tree)
 
 
 def _field(tree: Any, path: str) -> Any:

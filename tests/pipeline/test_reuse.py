@@ -168,6 +168,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "evaluation.judge": "rewards:reward_too",
                 "data.columns": ("response=chosen", "chosen=response"),
                 "data.demonstrations": "chosen",
+                "data.format": "plain",
             },
             "trained": {
                 "data.source": "dialogues/harmless",
