@@ -244,8 +244,8 @@ def _plain(value: Any) -> Any:
 
 def _correlated(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:.2f} (no interval)"
-    return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+        return f"{estimate.mean:.3f} (no interval)"
+    return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
 def _correlation(file: JsonFile, value: Any, where: str) -> Estimate | None:

@@ -74,7 +74,7 @@ def _fits(kernel: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Fitted:
         out = np.isin(fold, list(left_out))
         values, vectors = np.linalg.eigh(kernel[np.ix_(~out, ~out)])
         values = np.maximum(values, 0)  # below it by rounding alone
-        strengths = np.array(STRENGTHS)[:, None] * max(values.mean(), np.finfo(np.float64).tiny)
+        strengths = np.array(STRENGTHS)[:, None] * max(values.mean(), 1e-12)
         weights = (vectors.T @ y[~out]) / (values + strengths)
         return np.flatnonzero(out), weights @ vectors.T @ kernel[np.ix_(~out, out)]
 

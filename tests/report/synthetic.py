@@ -160,6 +160,10 @@ def evaluation(arrays: dict[str, np.ndarray], transform: str, kl: float, names: 
             "used_step": 40,
             "validation_pairs": 250,
         },
+        "reward_signal": {
+            "length_correlation": {"mean": 0.121, "low": 0.052, "high": 0.191},
+            "learnability": {"mean": 0.412, "low": 0.361, "high": 0.462},
+        },
         "ties": 0.0123,
         "response_length": {
             side: {

@@ -32,7 +32,7 @@ def test_the_page_is_self_contained(run: Run) -> None:
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", text)
     assert not found.tags & {"script", "iframe", "object", "embed", "img"}
     assert len(text.encode()) < 1_500_000
-    assert len(re.findall("<svg ", text)) == 14
+    assert len(re.findall("<svg ", text)) == 15
 
 
 def another(parent: dict[str, Any], key: str) -> Any:
@@ -86,7 +86,7 @@ def test_drawings_follow_the_arrays_and_the_metrics(run: Run) -> None:
     after = drawings(dataclasses.replace(run, arrays=arrays, metrics=metrics))
     same = [old == new for old, new in zip(before, after, strict=True)]
     # Frontier (its path), calibration, six curves, gold by proxy and lengths are new; the others draw evaluation.json.
-    assert same == [False, False, True, True, *[False] * 6, True, True, False, False]
+    assert same == [False, False, True, True, *[False] * 6, True, True, True, False, False]
 
 
 def test_headline_numbers_are_those_of_the_files(words_only: None, run: Run) -> None:
@@ -123,8 +123,8 @@ def test_who_judges_is_said(words_only: None, run: Run) -> None:
 
 def test_a_function_has_no_accuracy_and_a_classifier_no_calibration(words_only: None, run: Run) -> None:
     def words(quality: RewardQuality) -> str:
-        arrays = {name: array for name, array in run.arrays.items() if "reliability" not in name}
-        evaluation = dataclasses.replace(run.evaluation, reward_model=quality)
+        arrays = {name: array for name, array in run.arrays.items() if not re.match("reliability|validation", name)}
+        evaluation = dataclasses.replace(run.evaluation, reward_model=quality, reward_training=None)
         return visible(run_page.render(dataclasses.replace(run, evaluation=evaluation, arrays=arrays)))
 
     function = words(RewardQuality(pairs=20, agreements=12, equal=3))
@@ -162,13 +162,13 @@ def test_what_the_reward_model_learned_from_and_whether_it_is_worth_climbing_is_
 @pytest.mark.parametrize(
     ("mean", "low", "high", "said"),
     [
-        (0.41, 0.36, 0.46, "0.41 [0.36, 0.46]: go, a policy can climb this reward."),
-        (0.12, 0.05, 0.19, "0.12 [0.05, 0.19]: a policy can climb this reward a little; from 0.3 on it is a go."),
+        (0.41, 0.36, 0.46, "0.410 [0.360, 0.460]: go, a policy can climb this reward."),
+        (0.12, 0.05, 0.19, "0.120 [0.050, 0.190]: a policy can climb this reward a little; from 0.3 on it is a go."),
         (
             0.02,
             -0.05,
             0.09,
-            "0.02 [-0.05, 0.09]: it cannot be told from 0, and a policy will hardly climb this reward.",
+            "0.020 [-0.050, 0.090]: it cannot be told from 0, and a policy will hardly climb this reward.",
         ),
     ],
 )
@@ -198,7 +198,7 @@ def test_whether_the_reward_follows_length_is_said(
     text = visible(run_page.render(dataclasses.replace(
         run, evaluation=dataclasses.replace(run.evaluation, reward_signal=signal)
     )))  # fmt: skip
-    assert f"reward and length within a prompt: {mean:.2f} [{low:.2f}, {high:.2f}]: {said}" in text
+    assert f"reward and length within a prompt: {mean:.3f} [{low:.3f}, {high:.3f}]: {said}" in text
 
 
 def test_responses_that_never_end_are_a_warning_with_the_fix(words_only: None, run: Run) -> None:
