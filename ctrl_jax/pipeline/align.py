@@ -2,7 +2,7 @@
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.evaluation import Evaluation, RewardSignal
-from ctrl_jax.pipeline import assembly, calibrate, evaluate, reward_model, sft, train
+from ctrl_jax.pipeline import assembly, calibrate, evaluate, reward_model, sft, start, train
 from ctrl_jax.pipeline.run import Run, prepare
 from ctrl_jax.pipeline.train import Aligned
 from ctrl_jax.pipeline.workspace import Workspace
@@ -38,17 +38,20 @@ def policy(run: Run) -> Aligned:
     reference = sft.run(run)
     rewarded = reward_model.run(run, reference)
     reward, seconds = rewarded.reward, {"sft": reference.seconds, "reward_model": rewarded.seconds}
-    calibrated = None
-    if assembly.is_on_policy(run.experiment.policy):
+    calibrated = begun = None
+    if assembly.is_calibrated(run.experiment):
         calibrated = calibrate.run(run, reference, reward)
         seconds["calibration"] = calibrated.seconds
-    policy = train.run(run, reference, reward, calibrated)
-    depends = train.depends_on(run, reference, reward, calibrated)
+        begun = start.run(run, reference, calibrated)
+        seconds |= {} if begun is None else {"start": begun.seconds}
+    policy = train.run(run, reference, reward, calibrated, begun)
+    depends = train.depends_on(run, reference, reward, calibrated, begun)
     signal = RewardSignal() if calibrated is None else calibrated.signal
     return Aligned(policy, reference, reward, seconds, depends, rewarded.training, signal, rewarded.curve)
 
 
 def check_budget(experiment: Experiment) -> None:
     """Refuses a KL budget that no policy of the transform reaches. A β that is given aims at no budget."""
-    if assembly.is_on_policy(experiment.policy) and experiment.policy.beta is None:
-        experiment.policy.objective.check(experiment.calibration.rewards_per_prompt)
+    for options in (experiment.policy, experiment.start) if assembly.is_calibrated(experiment) else ():
+        if options is not None and options.beta is None:
+            options.objective.check(experiment.calibration.rewards_per_prompt)

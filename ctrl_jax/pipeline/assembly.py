@@ -94,6 +94,17 @@ def is_on_policy(policy: config.Policy) -> bool:
     return algorithm_class(policy).source is Source.POLICY
 
 
+def learns_from_stored(policy: config.Policy) -> bool:
+    """Whether the algorithm learns from the reference's stored responses, whose rewards are calibrated too."""
+    return algorithm_class(policy).source is Source.REFERENCE
+
+
+def is_calibrated(experiment: config.Experiment) -> bool:
+    """Whether the policy's training or its start learns from calibrated rewards."""
+    policy = experiment.policy
+    return is_on_policy(policy) or learns_from_stored(policy) or experiment.start is not None
+
+
 def updates(policy: config.Policy) -> tuple[int, int]:
     """(epochs, minibatches): how often a step of the training learns from its batch, and in how many parts."""
     made = algorithm_class(policy)
@@ -223,6 +234,19 @@ def pooled_features(parts: Networks, mesh: Mesh) -> Callable[[Params, Prompts, R
 
     batch = batch_spec(mesh)
     return reader(mesh, pooled, (batch, batch), batch)
+
+
+def log_probs(parts: Networks, mesh: Mesh, *, temperature: float) -> Callable[[Params, Prompts, Responses], jax.Array]:
+    """(params, prompts, responses) to log-probs of whole responses [B, N], nats, by the law that training scores."""
+    chunks = chunk_size(parts, mesh)
+
+    def measure(params: Params, prompts: Prompts, responses: Responses) -> jax.Array:
+        return logprobs.of_responses(
+            parts.policy, params, prompts, responses, temperature=temperature, chunk_size=chunks
+        )
+
+    batch = batch_spec(mesh)
+    return reader(mesh, measure, (batch, batch), batch)
 
 
 def kl_of_responses(

@@ -1,7 +1,10 @@
-"""The calibration table: raw rewards of the reference policy's responses to the training prompts."""
+"""The calibration table: raw rewards of the reference policy's responses to the training prompts.
+
+Where an experiment asks for it (`calibration.keep_responses`), the responses are kept beside it.
+"""
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ import numpy as np
 
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import RewardSignal
-from ctrl_jax.pipeline import data, learnability, rollouts, scored
+from ctrl_jax.pipeline import data, learnability, rollouts, scored, stored
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.rewards.reward import Reward
@@ -28,8 +31,17 @@ class Calibrated(NamedTuple):
     """What it took to make."""
     digest: str
     """Names the table, by content: the key of whatever depends on it."""
+    responses: np.ndarray | None = None
+    """[B, K] records (stored.py), which stay on disk; None where the experiment keeps none."""
+    responses_digest: str = ""
+    """Names them, by content."""
     signal: RewardSignal = RewardSignal()
     """What the responses say of the reward."""
+
+    @property
+    def all_digests(self) -> str:
+        """Names the table and the responses: the key of what learns from these."""
+        return f"{self.digest}-{self.responses_digest}"
 
 
 def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
@@ -55,6 +67,13 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
                 f"evaluation; the old table is in {place}.",
                 style="yellow",
             )
+        if hosts.agree(config.keep_responses and stage.complete and not (stage.directory / stored.FILE).exists()):
+            place = stage.supersede()
+            say(
+                "The reference's responses were not kept when its calibration table was made (now they are, by "
+                f"`calibration.keep_responses`). Both are made anew; the old table is in {place}.",
+                style="yellow",
+            )
         if not stage.complete:
             _make(run, stage, reference, reward, prompts)
     table, summary = _read(run, stage, prompts), stage.summary
@@ -72,7 +91,11 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
     signal = learnability.read(stage)
     for sentence in signal.sentences:
         say(sentence)
-    return Calibrated(table, summary["seconds"], summary["table"], signal)
+    calibrated = Calibrated(table, summary["seconds"], summary["table"], signal=signal)
+    if not config.keep_responses:
+        return calibrated
+    kept = stored.read(stage, experiment, run.architecture.vocabulary_size)
+    return calibrated._replace(responses=kept, responses_digest=summary["responses"])
 
 
 def _stale(run: Run, stage: Stage, reward: Reward) -> str | None:
@@ -102,35 +125,53 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
         say(f"{stage.directory} was left without its {DONE}: it is made anew.", style="yellow")
     write_arrays(stage.directory / IDS, ids=prompts.ids)
     file = RowFile(stage.directory / TABLE, (config.prompts, config.rewards_per_prompt), np.float32)
+    kept = None
+    if config.keep_responses:
+        kept = stored.open_file(stage, run.experiment, run.architecture.vocabulary_size)
     observer = learnability.Observer(run, stage, reference.params, prompts)
-    row = min(file.rows, observer.rows)
+    # A kill leaves one file behind another: what one has already is drawn again, and left out there.
+    row = min(file.rows, observer.rows, file.rows if kept is None else kept.rows)
     so_far = file.note or {"ties": 0.0, "seconds": 0.0}
     ties, before, started = so_far["ties"], so_far["seconds"], time.monotonic()
-    for responses, batch in rollouts.scored(
-        run, "calibration", reference.params, reward.score, prompts, config.samples_per_prompt, done=row
-    ):
-        bad = calibration.out_of_range(batch)
-        if bad.any():
-            raise InputError(
-                f"{np.sum(bad)} of {batch.size} reference rewards are not finite, or beyond "
-                f"{calibration.MOST_REWARD:g} ({batch[bad][0]} the first): the reward {reward.fingerprint} is "
-                "broken. If it was trained here, train it with a smaller `reward_model.learning_rate`."
-            )
+    for responses, batch, log_probs in rollouts.scored(
+        run, "calibration", reference.params, reward.score, prompts, config.samples_per_prompt,
+        done=row, log_probs=kept is not None,
+    ):  # fmt: skip
+        _check(batch, reward)
         if row == 0:
             scored.keep(run, reward, stage.directory, prompts, responses)
         observer.note(row, responses, batch)
-        # A kill leaves one file behind another: what one has already is drawn again, and left out there.
+        if kept is not None and row + len(batch) > kept.rows:
+            assert log_probs is not None, "asked for above"
+            records = stored.records(responses, log_probs, batch, kept.dtype)
+            kept.append(records[kept.rows - row :])
         if row + len(batch) > file.rows:
             ascending = jnp.sort(jnp.asarray(batch[file.rows - row :]), axis=-1)
             ties += float(_ties(ascending).sum())
-            kept = calibration.quantiles(ascending, config.rewards_per_prompt)
-            file.append(np.asarray(kept), {"ties": ties, "seconds": before + time.monotonic() - started})
+            rewards = calibration.quantiles(ascending, config.rewards_per_prompt)
+            file.append(np.asarray(rewards), {"ties": ties, "seconds": before + time.monotonic() - started})
         row += len(batch)
-    file.finish()
-    observed = observer.finish()
-    seconds = before + time.monotonic() - started
-    digest = checksums.of_file(stage.directory / TABLE)[:16] if hosts.first() else None
-    stage.finish({"ties": ties / config.prompts, "seconds": seconds, "table": digest, **observed})
+    summary = {"ties": ties / config.prompts, **observer.finish(), "seconds": before + time.monotonic() - started}
+    _finish(stage, file, kept, summary)
+
+
+def _check(rewards: np.ndarray, reward: Reward) -> None:
+    bad = calibration.out_of_range(rewards)
+    if bad.any():
+        raise InputError(
+            f"{np.sum(bad)} of {rewards.size} reference rewards are not finite, or beyond "
+            f"{calibration.MOST_REWARD:g} ({rewards[bad][0]} the first): the reward {reward.fingerprint} is "
+            "broken. If it was trained here, train it with a smaller `reward_model.learning_rate`."
+        )
+
+
+def _finish(stage: Stage, file: RowFile, kept: RowFile | None, summary: dict[str, Any]) -> None:
+    digests = {}
+    for name, one in (("responses", kept), ("table", file)):
+        if one is not None:
+            one.finish()
+            digests[name] = checksums.of_file(one.path)[:16] if hosts.first() else None
+    stage.finish({**summary, **digests})
 
 
 def _ties(ascending: jax.Array) -> jax.Array:

@@ -72,6 +72,7 @@ def _train(run: Run, reference: Trained) -> Rewarded:
         stage,
         LABEL,
         "reward_model",
+        batch_size=config.batch_size,
         start=start,
         frozen=frozen,
         optimizer=optimizer,
