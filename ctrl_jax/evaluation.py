@@ -73,7 +73,7 @@ class RewardQuality(NamedTuple):
 
     @property
     def is_chance(self) -> bool:
-        """Whether the accuracy is no better than a guess, as far as its interval can tell."""
+        """Whether the accuracy is no better than a guess, as far as its interval shows."""
         return self.accuracy_low is not None and self.accuracy_low <= 0.5
 
 
@@ -137,7 +137,7 @@ class RewardSignal(NamedTuple):
         if (probe := self.learnability) is not None:
             text = "go, a policy can climb this reward"
             if probe.bounds[0] <= 0:
-                text = "it cannot be told from 0, and a policy will hardly climb this reward"
+                text = "the interval reaches 0, and a policy will hardly climb this reward"
             elif probe.mean < GO:
                 text = f"a policy can climb this reward a little; from {GO:g} on it is a go"
             found.append(

@@ -46,8 +46,8 @@ def print_run(run: Workspace, measured: Evaluation, report: Path | None) -> None
         say(trained_on(measured.reward_training))
     for line in quality(measured.reward_model):
         say(line)
-    for warning in reward_warnings(measured):
-        say(warning, style="yellow")
+    for line in reward_warnings(measured):
+        say(line, style="yellow")
     say(f"Ties in reward between policy and reference: {measured.ties:.2%}.")
     if warning := unfinished_warning(measured, experiment.data.response_length):
         say(warning)

@@ -85,7 +85,7 @@ def without_best(step: programs.Step) -> Callable[..., tuple[TrainState, program
 def _best(mesh: Mesh, params: Params, loss: np.float32, step: int) -> Best:
     # Copied, since the next step takes over the parameters that it is given.
     copied = programs.placed(mesh, _copied, params)
-    loss_and_step = replicate(mesh, (np.float32(loss), np.int32(step)))
+    loss_and_step: Any = replicate(mesh, (np.float32(loss), np.int32(step)))
     return Best(copied, *loss_and_step)
 
 

@@ -77,7 +77,7 @@ def reward_warnings(evaluation: Evaluation) -> list[str]:
     quality, found = evaluation.reward_model, []
     if quality.accuracy is not None and quality.is_chance:
         found.append(
-            "As far as these held-out pairs can tell, the reward model is no better than chance: a policy that climbs "
+            "As far as these held-out pairs show, the reward model is no better than chance: a policy that climbs "
             "it may gain nothing. Give it more pairs (`data.prompt_length`, `reward_model.long_prompts=truncate`), or "
             "stop its training where it begins to learn by heart (`reward_model.validation.every`)."
         )

@@ -53,7 +53,7 @@ def held_out_ranks(features: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     spread = np.sqrt(np.mean(x**2, axis=(0, 1)))
     x = np.where(spread > 0, x / np.where(spread > 0, spread, 1), 0).reshape(prompts * samples, -1)
     fold = np.repeat(np.arange(prompts) % FOLDS, samples)
-    fitted = _fits(x @ x.T / max(1, np.count_nonzero(spread)), y, fold)
+    fitted = _fits(x @ x.T / max(1, int(np.count_nonzero(spread))), y, fold)
     predicted = np.zeros_like(y)
     for held_out in range(FOLDS):
         others = [other for other in range(FOLDS) if other != held_out]

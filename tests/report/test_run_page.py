@@ -168,7 +168,7 @@ def test_what_the_reward_model_learned_from_and_whether_it_is_worth_climbing_is_
             0.02,
             -0.05,
             0.09,
-            "0.020 [-0.050, 0.090]: it cannot be told from 0, and a policy will hardly climb this reward.",
+            "0.020 [-0.050, 0.090]: the interval reaches 0, and a policy will hardly climb this reward.",
         ),
     ],
 )
