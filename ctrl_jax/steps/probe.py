@@ -25,7 +25,7 @@ STRENGTHS = tuple(10.0**power for power in range(-2, 5))
 def pooled_features(policy: Policy, params: Params, prompts: Prompts, responses: Responses) -> jax.Array:
     """[B, N, D] float32: mean over the response's tokens of the last hidden states from which each is predicted.
 
-    The states have read the prompt and the response but for its last token. What lies behind a response's length does
+    The states have read the prompt and the response but for its last token. What stands behind a response's length does
     not count.
     """
     features = policy.apply(params, prompts, responses).astype(jnp.float32)
