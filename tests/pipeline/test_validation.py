@@ -67,8 +67,8 @@ class Training:
         stage = Stage.open(self.folder, "reward_model", {})
         done = supervised.train(
             run, stage, "reward model", "reward_model",
-            start={"final_norm": {"scale": jnp.full(1, START)}}, frozen={}, optimizer=optimizer, batch_size=8, step=counted,
-            examples=np.arange(8, dtype=np.float32), metrics=Sft.metrics, validation=validation,
+            start={"final_norm": {"scale": jnp.full(1, START)}}, frozen={}, optimizer=optimizer, step=counted,
+            examples=np.arange(8, dtype=np.float32), batch_size=8, metrics=Sft.metrics, validation=validation,
         )  # fmt: skip
         return float(done.params["final_norm"]["scale"][0])
 
