@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -42,13 +43,13 @@ def table_of(tmp_path, monkeypatch):
     """The job's answer where the reference's rewards are these, and from which prompts on they were asked for."""
     asked = []
 
-    def call(rewards, quantiles=None, reward=None, keep=False, whole=False):
+    def call(rewards, quantiles=None, reward=None, keep=False, whole=False, size=2):
         def in_batches(*arguments, done, log_probs):
             asked.append(done)
             *_, num_samples = arguments
-            for start in range(done, B, 2):
-                drawn = rewards[start : start + 2, :num_samples]
-                yield RESPONSES, drawn, drawn / 4 if log_probs else None
+            for start in range(done, B, size):
+                drawn = rewards[start : start + size, :num_samples]
+                yield jax.tree.map(lambda x: x[:size], RESPONSES), drawn, drawn / 4 if log_probs else None
 
         monkeypatch.setattr(rollouts, "scored", in_batches)
         features = lambda _, prompts, responses: np.zeros((*responses.lengths.shape, 2), np.float32)  # noqa: E731
@@ -261,7 +262,7 @@ def test_a_table_with_responses_that_was_cut_off_is_gone_on_with(table_of, tmp_p
 
 
 def test_a_kill_between_the_two_files_leaves_no_row_twice(table_of, tmp_path, monkeypatch):
-    """The responses of the second batch were written, and the table's row was not."""
+    """The responses of the third prompt were written, and the table's row was not; the next batches are larger."""
     append = RowFile.append
 
     def killed(self, rows, note=None):
@@ -271,7 +272,7 @@ def test_a_kill_between_the_two_files_leaves_no_row_twice(table_of, tmp_path, mo
 
     monkeypatch.setattr(RowFile, "append", killed)
     with pytest.raises(KeyboardInterrupt):
-        kept_of(table_of, RAW)
+        kept_of(table_of, RAW, size=1)
     monkeypatch.setattr(RowFile, "append", append)
     found, asked = kept_of(table_of, RAW)
     assert asked == [0, 2]
