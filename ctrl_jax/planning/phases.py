@@ -179,6 +179,8 @@ def _supervised(name: str, experiment: Experiment, found: Sizes, devices: int) -
     held = {what: size for what, size in memory.held(found).items() if what != "reward model"}
     held["trained, float32"] = held.pop("policy, float32")
     held["moments"] *= SUPERVISED_MOMENTS / POLICY_MOMENTS
+    if pairs and experiment.reward_model.validation.every:
+        held["best so far, float32"] = held["trained, float32"]
     rematerialize = experiment.model.rematerialize
     slices = memory.micro_batches(config.micro_batches, found, batch, rematerialize)
     needed = memory.update(found, batch, slices, rematerialize, length=length, networks=0 if pairs else 1)

@@ -18,6 +18,7 @@ from ctrl_jax.config import (
     Regression,
     RewardModel,
     Supervised,
+    Validation,
 )
 from ctrl_jax.devices import parameters
 from ctrl_jax.devices.mesh import make_mesh
@@ -192,6 +193,17 @@ def test_devices_share_the_work_and_exchange_gradients():
 def test_the_moments_are_what_the_optimisers_keep(optimizer, moments):
     kept = jax.eval_shape(optimizer.init, jnp.zeros(7))
     assert sum(leaf.shape == (7,) for leaf in jax.tree.leaves(kept)) == moments
+
+
+def test_a_validation_keeps_a_copy_of_the_best():
+    def held(options: RewardModel) -> memory.Memory:
+        made = phases.stages(replace(SMALL, reward_model=options), 1)
+        return next(stage for stage in made if stage.name == "reward_model").programs["update"]
+
+    with_one = held(replace(SMALL.reward_model, validation=Validation(every=5)))
+    without = held(SMALL.reward_model)
+    assert with_one.pop("best so far, float32") == with_one["trained, float32"] == without["trained, float32"]
+    assert with_one == without
 
 
 def test_an_adapter_is_trained_alone(large):
