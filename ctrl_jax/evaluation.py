@@ -36,6 +36,12 @@ class Estimate(NamedTuple):
         """(low, high), or the mean twice where there is no interval."""
         return (self.mean, self.mean) if self.low is None or self.high is None else (self.low, self.high)
 
+    def __str__(self) -> str:
+        """`0.561 [0.558, 0.565]`, or `0.561 (no interval)`."""
+        if self.low is None or self.high is None:
+            return f"{self.mean:.3f} (no interval)"
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
 
 class Ideals(NamedTuple):
     """Win rates of ideal policies at the measured KL, one a transform. None where there is none to report."""
@@ -133,7 +139,7 @@ class RewardSignal(NamedTuple):
                 text = f"{'longer' if lengths.mean > 0 else 'shorter'} responses have higher rewards"
             if abs(lengths.mean) >= LONG:
                 text += ", and a policy that climbs the reward will mostly change its length"
-            found.append(f"Rank correlation of reward and length within a prompt: {_correlated(lengths)}: {text}.")
+            found.append(f"Rank correlation of reward and length within a prompt: {lengths}: {text}.")
         if (probe := self.learnability) is not None:
             text = "go, a policy can climb this reward"
             if probe.bounds[0] <= 0:
@@ -142,7 +148,7 @@ class RewardSignal(NamedTuple):
                 text = f"a policy can climb this reward a little; from {GO:g} on it is a go"
             found.append(
                 "Learnability probe, rank correlation of a response's rank and what the reference's own features say "
-                f"of it, on prompts that it was not fitted on: {_correlated(probe)}: {text}."
+                f"of it, on prompts that it was not fitted on: {probe}: {text}."
             )
         return found
 
@@ -240,12 +246,6 @@ def _plain(value: Any) -> Any:
         case Mapping():
             return {name: _plain(entry) for name, entry in value.items()}
     return value
-
-
-def _correlated(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:.3f} (no interval)"
-    return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
 def _correlation(file: JsonFile, value: Any, where: str) -> Estimate | None:
