@@ -7,19 +7,12 @@ Cost      A fraction of bon_helpful's training, after bon_helpful, whose referen
 Command   make train EXP=regression_helpful
 """
 
-from ctrl_jax.config import Calibration, Experiment, Regression
+from dataclasses import replace
+
+from ctrl_jax.config import Experiment, Regression
+from experiments import group_projection_helpful
 
 
 def experiment() -> Experiment:
-    return Experiment(
-        name="regression_helpful",
-        calibration=Calibration(keep_responses=True),
-        policy=Regression(
-            transform="exponential(10)",
-            procedure="best_of_4",
-            kl_budget=0.6,
-            steps=150,
-            prompts_per_step=32,
-            learning_rate=1e-3,
-        ),
-    )
+    base = group_projection_helpful.experiment()
+    return replace(base, name="regression_helpful", policy=Regression(**vars(base.policy)))
