@@ -467,7 +467,7 @@ class Policy:
     follows from the budget by the ideal policy, and a controller trims it."""
     kl_limit: float | None = None
     """Stop where the KL, a mean of 5 steps, exceeds so many times the budget. By default 10, or no limit where β is
-    given."""
+    given and where the KL is an estimate from stored responses."""
     steps: int = 150
     prompts_per_step: int = 32
     samples_per_prompt: int = 16
