@@ -38,19 +38,20 @@ def experiment() -> Experiment:
             warmup_steps=10,
             validation=Validation(every=25),
         ),
-        calibration=Calibration(prompts=128, samples_per_prompt=32, keep_responses=True),
-        # What calibration drew is learned from first, which costs no draw; then new responses go on from there.
-        start=GroupProjection(kl_budget=0.4, steps=40, prompts_per_step=16, checkpoint_every=10),
+        calibration=Calibration(prompts=256, samples_per_prompt=32, keep_responses=True),
+        # What calibration drew is learned from first, which costs no draw, in one pass: in a second, a real model learns
+        # the responses by heart, and gives back what it had learned of their kind. Then new responses go on from there.
+        start=GroupProjection(kl_budget=0.4, steps=32, prompts_per_step=16, checkpoint_every=8),
         policy=Policy(
             kl_budget=0.75,
-            steps=40,
+            steps=48,
             prompts_per_step=16,
-            samples_per_prompt=8,
+            samples_per_prompt=16,
             learning_rate=3e-4,
             warmup_steps=5,
-            checkpoint_every=10,
+            checkpoint_every=8,
         ),
-        evaluation=Evaluation(prompts=128, responses_per_prompt=32),
+        evaluation=Evaluation(prompts=192, responses_per_prompt=32),
     )
 
 
