@@ -62,6 +62,23 @@ def read(stage: Stage, experiment: config.Experiment, vocabulary_size: int) -> n
     return kept
 
 
+def passes(options: config.Policy, calibration: config.Calibration) -> float:
+    """How often a training reads each stored response."""
+    read = options.steps * options.prompts_per_step * options.samples_per_prompt
+    return read / (calibration.prompts * calibration.samples_per_prompt)
+
+
+def warning(passes: float) -> str | None:
+    """What to say of a training that reads the responses more than once."""
+    if passes <= 1:
+        return None
+    return (
+        f"The training on stored responses reads each of them {passes:.2g} times. After the first time a large model "
+        "learns them by heart: the loss and the ranks that are printed are of these responses, and go on improving "
+        "where new responses get worse. Fewer `steps` or more `calibration.prompts` make it one pass."
+    )
+
+
 def examples(prompts: Prompts, kept: np.ndarray, group: int) -> StoredResponses:
     """The records [B, K] of prompts as groups of N, which divides K: K / N of each prompt, [B K / N, N]."""
     count, size = kept.shape

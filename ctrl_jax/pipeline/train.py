@@ -18,6 +18,7 @@ from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.stages import inputs_key, options_key
 from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.rewards.reward import Reward
+from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.types import Params, PolicyBatch
 
@@ -127,6 +128,8 @@ def examples(run: Run, options: Policy, calibrated: Calibrated | None) -> Any:
     if source is Source.POLICY:
         return PolicyBatch(prompts, calibrated.table.rewards)
     assert calibrated.responses is not None, "Experiment.__post_init__ asks for calibration.keep_responses"
+    if repeated := stored.warning(stored.passes(options, run.experiment.calibration)):
+        say(repeated, style="yellow")
     return stored.examples(prompts, calibrated.responses, options.samples_per_prompt)
 
 

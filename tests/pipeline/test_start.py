@@ -54,6 +54,15 @@ def test_the_policy_goes_on_from_its_start(fakes, begun):
     assert fakes.made == ["policy"] and value(begun["run"]) == value(again), "the reference, where a start begins too"
 
 
+@pytest.mark.parametrize(("steps", "said"), [(2, False), (3, True)])
+def test_a_second_pass_over_stored_responses_is_said(fakes, begun, capsys, steps, said):
+    """Real models learn the responses by heart in it. 2 steps of 4 groups of 4 are one pass over 8 prompts' 4."""
+    calibration = replace(EXPERIMENTS["start"].calibration, prompts=8, samples_per_prompt=4)
+    experiment = replace(ALONE, calibration=calibration, policy=replace(ALONE.policy, steps=steps))
+    train(fakes, experiment)
+    assert ("reads each of them 1.5 times" in " ".join(capsys.readouterr().out.split())) == said
+
+
 def test_a_whole_training_may_learn_from_stored_responses(fakes, begun):
     train(fakes, ALONE)
     assert fakes.made == ["policy"]
