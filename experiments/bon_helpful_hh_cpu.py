@@ -39,8 +39,8 @@ def experiment() -> Experiment:
             validation=Validation(every=25),
         ),
         calibration=Calibration(prompts=256, samples_per_prompt=32, keep_responses=True),
-        # What calibration drew is learned from first, which costs no draw, in one pass: in a second, a real model learns
-        # the responses by heart, and gives back what it had learned of their kind. Then new responses go on from there.
+        # What calibration drew is learned from first, which costs no draw, in one pass: in a second, a real model
+        # learns the responses by heart, and gives back what it had learned of their kind. Then new responses go on.
         start=GroupProjection(kl_budget=0.4, steps=32, prompts_per_step=16, checkpoint_every=8),
         policy=Policy(
             kl_budget=0.75,
