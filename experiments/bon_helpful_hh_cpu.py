@@ -41,13 +41,13 @@ def experiment() -> Experiment:
         calibration=Calibration(prompts=256, samples_per_prompt=32, keep_responses=True),
         # What calibration drew is learned from first, which costs no draw, in one pass: in a second, a real model
         # learns the responses by heart, and gives back what it had learned of their kind. Then new responses go on.
-        start=GroupProjection(kl_budget=0.4, steps=32, prompts_per_step=16, checkpoint_every=8),
+        start=GroupProjection(kl_budget=0.3, steps=32, prompts_per_step=16, checkpoint_every=8),
         policy=Policy(
-            kl_budget=0.75,
+            kl_budget=0.5,
             steps=48,
             prompts_per_step=16,
             samples_per_prompt=16,
-            learning_rate=3e-4,
+            learning_rate=5e-4,
             warmup_steps=5,
             checkpoint_every=8,
         ),
@@ -56,4 +56,4 @@ def experiment() -> Experiment:
 
 
 def sweep() -> list[Experiment]:
-    return grid(experiment(), transforms=("identity", "exponential(10)"), kl_budgets=(0.75,))
+    return grid(experiment(), transforms=("identity", "exponential(10)"), kl_budgets=(0.5,))

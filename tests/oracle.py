@@ -122,6 +122,8 @@ class Trainer:
     second_moment: np.ndarray = field(default_factory=lambda: np.zeros(()))
     kls: list[float] = field(default_factory=list)
     started: bool = False
+    highest: float = 0.0
+    waited: int = 0
 
     def __post_init__(self) -> None:
         self.params, self.base = np.asarray(self.params, np.float64), self.beta
@@ -230,10 +232,14 @@ class Trainer:
         return self.learning_rate * (0.1 + 0.9 * (0.5 * (1 + math.cos(math.pi * done))) ** 2)
 
     def control(self, kl: float) -> None:
-        """β by the mean of the last five measurements, once it has reached the budget or 50 steps are over."""
+        """β by the mean of the last five measurements, once it has reached the budget or not risen for ten steps."""
         self.kls.append(kl)
         average = float(np.mean(self.kls[-5:]))
-        self.started = self.started or average >= self.budget or len(self.kls) >= 50
+        if average > 1.05 * self.highest:
+            self.highest, self.waited = average, 0
+        else:
+            self.waited += 1
+        self.started = self.started or average >= self.budget or self.waited >= 10
         error = float(np.clip(average / self.budget - 1, -0.5, 0.5)) if self.started and not self.held else 0.0
         self.base *= math.exp(0.03 * error)
         self.beta = self.base * math.exp(0.4 * error)

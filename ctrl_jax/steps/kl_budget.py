@@ -9,7 +9,9 @@ proportional and an integral term on log β, once the KL has first reached the b
     β    = base · exp(proportional · e)
 
 so that β rises, and the KL falls, while the policy is over its budget. Before the KL has reached the budget, an error
-only says that training has begun, and β stays where it is, for `patience` steps at most.
+only says that training has begun, and β stays where it is for as long as the KL still rises: a mean that for `patience`
+steps is not above an earlier one by `rise` has come to rest, below the budget. So does a large model, which finds less
+reward for its KL than the ideal policy.
 
 Why both: let a policy follow β with a lag of τ steps, d log KL/dt = −(log KL + s log β) / τ near the budget, where s is
 1 to 2. The damping ratio is then (1 + s · proportional) / (2 √(τ s · integral)): with τ = 12 and s = 1.5 the defaults
@@ -36,7 +38,11 @@ class State:
     steps: jax.Array
     """[] int32, measurements so far."""
     started: jax.Array
-    """[] bool, whether the KL has reached the budget, or patience has run out."""
+    """[] bool, whether the KL has reached the budget, or come to rest below it."""
+    highest: jax.Array
+    """[] the mean that was last a rise, nats per response."""
+    waited: jax.Array
+    """[] int32, steps since then."""
     budget: jax.Array
     """[] nats per response. Data rather than a constant, so that all budgets share one compiled step."""
     held: jax.Array
@@ -52,6 +58,8 @@ def init(beta: float | jax.Array, *, budget: float, held: bool = False, window: 
         jnp.zeros(window),
         jnp.zeros((), jnp.int32),
         jnp.zeros((), bool),
+        jnp.zeros(()),
+        jnp.zeros((), jnp.int32),
         jnp.asarray(budget, jnp.float32),
         jnp.asarray(held),
     )
@@ -64,7 +72,8 @@ def update(
     proportional: float = 0.4,
     integral: float = 0.03,
     clip: float = 0.5,
-    patience: int = 50,
+    patience: int = 10,
+    rise: float = 0.05,
 ) -> State:
     """Takes one step's measured KL [], nats per response over all devices, and trims β.
 
@@ -77,9 +86,13 @@ def update(
     kl = state.kl.at[state.steps % window].set(measured_kl)
     steps = state.steps + 1
     average = jnp.sum(kl) / jnp.minimum(steps, window)
-    started = state.started | (average >= state.budget) | (steps >= patience) | jnp.isnan(average)
+    rises = average > (1 + rise) * state.highest
+    highest, waited = jnp.where(rises, average, state.highest), jnp.where(rises, 0, state.waited + 1)
+    started = state.started | (average >= state.budget) | (waited >= patience) | jnp.isnan(average)
     error = jnp.where(started, jnp.clip(average / state.budget - 1, -clip, clip), 0.0)
     error = jnp.where(state.held, 0.0, error)
     base = state.base * jnp.exp(integral * error)
     beta = base * jnp.exp(proportional * error)
-    return replace(state, beta=beta, base=base, kl=kl, steps=steps, started=started)
+    return replace(
+        state, beta=beta, base=base, kl=kl, steps=steps, started=started, highest=highest, waited=waited
+    )

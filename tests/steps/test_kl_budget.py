@@ -47,10 +47,22 @@ def test_the_way_up_to_the_budget_is_no_error():
     np.testing.assert_array_equal(betas, 1)
 
 
-def test_patience_runs_out_where_the_budget_is_not_reached():
-    betas = run(1.0, [0.25] * 12, budget=0.5, patience=10)
-    np.testing.assert_array_equal(betas[:9], 1)
-    assert (np.diff(betas[8:]) < 0).all()
+def test_a_kl_that_rests_below_the_budget_is_an_error():
+    betas = run(1.0, [0.25] * 14, budget=0.5, patience=10)
+    np.testing.assert_array_equal(betas[:10], 1)
+    assert (np.diff(betas[9:]) < 0).all()
+
+
+def test_a_kl_that_still_rises_is_none_however_long():
+    """A rise by a twentieth in 8 steps; of a fortieth in as many, none comes within 10 steps."""
+    steps = np.arange(60)
+    np.testing.assert_array_equal(run(1.0, 0.1 * 1.051 ** (steps / 8), budget=0.5), 1)
+    assert run(1.0, 0.1 * 1.025 ** (steps / 8), budget=0.5)[-1] < 1
+
+
+def test_a_kl_that_rises_and_falls_by_noise_rests():
+    noise = 0.2 * np.random.default_rng(0).normal(size=60)
+    assert run(1.0, 0.25 * (1 + noise), budget=0.5)[-1] < 0.8
 
 
 def test_the_error_is_clipped():
