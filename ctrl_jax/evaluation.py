@@ -15,6 +15,8 @@ from ctrl_jax.theory import procedures
 
 REWARD_ARRAYS = ("policy_rewards", "reference_rewards", "policy_calibrated", "reference_calibrated")
 """Arrays [B, M] of evaluation.npz, beside evaluation.json."""
+KL_ARRAY = "kl"
+"""Its array [B] of each prompt's KL, nats per response; missing in files of older versions."""
 RELIABILITY_ARRAYS = ("reliability_predicted", "reliability_observed", "reliability_count")
 """Its columns of a reliability diagram, one entry a bin, where the reward model has one."""
 

@@ -10,6 +10,7 @@ from ctrl_jax.commands.options import read
 from ctrl_jax.pipeline import results
 from ctrl_jax.report import pictures, run_page, sweep_page, table
 from ctrl_jax.report.charts import CHARTS, headline
+from ctrl_jax.report.comparison import Comparison
 from ctrl_jax.report.measurements import Run, read_run
 from ctrl_jax.report.names import spoken
 from ctrl_jax.report.panel import Panel
@@ -65,19 +66,21 @@ def write(work_dir: pathlib.Path) -> pathlib.Path:
     return index
 
 
-def write_sweep_report(sweep_dir: pathlib.Path, points: Sequence[Status]) -> pathlib.Path:
+def write_sweep_report(
+    sweep_dir: pathlib.Path, points: Sequence[Status], comparisons: Sequence[Comparison] = (), notes: Sequence[str] = ()
+) -> pathlib.Path:
     """Writes `sweep.html` and `pareto_<procedure>.{png,svg,pdf,csv}` into a sweep's directory; the page's path.
 
-    Below the table stands why points failed.
+    Below the table stands why points failed, and the notes: why some are not compared.
     """
-    notes = [f"{point.name} failed: {point.reason}" for point in points if point.reason]
+    notes = [*(f"{point.name} failed: {point.reason}" for point in points if point.reason), *notes]
     for procedure in dict.fromkeys(point.procedure for point in points):
         panels = pareto.panels([point for point in points if point.procedure == procedure], procedure)
         if panels:
             name = f"pareto_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure)}"
             _write_figure(sweep_dir / name, panels, columns=1)
     index = sweep_dir / "sweep.html"
-    write_bytes(index, sweep_page.render(sweep_dir.name, points, notes).encode())
+    write_bytes(index, sweep_page.render(sweep_dir.name, points, notes, comparisons).encode())
     return index
 
 

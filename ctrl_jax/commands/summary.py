@@ -82,3 +82,10 @@ def estimate(measured: Estimate) -> str:
     if measured.low is None or measured.high is None:
         return f"{measured.mean:.3f} (no interval)"
     return f"{measured.mean:.3f} [{measured.low:.3f}, {measured.high:.3f}]"
+
+
+def difference(measured: Estimate) -> str:
+    """`+0.053 [+0.031, +0.074]`, or `+0.053 (no interval)`."""
+    if measured.low is None or measured.high is None:
+        return f"{measured.mean:+.3f} (no interval)"
+    return f"{measured.mean:+.3f} [{measured.low:+.3f}, {measured.high:+.3f}]"

@@ -17,7 +17,7 @@ import numpy as np
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
-from ctrl_jax.evaluation import RELIABILITY_ARRAYS, Estimate, Evaluation, Ideals, Lengths, RewardQuality
+from ctrl_jax.evaluation import KL_ARRAY, RELIABILITY_ARRAYS, Estimate, Evaluation, Ideals, Lengths, RewardQuality
 from ctrl_jax.pipeline import assembly, data, randomness, results, reward_model, scored
 from ctrl_jax.pipeline.rollouts import in_batches, respond, score
 from ctrl_jax.pipeline.run import Run
@@ -120,7 +120,8 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
 
     results.unseal(run.work_dir)
     scored.keep(run, aligned.reward, run.work_dir, prompts.prompts, policy.responses)
-    write_arrays(run.work_dir / "evaluation.npz", **_arrays(policy, reference), **ranks, **reliability)
+    arrays = {**_arrays(policy, reference), **ranks, **reliability, KL_ARRAY: kl_by_prompt}
+    write_arrays(run.work_dir / "evaluation.npz", **arrays)
     _write_samples(run, prompts, {"policy": policy, "reference": reference}, ranks)
     evaluation = Evaluation(
         **_kl(run, kl_by_prompt),

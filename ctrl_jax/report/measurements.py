@@ -14,7 +14,7 @@ import numpy as np
 
 from ctrl_jax.checked_json import JsonFile, finite, parse
 from ctrl_jax.errors import InputError
-from ctrl_jax.evaluation import RELIABILITY_ARRAYS, REWARD_ARRAYS, Evaluation
+from ctrl_jax.evaluation import KL_ARRAY, RELIABILITY_ARRAYS, REWARD_ARRAYS, Evaluation
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import parse_transform
 
@@ -26,7 +26,7 @@ class Run:
     config: Mapping[str, Any]
     evaluation: Evaluation
     arrays: Mapping[str, np.ndarray]
-    """evaluation.npz: rewards and lengths [B, M]; gold, judge and reliability arrays where they exist."""
+    """evaluation.npz: rewards and lengths [B, M], KL [B]; gold, judge and reliability arrays where they exist."""
     metrics: Mapping[str, np.ndarray]
     """metrics.jsonl by column, one entry a step; nan where a row lacks the column."""
     samples: Sequence[Mapping[str, Any]]
@@ -199,6 +199,9 @@ def _read_arrays(path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
                     f"{path} has {int(wrong.sum())} values in {f'{side}_{kind}'!r} that are not finite or out of "
                     f"range, such as {array[wrong][0]:g}; {remedy}"
                 )
+    kl = arrays.get(KL_ARRAY, np.zeros(prompts))
+    if kl.shape != (prompts,) or not np.isfinite(kl).all():
+        raise InputError(f"{path} has {KL_ARRAY!r} of shape {kl.shape} that is no finite KL a prompt; {remedy}")
     reliability = [arrays[name] for name in RELIABILITY_ARRAYS if name in arrays]
     if any(array.ndim != 1 or array.shape != reliability[0].shape for array in reliability):
         raise InputError(f"{path} has reliability arrays that are no columns of one table; {remedy}")

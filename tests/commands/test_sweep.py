@@ -83,7 +83,7 @@ def page(tmp_path) -> Path:
 @pytest.fixture(autouse=True)
 def no_page(request, monkeypatch):
     if "page" not in request.fixturenames:
-        monkeypatch.setattr(report, "write_sweep_report", lambda sweep_dir, points: sweep_dir / "sweep.html")
+        monkeypatch.setattr(report, "write_sweep_report", lambda sweep_dir, *_: sweep_dir / "sweep.html")
 
 
 @pytest.fixture

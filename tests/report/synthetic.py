@@ -85,6 +85,7 @@ def rewards(
         + random.normal(0, 0.35, u.shape)
         for side, u in ranks.items()
     }
+    apart = random.normal(0, 0.07, prompts)
     bins = np.linspace(0, 1, 11)
     predicted = (bins[1:] + bins[:-1]) / 2
     count = np.array([90, 240, 330, 410, 440, 440, 410, 330, 240, 90.0])
@@ -93,6 +94,7 @@ def rewards(
         "policy_calibrated": calibrated(raw["policy"], raw["reference"]),
         "reference_calibrated": (calibrated(raw["reference"], raw["reference"]) * responses - 0.5) / (responses - 1),
         **{f"{side}_gold": gold[side] for side in gold},
+        "kl": kl + apart - apart.mean(),
         # Another opinion, further from the proxy than gold is.
         **{f"{side}_judge": gold[side] + random.normal(0, 1, gold[side].shape) for side in gold},
         **{f"{side}_lengths": np.clip(random.normal(25, 8, u.shape).round(), 1, 40) for side, u in ranks.items()},
