@@ -14,7 +14,13 @@ import jax
 import pytest
 from jax.sharding import AxisType, Mesh
 
+from ctrl_jax.runtime import platform
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most of the tests' time is compilation: what one process has compiled, the others and the next run read.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    platform.setup_compilation_cache(Path(__file__).parents[1] / ".cache" / "tests")
+)
 
 
 ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"

@@ -73,15 +73,16 @@ def setup_compilation_cache(directory: Path) -> Path:
     """Keeps compiled programs of any size under `directory`, so that a second start compiles nothing.
 
     The folder is keyed by jaxlib's version and the device, on CPU by its model and instruction set too: a program
-    compiled for another processor may crash this one. Call it after `jax.distributed.initialize`, before anything is
-    compiled.
+    compiled for another processor may crash this one. Where JAX_COMPILATION_CACHE_DIR names a folder, that one is used
+    as it is. Call it after `jax.distributed.initialize`, before anything is compiled.
 
     Returns:
       The folder in use.
     """
     device = jax.devices()[0]
     name = f"jaxlib-{importlib.metadata.version('jaxlib')}-{device.device_kind}-{device_fingerprint()}"
-    folder = Path(directory).absolute() / re.sub(r"[^\w.-]+", "-", name).lower()
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    folder = Path(chosen) if chosen else Path(directory).absolute() / re.sub(r"[^\w.-]+", "-", name).lower()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

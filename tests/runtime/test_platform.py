@@ -24,7 +24,8 @@ def test_other_jaxlibs_pass(version):
     platform.check_jaxlib(version)
 
 
-def test_a_second_process_compiles_nothing(tmp_path):
+def test_a_second_process_compiles_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     program = f"""
 import pathlib, jax
 from ctrl_jax.runtime import platform
@@ -41,6 +42,16 @@ print(jax.jit(lambda x: x * 3 + 1)(jax.numpy.arange(7)).sum())
     assert compiled and compiled == after
     [folder] = tmp_path.iterdir()
     assert platform.device_fingerprint() in folder.name
+
+
+def test_the_environment_may_choose_where_compiled_programs_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "shared"))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        assert platform.setup_compilation_cache(tmp_path / "own") == tmp_path / "shared"
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "shared")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_environment_is_json_and_names_what_matters(monkeypatch):
