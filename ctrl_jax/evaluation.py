@@ -5,7 +5,7 @@ KL is in nats per response; win rates and other shares lie in [0, 1]; intervals 
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +15,9 @@ from ctrl_jax.theory import procedures
 
 REWARD_ARRAYS = ("policy_rewards", "reference_rewards", "policy_calibrated", "reference_calibrated")
 """Arrays [B, M] of evaluation.npz, beside evaluation.json."""
+ALONG_ARRAYS = ("along_steps", "along_rewards", "along_kl")
+"""Its arrays of the policy along its training, where `evaluation.along` asked for them: P steps, raw rewards [P, B, M]
+of its responses to the same prompts, and KLs [P, B]."""
 KL_ARRAY = "kl"
 """Its array [B] of each prompt's KL, nats per response; missing in files of older versions."""
 RELIABILITY_ARRAYS = ("reliability_predicted", "reliability_observed", "reliability_count")
@@ -70,6 +73,16 @@ class RewardQuality(NamedTuple):
     """The pairs whose two responses a function rewards alike."""
 
 
+class Point(NamedTuple):
+    """The policy after a step of its training, on the same test prompts."""
+
+    step: int
+    kl: Estimate
+    """Nats per response."""
+    win_rates: Mapping[str, Estimate]
+    """By procedure, by the training reward."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What evaluation.json holds: the measurements of one run on test prompts."""
@@ -100,6 +113,8 @@ class Evaluation:
     """The share of responses without an end within the longest length, by side."""
     timings: Mapping[str, float]
     """Seconds by stage."""
+    along: Sequence[Point] = ()
+    """The policy along its training, by steps; empty where it was not asked for."""
 
     @classmethod
     def from_json(cls, tree: Any, *, source: pathlib.Path | str, remedy: str) -> "Evaluation":
@@ -132,6 +147,7 @@ class Evaluation:
             judge_win_rates=_by_procedure(file, tree, "judge_win_rates", _win_rate, {}),
             response_length=file.each(tree, "response_length", lambda value, where: _lengths(file, value, where)),
             unfinished=file.each(tree, "unfinished", file.share),
+            along=[_point(file, point, f"along.{index}") for index, point in enumerate(tree.get("along") or ())],
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -144,6 +160,8 @@ class Evaluation:
         tree["judge"] = None if self.judge is None else {"name": self.judge, "fingerprint": fingerprint}
         if self.kl_standard_error is None:
             del tree["kl_standard_error"]
+        if not self.along:
+            del tree["along"]
         return tree
 
 
@@ -155,6 +173,10 @@ def _plain(value: Any) -> Any:
             return {name: number for name, number in value._asdict().items() if number is not None}
         case Mapping():
             return {name: _plain(entry) for name, entry in value.items()}
+        case Point():
+            return {name: _plain(entry) for name, entry in value._asdict().items()}
+        case list() | tuple():
+            return [_plain(entry) for entry in value]
     return value
 
 
@@ -178,6 +200,15 @@ def _estimate(file: JsonFile, value: Any, where: str, read: Callable[[JsonFile, 
 
 def _win_rate(file: JsonFile, value: Any, where: str) -> Estimate:
     return _estimate(file, value, where, JsonFile.share)
+
+
+def _point(file: JsonFile, value: Any, where: str) -> Point:
+    found = file.object(value, where)
+    step = found.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 1:
+        raise file.refuse(step, f"{where}.step", "a step of a training")
+    kl = _estimate(file, found.get("kl"), f"{where}.kl", _kl)
+    return Point(step, kl, _by_procedure(file, found, "win_rates", _win_rate))
 
 
 def _ideals(file: JsonFile, value: Any, where: str) -> Ideals:

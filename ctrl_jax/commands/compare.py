@@ -15,7 +15,7 @@ import tyro
 
 from ctrl_jax.commands import summary
 from ctrl_jax.pipeline import results
-from ctrl_jax.report.comparison import Comparison, Difference, compare, sentence
+from ctrl_jax.report.comparison import Comparison, Difference, compare, sentences
 from ctrl_jax.report.measurements import Run, read_run
 from ctrl_jax.report.names import procedure_order
 from ctrl_jax.runtime.console import say, table
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     columns = ["", "run", "baseline", "difference", "the difference is"]
     title = f"{found.run} less {found.baseline}: {found.prompts} test prompts, paired 95 % intervals"
     table(title, columns, rows)
-    say(sentence(found))
+    say(sentences(found))
     return 0
 
 
@@ -61,6 +61,8 @@ def _rows(found: Comparison) -> Iterator[tuple[str, Difference]]:
     others = (("gold", found.gold_win_rates), ("the judge", found.judge_win_rates))
     for procedure in sorted(found.win_rates, key=procedure_order):
         yield f"{procedure} win rate", found.win_rates[procedure]
+        if procedure in found.at_equal_kl:
+            yield f"{procedure} win rate at {found.equal_kl:.3f} nats", found.at_equal_kl[procedure]
         for judge, by_procedure in others:
             if procedure in by_procedure:
                 yield f"{procedure} win rate, {judge}", by_procedure[procedure]

@@ -1,11 +1,11 @@
 """The points of a sweep beside a baseline: which pairs are compared, and what the console shows of it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ctrl_jax.commands import summary
 from ctrl_jax.errors import InputError
-from ctrl_jax.report.comparison import Comparison, compare, sentence
+from ctrl_jax.report.comparison import Comparison, compare, sentences
 from ctrl_jax.report.measurements import Run, read_run
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.theory import procedures
@@ -29,35 +29,43 @@ def check(points: "Sequence[Point]", baseline: str) -> None:
         )
 
 
-def compared(points: "Sequence[Point]", baseline: str) -> tuple[list[Comparison], list[str]]:
-    """(comparisons, why others are missing) of points that are done.
+class Beside(NamedTuple):
+    """What the points of a sweep that are done have measured, beside one another."""
+
+    runs: dict[str, Run]
+    """By the names of the points."""
+    comparisons: list[Comparison]
+    notes: list[str]
+    """Why points are not among them."""
+
+
+def compared(points: "Sequence[Point]", baseline: str) -> Beside:
+    """Compares points that are done.
 
     Each point is compared with the point of the baseline transform, trained for its procedure, whose measured KL is
     nearest to its own, among those that were evaluated beside the same responses of the reference. Where the baseline
     is a point, all others are compared with that.
     """
-    of_baseline = [point for point in points if baseline in (point.name, point.experiment.policy.transform)]
-    found: list[Comparison] = []
-    missing: list[str] = []
-    runs: dict[str, Run] = {}
-    for point in points if of_baseline else ():
-        try:
-            runs[point.name] = read_run(point.work_dir)
-        except InputError as error:
-            missing.append(f"{point.name} is not compared: {error}")
+    beside = Beside({}, [], [])
     for point in points:
-        if point in of_baseline or point.name not in runs:
-            continue
-        run, reasons = runs[point.name], []
-        for one in _nearest(point, of_baseline, runs, baseline):
+        try:
+            beside.runs[point.name] = read_run(point.work_dir)
+        except InputError as error:
+            beside.notes.append(f"{point.name} is not compared: {error}")
+    readable = [point for point in points if point.name in beside.runs]
+    of_baseline = [point for point in readable if baseline in (point.name, point.experiment.policy.transform)]
+    for point in readable:
+        reasons: list[str] = []
+        for one in [] if point in of_baseline else _nearest(point, of_baseline, beside.runs, baseline):
             try:
-                found.append(compare(run, runs[one.name], names=(point.name, one.name)))
+                pair = beside.runs[point.name], beside.runs[one.name]
+                beside.comparisons.append(compare(*pair, names=(point.name, one.name)))
                 break
             except InputError as error:
                 reasons.append(f"{point.name} is not compared: {error}")
         else:
-            missing += reasons[:1]
-    return found, missing
+            beside.notes.extend(reasons[:1])
+    return beside
 
 
 def _nearest(point: "Point", of_baseline: "Sequence[Point]", runs: dict[str, Run], baseline: str) -> "list[Point]":
@@ -65,27 +73,21 @@ def _nearest(point: "Point", of_baseline: "Sequence[Point]", runs: dict[str, Run
     kl = runs[point.name].evaluation.kl.mean
     rule = procedures.parse(point.experiment.policy.procedure)
     fit = [
-        one
-        for one in of_baseline
-        if one.name in runs and (one.name == baseline or procedures.parse(one.experiment.policy.procedure) == rule)
+        one for one in of_baseline if one.name == baseline or procedures.parse(one.experiment.policy.procedure) == rule
     ]
     return sorted(fit, key=lambda one: abs(runs[one.name].evaluation.kl.mean - kl))
 
 
-def show(found: Sequence[Comparison], missing: Sequence[str]) -> None:
+def show(beside: Beside) -> None:
     """Prints the differences as a table, and what they say in words."""
-    if found:
-        columns = ["point", "beside", "win rate, procedure", "KL, nats per response", "the difference in win rate is"]
-        rows = [
-            [
-                one.run,
-                one.baseline,
-                summary.difference(one.win_rates[one.procedure].difference),
-                "" if one.kl is None else summary.difference(one.kl.difference),
-                one.win_rates[one.procedure].verdict,
-            ]
-            for one in found
-        ]
+    rows = []
+    for one in beside.comparisons:
+        found, equal = one.win_rates[one.procedure], one.at_equal_kl.get(one.procedure)
+        cells = (found, one.kl, equal)
+        shown = ["" if cell is None else summary.difference(cell.difference) for cell in cells]
+        rows.append([one.run, one.baseline, *shown])
+    if rows:
+        columns = ["point", "less", "win rate, procedure", "KL, nats per response", "win rate at equal KL"]
         table("differences on the same prompts, with paired 95 % intervals", columns, rows)
-    for line in (*map(sentence, found), *missing):
+    for line in (*map(sentences, beside.comparisons), *beside.notes):
         say(line)

@@ -131,15 +131,11 @@ def publish(
     with locked(sweep_dir / "sweep.lock"):
         found = [_status(point, sweep_dir, point.name in running) for point in points]
         write_json(sweep_dir / "sweep.json", {"points": [status.as_json() for status in found]})
-        comparisons, notes = sweep_comparisons.compared(done(points, found), baseline)
-        tree = {"baseline": baseline, "comparisons": [one.as_json() for one in comparisons]}
+        done = [point for point, status in zip(points, found, strict=True) if status.evaluation is not None]
+        beside = sweep_comparisons.compared(done, baseline)
+        tree = {"baseline": baseline, "comparisons": [one.as_json() for one in beside.comparisons]}
         write_json(sweep_dir / "differences.json", tree)
-        return report.write_sweep_report(sweep_dir, found, comparisons, notes)
-
-
-def done(points: Sequence[Point], found: Sequence[Status]) -> list[Point]:
-    """The points that have an evaluation, by their states."""
-    return [point for point, status in zip(points, found, strict=True) if status.evaluation is not None]
+        return report.write_sweep_report(sweep_dir, found, beside.runs, beside.comparisons, beside.notes)
 
 
 def write_jobs(

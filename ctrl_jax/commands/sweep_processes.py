@@ -102,7 +102,7 @@ def run(
             raise KeyboardInterrupt
         raise Preempted("The points were stopped, and saved what they did.")
     _print(points)
-    sweep_comparisons.show(*sweep_comparisons.compared([*filter(is_done, points)], baseline))
+    sweep_comparisons.show(sweep_comparisons.compared([*filter(is_done, points)], baseline))
     say(f"Pareto figure and table: {page}")
     return 0 if all(map(is_done, points)) else 1
 

@@ -17,8 +17,18 @@ import numpy as np
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
-from ctrl_jax.evaluation import KL_ARRAY, RELIABILITY_ARRAYS, Estimate, Evaluation, Ideals, Lengths, RewardQuality
-from ctrl_jax.pipeline import assembly, data, randomness, results, reward_model, scored
+from ctrl_jax.evaluation import (
+    ALONG_ARRAYS,
+    KL_ARRAY,
+    RELIABILITY_ARRAYS,
+    Estimate,
+    Evaluation,
+    Ideals,
+    Lengths,
+    Point,
+    RewardQuality,
+)
+from ctrl_jax.pipeline import along, assembly, data, randomness, results, reward_model, scored
 from ctrl_jax.pipeline.rollouts import in_batches, respond, score
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.stages import timings
@@ -35,7 +45,7 @@ from ctrl_jax.runtime.stages import DONE, Stage, plain, read_arrays, read_json, 
 from ctrl_jax.steps import calibration, preference, win_rate
 from ctrl_jax.theory import procedures, transforms
 from ctrl_jax.theory.objective import Objective, optimal
-from ctrl_jax.types import Responses, Rollouts
+from ctrl_jax.types import Params, Responses, Rollouts
 
 RELIABILITY_BINS = 10
 
@@ -120,12 +130,14 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
 
     results.unseal(run.work_dir)
     scored.keep(run, aligned.reward, run.work_dir, prompts.prompts, policy.responses)
-    arrays = {**_arrays(policy, reference), **ranks, **reliability, KL_ARRAY: kl_by_prompt}
+    before = _along(run, aligned, prompts, reference)
+    arrays = {**_arrays(policy, reference), **ranks, **reliability, KL_ARRAY: kl_by_prompt, **before}
     write_arrays(run.work_dir / "evaluation.npz", **arrays)
     _write_samples(run, prompts, {"policy": policy, "reference": reference}, ranks)
     evaluation = Evaluation(
         **_kl(run, kl_by_prompt),
         **_win_rates(run, policy, reference),
+        along=_points(run, before, reference),
         judge=config.judge,
         judge_fingerprint=None if judge is None else judge.fingerprint,
         ideal={
@@ -267,6 +279,33 @@ def _kl(run: Run, by_prompt: np.ndarray) -> dict[str, Any]:
     if len(by_prompt) > 1:
         measured["kl_standard_error"] = float(np.std(by_prompt, ddof=1) / np.sqrt(len(by_prompt)))
     return {**measured, "kl_budget": run.experiment.policy.kl_budget}
+
+
+def _along(run: Run, aligned: Aligned, prompts: PromptSet, reference: Judged) -> dict[str, np.ndarray]:
+    """The arrays of the policies along the training, as they are in evaluation.npz."""
+    config = run.experiment.evaluation
+    count = config.along_responses or config.responses_per_prompt
+
+    def measure(label: str, params: Params) -> tuple[np.ndarray, np.ndarray]:
+        rollouts, rewards = respond(run, label, params, aligned.reward.score, prompts.prompts, count)
+        return rewards, _kl_by_prompt(run, aligned._replace(policy=params), rollouts)
+
+    return along.measured(run, aligned.policy, measure, beside=reference.rewards)
+
+
+def _points(run: Run, arrays: dict[str, np.ndarray], reference: Judged) -> list[Point]:
+    """KL and win rates of each policy along the training, with their intervals."""
+    found = []
+    rivals = jnp.asarray(reference.rewards)
+    for step, rewards, kl in zip(*(arrays.get(name, ()) for name in ALONG_ARRAYS), strict=True):
+        win_rates = {
+            name: _interval(
+                run, name, win_rate.win_rate(jnp.asarray(rewards), rivals, procedures.parse(name)), bounds=(0, 1)
+            )
+            for name in _procedures(run)
+        }
+        found.append(Point(int(step), _kl(run, kl)["kl"], win_rates))
+    return found
 
 
 def _interval(run: Run, label: str, per_prompt: np.ndarray | jax.Array, *, bounds: tuple[float, float]) -> Estimate:

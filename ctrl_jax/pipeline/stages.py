@@ -87,6 +87,10 @@ TABLE = (
 
 VERSIONS = {stage.name: stage.version for stage in TABLE}
 
+YOUNGER = {"evaluation.along": 0, "evaluation.along_responses": None}
+"""Options that came after the first results on disk, and the value that gives those results: an option that has it is
+in no key and in no config.json, so that what was made before is found."""
+
 
 def named(name: str) -> Stage:
     return next(stage for stage in TABLE if stage.name == name)
@@ -117,9 +121,14 @@ def options_key(name: str, experiment: Experiment, contents: Mapping[str, Any]) 
 
 
 def as_tree(experiment: Experiment) -> dict[str, Any]:
-    """The experiment in JSON, with the name of its algorithm."""
+    """The experiment in JSON, with the name of its algorithm, and without `YOUNGER` options that change nothing."""
     tree: dict[str, Any] = plain(experiment)
     tree["policy"] |= experiment.policy.named_algorithm
+    for path, before in YOUNGER.items():
+        section, _, name = path.rpartition(".")
+        options = _field(tree, section)
+        if options[name] == before:
+            del options[name]
     return tree
 
 

@@ -71,6 +71,12 @@ def stages(experiment: Experiment, devices: int, *, device_memory: float | None 
     sizes_of_evaluation = (evaluation.prompts, evaluation.responses_per_prompt, devices)
     made.append(_responses("reference evaluation", experiment, found, *sizes_of_evaluation))
     made.append(_responses("policy evaluation", experiment, found, *sizes_of_evaluation, trained=True))
+    if evaluation.along:
+        samples = evaluation.along_responses or evaluation.responses_per_prompt
+        point = _responses(
+            "evaluation along the training", experiment, found, evaluation.prompts, samples, devices, trained=True
+        )
+        made.append(point._replace(times=evaluation.along * point.times))
     return made
 
 

@@ -4,7 +4,7 @@ Each win rate is against the reference under the procedure, so both runs must ha
 responses of the same reference. What is computed here follows from the two `evaluation.npz` alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.evaluation import KL_ARRAY, Estimate
+from ctrl_jax.evaluation import ALONG_ARRAYS, KL_ARRAY, Estimate
 from ctrl_jax.report.html import brackets, signed
 from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.names import spoken
 from ctrl_jax.steps import comparison, win_rate
+from ctrl_jax.steps.comparison import Curve
 from ctrl_jax.steps.win_rate import Interval
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.precision import double_precision
@@ -117,6 +118,8 @@ def compare(run: Run, baseline: Run, *, names: tuple[str, str]) -> Comparison:
             for judge, same in judges.items()
             if same and all(f"policy_{judge}" in one.arrays for one in sides)
         }
+        curves = {rule: [curve(one, rule) for one in sides] for rule in rules}
+        equal_kl = _equal_kl(curves)
         return Comparison(
             run=names[0],
             baseline=names[1],
@@ -126,6 +129,8 @@ def compare(run: Run, baseline: Run, *, names: tuple[str, str]) -> Comparison:
             kl=_paired(*(one.arrays[KL_ARRAY] for one in sides))
             if all(KL_ARRAY in one.arrays for one in sides)
             else None,
+            equal_kl=equal_kl,
+            at_equal_kl={} if equal_kl is None else {rule: _at(equal_kl, *curves[rule]) for rule in rules},
             **tables,
         )
 
@@ -156,23 +161,28 @@ def check_same_reference(run: Run, baseline: Run, *, names: tuple[str, str]) -> 
     )
 
 
-def sentence(one: Comparison) -> str:
+def sentences(one: Comparison) -> str:
     """Which of two runs wins more under the procedure that the first was trained for, and whether that is sure."""
-    found = one.win_rates[one.procedure]
-    low, high = found.difference.low, found.difference.high
-    under = f"under {spoken(one.procedure)}"
-    if low is None or high is None:
-        return f"{one.run} and {one.baseline}: {signed(found.difference.mean)} points {under}, without an interval."
+    said = _said(one, one.win_rates[one.procedure], f"under {spoken(one.procedure)}")
+    if one.procedure not in one.at_equal_kl:
+        return said
+    place = f"at equal KL, {one.equal_kl:.3f} nats along both trainings"
+    return f"{said} {_said(one, one.at_equal_kl[one.procedure], place)}"
+
+
+def _said(one: Comparison, found: Difference, place: str) -> str:
     measured = f"{signed(found.difference.mean)} points {brackets(found.difference, sign='+')}"
+    if found.excludes_zero is None:
+        return f"{one.run} less {one.baseline} {place}: {measured}."
     if not found.excludes_zero:
         return (
-            f"{one.prompts} prompts show no difference between {one.run} and {one.baseline} {under}: "
-            f"{measured}, and the interval includes 0."
+            f"{one.prompts} prompts show no difference between {one.run} and {one.baseline} {place}: {measured}, and "
+            "the interval includes 0."
         )
     more = "more" if found.difference.mean > 0 else "less"
     return (
-        f"{one.run} wins {abs(100 * found.difference.mean):.1f} points {more} than {one.baseline} {under}: "
-        f"{measured}, and the interval excludes 0."
+        f"{one.run} wins {abs(100 * found.difference.mean):.1f} points {more} than {one.baseline} {place}: {measured}, "
+        "and the interval excludes 0."
     )
 
 
@@ -190,6 +200,33 @@ def _entries(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in found.items()
         if any(name == entry or name.startswith(f"{entry}.") for entry in OF_THE_REFERENCE)
     }
+
+
+def curve(run: Run, procedure: str) -> Curve | None:
+    """Win rates of a run against its KL, along its training and at its end; None where it was not measured there."""
+    if not {*ALONG_ARRAYS, KL_ARRAY} <= run.arrays.keys():
+        return None
+    rule, reference = procedures.parse(procedure), jnp.asarray(run.arrays["reference_rewards"])
+    win_rates = [
+        win_rate.win_rate(jnp.asarray(rewards), reference, rule)
+        for rewards in (*run.arrays["along_rewards"], run.arrays["policy_rewards"])
+    ]
+    kl = np.concatenate([run.arrays["along_kl"], run.arrays[KL_ARRAY][None]])
+    return comparison.of_training(kl, np.stack(win_rates))
+
+
+def _equal_kl(curves: Mapping[str, Sequence[Curve | None]]) -> float | None:
+    """The highest KL that both runs have; it is the same for every procedure."""
+    for ours, theirs in curves.values():
+        found = None if ours is None or theirs is None else comparison.kl_range(ours, theirs)
+        return None if found is None else found[1]
+    return None
+
+
+def _at(kl: float, run: Curve | None, baseline: Curve | None) -> Difference:
+    assert run is not None and baseline is not None, "they have a KL in common"
+    ours, theirs = (float(comparison.at_kl(one, kl, _key()).mean) for one in (run, baseline))
+    return Difference(ours, theirs, _estimate(comparison.difference_at_kl(run, baseline, kl, _key())))
 
 
 def _win_rates(run: Run, procedure: str, judge: str | None = None) -> np.ndarray:

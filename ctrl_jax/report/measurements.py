@@ -14,7 +14,7 @@ import numpy as np
 
 from ctrl_jax.checked_json import JsonFile, finite, parse
 from ctrl_jax.errors import InputError
-from ctrl_jax.evaluation import KL_ARRAY, RELIABILITY_ARRAYS, REWARD_ARRAYS, Evaluation
+from ctrl_jax.evaluation import ALONG_ARRAYS, KL_ARRAY, RELIABILITY_ARRAYS, REWARD_ARRAYS, Evaluation
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import parse_transform
 
@@ -202,10 +202,26 @@ def _read_arrays(path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
     kl = arrays.get(KL_ARRAY, np.zeros(prompts))
     if kl.shape != (prompts,) or not np.isfinite(kl).all():
         raise InputError(f"{path} has {KL_ARRAY!r} of shape {kl.shape} that is no finite KL a prompt; {remedy}")
+    _check_along(path, arrays, prompts, remedy)
     reliability = [arrays[name] for name in RELIABILITY_ARRAYS if name in arrays]
     if any(array.ndim != 1 or array.shape != reliability[0].shape for array in reliability):
         raise InputError(f"{path} has reliability arrays that are no columns of one table; {remedy}")
     return arrays
+
+
+def _check_along(path: pathlib.Path, arrays: Mapping[str, np.ndarray], prompts: int, remedy: str) -> None:
+    """Steps [P], rewards [P, B, M] and KLs [P, B]: all or none."""
+    found = [arrays[name] for name in ALONG_ARRAYS if name in arrays]
+    if not found:
+        return
+    shapes = [array.shape for array in found]
+    points = shapes[0][:1]
+    right = len(found) == 3 and shapes[0] == points and shapes[1][:2] == shapes[2] == (*points, prompts)
+    if not right or len(shapes[1]) != 3 or 0 in shapes[1] or not all(np.isfinite(array).all() for array in found):
+        raise InputError(
+            f"{path} has arrays along the training of shapes {shapes}, where finite ones of [points], [points, "
+            f"prompts, responses] and [points, prompts] must stand, of {prompts} prompts; {remedy}"
+        )
 
 
 def _read_samples(path: pathlib.Path, remedy: str) -> list[Mapping[str, Any]]:

@@ -1,24 +1,31 @@
 """The report of a sweep, as a page."""
 
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctrl_jax.report import html
-from ctrl_jax.report.comparison import Comparison, sentence
+from ctrl_jax.report.comparison import Comparison, sentences
+from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.names import short_name
-from ctrl_jax.report.panels import pareto
+from ctrl_jax.report.panels import along, pareto
 from ctrl_jax.report.statistics import lift_share
 from ctrl_jax.report.status import Status
 
 
 def render(
-    name: str, points: Sequence[Status], notes: Sequence[str] = (), comparisons: Sequence[Comparison] = ()
+    name: str,
+    points: Sequence[Status],
+    notes: Sequence[str] = (),
+    comparisons: Sequence[Comparison] = (),
+    runs: Mapping[str, Run] = {},
 ) -> str:
     """The report of a sweep, as HTML: the Pareto figure of each procedure in it, all runs with their states, and what
     they differ by from a baseline."""
     order = list(dict.fromkeys(point.procedure for point in points))
     panels = [panel for procedure in order for panel in pareto.panels(_of(points, procedure), procedure)]
+    by_procedure = {rule: {name: run for name, run in runs.items() if run.procedure == rule} for rule in order}
+    curves = [panel for rule, found in by_procedure.items() for panel in along.panels(found, rule)]
     done = sum(point.evaluation is not None for point in points)
     judges = list(
         dict.fromkeys(p.evaluation.judge for p in points if p.evaluation is not None and p.evaluation.judge is not None)
@@ -29,6 +36,7 @@ def render(
         name=name,
         lead=f"{done} of {len(points)} runs evaluated.",
         charts=html.charts("pareto", panels),
+        curves=html.charts("along", curves),
         rows=[_sweep_row(point) for point in points],
         procedures=order,
         judge=short_name(judges[0]) if judges else None,
@@ -69,7 +77,7 @@ def _difference_row(one: Comparison) -> dict[str, Any]:
         "main": one.win_rates[one.procedure],
         "others": {name: found for name, found in others.items() if found is not None},
         "equal": one.at_equal_kl.get(one.procedure),
-        "sentence": sentence(one),
+        "sentences": sentences(one),
     }
 
 

@@ -25,13 +25,16 @@ def write_work_dir(
     samples: int = 32,
     names: tuple[str, ...] = PROCEDURES,
     seed: int = 0,
+    along: tuple[float, ...] = (),
 ) -> pathlib.Path:
+    """`along` are the KLs after some steps of the training."""
     random = np.random.default_rng(seed)
     work_dir.mkdir(parents=True, exist_ok=True)
     (work_dir / "config.json").write_text(json.dumps(config(work_dir.name, transform, procedure, names)))
     arrays = rewards(random, transform, procedure, kl, prompts, responses)
     if not gold:
         arrays = {name: array for name, array in arrays.items() if "gold" not in name and "judge" not in name}
+    arrays |= along_arrays(transform, procedure, along, arrays["reference_rewards"]) if along else {}
     np.savez(work_dir / "evaluation.npz", **arrays)
     (work_dir / "evaluation.json").write_text(json.dumps(evaluation(arrays, transform, kl, names)))
     with (work_dir / "metrics.jsonl").open("w") as lines:
@@ -104,6 +107,23 @@ def rewards(
     }
 
 
+def along_arrays(
+    transform: str, procedure: str, kls: tuple[float, ...], reference: np.ndarray, *, responses: int = 16
+) -> dict[str, np.ndarray]:
+    """Of policies that are somewhat short of the ideal too, with fewer responses."""
+    random, grid = np.random.default_rng(len(reference)), np.linspace(0, 1, 513)
+    rewards, kl = [], []
+    for mean in kls:
+        cumulative = np.asarray(policy_of(transform, procedure, 0.85 * mean).cdf(grid), float)
+        u = np.interp(random.uniform(size=(len(reference), responses)), cumulative, grid)
+        # A rank u of the reference's rewards of the same prompt.
+        rewards.append([np.quantile(row, ranks) for row, ranks in zip(reference, u, strict=True)])
+        apart = random.normal(0, 0.05, len(reference))
+        kl.append(mean + apart - apart.mean())
+    steps = 10 * np.arange(1, len(kls) + 1)
+    return {"along_steps": steps, "along_rewards": np.array(rewards), "along_kl": np.array(kl)}
+
+
 def calibrated(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
     wins = np.sign(values[:, :, None] - reference[:, None, :]) / 2 + 0.5
     return wins.mean(axis=2)
@@ -116,8 +136,9 @@ def win_rates(arrays: dict[str, np.ndarray], judge: str, names: tuple[str, ...])
     wins = np.sign(policy[:, :, None] - reference[:, None, :]) / 2 + 0.5
     table = {}
     for name in names:
-        weights = np.asarray(procedures.parse(name).order_weights(policy.shape[1]), float)
-        table[name] = interval(np.einsum("bij,i,j->b", wins, weights, weights))
+        rule = procedures.parse(name)
+        weights = [np.asarray(rule.order_weights(side.shape[1]), float) for side in (policy, reference)]
+        table[name] = interval(np.einsum("bij,i,j->b", wins, *weights))
     return table
 
 
@@ -164,6 +185,17 @@ def evaluation(arrays: dict[str, np.ndarray], transform: str, kl: float, names: 
         "unfinished": {"policy": 0.021, "reference": 0.017},
         "timings": {"sft": 81.2, "reward_model": 64.9, "calibrate": 40.2, "train": 251.7, "evaluate": 66.3},
     }
+    if "along_steps" in arrays:
+        table["along"] = [
+            {
+                "step": int(step),
+                "kl": interval(point_kl),
+                "win_rates": win_rates(
+                    {"policy_rewards": point, "reference_rewards": arrays["reference_rewards"]}, "rewards", names
+                ),
+            }
+            for step, point, point_kl in zip(*(arrays[f"along_{kind}"] for kind in ("steps", "rewards", "kl")))
+        ]
     if "policy_gold" in arrays:
         table["gold_win_rates"] = win_rates(arrays, "gold", names)
     if "policy_judge" in arrays:

@@ -12,7 +12,7 @@ import ctrl_jax as cj
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline.stages import TABLE
 from ctrl_jax.report import comparison
-from ctrl_jax.report.comparison import Comparison, Difference, compare, sentence
+from ctrl_jax.report.comparison import Comparison, Difference, compare, sentences
 from ctrl_jax.report.measurements import Run, read_run
 from tests.report import synthetic
 
@@ -120,7 +120,7 @@ def test_what_the_references_evaluation_depends_on_is_what_its_stage_reads() -> 
 def test_it_says_in_words_whether_the_interval_excludes_zero(compared: Comparison) -> None:
     def said(mean: float, low: float | None, high: float | None) -> str:
         one = Difference(0.6 + mean, 0.6, cj.Interval(mean, low, high))  # type: ignore[arg-type]
-        return sentence(dataclasses.replace(compared, win_rates={"best_of_4": one}))
+        return sentences(dataclasses.replace(compared, win_rates={"best_of_4": one}))
 
     assert said(0.042, 0.021, 0.063) == (
         "exponential wins 4.2 points more than identity under best-of-4: +4.2 points [+2.1, +6.3], and the interval "
@@ -131,7 +131,7 @@ def test_it_says_in_words_whether_the_interval_excludes_zero(compared: Compariso
         "40 prompts show no difference between exponential and identity under best-of-4: +1.0 points [−2.0, +4.0], and "
         "the interval includes 0."
     )
-    assert said(0.01, None, None).endswith("without an interval.")
+    assert said(0.01, None, None) == "exponential less identity under best-of-4: +1.0 points no interval."
 
 
 def test_its_json_has_every_number(compared: Comparison) -> None:
