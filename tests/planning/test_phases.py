@@ -43,6 +43,12 @@ def test_the_stages_are_those_that_train_would_run(tmp_path):
         "policy evaluation",
     ]
     assert names(SMALL) == all_stages
+    along = replace(SMALL, evaluation=replace(SMALL.evaluation, along=3, along_responses=16))
+    assert names(along) == [*all_stages, "evaluation along the training"]
+    *_, last, more = phases.stages(along, 1)
+    alone = replace(SMALL, evaluation=replace(SMALL.evaluation, responses_per_prompt=16))
+    one = phases.stages(alone, 1)[-1]
+    assert last == phases.stages(SMALL, 1)[-1] and more == one._replace(name=more.name, times=3 * one.times)
     given = replace(
         SMALL,
         model=Model(path=config_only(tmp_path / "model")),

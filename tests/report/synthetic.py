@@ -194,7 +194,9 @@ def evaluation(arrays: dict[str, np.ndarray], transform: str, kl: float, names: 
                     {"policy_rewards": point, "reference_rewards": arrays["reference_rewards"]}, "rewards", names
                 ),
             }
-            for step, point, point_kl in zip(*(arrays[f"along_{kind}"] for kind in ("steps", "rewards", "kl")))
+            for step, point, point_kl in zip(
+                arrays["along_steps"], arrays["along_rewards"], arrays["along_kl"], strict=True
+            )
         ]
     if "policy_gold" in arrays:
         table["gold_win_rates"] = win_rates(arrays, "gold", names)

@@ -45,7 +45,9 @@ def per_prompt(run: Run, judge: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("table", "judge"), [("win_rates", "rewards"), ("gold_win_rates", "gold")])
-def test_a_difference_is_that_of_the_prompts(runs: tuple[Run, Run], compared: Comparison, table: str, judge: str) -> None:
+def test_a_difference_is_that_of_the_prompts(
+    runs: tuple[Run, Run], compared: Comparison, table: str, judge: str
+) -> None:
     ours, theirs = (per_prompt(run, judge) for run in runs)
     found = getattr(compared, table)["best_of_4"]
     # Ties in the rewards, which the rounding of the fake makes, are picked here in some order.
