@@ -106,9 +106,17 @@ def compare(run: Run, baseline: Run, *, names: tuple[str, str]) -> Comparison:
       names: of the two.
 
     Raises:
-      InputError: if they were not evaluated beside the same responses of the same reference.
+      InputError: if they were not evaluated beside the same responses of the same reference, or the baseline not under
+        the procedure that the run was trained for.
     """
     check_same_reference(run, baseline, names=names)
+    if run.procedure not in baseline.evaluation.win_rates:
+        raise InputError(
+            f"{names[0]} was trained for {run.procedure}, under which {names[1]} was not evaluated",
+            field="evaluation.procedures",
+            value=list(baseline.evaluation.win_rates),
+            remedy=f"evaluate it with {run.procedure} too.",
+        )
     rules = [rule for rule in run.evaluation.win_rates if rule in baseline.evaluation.win_rates]
     judges = {"gold": True, "judge": run.evaluation.judge_fingerprint == baseline.evaluation.judge_fingerprint}
     sides = (run, baseline)
@@ -118,8 +126,7 @@ def compare(run: Run, baseline: Run, *, names: tuple[str, str]) -> Comparison:
             for judge, same in judges.items()
             if same and all(f"policy_{judge}" in one.arrays for one in sides)
         }
-        curves = {rule: [curve(one, rule) for one in sides] for rule in rules}
-        equal_kl = _equal_kl(curves)
+        equal_kl, at_equal_kl = _at_equal_kl(run, baseline, rules)
         return Comparison(
             run=names[0],
             baseline=names[1],
@@ -130,7 +137,7 @@ def compare(run: Run, baseline: Run, *, names: tuple[str, str]) -> Comparison:
             if all(KL_ARRAY in one.arrays for one in sides)
             else None,
             equal_kl=equal_kl,
-            at_equal_kl={} if equal_kl is None else {rule: _at(equal_kl, *curves[rule]) for rule in rules},
+            at_equal_kl=at_equal_kl,
             **tables,
         )
 
@@ -173,7 +180,7 @@ def sentences(one: Comparison) -> str:
 def _said(one: Comparison, found: Difference, place: str) -> str:
     measured = f"{signed(found.difference.mean)} points {brackets(found.difference, sign='+')}"
     if found.excludes_zero is None:
-        return f"{one.run} less {one.baseline} {place}: {measured}."
+        return f"{one.run} less {one.baseline} {place}: {signed(found.difference.mean)} points, without an interval."
     if not found.excludes_zero:
         return (
             f"{one.prompts} prompts show no difference between {one.run} and {one.baseline} {place}: {measured}, and "
@@ -215,18 +222,17 @@ def curve(run: Run, procedure: str) -> Curve | None:
     return comparison.of_training(kl, np.stack(win_rates))
 
 
-def _equal_kl(curves: Mapping[str, Sequence[Curve | None]]) -> float | None:
-    """The highest KL that both runs have; it is the same for every procedure."""
-    for ours, theirs in curves.values():
-        found = None if ours is None or theirs is None else comparison.kl_range(ours, theirs)
-        return None if found is None else found[1]
-    return None
-
-
-def _at(kl: float, run: Curve | None, baseline: Curve | None) -> Difference:
-    assert run is not None and baseline is not None, "they have a KL in common"
-    ours, theirs = (float(comparison.at_kl(one, kl, _key()).mean) for one in (run, baseline))
-    return Difference(ours, theirs, _estimate(comparison.difference_at_kl(run, baseline, kl, _key())))
+def _at_equal_kl(run: Run, baseline: Run, rules: Sequence[str]) -> tuple[float | None, dict[str, Difference]]:
+    """(the highest KL that both curves have, the win rates by procedure there); (None, nothing) without one."""
+    kl, found = None, {}
+    for rule in rules:
+        curves = [made for one in (run, baseline) if (made := curve(one, rule)) is not None]
+        both = comparison.kl_range(*curves) if len(curves) == 2 else None
+        if both is not None:
+            kl = both[1]  # the same for every procedure
+            ours, theirs = (float(comparison.at_kl(one, kl, _key()).mean) for one in curves)
+            found[rule] = Difference(ours, theirs, _estimate(comparison.difference_at_kl(*curves, kl, _key())))
+    return kl, found
 
 
 def _win_rates(run: Run, procedure: str, judge: str | None = None) -> np.ndarray:

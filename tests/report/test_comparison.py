@@ -106,6 +106,13 @@ def test_another_reference_is_refused_with_the_option_that_made_it(
     assert compare(runs[0], dataclasses.replace(runs[1], config=free), names=LABELS)
 
 
+def test_a_baseline_without_the_runs_procedure_is_refused(runs: tuple[Run, Run]) -> None:
+    few = {"sampling": runs[1].evaluation.win_rates["sampling"]}
+    other = dataclasses.replace(runs[1], evaluation=dataclasses.replace(runs[1].evaluation, win_rates=few))
+    with pytest.raises(InputError, match=r"trained for best_of_4, under which identity was not.*with best_of_4 too"):
+        compare(runs[0], other, names=LABELS)
+
+
 def test_what_the_references_evaluation_depends_on_is_what_its_stage_reads() -> None:
     stages = {stage.name: stage for stage in TABLE}
 
@@ -133,7 +140,7 @@ def test_it_says_in_words_whether_the_interval_excludes_zero(compared: Compariso
         "40 prompts show no difference between exponential and identity under best-of-4: +1.0 points [−2.0, +4.0], and "
         "the interval includes 0."
     )
-    assert said(0.01, None, None) == "exponential less identity under best-of-4: +1.0 points no interval."
+    assert said(0.01, None, None) == "exponential less identity under best-of-4: +1.0 points, without an interval."
 
 
 def test_its_json_has_every_number(compared: Comparison) -> None:
