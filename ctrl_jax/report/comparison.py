@@ -144,8 +144,8 @@ def compare(run: Run, baseline: Run, *, names: tuple[str, str]) -> Comparison:
 
 def check_same_reference(run: Run, baseline: Run, *, names: tuple[str, str]) -> None:
     """Raises InputError unless both were evaluated beside the same responses of one reference, by the same reward."""
-    kept = ("reference_rewards", "reference_lengths")
-    if all(np.array_equal(*(one.arrays.get(name, np.empty(0)) for one in (run, baseline))) for name in kept):
+    kept, nothing = ("reference_rewards", "reference_lengths"), np.empty(0)
+    if all(np.array_equal(run.arrays.get(name, nothing), baseline.arrays.get(name, nothing)) for name in kept):
         return
     ours, theirs = _entries(run.config), _entries(baseline.config)
     apart = [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
@@ -226,23 +226,23 @@ def _at_equal_kl(run: Run, baseline: Run, rules: Sequence[str]) -> tuple[float |
     """(the highest KL that both curves have, the win rates by procedure there); (None, nothing) without one."""
     kl, found = None, {}
     for rule in rules:
-        curves = [made for one in (run, baseline) if (made := curve(one, rule)) is not None]
-        both = comparison.kl_range(*curves) if len(curves) == 2 else None
-        if both is not None:
+        ours, theirs = curve(run, rule), curve(baseline, rule)
+        both = None if ours is None or theirs is None else comparison.kl_range(ours, theirs)
+        if ours is not None and theirs is not None and both is not None:
             kl = both[1]  # the same for every procedure
-            ours, theirs = (float(comparison.at_kl(one, kl, _key()).mean) for one in curves)
-            found[rule] = Difference(ours, theirs, _estimate(comparison.difference_at_kl(*curves, kl, _key())))
+            values = (float(comparison.at_kl(one, kl, _key()).mean) for one in (ours, theirs))
+            found[rule] = Difference(*values, _estimate(comparison.difference_at_kl(ours, theirs, kl, _key())))
     return kl, found
 
 
 def _win_rates(run: Run, procedure: str, judge: str | None = None) -> np.ndarray:
     """[B] of the policy's picks by the training reward, as that or another judge decides."""
     rule = procedures.parse(procedure)
-    rewards = [jnp.asarray(run.arrays[f"{side}_rewards"]) for side in ("policy", "reference")]
+    policy, reference = (jnp.asarray(run.arrays[f"{side}_rewards"]) for side in ("policy", "reference"))
     if judge is None:
-        return np.asarray(win_rate.win_rate(*rewards, rule))
-    judged = [jnp.asarray(run.arrays[f"{side}_{judge}"]) for side in ("policy", "reference")]
-    return np.asarray(win_rate.judged_win_rate(*rewards, *judged, rule))
+        return np.asarray(win_rate.win_rate(policy, reference, rule))
+    ours, theirs = (jnp.asarray(run.arrays[f"{side}_{judge}"]) for side in ("policy", "reference"))
+    return np.asarray(win_rate.judged_win_rate(policy, reference, ours, theirs, rule))
 
 
 def _paired(run: np.ndarray, baseline: np.ndarray) -> Difference:
