@@ -106,11 +106,11 @@ def policy_training(
     beta: float,
     held: bool,
     num_references: int,
+    kind: type[config.Policy] = config.Policy,
     **policy: Any,
 ) -> PolicyTraining:
-    """Policy and reference are tables of logits (fakes.params); `policy` are the fields of config.Policy."""
-    options = config.Policy(beta=beta if held else None, **policy)
-    optimizer = optimizers.policy(options)
+    """Policy and reference are tables of logits (fakes.params); `policy` are the fields of `kind`."""
+    options = kind(beta=beta if held else None, **policy)
 
     def sharded_score(prompts: Prompts, responses: Responses) -> jax.Array:
         assert score is not None
@@ -119,12 +119,23 @@ def policy_training(
     algorithm = assembly.algorithm(
         models(), mesh, options, beta=beta, num_references=num_references, eos_ids=(fakes.EOS,)
     )
+    optimizer = optimizers.policy(options, updates=algorithm.updates)
     step = assembly.policy_step(
         models(), mesh, options, algorithm, optimizer, sharded_score,
         key=key, max_length=fakes.LENGTH, eos_ids=(fakes.EOS,),
     )  # fmt: skip
     state = programs.init_state(jnp.asarray(start, jnp.float32), optimizer, mesh, algorithm.start())
     return PolicyTraining(mesh, replicate(mesh, jnp.asarray(reference, jnp.float32)), step, state)
+
+
+def kl_of_responses(
+    mesh: Mesh, policy: np.ndarray, reference: np.ndarray, prompts: Prompts, responses: Responses, *, temperature: float
+) -> np.ndarray:
+    """[B, N] nats of given responses, as the evaluation measures it."""
+    measure = assembly.kl_of_responses(models(), mesh, temperature=temperature)
+    params = [replicate(mesh, jnp.asarray(table, jnp.float32)) for table in (policy, reference)]
+    log_probs = np.zeros(responses.tokens.shape, np.float32)
+    return np.asarray(measure(*params, shard(mesh, Rollouts(prompts, responses, log_probs))))
 
 
 def train_policy(
@@ -141,8 +152,8 @@ def train_policy(
     )  # fmt: skip
     data = batches(PolicyBatch(prompts, table), batch_size=options.prompts_per_step, seed=seed)
     with loop.open_training(
-        "policy", training.state, data, metrics=Ctrl.metrics, mesh=mesh, steps=options.steps,
-        checkpoint_every=options.checkpoint_every, directory=directory, fingerprint="policy",
+        "policy", training.state, data, metrics=Ctrl.metrics, devices=programs.Devices(mesh),
+        steps=options.steps, checkpoint_every=options.checkpoint_every, directory=directory, fingerprint="policy",
     ) as updates:  # fmt: skip
         for update in updates.updates(lambda state, batch: training.step(state, training.reference, batch)):
             updates.refuse_unsound(update)

@@ -64,6 +64,14 @@ def mesh() -> Mesh:
     return jax.make_mesh((8, 1, 1), axes, axis_types=(AxisType.Auto,) * 3, devices=jax.devices("cpu")[:8])
 
 
+@pytest.fixture(scope="module")
+def compile_fast() -> Iterator[None]:
+    """For modules of which nearly all of the time is LLVM's optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True)
 def modules_of_a_test_end_with_it() -> Iterator[None]:
     """Reward functions of two tests may have one module's name."""

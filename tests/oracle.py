@@ -113,7 +113,12 @@ class Trainer:
     warmup: int
     steps: int
     max_norm: float
+    clip: float | None = None
+    """PPO's ε; None for CTRL, whose gradient is at the policy that sampled."""
+    epochs: int = 1
+    minibatches: int = 1
     step: int = 0
+    updates: int = 0
     second_moment: np.ndarray = field(default_factory=lambda: np.zeros(()))
     kls: list[float] = field(default_factory=list)
     started: bool = False
@@ -129,24 +134,33 @@ class Trainer:
         """Takes a step by the rollouts and their raw rewards [B, N]; returns its metrics."""
         ranks = calibrated(raw, table)
         transformed = raw if self.transform == "raw" else transform(self.transform, ranks, table.shape[1])
-        loss, gradient, metrics = self.loss(rollouts, np.asarray(transformed, np.float64))
-        metrics |= {
+        metrics = self.learn(rollouts, np.asarray(transformed, np.float64)) | {
             "raw_reward": np.mean(raw),
             "calibrated_reward": np.mean(ranks),
             "transformed_reward": np.mean(transformed),
             "constant_rewards": np.mean([len(set(row)) == 1 for row in raw.tolist()]),
             "win_rate": np.mean(win_rate(raw, table, self.procedure)),
-            "loss": loss,
-            "gradient_norm": np.linalg.norm(gradient),
             "beta": self.beta,
         }
-        self.optimise(gradient)
         self.control(metrics["kl"])
         self.step += 1
         return metrics
 
+    def learn(self, rollouts: Rollouts, rewards: np.ndarray) -> dict[str, float]:
+        """All updates by a batch: in every epoch by prompts 0, M, 2M, ..., then by 1, M + 1, ...; the mean metrics."""
+        rows = []
+        for first in [*range(self.minibatches)] * self.epochs:
+            part, count = jax.tree.map(lambda x, first=first: x[first :: self.minibatches], rollouts), len(rewards)
+            loss, gradient, metrics = self.loss(part, rewards[[*range(first, count, self.minibatches)]])
+            rows.append(metrics | {"loss": loss, "gradient_norm": np.linalg.norm(gradient)})
+            self.optimise(gradient)
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
     def loss(self, rollouts: Rollouts, rewards: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
-        """(loss, gradient, metrics): Σ_t KL_t − Σ_t A_t log π(y_t) a response, with A_t held fixed."""
+        """(loss, gradient, metrics): Σ_t KL_t − Σ_t G_t a response, with A_t held fixed.
+
+        G = A log π(y) in CTRL; the lesser of ρ A and clip(ρ) A in PPO-clip, for ρ = π(y) / π_sampler(y).
+        """
         tokens, lengths = np.asarray(rollouts.responses.tokens), np.asarray(rollouts.responses.lengths)
         size, samples, _ = tokens.shape
         kl, log_ratio = np.zeros(tokens.shape), np.zeros(tokens.shape)
@@ -173,11 +187,18 @@ class Trainer:
         advantages = np.stack([
             without_own(rewards[b])[:, None] / self.beta - without_own(later_kl[b]) for b in range(size)
         ])  # fmt: skip
-        loss = sum(kl[b, n, t] - advantages[b, n, t] * log_probs[b, n, t] for b, n, t, *_ in places) / (size * samples)
-        gradient = np.zeros(self.params.shape)
+        loss, gradient, clipped = 0.0, np.zeros(self.params.shape), []
         for b, n, t, prompt, before in places:
-            slope = kl_slopes[b, n, t] - advantages[b, n, t] * slopes[b, n, t]
-            gradient[place(prompt, before)] += slope / (size * samples)
+            advantage, log_prob = advantages[b, n, t], log_probs[b, n, t]
+            gain, weight = advantage * log_prob, advantage
+            if self.clip is not None:
+                ratio = math.exp(log_prob - rollouts.log_probs[b, n, t])
+                near = min(max(ratio, 1 - self.clip), 1 + self.clip)
+                gain = min(ratio * advantage, near * advantage)
+                weight = ratio * advantage if ratio * advantage <= near * advantage else 0.0
+                clipped.append(ratio != near)
+            loss += (kl[b, n, t] - gain) / (size * samples)
+            gradient[place(prompt, before)] += (kl_slopes[b, n, t] - weight * slopes[b, n, t]) / (size * samples)
         by_prompt = kl.sum(-1).mean(-1)
         last_tokens = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)
         metrics = {
@@ -189,21 +210,23 @@ class Trainer:
             "response_length": lengths.mean(),
             "unfinished": np.mean(last_tokens != EOS),
             "sampler_scorer_gap": np.mean(gaps),
-        }
+        } | ({} if self.clip is None else {"clipped": np.mean(clipped)})
         return loss, gradient, metrics
 
     def optimise(self, gradient: np.ndarray) -> None:
         """The gradient, of norm `max_norm` at most, over the root of its mean square (Adam without momentum)."""
         gradient = gradient * min(1, self.max_norm / np.linalg.norm(gradient))
         self.second_moment = 0.99 * self.second_moment + 0.01 * gradient**2
-        mean_square = self.second_moment / (1 - 0.99 ** (self.step + 1))
+        mean_square = self.second_moment / (1 - 0.99 ** (self.updates + 1))
         self.params = self.params - self.rate() * gradient / (np.sqrt(mean_square) + 1e-8)
+        self.updates += 1
 
     def rate(self) -> float:
         """The learning rate: a straight line up, then the square of a cosine down to a tenth."""
-        if self.step < self.warmup:
-            return self.learning_rate * self.step / self.warmup
-        done = (self.step - self.warmup) / (self.steps - self.warmup)
+        step = self.updates / (self.epochs * self.minibatches)
+        if step < self.warmup:
+            return self.learning_rate * step / self.warmup
+        done = (step - self.warmup) / (self.steps - self.warmup)
         return self.learning_rate * (0.1 + 0.9 * (0.5 * (1 + math.cos(math.pi * done))) ** 2)
 
     def control(self, kl: float) -> None:

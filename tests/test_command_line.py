@@ -191,7 +191,7 @@ def test_bad_options_of_sample(refused, options, told):
     [
         (["--device-kind", "v9"], "--device-kind is 'v9'; it is one of v4, v5e"),
         (["--device-kind", "v5e", "--devices", "256"], "which do not divide by the 256 devices. Give --sft.batch-size"),
-        (["--device-kind", "v5e", "--efficiency.matmul", "1.5"], "--efficiency.matmul is 1.5"),
+        (["--device-kind", "v5e", "--efficiency.matmul", "1.5"], "Efficiency.matmul is 1.5; it is a share"),
     ],
 )
 def test_bad_options_of_plan(refused, options, told):

@@ -19,6 +19,7 @@ RULES = (
     "test_steps_are_pure",
     "test_no_modules_import_each_other",
     "test_no_function_is_long",
+    "test_bad_input_has_field_value_and_remedy",
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

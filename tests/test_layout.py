@@ -30,14 +30,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decoding": PURE,
     "models": BASICS,
     "data": BASICS,
-    # The loop shards batches and halts states; the mesh asks the hosts where a batch's rows are.
-    "runtime": BASICS | {"config", "devices"},
+    "runtime": BASICS,
+    # The mesh asks the hosts where a batch's rows are.
     "devices": BASICS | {"steps", "models", "runtime"},
     # The options of adapters and the names of a row's fields belong to the rooms that use them.
     "config": BASICS | {"theory", "models", "data"},
     "report": PURE | {"checked_json", "evaluation"},
     "rewards": LIBRARY - {"algorithms", "theory"},
-    "pipeline": LIBRARY | {"decoding", "rewards", "report", "evaluation"},
+    "pipeline": LIBRARY | {"decoding", "rewards", "evaluation"},
     "planning": LIBRARY - {"algorithms", "data", "theory"} | {"rewards", "pipeline"},
     "commands": LIBRARY - {"algorithms"} | {"rewards", "report", "pipeline", "planning", "evaluation"},
     # Behind the names of `ctrl_jax/__init__.py`.
@@ -114,6 +114,13 @@ def breaches(room_name: str, source: str) -> list[str]:
         elif first not in MAY_IMPORT_FROM_OUTSIDE.get(room_name, {first}):
             found.append(imported)
     return found
+
+
+def test_a_row_names_rows_above_it():
+    above: set[str] = set()
+    for row, named in MAY_IMPORT.items():
+        assert named <= above, row
+        above.add(row)
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.name != "__init__.py"], ids=name)
@@ -325,10 +332,10 @@ def test_nothing_is_printed_as_markup(path):
     assert "rich.markup" not in source and not re.search(r"""["']\[/?(bold|red|green|yellow|dim|cyan)""", source)
 
 
-# They speak of the command line's options: it itself, and what one of its commands prints.
-SPELL_FLAGS = {"commands", "planning", "__main__"}
+# The command line itself speaks of its options.
+SPELL_FLAGS = {"commands", "__main__"}
 # Options of other programs, and not of ours.
-OF_OTHERS = {"--porcelain", "--xla_force_host_platform_device_count"}
+OF_OTHERS = {"--porcelain", "--logdir", "--xla_force_host_platform_device_count"}
 
 
 def flags(source: str) -> list[str]:
@@ -359,6 +366,38 @@ def test_only_the_command_line_speaks_of_flags(path):
 )
 def test_the_test_of_flags_can_fail(source, found):
     assert flags(source) == found
+
+
+# Rooms that know no command line: a program that calls them shows or mends by the parts of an error.
+IN_PARTS = {
+    "theory", "steps", "algorithms", "decoding", "models", "data", "config", "rewards", "planning", "library",
+}  # fmt: skip
+
+
+def without_parts(source: str) -> list[str]:
+    """The InputErrors that are raised without field, value or remedy."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    errors = [call for call in calls if getattr(call.func, "id", getattr(call.func, "attr", "")) == "InputError"]
+    missing = ((call.lineno, {"field", "value", "remedy"} - {part.arg for part in call.keywords}) for call in errors)
+    return [f"line {line}: {', '.join(sorted(parts))}" for line, parts in missing if parts]
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if room(path) in IN_PARTS], ids=name)
+def test_bad_input_has_field_value_and_remedy(path):
+    assert without_parts(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("raise InputError('bad', field='x', value=1, remedy='mend it.')", []),
+        ("raise errors.InputError('bad. Mend it.')", ["line 1: field, remedy, value"]),
+        ("def f():\n    return InputError('bad', field='x', value=None)", ["line 2: remedy"]),
+        ("raise ValueError('ours')", []),
+    ],
+)
+def test_the_test_of_parts_can_fail(source, found):
+    assert without_parts(source) == found
 
 
 def without_encoding(source: str) -> Iterator[int]:

@@ -18,12 +18,7 @@ ORDER = np.random.default_rng(4).permuted(np.tile(np.arange(len(EVERY.lengths)),
 """[2, Y] the rank of each response's reward, for prompts of either table: no two of a prompt tie."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Nearly all of the time here is LLVM's optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def prompts() -> Prompts:

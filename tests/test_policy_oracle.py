@@ -1,12 +1,13 @@
 """The assembled, jitted policy step beside an independent calculation (tests/oracle.py), on one device and on eight."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 import pytest
 
+from ctrl_jax import config
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.types import Prompts, Responses, Rollouts
 from tests import assembled, oracle
@@ -30,6 +31,11 @@ class Case:
     tied: bool = True
     """Whether the reward has three values, so that many responses tie; else each response has its own."""
     budget: float = 0.4
+    clip: float | None = None
+    """PPO-clip's; None for CTRL."""
+    epochs: int = 1
+    minibatches: int = 1
+    learning_rate: float = 0.05
 
 
 CASES = {
@@ -40,15 +46,17 @@ CASES = {
     "logarithm": Case("logarithm", "best_of_2", micro_batches=2, tied=False, budget=5.0),
     "logarithm of quantiles": Case("logarithm", "sampling", quantiles=4),
     "raw": Case("raw", "sampling", temperature=0.7, micro_batches=2, beta=1.5),
+    "several updates": Case("exponential(10)", "best_of_2", tied=False, clip=0.1, epochs=2, minibatches=2),
+    "an epoch in minibatches": Case(
+        "identity", "best_of_2", temperature=0.7, budget=0.7, max_norm=0.1, clip=0.1, minibatches=2, learning_rate=0.3
+    ),
+    "epochs of the whole": Case(
+        "exponential(-10)", "worst_of_2", held=True, micro_batches=2, clip=0.2, epochs=3, learning_rate=0.1
+    ),
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Nearly all of the time here is LLVM's optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def prompts(seed: int) -> Prompts:
@@ -77,12 +85,15 @@ def reference_rewards(case: Case, batch: Prompts) -> np.ndarray:
 def trainings(case: Case, devices: int, **changes) -> tuple[assembled.PolicyTraining, oracle.Trainer]:
     common = {
         "transform": case.transform, "procedure": case.procedure, "temperature": case.temperature, "steps": 8,
-        "learning_rate": 0.05,
+        "learning_rate": case.learning_rate,
     } | changes  # fmt: skip
+    if case.clip is not None:
+        common |= {"clip": case.clip, "epochs": case.epochs, "minibatches": case.minibatches}
     product = assembled.policy_training(
         make_mesh(devices), start=START, reference=REFERENCE, key=KEY, beta=case.beta, held=case.held,
         score=lambda prompts, responses: reward(case, prompts, responses),
         num_references=case.quantiles or REFERENCES, kl_budget=case.budget, prompts_per_step=PROMPTS,
+        kind=config.Policy if case.clip is None else config.PpoClip,
         samples_per_prompt=SAMPLES, micro_batches=case.micro_batches, max_gradient_norm=case.max_norm, warmup_steps=2,
         **common,
     )  # fmt: skip
@@ -138,6 +149,45 @@ def test_the_cases_have_what_makes_a_step_hard():
     assert not seen["logarithm"]["moved"]  # its KL has not reached the budget yet
 
 
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.clip is not None])
+def test_the_cases_of_ppo_clip_tokens_and_depend_on_the_order_of_their_minibatches(name):
+    """From the second step on, where the learning rate is not 0."""
+    case, metrics = CASES[name], {}
+    _, trainer = trainings(case, 1)
+    _, other = trainings(case, 1)
+    for step in range(2):
+        batch = prompts(step)
+        table = oracle.quantiles(reference_rewards(case, batch), None)
+        rollouts = trainer.draw(batch)
+        raw = reward(case, batch, rollouts.responses)
+        # The other learns from the prompts in another order; all else that it is given is the same.
+        back = np.arange(PROMPTS)[::-1]
+        metrics = trainer.update(rollouts, raw, table)
+        other.update(jax.tree.map(lambda x, back=back: x[back], rollouts), raw[back], table[back])
+    assert 0.02 < metrics["clipped"] < 0.9
+    assert trainer.updates == 2 * case.epochs * case.minibatches
+    apart = np.abs(trainer.params - other.params).max()
+    assert apart > 1e-3 if case.minibatches > 1 else apart < 1e-9
+
+
+@pytest.mark.parametrize("name", ["identity", "exponential", "negative exponential"])
+def test_ppo_with_one_update_a_batch_takes_ctrls_step(name):
+    """ρ = 1 for every token then, and nothing is clipped."""
+    case = CASES[name]
+    product, _ = trainings(replace(case, clip=0.2), 1)
+    _, trainer = trainings(case, 1)
+    for step in range(STEPS):
+        batch = prompts(step)
+        table = reference_rewards(case, batch)
+        metrics = product.train(batch, assembled.table_of(table, case.quantiles))
+        rollouts = trainer.draw(batch)
+        expected = trainer.update(rollouts, reward(case, batch, rollouts.responses), oracle.quantiles(table, None))
+        assert metrics["clipped"] == 0
+        for value in ("gradient_norm", "kl", "beta", "transformed_reward"):
+            assert metrics[value] == pytest.approx(expected[value], rel=1e-5, abs=1e-5), (value, step)
+        np.testing.assert_allclose(product.params, trainer.params, rtol=1e-5, atol=1e-5)
+
+
 def objective(case: Case, params: np.ndarray, prompt: int, responses: Responses, rewards: np.ndarray) -> float:
     """J = Σ_y π(y) (R(y) / β − log π(y) / π_ref(y)) over every response."""
     total = 0.0
@@ -190,3 +240,32 @@ def test_over_every_pair_of_responses_the_step_climbs_the_objective(name):
     # Uphill: the optimiser goes against the gradient of the loss, that is along that of J.
     moved, real = product.params - uniform, np.abs(gradient) > 1e-4
     np.testing.assert_array_equal(np.sign(moved[real]), np.sign(gradient[real]))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_kl_of_responses_is_that_of_their_laws_and_averages_to_the_policys(devices, temperature):
+    """The evaluation's. Summed over all responses by their probability it is Σ_y π(y) log π(y) / π_ref(y)."""
+    every = jax.tree.map(np.asarray, fakes.every_response())
+    ids = np.arange(8, dtype=np.uint32) % 3  # of both tables of the language
+    both = Prompts(np.zeros((8, 2), np.int32), np.ones(8, np.int32), ids)
+    responses = jax.tree.map(lambda x: np.repeat(x, 8, axis=0), every)
+    found = assembled.kl_of_responses(make_mesh(devices), START, REFERENCE, both, responses, temperature=temperature)
+    for b, prompt in enumerate(ids):
+        total = 0.0
+        for n, (tokens, length) in enumerate(zip(every.tokens[0], every.lengths[0], strict=True)):
+            laws, references = (
+                [oracle.log_law(table, prompt, tokens[:t], temperature) for t in range(length)]
+                for table in (START, REFERENCE)
+            )
+            by_token = [np.sum(np.exp(law) * (law - other)) for law, other in zip(laws, references, strict=True)]
+            assert found[b, n] == pytest.approx(sum(by_token), rel=1e-5, abs=1e-6)
+            log_prob, reference = (
+                sum(law[token] for law, token in zip(table, tokens, strict=False)) for table in (laws, references)
+            )
+            total += np.exp(log_prob) * (log_prob - reference)
+        weights = [np.exp(sum(oracle.log_law(START, prompt, y[:t], temperature)[y[t]] for t in range(length)))
+                   for y, length in zip(every.tokens[0], every.lengths[0], strict=True)]  # fmt: skip
+        assert np.sum(weights) == pytest.approx(1)
+        assert weights @ found[b] == pytest.approx(total, rel=1e-5)
+        assert total > 0.3

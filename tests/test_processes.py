@@ -19,12 +19,7 @@ from tests.devices import test_programs
 from tests.processes import Job, run
 from tests.trained import COMPILE_FAST, CommandLine
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 # A second step, after a first one that was made elsewhere.

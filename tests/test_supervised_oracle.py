@@ -19,12 +19,7 @@ SFT_START = np.asarray(fakes.params(jax.random.key(1)))
 REWARD_START = np.random.default_rng(1).normal(size=(2, fakes.LENGTH, fakes.VOCABULARY))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Nearly all of the time here is LLVM's optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def examples(seed: int, samples: int) -> Examples:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ctrl_jax.algorithms.protocol import GRADIENT, loss_in
-from ctrl_jax.steps import kl
+from ctrl_jax.steps import kl, sampling
 from ctrl_jax.steps.logprobs import Comparison
 from ctrl_jax.steps.masked import Mean, StandardError, length_mask, masked_mean
 from ctrl_jax.types import Metric, Rollouts, Scored
@@ -42,8 +42,7 @@ def measure(
         return over_responses(kl.per_sequence(per_token, responses.lengths))
 
     mask = length_mask(responses.lengths, responses.tokens.shape[-1])
-    last = jnp.take_along_axis(responses.tokens, responses.lengths[..., None] - 1, axis=-1)[..., 0]
-    unfinished = ~jnp.isin(last, jnp.asarray(eos_ids))
+    unfinished = ~sampling.ended(responses, eos_ids)
     exact_kl = kl.per_sequence(comparison.kl, responses.lengths)
     both = comparison.log_probs, comparison.reference_log_probs
     means: dict[str, Mean | StandardError] = {

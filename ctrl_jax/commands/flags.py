@@ -27,7 +27,9 @@ def spelled(message: str) -> str:
     def flag(found: re.Match[str]) -> str:
         name, value = found[1] or found[3], found[2]
         known = name in options() if found[1] else "." in name and name in options()
-        return found[0] if not known else f"--{name.replace('_', '-')}" + (f" {value}" if value else "")
+        # A switch has no value.
+        given = f" {value}" if value and value != "True" else ""
+        return f"--{name.replace('_', '-')}{given}" if known else found[0]
 
     return _NAMED.sub(flag, message)
 

@@ -10,7 +10,6 @@ from ctrl_jax.commands.options import read_name
 from ctrl_jax.config import Experiment
 from ctrl_jax.devices import accelerators
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import assembly
 from ctrl_jax.planning import tables
 from ctrl_jax.planning.expectation import Efficiency
 from ctrl_jax.planning.phases import stages
@@ -44,7 +43,6 @@ def run(options: Options) -> int:
     Raises:
       InputError: on a kind of device without a row, and on batches that do not divide by the devices.
     """
-    assembly.check_it_samples(options.experiment.policy, "plan")
     experiment, devices = options.experiment, options.devices
     if options.on_cpu and devices != 1:
         raise InputError(

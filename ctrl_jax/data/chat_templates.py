@@ -59,9 +59,13 @@ class ChatTemplate:
         self._file = file
         self._variables = dict(variables)
         self._limits = limits
-        self._secret = secrets.token_hex(16)
         any_token = any_of(controls)
         self._control = re.compile(f"({any_token})")
+        # A short control token of hexadecimal letters may be in a secret by chance, and would be cut out of it.
+        self._secret = secrets.token_hex(16)
+        for _ in range(1000):
+            if self._control.search(self._secret):
+                self._secret = secrets.token_hex(16)
         self._likeness = re.compile(f"(?={any_token}).", re.DOTALL)
         self._probe()
 
@@ -140,7 +144,10 @@ class ChatTemplate:
             if text not in dialogue:
                 raise InputError(
                     f"The chat template of {self._file} does not write the text of the {role}'s turn; it may be meant "
-                    "for messages of several parts (images, tools). Give the directory a template for plain text."
+                    "for messages of several parts (images, tools).",
+                    field=str(self._file),
+                    value=text,
+                    remedy="Give the directory a template for plain text.",
                 )
         self._before = prompt.rpartition(self._user)[2]
         self._between, _, after = dialogue.rpartition(self._user)[2].partition(reply)
@@ -162,13 +169,18 @@ class ChatTemplate:
             if error.line is not None:
                 raise InputError(
                     f"The chat template of {self._file} does not parse, at its line {error.line}: "
-                    f"{str(error)[:1000].rstrip('.')}. Mend it, or "
-                    "take the model's own file."
+                    f"{str(error)[:1000].rstrip('.')}.",
+                    field=str(self._file),
+                    value=error.line,
+                    remedy="Mend it, or take the model's own file.",
                 ) from error
             raise InputError(
                 f"The chat template of {self._file} fails on a conversation of {_roles(turns)}: "
-                f"{self._restored(str(error))[:1000].rstrip('.')}. Mend the conversation or the template, or take the "
-                "template away: prompts are then written as \\n\\nHuman: and \\n\\nAssistant: transcripts."
+                f"{self._restored(str(error))[:1000].rstrip('.')}.",
+                field=str(self._file),
+                value=_roles(turns),
+                remedy="Mend the conversation or the template, or take the template away: prompts are then written "
+                "as \\n\\nHuman: and \\n\\nAssistant: transcripts.",
             ) from error
 
     def _written(self, turns: Conversation, *, add_generation_prompt: bool) -> str:
@@ -185,8 +197,10 @@ class ChatTemplate:
         except template_process.ExceededError as error:
             raise InputError(
                 f"The chat template of {self._file} {error} on a conversation of {_roles(turns)}, "
-                f"{sum(len(turn.content) for turn in turns)} characters; ordinary templates are far from these limits. "
-                "Take the template of the model's own publisher, or shorten the conversation if it is so long."
+                f"{sum(len(turn.content) for turn in turns)} characters; ordinary templates are far from these limits.",
+                field=str(self._file),
+                value=_roles(turns),
+                remedy="Take the template of the model's own publisher, or shorten the conversation if it is so long.",
             ) from error
 
     def _cut(self, rendered: str) -> Pieces:

@@ -77,9 +77,12 @@ class Corpus:
         if len(found.texts) < count:
             raise InputError(
                 f"{count} {split} prompts are asked for, but {self.source} has {len(found.texts)} of at most "
-                f"{self.prompt_length} tokens, and {found.dropped} that are longer. Ask for fewer "
-                "(`calibration.prompts`, `evaluation.prompts`), let longer ones in (`data.prompt_length`, or "
-                "`data.long_prompts=truncate`), or give more data (`data.dialogues`, `data.path`)."
+                f"{self.prompt_length} tokens, and {found.dropped} that are longer.",
+                field=f"{split} prompts",
+                value=count,
+                remedy="Ask for fewer (`calibration.prompts`, `evaluation.prompts`), let longer ones in "
+                "(`data.prompt_length`, or `data.long_prompts=truncate`), or give more data (`data.dialogues`, "
+                "`data.path`).",
             )
         return found
 
@@ -124,8 +127,11 @@ class Corpus:
                 if None not in (value, before) and repr(before) != repr(value):
                     raise InputError(
                         f"The prompt {shown(record.prompt[-1].content)} has two values of {name!r}, {shown(before)} "
-                        f"and {shown(value)}, and the reward function asks for one. Mend the rows, or let the function "
-                        "leave that column out: name the columns it needs instead of **columns."
+                        f"and {shown(value)}, and the reward function asks for one.",
+                        field=name,
+                        value=(before, value),
+                        remedy="Mend the rows, or let the function leave that column out: name the columns it needs "
+                        "instead of **columns.",
                     )
                 values[name] = before if value is None else value
         # Backwards: of two texts with one id `prompts` keeps the first.

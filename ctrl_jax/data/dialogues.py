@@ -30,9 +30,13 @@ def config(side: str, *, seed: int, count: int) -> DialoguesConfig:
     """The builder config of one set of dialogues; its name tells sets apart in a data directory."""
     side_of(side)
     if count < 1:
-        raise InputError(f"The number of dialogues is {count}; it must be at least 1.")
+        raise InputError(
+            f"The number of dialogues is {count}", field="data.dialogues", value=count, remedy="it must be at least 1."
+        )
     if seed < 0:
-        raise InputError(f"The seed of the dialogues is {seed}; it must be 0 or greater.")
+        raise InputError(
+            f"The seed of the dialogues is {seed}", field="data.seed", value=seed, remedy="it must be 0 or greater."
+        )
     return DialoguesConfig(name=f"{side}_{seed}_{count}", side=side, seed=seed, count=count)
 
 

@@ -44,8 +44,11 @@ def fetch(url: str, target: Path, *, size: int | None = None, sha256: str | None
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if known is not None and found != known:
             raise InputError(
-                f"{target} has sha256 {found}, and not {known} as when it was downloaded from {url}: it is damaged, or "
-                "was changed. Delete it to download it again."
+                f"{target} has sha256 {found}, and not {known} as when it was downloaded from {url}: it is damaged, "
+                "or was changed.",
+                field=str(target),
+                value=found,
+                remedy="Delete it to download it again.",
             )
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,22 +75,26 @@ def _download(url: str, partial: Path, size: int | None, sha256: str | None) -> 
             if announced.isdecimal():
                 if size is not None and int(announced) != size:
                     changed = f"{url} has {announced} bytes, where {size} bytes were expected: it has changed since."
-                    raise InputError(f"{changed} {_OWN_COPY}")
+                    raise InputError(changed, field=url, value=int(announced), remedy=_OWN_COPY)
                 size = int(announced)
             limit = MAX_BYTES if size is None else size
             if limit > MAX_BYTES:
-                raise InputError(f"{url} has {limit} bytes, and more than {MAX_BYTES} are not downloaded. {_OWN_COPY}")
+                problem = f"{url} has {limit} bytes, and more than {MAX_BYTES} are not downloaded."
+                raise InputError(problem, field=url, value=limit, remedy=_OWN_COPY)
             for block in _blocks(answer, url):
                 received += len(block)
                 if received > limit:
-                    raise InputError(f"{url} gives more than the {limit} bytes that were expected. {_OWN_COPY}")
+                    problem = f"{url} gives more than the {limit} bytes that were expected."
+                    raise InputError(problem, field=url, value=received, remedy=_OWN_COPY)
                 check_unpacked(block, received)
                 file.write(block)
                 digest.update(block)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise InputError(
-            f"{url} could not be downloaded ({_reason(error)}). Try again, or fetch it elsewhere and give `data.path` "
-            "the folder of the local copy."
+            f"{url} could not be downloaded ({_reason(error)}).",
+            field=url,
+            value=_reason(error),
+            remedy="Try again, or fetch it elsewhere and give `data.path` the folder of the local copy.",
         ) from error
     except OSError as error:  # a full disk: the system does not say where
         error.filename = error.filename or str(partial)
@@ -96,7 +103,10 @@ def _download(url: str, partial: Path, size: int | None, sha256: str | None) -> 
     if (size is not None and received != size) or (sha256 is not None and found != sha256):
         raise InputError(
             f"{url} gave {received} bytes with sha256 {found}, where {size} bytes with sha256 {sha256 or 'unknown'} "
-            "were expected: it was cut short, or has changed since. Try again, or give `data.path` a local copy."
+            "were expected: it was cut short, or has changed since.",
+            field=url,
+            value=found,
+            remedy="Try again, or give `data.path` a local copy.",
         )
     return found
 
@@ -128,8 +138,10 @@ def _blocks(answer: requests.Response, url: str) -> Iterator[bytes]:
         yield block
         if time.monotonic() - started > TOTAL_SECONDS:
             raise InputError(
-                f"{url} was not downloaded within {TOTAL_SECONDS:.0f} s: the connection is too slow. Try again, or "
-                "fetch it elsewhere and give `data.path` the folder of the local copy."
+                f"{url} was not downloaded within {TOTAL_SECONDS:.0f} s: the connection is too slow.",
+                field=url,
+                value=TOTAL_SECONDS,
+                remedy="Try again, or fetch it elsewhere and give `data.path` the folder of the local copy.",
             )
 
 
@@ -148,8 +160,10 @@ def _unpacked_check(url: str) -> Callable[[bytes, int], None]:
                 return  # it is no .gz, as its reader will say
             if unpacked > MAX_UNPACKED * max(received, _BLOCK):
                 raise InputError(
-                    f"{url} unpacks to more than {MAX_UNPACKED} times its size, which no text does: it is not read. "
-                    f"{_OWN_COPY}"
+                    f"{url} unpacks to more than {MAX_UNPACKED} times its size, which no text does: it is not read.",
+                    field=url,
+                    value=unpacked,
+                    remedy=_OWN_COPY,
                 )
             block = unpacker.unconsumed_tail
             if unpacker.eof:  # a .gz may have several members

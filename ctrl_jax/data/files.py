@@ -50,7 +50,10 @@ def load(path: Path, mapping: Mapping[str, tuple[str, ...]] | None = None) -> Lo
     missing = [column for columns in mapping.values() for column in columns if column not in seen]
     if missing and loaded.rows:
         raise InputError(
-            f"`data.columns` reads {listed(missing)}, which no row of {path} has; the columns are {listed(seen)}."
+            f"`data.columns` reads {listed(missing)}, which no row of {path} has",
+            field="data.columns",
+            value=missing,
+            remedy=f"the columns are {listed(seen)}.",
         )
     return loaded
 
@@ -65,7 +68,12 @@ def files(path: Path) -> dict[str, list[Path]]:
     found = {split: parts for split in SPLITS if (parts := _parts(path, split))}
     if not found:
         other = " (it is no regular file)" if path.exists() and not path.is_dir() else ""
-        raise InputError(f"There is no data at {path}{other}: it is neither {FORMS}. Give `data.path` one of them.")
+        raise InputError(
+            f"There is no data at {path}{other}: it is neither {FORMS}.",
+            field="data.path",
+            value=str(path),
+            remedy="Give `data.path` one of them.",
+        )
     return found
 
 
@@ -77,8 +85,10 @@ def _parts(folder: Path, split: str) -> list[Path]:
         whole = whole or sorted(file for file in place.glob(f"{split}-*.parquet") if file.is_file())
     if len({_suffix(file) for file in whole}) > 1:
         raise InputError(
-            f"{folder} has {' and '.join(file.name for file in whole)}, and one of them can be {split}; move the "
-            "others elsewhere."
+            f"{folder} has {' and '.join(file.name for file in whole)}, and one of them can be {split}",
+            field="data.path",
+            value=str(folder),
+            remedy="move the others elsewhere.",
         )
     return whole
 
@@ -87,8 +97,10 @@ def _saved_splits(folder: Path) -> dict[str, list[Path]]:
     names = _json(folder / "dataset_dict.json").get("splits")
     if not isinstance(names, list) or not names or any(name not in SPLITS for name in names):
         raise InputError(
-            f"{folder / 'dataset_dict.json'} has the splits {shown(names)}; they are read as {', '.join(SPLITS)}. Give "
-            "`data.path` the folder of one of them, or rename them."
+            f"{folder / 'dataset_dict.json'} has the splits {shown(names)}; they are read as {', '.join(SPLITS)}.",
+            field=str(folder / "dataset_dict.json"),
+            value=names,
+            remedy="Give `data.path` the folder of one of them, or rename them.",
         )
     return {name: _saved(folder / name)["train"] for name in SPLITS if name in names}
 
@@ -98,10 +110,20 @@ def _saved(folder: Path) -> dict[str, list[Path]]:
     entries = entries if isinstance(entries, list) else []
     names = [str(entry.get("filename")) for entry in entries if isinstance(entry, dict)]
     if not names or any(Path(name).name != name or "\0" in name or len(name) > LONGEST_NAME for name in names):
-        raise InputError(f"{folder / 'state.json'} names no files of the data set; save it again with save_to_disk.")
+        raise InputError(
+            f"{folder / 'state.json'} names no files of the data set",
+            field=str(folder / "state.json"),
+            value=names,
+            remedy="save it again with save_to_disk.",
+        )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"{folder} lacks {missing[0]!r}, which its state.json names; copy it there, or save it again.")
+        raise InputError(
+            f"{folder} lacks {missing[0]!r}, which its state.json names",
+            field=str(folder),
+            value=missing[0],
+            remedy="copy it there, or save it again.",
+        )
     return {"train": [folder / name for name in names]}
 
 
@@ -109,9 +131,16 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}. Save the data set again with save_to_disk.") from error
+        raise InputError(
+            f"{path} cannot be read: {error}.",
+            field=str(path),
+            value=str(error),
+            remedy="Save the data set again with save_to_disk.",
+        ) from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} is no object; save the data set again with save_to_disk.")
+        raise InputError(
+            f"{path} is no object", field=str(path), value=value, remedy="save the data set again with save_to_disk."
+        )
     return value
 
 

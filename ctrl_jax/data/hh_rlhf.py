@@ -106,9 +106,11 @@ def files(path: Path, subset: str) -> dict[str, Path]:
     flat = [file for suffix in jsonl.SUFFIXES if (file := path / f"{subset}{suffix}").is_file()]
     if not published and not flat:
         raise InputError(
-            f"There is no {subset} of hh-rlhf at {path}: neither {subset}/train.jsonl.gz or {subset}/test.jsonl.gz, as "
-            f"published, nor {subset}.jsonl.gz (.jsonl will do as well). Give `data.path` a folder that has them, or "
-            "leave it out to download."
+            f"There is no {subset} of hh-rlhf at {path}: neither {subset}/train.jsonl.gz or {subset}/test.jsonl.gz, "
+            f"as published, nor {subset}.jsonl.gz (.jsonl will do as well).",
+            field="data.path",
+            value=str(path),
+            remedy="Give `data.path` a folder that has them, or leave it out to download.",
         )
     return published or {"train": flat[0]}
 

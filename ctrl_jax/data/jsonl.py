@@ -47,18 +47,26 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 unpacked += len(line)
                 if len(line) > LONGEST_LINE:
                     raise InputError(
-                        f"{path}, line {number} has more than {LONGEST_LINE >> 20} MiB; write one row a line."
+                        f"{path}, line {number} has more than {LONGEST_LINE >> 20} MiB",
+                        field=f"{path}, line {number}",
+                        value=len(line),
+                        remedy="write one row a line.",
                     )
                 if path.suffix == ".gz" and unpacked > most:
                     raise InputError(
                         f"{path} unpacks to more than {most >> 20} MiB by line {number}, {PACKED} times its size, as "
-                        "no text does; unpack it, if it is what it should be."
+                        "no text does",
+                        field=str(path),
+                        value=unpacked,
+                        remedy="unpack it, if it is what it should be.",
                     )
                 yield number, line
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
-            f"{path} cannot be read after line {number}: {error}. A .gz must be a whole gzip file; copy or download it "
-            "again."
+            f"{path} cannot be read after line {number}: {error}. A .gz must be a whole gzip file",
+            field=str(path),
+            value=str(error),
+            remedy="copy or download it again.",
         ) from error
 
 
@@ -68,8 +76,11 @@ def decoded(line: bytes, place: str) -> str:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{place}: byte {error.start + 1} of the line, 0x{error.object[error.start]:02x}, is not UTF-8 "
-            f"(in {error.object[max(0, error.start - 20) : error.start + 20]!r}); save the file as UTF-8."
+            f"{place}: byte {error.start + 1} of the line, 0x{error.object[error.start]:02x}, is not UTF-8 (in "
+            f"{error.object[max(0, error.start - 20) : error.start + 20]!r})",
+            field=place,
+            value=line,
+            remedy="save the file as UTF-8.",
         ) from error
 
 
@@ -79,19 +90,35 @@ def _object(line: bytes, place: str) -> Row:
         row = json.loads(text, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{place} is not JSON: {error}. It begins with {shown(text)}; write one object a line."
+            f"{place} is not JSON: {error}. It begins with {shown(text)}",
+            field=place,
+            value=text,
+            remedy="write one object a line.",
         ) from error
     if not isinstance(row, dict):
-        raise InputError(f'{place} is {kind(row)}, {shown(row)}; write one object a line, such as {{"prompt": ...}}.')
+        raise InputError(
+            f"{place} is {kind(row)}, {shown(row)}",
+            field=place,
+            value=row,
+            remedy='write one object a line, such as {"prompt": ...}.',
+        )
     if text.count("[") + text.count("{") > DEEPEST and _depth(row) > DEEPEST:
-        raise InputError(f"{place} is nested more than {DEEPEST} deep; write texts, or lists of messages.")
+        raise InputError(
+            f"{place} is nested more than {DEEPEST} deep",
+            field=place,
+            value=row,
+            remedy="write texts, or lists of messages.",
+        )
     if "\\ud" in text.lower():
         # An escape may name half of a character, which no tokenizer and no file can take.
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{place} names half of a character (\\ud800 to \\udfff, alone); mend its text."
+                f"{place} names half of a character (\\ud800 to \\udfff, alone)",
+                field=place,
+                value=row,
+                remedy="mend its text.",
             ) from error
     return row
 

@@ -40,7 +40,12 @@ REPEATED_PART = 0.4
 def side_of(name: str) -> Side:
     """The side called `name`; InputError unless it is `helpful` or `harmless`."""
     if name not in SIDES:
-        raise InputError(f"The dialogues have no side {name!r}; choose one of {', '.join(SIDES)}.")
+        raise InputError(
+            f"The dialogues have no side {name!r}",
+            field="side",
+            value=name,
+            remedy=f"choose one of {', '.join(SIDES)}.",
+        )
     return SIDES[name]
 
 
@@ -136,7 +141,12 @@ def sample_reply(request: Request, rng: np.random.Generator, *, level: int | Non
     """
     side, topic = side_of(request.side), request.topic
     if topic is None:
-        raise InputError("A reply can only be drawn for a request with a topic of the dialogues; this one has none.")
+        raise InputError(
+            "A reply can only be drawn for a request with a topic of the dialogues; this one has none.",
+            field="request",
+            value=request,
+            remedy="Draw the request with sample_request.",
+        )
     # One call for all the uniforms that a reply can need: a thousand replies take a tenth of a second.
     uniform = iter(rng.random(1 + 9 * len(side.parts)).tolist()).__next__
 

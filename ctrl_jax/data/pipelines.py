@@ -92,9 +92,11 @@ def demonstrations(
     having = [record for record in records if getattr(record, field) is not None]
     if records and not having:
         raise InputError(
-            f"None of the {len(records)} records has a demonstration to fine-tune on{_what_there_is(records)}. Give "
-            f"the rows a {field!r}{_or_chosen(records)}, or leave the fine-tuning of the model at `model.path` out by "
-            "`sft.steps=0`."
+            f"None of the {len(records)} records has a demonstration to fine-tune on{_what_there_is(records)}.",
+            field="data.demonstrations",
+            value=field,
+            remedy=f"Give the rows a {field!r}{_or_chosen(records)}, or leave the fine-tuning of the model at "
+            "`model.path` out by `sft.steps=0`.",
         )
     return _examples(having, (field,), tokenizer, prompt_length, response_length, long_prompts, count)
 
@@ -110,9 +112,12 @@ def preference_pairs(
     having = [record for record in records if record.chosen is not None and record.rejected is not None]
     if records and not having:
         raise InputError(
-            f"None of the {len(records)} records has a preference pair to train the reward model on"
-            f"{_what_there_is(records)}. Give the rows 'chosen' and 'rejected', or a reward that needs no pairs: "
-            "`reward_model.path` or `reward_model.function`."
+            f"None of the {len(records)} records has a preference pair to train the reward model "
+            f"on{_what_there_is(records)}.",
+            field="reward_model.path",
+            value=None,
+            remedy="Give the rows 'chosen' and 'rejected', or a reward that needs no pairs: `reward_model.path` or "
+            "`reward_model.function`.",
         )
     fields = ("chosen", "rejected")
     return _examples(having, fields, tokenizer, prompt_length, response_length, long_prompts, count)
@@ -167,7 +172,10 @@ def _examples(
         raise InputError(
             f"None of {len(records)} records is left to learn {' and '.join(fields)} from: {equal} have replies that "
             f"are equal as far as `data.response_length` {response_length} keeps them, {empty} a reply without a "
-            "token. Raise `data.response_length`, or mend the rows."
+            "token.",
+            field="data.response_length",
+            value=response_length,
+            remedy="Raise `data.response_length`, or mend the rows.",
         )
     prompts = fitted.prompts(texts)
     tokens, lengths = padded(responses, response_length, tokenizer.pad_id)
@@ -179,12 +187,19 @@ def _examples(
 def _with_texts(records: Sequence[Record]) -> Iterator[tuple[str, Record]]:
     if not records:
         raise InputError(
-            "There are no records to take prompts from. A small file may leave a split empty: give it more rows, or a "
-            "folder with train, validation and test of your own."
+            "There are no records to take prompts from. A small file may leave a split empty",
+            field="data.path",
+            value=None,
+            remedy="give it more rows, or a folder with train, validation and test of your own.",
         )
     for i, record in enumerate(records):
         if not record.prompt or not record.prompt[-1].content.strip():
-            raise InputError(f"The prompt of record {i} is empty; give it a text or leave the record out.")
+            raise InputError(
+                f"The prompt of record {i} is empty",
+                field=f"the prompt of record {i}",
+                value=record.prompt,
+                remedy="give it a text or leave the record out.",
+            )
         yield transcript(record.prompt), record
 
 
@@ -230,8 +245,10 @@ class _Fitted:
             shortest = min(self._sizes, key=self._sizes.__getitem__)
             raise InputError(
                 f"No prompt fits: all {self.too_long} have more than {self._length} tokens, the shortest "
-                f"{self._sizes[shortest]}. Set `data.prompt_length` to at least that, or `data.long_prompts=truncate`. "
-                f"It is {shortest.strip()!r}."
+                f"{self._sizes[shortest]}: {shortest.strip()!r}.",
+                field="data.prompt_length",
+                value=self._length,
+                remedy="Set `data.prompt_length` to at least that, or `data.long_prompts=truncate`.",
             )
         tokens, lengths = padded([self._tokens[text] for text in texts], self._length, self._tokenizer.pad_id)
         return Prompts(tokens, lengths, prompt_ids(texts))
@@ -271,8 +288,11 @@ class Batches(Generic[Tree]):
         if saved != self._fingerprint:
             raise InputError(
                 f"The saved data position belongs to the pipeline {saved}, and this one is {self._fingerprint}: its "
-                "data, batch size, seed or order differ. Resume with the configuration of the run that saved it, or "
-                "start afresh in another work directory."
+                "data, batch size, seed or order differ.",
+                field="fingerprint",
+                value=saved,
+                remedy="Resume with the configuration of the run that saved it, or start afresh in another work "
+                "directory.",
             )
         self._indices.set_state(state["position"])
 
@@ -297,10 +317,18 @@ def batches(
         raise ValueError(f"The arrays must share their leading axis; they have {sorted(rows)} rows.")
     (size,) = rows
     if not 1 <= batch_size <= size:
-        raise InputError(f"A batch of {batch_size} cannot be taken from {size} rows; use a batch size in 1..{size}.")
+        raise InputError(
+            f"A batch of {batch_size} cannot be taken from {size} rows",
+            field="batch_size",
+            value=batch_size,
+            remedy=f"use a batch size in 1..{size}.",
+        )
     if batch_size % process_count:
         raise InputError(
-            f"A batch of {batch_size} rows does not divide among {process_count} processes; use a multiple of them."
+            f"A batch of {batch_size} rows does not divide among {process_count} processes",
+            field="batch_size",
+            value=batch_size,
+            remedy="use a multiple of them.",
         )
     order = grain.MapDataset.range(size).seed(seed)
     if shuffle:

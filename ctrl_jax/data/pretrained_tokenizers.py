@@ -62,7 +62,10 @@ def _load(folder: Path, embedding_rows: int) -> "PretrainedTokenizer":
     if vocabulary.size > embedding_rows:
         raise InputError(
             f"The tokenizer of {folder} has a vocabulary of {vocabulary.size}, but the model's embedding has "
-            f"{embedding_rows} rows; take the tokenizer that was published with these weights."
+            f"{embedding_rows} rows",
+            field=str(folder),
+            value=vocabulary.size,
+            remedy="take the tokenizer that was published with these weights.",
         )
     texts = {i: text for text, i in vocabulary.controls.items()}
     by_id = {role: texts[ids[0]] for role, ids in special.ids.items() if ids and ids[0] in texts}
@@ -76,8 +79,10 @@ def _load(folder: Path, embedding_rows: int) -> "PretrainedTokenizer":
     if not eos_ids:
         raise InputError(
             f"Nothing in {folder} names a token that ends a reply: eos_token is "
-            f"{special.roles.get('eos_token')!r:.80}, which the tokenizer does not have. Give eos_token in "
-            "tokenizer_config.json, or eos_token_id in generation_config.json."
+            f"{special.roles.get('eos_token')!r:.80}, which the tokenizer does not have.",
+            field=str(folder),
+            value=special.roles.get("eos_token"),
+            remedy="Give eos_token in tokenizer_config.json, or eos_token_id in generation_config.json.",
         )
     named_pad = vocabulary.controls.get(special.roles.get("pad_token", ""))
     return PretrainedTokenizer(
@@ -234,8 +239,11 @@ def _vocabulary(folder: Path, settings: Mapping[str, Any], special: _Special) ->
         legacy = settings.get("legacy") is not False
         return _SentencePieceVocabulary(path, contents, added, special, legacy=legacy)
     raise InputError(
-        f"{folder} has neither tokenizer.json nor tokenizer.model; copy one from where the model was published. Other "
-        "forms (vocab.json with merges.txt) become a tokenizer.json by transformers' save_pretrained."
+        f"{folder} has neither tokenizer.json nor tokenizer.model",
+        field=str(folder),
+        value=None,
+        remedy="copy one from where the model was published. Other forms (vocab.json with merges.txt) become a "
+        "tokenizer.json by transformers' save_pretrained.",
     )
 
 
@@ -251,7 +259,10 @@ class _JsonVocabulary:
             import tokenizers
         except ImportError as error:
             raise InputError(
-                f"{path} is read by the tokenizers library, which is not installed; run `make setup EXTRA=hf`."
+                f"{path} is read by the tokenizers library, which is not installed",
+                field=str(path),
+                value=None,
+                remedy="run `make setup EXTRA=hf`.",
             ) from error
         self.contents = contents
         data = _parsed(path, contents)
@@ -267,7 +278,10 @@ class _JsonVocabulary:
             if (found := vocabulary.get(names[text])) != i:
                 raise InputError(
                     f"The special token {text!r:.80} has the id {i} by {path} or the tokenizer_config.json beside it, "
-                    f"but would get {found}; the files do not belong together. Copy both from one place."
+                    f"but would get {found}; the files do not belong together.",
+                    field=str(path),
+                    value=found,
+                    remedy="Copy both from one place.",
                 )
         self.size = 1 + max(vocabulary.values())
         plain = self._tokenizer.encode("x", add_special_tokens=False).ids
@@ -329,7 +343,12 @@ def _normalizer(rule: Mapping[str, Any]) -> Any:
 
 
 def _excess(path: Path, what: str, most: str) -> InputError:
-    return InputError(f"{path} {what}; {most}. Copy it again from where the model was published.")
+    return InputError(
+        f"{path} {what}; {most}.",
+        field=str(path),
+        value=what,
+        remedy="Copy it again from where the model was published.",
+    )
 
 
 def _values(value: Any, place: str) -> Iterator[tuple[str, Any]]:
@@ -352,7 +371,10 @@ def _explained(what: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise InputError(
-            f"{what} ({type(error).__name__}: {str(error)[:500]}). Copy it again from where the model was published."
+            f"{what} ({type(error).__name__}: {str(error)[:500]}).",
+            field="tokenizer",
+            value=what,
+            remedy="Copy it again from where the model was published.",
         ) from error
 
 
@@ -408,8 +430,11 @@ def _encoding(path: Path, pieces: Pieces) -> Iterator[None]:
         except Exception:
             if half := re.search("[\ud800-\udfff]", "".join(pieces)):
                 raise InputError(
-                    f"A text has U+{ord(half[0]):04X}, half of a character, which {path} cannot encode. Remove it from "
-                    "the prompt or response, or from the special tokens or the chat template beside that file."
+                    f"A text has U+{ord(half[0]):04X}, half of a character, which {path} cannot encode.",
+                    field=str(path),
+                    value=half[0],
+                    remedy="Remove it from the prompt or response, or from the special tokens or the chat template "
+                    "beside that file.",
                 ) from None
             raise
 
@@ -450,7 +475,10 @@ class _SentencePieceVocabulary:
             self._middle = processors[False]
         except Exception as error:  # protobuf's DecodeError is no ValueError, SentencePiece raises RuntimeError.
             raise InputError(
-                f"{path} is not a SentencePiece model ({error}). Copy it again from where the model was published."
+                f"{path} is not a SentencePiece model ({error}).",
+                field=str(path),
+                value=str(error),
+                remedy="Copy it again from where the model was published.",
             ) from error
         self._unknown = proto.trainer_spec.unk_id
         beyond = {i: entry for i, entry in added.items() if i >= pieces}
@@ -525,17 +553,26 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> tuple[str, Path] | N
         found = named.get("default") if len(named) != 1 else next(iter(named.values()))
         if found is None:
             raise InputError(
-                f"{path} has the chat templates {', '.join(map(str, named)) or '(none)'}, and none is named default; "
-                "write the one to use into chat_template.jinja beside it."
+                f"{path} has the chat templates {', '.join(map(str, named)) or '(none)'}, and none is named default",
+                field=str(path),
+                value=[*named],
+                remedy="write the one to use into chat_template.jinja beside it.",
             )
     if found is None:
         return None
     if not isinstance(found, str):
-        raise InputError(f"chat_template in {path} is {found!r:.80}; it must be a text, or a list of named templates.")
+        raise InputError(
+            f"chat_template in {path} is {found!r:.80}",
+            field=str(path),
+            value=found,
+            remedy="it must be a text, or a list of named templates.",
+        )
     if len(found) > _TEMPLATE_BYTES:
         raise InputError(
-            f"chat_template in {path} has {len(found)} characters, and {_TEMPLATE_BYTES} are the most. Take the "
-            "template of the model's own publisher."
+            f"chat_template in {path} has {len(found)} characters, and {_TEMPLATE_BYTES} are the most.",
+            field=str(path),
+            value=len(found),
+            remedy="Take the template of the model's own publisher.",
         )
     return found, path
 
@@ -555,7 +592,10 @@ def _added(folder: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"The added tokens of {path} are malformed ({type(error).__name__}: {str(error)[:200]}); an entry is "
-            '"id": {"content": text, "special": true or false}. Copy the file again.'
+            '"id": {"content": text, "special": true or false}.',
+            field=str(path),
+            value=entries,
+            remedy="Copy the file again.",
         ) from error
     return added
 
@@ -566,8 +606,11 @@ def _ids(folder: Path, role: str, value: Any, embedding_rows: int) -> list[int]:
     for i in ids:
         if isinstance(i, bool) or not isinstance(i, int) or i >= embedding_rows:
             raise InputError(
-                f"{role}_id is {value!r:.80} in {folder}/generation_config.json or config.json; the model's "
-                f"embedding has {embedding_rows} rows, so ids are whole numbers from 0 to {embedding_rows - 1}."
+                f"{role}_id is {value!r:.80} in {folder}/generation_config.json or config.json",
+                field=f"{role}_id",
+                value=value,
+                remedy=f"the model's embedding has {embedding_rows} rows, so ids are whole numbers from 0 to "
+                f"{embedding_rows - 1}.",
             )
     return [i for i in ids if i >= 0]
 
@@ -606,25 +649,42 @@ def _contents(path: Path, most: int) -> bytes | None:
         if not path.is_symlink():
             return None
         raise InputError(
-            f"{path} is a link to {path.readlink()}, which does not exist. Copy the file that it stands for, or remove "
-            "the link if the model has none."
+            f"{path} is a link to {path.readlink()}, which does not exist.",
+            field=str(path),
+            value=str(path.readlink()),
+            remedy="Copy the file that it stands for, or remove the link if the model has none.",
         ) from None
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read ({error}). Copy it again from where the model was published."
+            f"{path} cannot be read ({error}).",
+            field=str(path),
+            value=str(error),
+            remedy="Copy it again from where the model was published.",
         ) from error
     if not stat.S_ISREG(found.st_mode):
         kind = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
-        raise InputError(f"{path} is {kind}; it must be a regular file. Copy it from where the model was published.")
+        raise InputError(
+            f"{path} is {kind}; it must be a regular file.",
+            field=str(path),
+            value=kind,
+            remedy="Copy it from where the model was published.",
+        )
     if found.st_size > most:
         raise InputError(
-            f"{path} has {found.st_size} bytes, and {most} are the most that are read. Copy it again from where the "
-            "model was published."
+            f"{path} has {found.st_size} bytes, and {most} are the most that are read.",
+            field=str(path),
+            value=found.st_size,
+            remedy="Copy it again from where the model was published.",
         )
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}). Give this user access to it, or copy it again.") from error
+        raise InputError(
+            f"{path} cannot be read ({error}).",
+            field=str(path),
+            value=str(error),
+            remedy="Give this user access to it, or copy it again.",
+        ) from error
 
 
 def _parsed(path: Path, contents: bytes) -> dict[str, Any]:
@@ -632,9 +692,16 @@ def _parsed(path: Path, contents: bytes) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}. Mend it, or copy it again.") from error
+        raise InputError(
+            f"{path} is not JSON: {error}.", field=str(path), value=str(error), remedy="Mend it, or copy it again."
+        ) from error
     if not isinstance(data, dict):
-        raise InputError(f"{path} holds {data!r:.80}; a JSON object is expected. Copy it again.")
+        raise InputError(
+            f"{path} holds {data!r:.80}; a JSON object is expected.",
+            field=str(path),
+            value=data,
+            remedy="Copy it again.",
+        )
     return data
 
 
@@ -643,6 +710,8 @@ def _utf8(path: Path, contents: bytes) -> str:
         return contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not UTF-8: byte {error.start} is 0x{contents[error.start]:02x}. Save it as UTF-8, or copy it "
-            "again."
+            f"{path} is not UTF-8: byte {error.start} is 0x{contents[error.start]:02x}.",
+            field=str(path),
+            value=contents[error.start],
+            remedy="Save it as UTF-8, or copy it again.",
         ) from error

@@ -71,7 +71,8 @@ def read_row(row: Row, place: str, mapping: Mapping[str, tuple[str, ...]] | None
         return "turns of chosen and rejected differ before the last"
     prompt, source = _common(wholes, prompt, prompts, place)
     if prompt is None:
-        raise InputError(f"{place} has no prompt; it has {listed(row)}.{_hint(fields, columns)}")
+        problem = f"{place} has no prompt; it has {listed(row)}."
+        raise InputError(problem, field=place, value=[*row], remedy=_hint(fields, columns))
     _check_prompt(prompt, source, place)
     texts = {reply.field: reply.reply for reply in replies}
     record = Record(
@@ -84,9 +85,11 @@ def read_row(row: Row, place: str, mapping: Mapping[str, tuple[str, ...]] | None
 def text_of(row: Mapping[str, Any], name: str, place: str) -> str:
     """A field that has to be a text. Errors: InputError with the place."""
     if name not in row:
-        raise InputError(f"{place} has no {name!r}; it has {listed(row)}.")
+        problem = f"{place} has no {name!r}; it has {listed(row)}."
+        raise InputError(problem, field=place, value=[*row], remedy="Add it, or leave the row out.")
     if not isinstance(row[name], str):
-        raise InputError(f"{place}: {name!r} must be a text, and is {kind(row[name])}, {shown(row[name])}.")
+        problem = f"{place}: {name!r} must be a text, and is {kind(row[name])}, {shown(row[name])}"
+        raise InputError(problem, field=place, value=row[name], remedy="mend the row, or leave it out.")
     return row[name]
 
 
@@ -107,36 +110,50 @@ def _check_names(fields: Mapping[str, Any], columns: Mapping[str, Any], mapping:
     """Refuses what other projects call a field that the row lacks: it would be left out without a word."""
     if ("chosen" in fields) != ("rejected" in fields):
         has, lacks = ("chosen", "rejected") if "chosen" in fields else ("rejected", "chosen")
-        raise InputError(f"{place} has {has!r} but no {lacks!r}; a preference pair needs both.")
+        raise InputError(
+            f"{place} has {has!r} but no {lacks!r}",
+            field=place,
+            value=fields[has],
+            remedy="a preference pair needs both.",
+        )
     unmapped = {name for name, value in columns.items() if value not in (None, "", []) and name not in mapping}
     if not {"prompt", "messages", "chosen"} & fields.keys():
         asked = [f"{name}={'+'.join(mapping[name])}" for name in ("prompt", "messages") if name in mapping]
         raise InputError(
             f"{place} has neither 'prompt' nor 'messages'{f' (by `data.columns` {asked[0]})' if asked else ''}; it has "
-            f"{listed({**fields, **columns})}."
-            f"{_hint(fields, columns)}"
+            f"{listed({**fields, **columns})}.",
+            field=place,
+            value=[*fields, *columns],
+            remedy=_hint(fields, columns),
         )
     foreign = [name for name in FOREIGN["response"] if name in unmapped]
     if foreign and not {"messages", *REPLIES} & fields.keys():
         grades = [name for name in GRADES if name in unmapped]
         raise InputError(
             f"{place} has {listed([*foreign, *grades])}, which {'are' if foreign[1:] or grades else 'is'} not read; "
-            f"what is read is {listed(FIELDS)}.{_hint(fields, columns)}"
-            + (f" Each is learned as a good one: leave out those whose {grades[0]} is bad." if grades else "")
+            f"what is read is {listed(FIELDS)}.",
+            field=place,
+            value=[*foreign, *grades],
+            remedy=_hint(fields, columns)
+            + (f" Each is learned as a good one: leave out those whose {grades[0]} is bad." if grades else ""),
         )
     demonstrated = "response" in fields and "chosen" not in fields
     for name in GRADES if demonstrated else ():
         if name in unmapped and isinstance(columns[name], bool | int | float):
             raise InputError(
-                f"{place} has {name!r} beside 'response', and each response is learned as a good one: leave out the "
-                f"rows that are not, and keep {name!r} for a reward function, or for nothing, by `data.columns` "
-                f"{name}={name}."
+                f"{place} has {name!r} beside 'response', and each response is learned as a good one",
+                field=place,
+                value=columns[name],
+                remedy=f"leave out the rows that are not, and keep {name!r} for a reward function, or for nothing, by "
+                f"`data.columns` {name}={name}.",
             )
     if "system" in unmapped:
         raise InputError(
-            f"{place} has 'system', {shown(columns['system'])}, which is not read; make it the first message of "
-            "'prompt', {role: system, content: ...}, or keep it for a reward function alone by `data.columns` "
-            "system=system."
+            f"{place} has 'system', {shown(columns['system'])}, which is not read",
+            field=place,
+            value=columns["system"],
+            remedy="make it the first message of 'prompt', {role: system, content: ...}, or keep it for a reward "
+            "function alone by `data.columns` system=system.",
         )
 
 
@@ -157,10 +174,10 @@ def _hint(fields: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
             found["response"] = reply
     if found:
         mapping = " ".join(f"{name}={column}" for name, column in found.items())
-        return f" If that is what they are, give `data.columns` {mapping}."
+        return f"If that is what they are, give `data.columns` {mapping}."
     if "chosen" in fields:
-        return " Rows of hh-rlhf, of whole dialogues, are read by `data.source=hh_rlhf/...` too."
-    return f" What is read is {listed(FIELDS)}; say which column is which, as in `data.columns` prompt=question."
+        return "Rows of hh-rlhf, of whole dialogues, are read by `data.source=hh_rlhf/...` too."
+    return f"What is read is {listed(FIELDS)}; say which column is which, as in `data.columns` prompt=question."
 
 
 def _prompt(value: Any, place: str) -> _Statement:
@@ -184,7 +201,10 @@ def _reply(value: Any, name: str, place: str) -> _Statement:
         conversation = turns(text) if opens else (Turn("assistant", text),)
     if conversation[-1].role != "assistant":
         raise InputError(
-            f"{place}: {name!r} must end with the assistant's message, and ends with the {conversation[-1].role}'s."
+            f"{place}: {name!r} must end with the assistant's message, and ends with the {conversation[-1].role}'s",
+            field=place,
+            value=conversation[-1].role,
+            remedy="cut what follows it, or leave the row out.",
         )
     return _Statement(name, conversation[:-1] or None, conversation[-1].content.strip())
 
@@ -217,7 +237,10 @@ def _common(
         if _differ(whole, another):
             raise InputError(
                 f"{place}: {name!r} and {other!r} reply to different turns; {name!r} follows "
-                f"{shown(whole[-1].content)}, {other!r} {shown(another[-1].content)}."
+                f"{shown(whole[-1].content)}, {other!r} {shown(another[-1].content)}.",
+                field=place,
+                value=(whole[-1].content, another[-1].content),
+                remedy="Mend the row, or leave it out.",
             )
     if stated and (prompt is None or len(stated[0][1]) > len(prompt)):
         return stated[0][1], stated[0][0]
@@ -226,12 +249,15 @@ def _common(
 
 def _check_prompt(prompt: Conversation, field: str, place: str) -> None:
     if not prompt or not prompt[-1].content.strip():
-        raise InputError(f"{place}: the prompt is empty; give it a text or leave the line out.")
+        raise InputError(
+            f"{place}: the prompt is empty", field=place, value=None, remedy="give it a text or leave the line out."
+        )
     if prompt[-1].role != "user":
         raise InputError(
-            f"{place}: the prompt, of {field!r}, ends with the {prompt[-1].role}'s turn, "
-            f"{shown(prompt[-1].content)}; it must end with the user's. The assistant's reply belongs in "
-            "'response', or last in 'messages'."
+            f"{place}: the prompt, of {field!r}, ends with the {prompt[-1].role}'s turn, {shown(prompt[-1].content)}",
+            field=place,
+            value=prompt[-1].content,
+            remedy="it must end with the user's. The assistant's reply belongs in 'response', or last in 'messages'.",
         )
 
 
@@ -239,8 +265,10 @@ def _one_response(texts: Mapping[str, str | None], place: str) -> str | None:
     response, other = texts.get("response"), texts.get("messages")
     if response is not None and other is not None and response != other:
         raise InputError(
-            f"{place}: 'response' and the last of 'messages' differ: {shown(response)} and {shown(other)}. Keep one of "
-            "them; `data.columns` note=response keeps the other for nothing but a reward function."
+            f"{place}: 'response' and the last of 'messages' differ: {shown(response)} and {shown(other)}.",
+            field=place,
+            value=(response, other),
+            remedy="Keep one of them; `data.columns` note=response keeps the other for nothing but a reward function.",
         )
     return other if response is None else response
 
@@ -251,8 +279,11 @@ def _contradiction(one: _Statement, other: _Statement, place: str) -> InputError
 
     return InputError(
         f"{place}: the turns of {other.field!r} before its reply are not those of {one.field!r}: {last(other)} and "
-        f"{last(one)}. Mend the row, or read one of them alone: `data.columns` note={one.field} leaves "
-        f"{one.field!r} to a reward function."
+        f"{last(one)}.",
+        field=place,
+        value=last(other),
+        remedy=f"Mend the row, or read one of them alone: `data.columns` note={one.field} leaves {one.field!r} to a "
+        "reward function.",
     )
 
 
@@ -273,24 +304,35 @@ def _messages(value: Any, name: str, place: str) -> Conversation:
         what = "a list of texts" if isinstance(value, list) and value else kind(value)
         raise InputError(
             f"{place}: {name!r} must be a {'list' if name == 'messages' else 'text, or a list'} of messages {{role, "
-            f"content}}, and is {what}, {shown(value)}."
+            f"content}}, and is {what}, {shown(value)}",
+            field=place,
+            value=value,
+            remedy="mend the row, or leave it out.",
         )
     return tuple(_message(item, i, f"{place}, message {i + 1} of {name!r}") for i, item in enumerate(value))
 
 
 def _message(message: Any, index: int, where: str) -> Turn:
     if not isinstance(message, dict):
-        raise InputError(f"{where} must be an object {{role, content}}, and is {kind(message)}, {shown(message)}.")
+        problem = f"{where} must be an object {{role, content}}, and is {kind(message)}, {shown(message)}"
+        raise InputError(problem, field=where, value=message, remedy="mend the row, or leave it out.")
     if "from" in message and "value" in message:  # ShareGPT's form
         said = text_of(message, "from", where)
         message = {"role": SHARE_GPT.get(said, said), "content": message["value"]}
     if unread := [part for part in MESSAGE_PARTS if message.get(part)]:
-        raise InputError(f"{where} has {listed(unread)}, which is not read; leave the row out, or write it as text.")
+        raise InputError(
+            f"{where} has {listed(unread)}, which is not read",
+            field=where,
+            value=unread,
+            remedy="leave the row out, or write it as text.",
+        )
     role = text_of(message, "role", where)
     if role not in ("system", "user", "assistant"):
-        raise InputError(f"{where} has the role {role!r}; it is one of system, user, assistant.")
+        raise InputError(
+            f"{where} has the role {role!r}", field=where, value=role, remedy="it is one of system, user, assistant."
+        )
     if role == "system" and index:
-        raise InputError(f"{where} is the system's; only the first message may be.")
+        raise InputError(f"{where} is the system's", field=where, value=role, remedy="only the first message may be.")
     return Turn(role, text_of(message, "content", where))  # type: ignore[arg-type]
 
 

@@ -45,8 +45,10 @@ def load(data: Source, data_dir: Path) -> Loaded:
     match kind:
         case rows.GIVEN:
             raise InputError(
-                "The prompts of this run were given by a Python program (ctrl_jax.align), and lie in no file. Continue "
-                "it there; `report` works here too."
+                "The prompts of this run were given by a Python program (ctrl_jax.align), and lie in no file.",
+                field="data.source",
+                value=data.source,
+                remedy="Continue it there; `report` works here too.",
             )
         case "dialogues":
             records = dialogues.load(subset, seed=data.seed, count=data.dialogues, data_dir=data_dir)
@@ -62,7 +64,10 @@ def load(data: Source, data_dir: Path) -> Loaded:
         dropped = ", ".join(f"{count} {reason}" for reason, count in loaded.dropped.items())
         raise InputError(
             f"The source {data.source}{f' at {path}' if path else ''} gave no record to train on: {loaded.rows} rows "
-            f"were read, and {sum(loaded.dropped.values())} dropped{f' ({dropped})' if dropped else ''}. Give it more."
+            f"were read, and {sum(loaded.dropped.values())} dropped{f' ({dropped})' if dropped else ''}.",
+            field="data.source",
+            value=data.source,
+            remedy="Give it more.",
         )
     return loaded
 
@@ -89,7 +94,10 @@ def fingerprint(data: Source) -> str | None:
         return downloads.fingerprint(found)
     except OSError as error:
         raise InputError(
-            f"{error.filename or path} cannot be read: {error.strerror}. Give this user access to it."
+            f"{error.filename or path} cannot be read: {error.strerror}.",
+            field="data.path",
+            value=str(error.filename or path),
+            remedy="Give this user access to it.",
         ) from error
 
 
@@ -100,5 +108,10 @@ def _path(data: Source) -> Path | None:
         path = Path(data.path).expanduser()
         path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, a character that none has, an unknown ~user
-        raise InputError(f"`data.path` {data.path[:80]!r} cannot be a path: {error}. Give it one.") from error
+        raise InputError(
+            f"`data.path` {data.path[:80]!r} cannot be a path: {error}.",
+            field="data.path",
+            value=data.path,
+            remedy="Give it one.",
+        ) from error
     return path

@@ -33,7 +33,10 @@ def csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
             return
         except csv.Error as error:
             raise InputError(
-                f"{place} is not CSV: {error}. Write a header, and quote texts that have commas."
+                f"{place} is not CSV: {error}.",
+                field=place,
+                value=str(error),
+                remedy="Write a header, and quote texts that have commas.",
             ) from error
         if header is None:
             header = cells
@@ -41,8 +44,10 @@ def csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
         elif cells:
             if len(cells) != len(header):
                 raise InputError(
-                    f"{place} has {len(cells)} cells, and the header {len(header)} columns, {shown(header)}; quote "
-                    "texts that have commas or line ends."
+                    f"{place} has {len(cells)} cells, and the header {len(header)} columns, {shown(header)}",
+                    field=place,
+                    value=cells,
+                    remedy="quote texts that have commas or line ends.",
                 )
             yield place, {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
@@ -76,7 +81,12 @@ def _numbered(batches: Iterator[pyarrow.RecordBatch], path: Path) -> Iterator[tu
 
 def _check_names(names: list[str], place: str) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"{place} has two columns {shown(twice[0])}; give each a name of its own.")
+        raise InputError(
+            f"{place} has two columns {shown(twice[0])}",
+            field=place,
+            value=twice[0],
+            remedy="give each a name of its own.",
+        )
 
 
 @contextlib.contextmanager
@@ -92,6 +102,8 @@ def _whole(path: Path) -> Iterator[None]:
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, LookupError, MemoryError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{path} cannot be read: {shown(reason or type(error).__name__)}. Write or copy it again, in the form that "
-            "its name promises."
+            f"{path} cannot be read: {shown(reason or type(error).__name__)}.",
+            field=str(path),
+            value=reason,
+            remedy="Write or copy it again, in the form that its name promises.",
         ) from error

@@ -92,8 +92,10 @@ def files(path: Path) -> dict[str, Path]:
             return {file.name: file for file in sorted(found)}
     raise InputError(
         f"There are no comparisons of summaries at {path}: no batch*.json (or .jsonl, .jsonl.gz) there, nor in its "
-        f"folder comparisons. Give `data.path` a folder that has them, such as {BATCHES[0]}.json, or leave it out to "
-        "download."
+        "folder comparisons.",
+        field="data.path",
+        value=str(path),
+        remedy=f"Give `data.path` a folder that has them, such as {BATCHES[0]}.json, or leave it out to download.",
     )
 
 
@@ -122,13 +124,26 @@ def read_row(row: rows.Row, place: str) -> tuple[str, Record | str]:
     info, summaries, choice = (row.get(name) for name in ("info", "summaries", "choice"))
     published = rows.text_of(row, "split", place)
     if published not in SPLITS:
-        raise InputError(f"{place}: the split is {rows.shown(published)}; it is one of {', '.join(SPLITS)}.")
+        raise InputError(
+            f"{place}: the split is {rows.shown(published)}",
+            field=place,
+            value=published,
+            remedy=f"it is one of {', '.join(SPLITS)}.",
+        )
     if not isinstance(info, dict):
-        raise InputError(f"{place}: 'info' must be an object with the post, and is {rows.shown(info)}.")
+        problem = f"{place}: 'info' is {rows.shown(info)}"
+        raise InputError(problem, field=place, value=info, remedy="it must be an object with the post.")
     if not (isinstance(summaries, list) and len(summaries) == 2 and all(isinstance(it, dict) for it in summaries)):
-        raise InputError(f"{place}: 'summaries' must be a list of two objects with a 'text' each.")
+        problem = f"{place}: 'summaries' is {rows.shown(summaries)}"
+        remedy = "it must be a list of two objects with a 'text' each."
+        raise InputError(problem, field=place, value=summaries, remedy=remedy)
     if type(choice) is not int or choice not in (0, 1):
-        raise InputError(f"{place}: 'choice' is {rows.shown(choice)}; it is 0 or 1, the index of the better summary.")
+        raise InputError(
+            f"{place}: 'choice' is {rows.shown(choice)}",
+            field=place,
+            value=choice,
+            remedy="it is 0 or 1, the index of the better summary.",
+        )
     split = SPLITS[published]
     if "article" in info and "post" not in info:
         return split, "not a Reddit post"

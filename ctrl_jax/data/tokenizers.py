@@ -33,8 +33,10 @@ class VocabularyTooLarge(InputError):
 
     def __init__(self, asked: int, bound: int):
         super().__init__(
-            f"A vocabulary of {asked} pieces is more than these texts have; set data.vocabulary_size to at most "
-            f"{bound}, or train the tokenizer on more varied text."
+            f"A vocabulary of {asked} pieces is more than these texts have",
+            field="data.vocabulary_size",
+            value=asked,
+            remedy=f"set data.vocabulary_size to at most {bound}, or train the tokenizer on more varied text.",
         )
         self.bound = bound
         """The most pieces that they hold."""
@@ -91,13 +93,21 @@ class TrainedTokenizer:
             self._pieces.LoadFromSerializedProto(model)
             pieces = {self._pieces.id_to_piece(i) for i in range(self.vocabulary_size)}
         except (RuntimeError, UnicodeDecodeError) as error:
-            raise InputError("The tokenizer's bytes are not a SentencePiece model; train it again.") from error
+            raise InputError(
+                "The tokenizer's bytes are not a SentencePiece model",
+                field="model",
+                value=model,
+                remedy="train it again.",
+            ) from error
         characters = {" "} | {piece for piece in pieces if len(piece) == 1} - {_ESCAPE, _END, _SPACE}
         self._marker_or_unknown = re.compile(f"{HUMAN}|{ASSISTANT}|[^{re.escape(''.join(sorted(characters)))}]")
         if not pieces.issuperset((*_DIGITS, _ESCAPE, _END, HUMAN, ASSISTANT)):
             raise InputError(
                 "The SentencePiece model lacks the markers of a conversation, or the pieces that spell other "
-                "characters; train the tokenizer again."
+                "characters",
+                field="model",
+                value=FILENAME,
+                remedy="train the tokenizer again.",
             )
 
     @property
@@ -143,7 +153,12 @@ def load(folder: Path) -> TrainedTokenizer:
     """The tokenizer saved in a folder. Errors: InputError where there is none."""
     path = folder / FILENAME
     if not path.is_file():
-        raise InputError(f"There is no tokenizer at {path}; train it again, or name the folder that has one.")
+        raise InputError(
+            f"There is no tokenizer at {path}",
+            field=str(path),
+            value=None,
+            remedy="train it again, or name the folder that has one.",
+        )
     return TrainedTokenizer(path.read_bytes())
 
 
@@ -155,7 +170,12 @@ def train(texts: Sequence[str], *, vocabulary_size: int) -> TrainedTokenizer:
     texts = [part for text in texts for part in _parts(text.replace(_ESCAPE, "").replace(_END, ""))]
     words = dict.fromkeys(word for text in texts for word in re.findall(r"[^\W_]+", text))
     if not words:
-        raise InputError(f"The {len(texts)} texts to train the tokenizer on have no words; give it dialogues.")
+        raise InputError(
+            f"The {len(texts)} texts to train the tokenizer on have no words",
+            field="texts",
+            value=len(texts),
+            remedy="give it dialogues.",
+        )
     # Only strings that occur in two different surroundings are candidates for pieces, and each distinct word is looked
     # at once: without these lines the commonest words would be cut in two.
     surroundings = (f" {word}{mark}" for word in words if len(word) < _PART for mark in ("", ".", ","))
@@ -210,7 +230,14 @@ def _vocabulary_error(error: str, vocabulary_size: int) -> InputError:
         return VocabularyTooLarge(vocabulary_size, int(bound[1]))
     if bound := re.search(r"required_chars[^\d]*\d+ vs (\d+)", error):
         return InputError(
-            f"A vocabulary of {vocabulary_size} pieces is too small to hold the characters of these texts; set "
-            f"data.vocabulary_size to more than {bound[1]}."
+            f"A vocabulary of {vocabulary_size} pieces is too small to hold the characters of these texts",
+            field="data.vocabulary_size",
+            value=vocabulary_size,
+            remedy=f"set data.vocabulary_size to more than {bound[1]}.",
         )
-    return InputError(f"SentencePiece cannot train {vocabulary_size} pieces on these texts: {error}")
+    return InputError(
+        f"SentencePiece cannot train {vocabulary_size} pieces on these texts: {error.rstrip('.')}",
+        field="data.vocabulary_size",
+        value=vocabulary_size,
+        remedy="set another `data.vocabulary_size`, or give more texts.",
+    )

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from ctrl_jax.devices import partitioning
-from ctrl_jax.devices.mesh import BATCH_AXES
+from ctrl_jax.devices.mesh import BATCH_AXES, shard
 from ctrl_jax.models import lora
 from ctrl_jax.steps.masked import Mean
 from ctrl_jax.types import Params
@@ -46,6 +46,10 @@ class TrainState:
     extra: Any = None
     """What the algorithm carries from step to step besides, such as a KL controller."""
 
+    def last_sound(self) -> "TrainState":
+        """The state as it was after its last step, if it is halted."""
+        return replace(self, step=jnp.maximum(self.step, ~self.step))
+
 
 # Checkpoints know the extra state by the name of the first that there was.
 _KEYS = tuple(jax.tree_util.GetAttrKey(name) for name in ("step", "params", "optimizer", "budget"))
@@ -55,11 +59,6 @@ jax.tree_util.register_pytree_with_keys(
     lambda _, children: TrainState(*children),
     lambda state: ((state.step, state.params, state.optimizer, state.extra), None),
 )
-
-
-def last_sound(state: TrainState) -> TrainState:
-    """A state that was halted, as it was after its last step."""
-    return replace(state, step=jnp.maximum(state.step, ~state.step))
 
 
 class Change(NamedTuple):
@@ -122,9 +121,19 @@ def folder(mesh: Mesh, key: jax.Array) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(functools.partial(jax.random.fold_in, key), out_shardings=jax.NamedSharding(mesh, P()))
 
 
-def first_rows(mesh: Mesh, params: Params) -> jax.Array:
-    """The metric `first_rows` of parameters that no step has changed yet."""
-    return jax.jit(functools.partial(_first_rows, mesh))(params)
+@dataclass(frozen=True)
+class Devices:
+    """The devices of a mesh as a training's loop uses them (runtime/loop.py)."""
+
+    mesh: Mesh
+
+    def place(self, batch: Any) -> Any:
+        """A batch, split over them."""
+        return shard(self.mesh, batch)
+
+    def first_rows(self, params: Params) -> jax.Array:
+        """The metric `first_rows` of parameters that no step has changed yet."""
+        return jax.jit(functools.partial(_first_rows, self.mesh))(params)
 
 
 def _first_rows(mesh: Mesh, params: Params) -> jax.Array:

@@ -52,12 +52,17 @@ def reading(place: Path | str, fix: str = REFETCH) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise InputError(
-            f"{place} needs more memory than there is ({error or 'MemoryError'}). Free some, or use a smaller model."
+            f"{place} needs more memory than there is ({error or 'MemoryError'}).",
+            field=str(place),
+            value=None,
+            remedy="Free some, or use a smaller model.",
         ) from error
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise InputError(f"{place} cannot be read: {reason(error)}. {fix}") from error
+        raise InputError(
+            f"{place} cannot be read: {reason(error)}.", field=str(place), value=reason(error), remedy=fix
+        ) from error
 
 
 def reason(error: BaseException) -> str:
@@ -94,12 +99,17 @@ def size(file: Path) -> int:
         except (FileNotFoundError, NotADirectoryError):
             if file.is_symlink():
                 raise InputError(
-                    f"{file} is a link to {file.readlink()}, which does not exist. Fetch the file again."
+                    f"{file} is a link to {file.readlink()}, which does not exist.",
+                    field=str(file),
+                    value=str(file.readlink()),
+                    remedy="Fetch the file again.",
                 ) from None
-            raise InputError(f"{file} is missing. Fetch it.") from None
+            raise InputError(f"{file} is missing.", field=str(file), value=None, remedy="Fetch it.") from None
     if not stat.S_ISREG(found.st_mode):
         kind = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
-        raise InputError(f"{file} is {kind}, where a file belongs. Replace it by the file.")
+        raise InputError(
+            f"{file} is {kind}, where a file belongs.", field=str(file), value=kind, remedy="Replace it by the file."
+        )
     return found.st_size
 
 
@@ -112,7 +122,12 @@ def read_json(file: Path) -> Any:
     """
     found = size(file)
     if found > JSON_BYTES:
-        raise InputError(f"{file} has {found:,} bytes; at most {JSON_BYTES:,} are read as JSON. {REFETCH}")
+        raise InputError(
+            f"{file} has {found:,} bytes; at most {JSON_BYTES:,} are read as JSON.",
+            field=str(file),
+            value=found,
+            remedy=REFETCH,
+        )
     with reading(file):
         content = file.read_bytes()
     return parse_json(content, file)
@@ -124,7 +139,12 @@ def parse_json(content: bytes, place: Path | str) -> Any:
         try:
             return json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
         except ValueError as error:
-            raise InputError(f"{place} cannot be read as JSON: {reason(error)}. {REFETCH}") from error
+            raise InputError(
+                f"{place} cannot be read as JSON: {reason(error)}.",
+                field=str(place),
+                value=reason(error),
+                remedy=REFETCH,
+            ) from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -147,7 +167,12 @@ def read_header(file: Path) -> dict[str, Tensor]:
         with file.open("rb") as opened:
             start = opened.read(64)
             if start.startswith(b"version https://git-lfs"):
-                raise InputError(f"{file} is a pointer of Git LFS, not the weights. Run git lfs pull in its folder.")
+                raise InputError(
+                    f"{file} is a pointer of Git LFS, not the weights.",
+                    field=str(file),
+                    value=start,
+                    remedy="Run git lfs pull in its folder.",
+                )
             length = struct.unpack("<Q", start[:8])[0] if total >= 8 else 0
             if not 2 <= length <= min(HEADER_BYTES, total - 8):
                 raise _damaged(file, total, f"its header would have {length} bytes")
@@ -192,4 +217,9 @@ def _tensor(file: Path, total: int, name: str, entry: Any, start: int) -> Tensor
 
 
 def _damaged(file: Path, total: int, text: str) -> InputError:
-    return InputError(f"{file} ({total} bytes) is truncated or no safetensors file: {text}. {REFETCH}")
+    return InputError(
+        f"{file} ({total} bytes) is truncated or no safetensors file: {text}.",
+        field=str(file),
+        value=text,
+        remedy=REFETCH,
+    )

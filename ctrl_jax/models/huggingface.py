@@ -64,11 +64,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         fix = "Give the path of a Hugging Face directory, which holds config.json, *.safetensors and a tokenizer."
         if files.exists(Path(folder) / "adapter_config.json"):
             fix = f"{folder} holds a PEFT adapter: give it as `model.adapter`, and its base as `model.path`."
-        raise InputError(f"{file} is missing. {fix}")
+        raise InputError(f"{file} is missing.", field=str(file), value=None, remedy=fix)
     values = files.read_json(file)
     if not isinstance(values, dict):
         raise InputError(
-            f"{file} holds a {type(values).__name__}, not an object of named values. Fetch the file again."
+            f"{file} holds a {type(values).__name__}, not an object of named values.",
+            field=str(file),
+            value=values,
+            remedy="Fetch the file again.",
         )
     return values
 
@@ -93,12 +96,15 @@ def _architecture(config: "_Config", dtype: Literal["float32", "bfloat16"]) -> A
     quantized = config.values.get("quantization_config")
     if quantized is not None:
         raise config.error(
+            "quantization_config",
             f"quantization_config is {files.shown(quantized)}, but quantized weights cannot be read",
             "Use the unquantized model, in float32, bfloat16 or float16",
         )
     if config.flag("use_bidirectional_attention", False):
         raise config.error(
-            "use_bidirectional_attention is true, but a policy attends to the past alone", "Use another model"
+            "use_bidirectional_attention",
+            "use_bidirectional_attention is true, but a policy attends to the past alone",
+            "Use another model",
         )
     found = replace(FAMILIES[family](config), dtype=dtype)
     if not classifier:
@@ -106,6 +112,7 @@ def _architecture(config: "_Config", dtype: Literal["float32", "bfloat16"]) -> A
     labels = _labels(config)
     if labels not in (1, None):
         raise config.error(
+            "id2label",
             f"it is a classifier with {labels} labels, but a reward is one number",
             "Use a model that was trained with num_labels=1",
         )
@@ -129,7 +136,9 @@ def pad_token_id(folder: Path) -> int | None:
     # A null is no padding, unlike a missing key.
     found = config.values.get("pad_token_id", default)
     if found is not None and (isinstance(found, bool) or not isinstance(found, int)):
-        raise config.error(f"pad_token_id is {found!r}, not a whole number", "Restore the model's own config.json")
+        raise config.error(
+            "pad_token_id", f"pad_token_id is {found!r}, not a whole number", "Restore the model's own config.json"
+        )
     return found
 
 
@@ -145,6 +154,7 @@ def _family(config: "_Config") -> tuple[str, bool]:
         model_type = config.values.get("model_type")
         if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
             raise config.error(
+                "model_type",
                 f"model_type is {files.shown(model_type)} and architectures is missing",
                 f"Supported types are {', '.join(MODEL_TYPES)}",
             )
@@ -157,6 +167,7 @@ def _family(config: "_Config") -> tuple[str, bool]:
         if names == [f"{family}ForSequenceClassification"] and family != "Gemma3":  # which would read images too
             return family, True
     raise config.error(
+        "architectures",
         f"architectures is {files.shown(names)}, which is not supported",
         f"Supported are {', '.join(f'{family}ForCausalLM' for family in FAMILIES)} (SmolLM2 is a Llama), and their "
         "ForSequenceClassification with one label (Gemma3TextForSequenceClassification)",
@@ -169,7 +180,7 @@ def _labels(config: "_Config") -> int | None:
     if names is None:
         return None if config.values.get("num_labels") is None else config.whole("num_labels")
     if not isinstance(names, dict):
-        raise config.error(f"id2label is {files.shown(names)}, not an object of named labels", RESTORE)
+        raise config.error("id2label", f"id2label is {files.shown(names)}, not an object of named labels", RESTORE)
     return len(names)
 
 
@@ -319,11 +330,13 @@ def _assemble(
     defaults = defaults or {}
     if heads % kv_heads:
         raise config.error(
+            "num_attention_heads",
             f"num_attention_heads is {heads} and num_key_value_heads {kv_heads}, which does not divide it",
             RESTORE,
         )
     if head_dim % 2:
         raise config.error(
+            "head_dim",
             f"head_dim is {head_dim}, but rotary positions turn pairs of dimensions",
             RESTORE,
         )
@@ -334,6 +347,7 @@ def _assemble(
     name = name if config.values.get(key) is None else config.values[key]
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise config.error(
+            key,
             f"{key} is {files.shown(name)}, which is not supported",
             f"Supported activations are {', '.join(ACTIVATIONS)}",
         )
@@ -360,6 +374,7 @@ def _head_dim(config: "_Config", heads: int) -> int:
         return config.whole("head_dim")
     if width % heads:
         raise config.error(
+            "hidden_size",
             f"hidden_size is {width}, which does not divide by num_attention_heads = {heads}, and head_dim is missing",
             RESTORE,
         )
@@ -384,12 +399,14 @@ def _layer_types(config: "_Config", default: list[str]) -> list[str]:
         return default
     if not isinstance(types, list) or len(types) != len(default):
         raise config.error(
+            "layer_types",
             f"layer_types is {files.shown(types)}, but num_hidden_layers is {len(default)}",
             "Give each layer a type, or none",
         )
     for index, kind in enumerate(types):
         if kind not in LAYER_TYPES:
             raise config.error(
+                "layer_types",
                 f"layer_types[{index}] is {files.shown(kind)}, which is not supported",
                 f"Supported are {', '.join(LAYER_TYPES)}",
             )
@@ -399,6 +416,7 @@ def _layer_types(config: "_Config", default: list[str]) -> list[str]:
 def _windows(config: "_Config", types: list[str], window: int | None) -> list[tuple[str, int | None]]:
     if "sliding_attention" in types and window is None:
         raise config.error(
+            "layer_types",
             f"layer_types[{types.index('sliding_attention')}] is 'sliding_attention', but there is no sliding_window "
             "(or use_sliding_window is false)",
             "Give the window's size in tokens",
@@ -420,6 +438,7 @@ def _gemma3_ropes(config: "_Config") -> dict[str, Rope]:
     parameters = config.group("rope_parameters")
     if parameters and not any(kind in parameters for kind in LAYER_TYPES):
         raise config.error(
+            "rope_parameters",
             f"rope_parameters is {files.shown(parameters)}, but Gemma 3 has one for each of {', '.join(LAYER_TYPES)}",
             RESTORE,
         )
@@ -439,14 +458,20 @@ def _frequencies(config: "_Config", parameters: Rope | None, head_dim: int) -> t
     context of pretraining, divides those much longer by the factor, and interpolates between (Llama 3.1's reference).
     """
     if parameters is None:
-        raise config.error("a layer type is left out of rope_parameters", "Layers without positions are not supported")
+        raise config.error(
+            "rope_parameters",
+            "a layer type is left out of rope_parameters",
+            "Layers without positions are not supported",
+        )
     own = _Config(config.file, parameters, "rope_parameters.")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     for values in (parameters, config.values):
         partial = values.get("partial_rotary_factor")
         if partial is not None and partial != 1:
             raise config.error(
-                f"partial_rotary_factor is {files.shown(partial)}", "Only heads that are rotated whole are supported"
+                "partial_rotary_factor",
+                f"partial_rotary_factor is {files.shown(partial)}",
+                "Only heads that are rotated whole are supported",
             )
     base = rotary_frequencies(head_dim, own.number("rope_theta"))
     if kind == "default":
@@ -455,12 +480,15 @@ def _frequencies(config: "_Config", parameters: Rope | None, head_dim: int) -> t
         factor = own.number("factor")
         return tuple(frequency / factor for frequency in base)
     if kind != "llama3":
-        raise config.error(
-            f"the rope type is {files.shown(kind)}, which is not supported", "Supported are default, linear and llama3"
+        raise own.error(
+            "rope_type",
+            f"the rope type is {files.shown(kind)}, which is not supported",
+            "Supported are default, linear and llama3",
         )
     factor, low, high = (own.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     if low >= high:
-        raise config.error(
+        raise own.error(
+            "low_freq_factor",
             f"low_freq_factor is {low:g} and high_freq_factor {high:g}, but it must be the larger",
             RESTORE,
         )
@@ -481,8 +509,11 @@ class _Config:
     def __init__(self, file: Path, values: dict[str, Any], prefix: str = "") -> None:
         self.file, self.values, self.prefix = file, values, prefix
 
-    def error(self, problem: str, fix: str) -> InputError:
-        return InputError(f"{self.file}: {problem}. {fix}.")
+    def error(self, key: str, problem: str, fix: str) -> InputError:
+        value = self.values.get(key)
+        return InputError(
+            f"{self.file}: {problem}.", field=f"{self.file}: {self.prefix}{key}", value=value, remedy=f"{fix}."
+        )
 
     def whole(self, key: str, default: int | None = None, *, null: int | None = None, least: int = 1) -> int:
         """A whole number of at least `least`; `default` where the key is missing, `null` (else it) where it is null."""
@@ -531,8 +562,8 @@ class _Config:
         value = self.values.get(key)
         value = default if value is None else value
         if value is None:
-            raise self.error(f"{self.prefix}{key} is missing", RESTORE)
+            raise self.error(key, f"{self.prefix}{key} is missing", RESTORE)
         return value
 
     def _wrong(self, key: str, wanted: str) -> InputError:
-        return self.error(f"{self.prefix}{key} is {files.shown(self.values.get(key))}, not {wanted}", RESTORE)
+        return self.error(key, f"{self.prefix}{key} is {files.shown(self.values.get(key))}, not {wanted}", RESTORE)

@@ -95,12 +95,17 @@ def files(folder: Path) -> dict[str, Path]:
             f"save_file(torch.load({json.dumps(str(pickled))}, weights_only=True), {json.dumps(str(found[WEIGHTS]))})"
         )
         raise InputError(
-            f"{folder} has its weights in {pickled.name}, a pickle, which is never opened here. Convert it to "
-            f"safetensors, where torch is installed, with python -c {shlex.quote(program)}."
+            f"{folder} has its weights in {pickled.name}, a pickle, which is never opened here.",
+            field=str(folder),
+            value=pickled.name,
+            remedy=f"Convert it to safetensors, where torch is installed, with python -c {shlex.quote(program)}.",
         )
     if missing:
         raise InputError(
-            f"There is no {' and no '.join(missing)}; `model.adapter` is a folder with {CONFIG} and {WEIGHTS}."
+            f"There is no {' and no '.join(missing)}",
+            field="model.adapter",
+            value=str(folder),
+            remedy=f"`model.adapter` is a folder with {CONFIG} and {WEIGHTS}.",
         )
     for path in found.values():
         size(path)
@@ -218,8 +223,11 @@ def _check_finite(folder: Path, merged: Params, factors: Params, names: tuple[st
             weight = merged.get("kernel", merged.get("embedding"))
             if not jnp.isfinite(weight).all():
                 raise InputError(
-                    f"{folder / WEIGHTS}: the factors of {'.'.join(names)} have a product that {weight.dtype} does not "
-                    f"hold. {EXPORT_AGAIN}"
+                    f"{folder / WEIGHTS}: the factors of {'.'.join(names)} have a product that {weight.dtype} does "
+                    "not hold.",
+                    field=str(folder / WEIGHTS),
+                    value=".".join(names),
+                    remedy=EXPORT_AGAIN,
                 )
             return
         _check_finite(folder, merged[name], part, (*names, name))
@@ -276,14 +284,22 @@ def _held(folder: Path, config: dict[str, Any], base: Architecture) -> Held:
         weights.check_type(tensor)
         if kind in held.setdefault(module, {}):
             raise InputError(
-                f"{file} has {held[module][kind].name} and {name}, of which one would be passed over. {MERGE}"
+                f"{file} has {held[module][kind].name} and {name}, of which one would be passed over.",
+                field=str(file),
+                value=name,
+                remedy=MERGE,
             )
         held[module][kind] = tensor
     if not held:
-        raise InputError(f"{file} holds no adapter; export it again.")
+        raise InputError(f"{file} holds no adapter", field=str(file), value=None, remedy="export it again.")
     embedding, head = _changes(held)
     if base.tied_embeddings and "rows" in embedding and embedding | head != {"rows"}:
-        raise InputError(f"{file} has rows of {EMBEDDING} and more of it or of {HEAD}, one table in the base. {MERGE}")
+        raise InputError(
+            f"{file} has rows of {EMBEDDING} and more of it or of {HEAD}, one table in the base.",
+            field=str(file),
+            value=sorted(embedding | head),
+            remedy=MERGE,
+        )
     return held
 
 
@@ -292,13 +308,19 @@ def _module_and_kind(name: str, wanted: dict[str, Target], file: Path) -> tuple[
     if end is None or not name.startswith(PREFIX):
         raise InputError(
             f"{file} has {name}. What is read are factors of LoRA, whole parameters (modules_to_save), and rows of "
-            f"tokens (trainable_token_indices). {MERGE}"
+            "tokens (trainable_token_indices).",
+            field=str(file),
+            value=name,
+            remedy=MERGE,
         )
     kind, module = KINDS[end], name.removeprefix(PREFIX).removesuffix(end)
     if module.startswith("score"):
         raise InputError(
             f"{file} has {name}, the head of a classifier: it adapts a reward model, and `model.path` is a language "
-            "model. Merge it into its base with peft (merge_and_unload), and give the result as `reward_model.path`."
+            "model.",
+            field=str(file),
+            value=name,
+            remedy="Merge it into its base with peft (merge_and_unload), and give the result as `reward_model.path`.",
         )
     target = wanted.get(_parameter(module, kind))
     matrix = target is not None and len(target.stored) == 2
@@ -333,7 +355,12 @@ def _check_factors(module: str, tensors: dict[str, Tensor], target: Target, rank
     found = {kind: tensors[kind].shape for kind in ("a", "b") if kind in tensors}
     if len(found) == 1:
         (tensor,) = (tensors[kind] for kind in found)
-        raise InputError(f"{tensor.file} has {tensor.name}, and not the other factor of it. {EXPORT_AGAIN}")
+        raise InputError(
+            f"{tensor.file} has {tensor.name}, and not the other factor of it.",
+            field=str(tensor.file),
+            value=tensor.name,
+            remedy=EXPORT_AGAIN,
+        )
     if found != {"a": (rank, rows), "b": (columns, rank)}:
         shapes = " and ".join(f"{kind.upper()} {shape}" for kind, shape in found.items())
         text = f"factors {shapes}, where A {(rank, rows)} and B {(columns, rank)} belong"
@@ -346,7 +373,10 @@ def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
     if len(shape) == 2 and tensor.shape[1:] == shape[1:] and any(module in tensor.name for module in (EMBEDDING, HEAD)):
         raise InputError(
             f"{tensor.file} has {tensor.name} for {tensor.shape[0]} tokens, and the base has {shape[0]}: it was "
-            f"resized before the training. {MERGE}"
+            "resized before the training.",
+            field=str(tensor.file),
+            value=tensor.shape,
+            remedy=MERGE,
         )
     raise _other_base(tensor.file, tensor.name, f"a tensor of shape {tensor.shape}, where {shape} belongs")
 
@@ -364,7 +394,10 @@ def _tokens(file: Path, config: dict[str, Any], held: Held, base: Architecture) 
             tied = module == HEAD and base.tied_embeddings and "rows" in held.get(EMBEDDING, {})
             if tokens and not tied:
                 raise InputError(
-                    f"{file} has trainable_token_indices of {module}, and {WEIGHTS} no rows of it. {EXPORT_AGAIN}"
+                    f"{file} has trainable_token_indices of {module}, and {WEIGHTS} no rows of it.",
+                    field=str(file),
+                    value=given,
+                    remedy=EXPORT_AGAIN,
                 )
             continue
         tokens = tokens if isinstance(tokens, list) else []
@@ -373,7 +406,10 @@ def _tokens(file: Path, config: dict[str, Any], held: Held, base: Architecture) 
             raise InputError(
                 f"{file} has trainable_token_indices = {shown(given)}, and {WEIGHTS} rows of {module} of shape "
                 f"{tensor.shape}: it must name as many tokens, from 0 to {base.vocabulary_size - 1}, and a row has "
-                f"{base.width} numbers. {EXPORT_AGAIN}"
+                f"{base.width} numbers.",
+                field=str(file),
+                value=given,
+                remedy=EXPORT_AGAIN,
             )
         found[module] = tokens
     return found
@@ -391,7 +427,10 @@ def _check_saved(file: Path, config: dict[str, Any], held: Held) -> None:
     for key in given:
         if not any(_names(key, module) for module in whole):
             raise InputError(
-                f"{file} has modules_to_save = {shown(given)}, and {WEIGHTS} holds no {shown(key)}. {EXPORT_AGAIN}"
+                f"{file} has modules_to_save = {shown(given)}, and {WEIGHTS} holds no {shown(key)}.",
+                field=str(file),
+                value=given,
+                remedy=EXPORT_AGAIN,
             )
 
 
@@ -399,10 +438,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json(files(folder)[CONFIG])
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise InputError(f"{folder / CONFIG} has peft_type {shown(kind)}; only LORA is read.")
+        problem = f"{folder / CONFIG} has peft_type {shown(kind)}"
+        raise InputError(problem, field=str(folder / CONFIG), value=kind, remedy="only LORA is read.")
     saved = config.get("modules_to_save")
     if saved is not None and not isinstance(saved, list):
-        raise InputError(f"{folder / CONFIG} has modules_to_save = {shown(saved)}, not a list. {EXPORT_AGAIN}")
+        raise InputError(
+            f"{folder / CONFIG} has modules_to_save = {shown(saved)}, not a list.",
+            field=str(folder / CONFIG),
+            value=saved,
+            remedy=EXPORT_AGAIN,
+        )
     return config
 
 
@@ -412,8 +457,11 @@ def _check_config(file: Path, config: dict[str, Any], base: Path) -> None:
     # A name on the hub or a path; the directory here may be a link, which has two names.
     if named and Path(str(named)).absolute().name not in (base.absolute().name, base.resolve().name):
         raise InputError(
-            f"{file} says that the adapter is for {shown(named)}, and `model.path` is {base}. Give that model; or, if "
-            "it is the same one under another name, change base_model_name_or_path there."
+            f"{file} says that the adapter is for {shown(named)}, and `model.path` is {base}.",
+            field=str(file),
+            value=named,
+            remedy="Give that model; or, if it is the same one under another name, change base_model_name_or_path "
+            "there.",
         )
     for key, value in config.items():
         if key == "init_lora_weights":
@@ -422,19 +470,33 @@ def _check_config(file: Path, config: dict[str, Any], base: Path) -> None:
             plain = key in READ or key in UNIMPORTANT or not value or value == PLAIN.get(key)
         if not plain:
             known = "" if key in PLAIN or key == "init_lora_weights" else " If it changes nothing, remove it there."
-            raise InputError(f"{file} has {key} = {shown(value)}, which is not read. {MERGE}{known}")
+            problem = f"{file} has {key} = {shown(value)}, which is not read."
+            raise InputError(problem, field=str(file), value={key: value}, remedy=f"{MERGE}{known}")
 
 
 def _settings(file: Path, config: dict[str, Any]) -> Lora:
     rank, alpha, stabilised = config.get("r"), config.get("lora_alpha"), config.get("use_rslora") or False
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MOST:
-        raise InputError(f"{file} has r = {shown(rank)}, not a whole number from 1 to {MOST:,}. {EXPORT_AGAIN}")
+        raise InputError(
+            f"{file} has r = {shown(rank)}, not a whole number from 1 to {MOST:,}.",
+            field=str(file),
+            value=rank,
+            remedy=EXPORT_AGAIN,
+        )
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= MOST:
         raise InputError(
-            f"{file} has lora_alpha = {shown(alpha)}, not a number above 0, up to {MOST:,}. {EXPORT_AGAIN}"
+            f"{file} has lora_alpha = {shown(alpha)}, not a number above 0, up to {MOST:,}.",
+            field=str(file),
+            value=alpha,
+            remedy=EXPORT_AGAIN,
         )
     if not isinstance(stabilised, bool):
-        raise InputError(f"{file} has use_rslora = {shown(stabilised)}, not true or false. {EXPORT_AGAIN}")
+        raise InputError(
+            f"{file} has use_rslora = {shown(stabilised)}, not true or false.",
+            field=str(file),
+            value=stabilised,
+            remedy=EXPORT_AGAIN,
+        )
     # Kalajdzievski 2023, arXiv 2312.03732: the scale is alpha / sqrt(r) instead of alpha / r.
     return Lora(rank=rank, alpha=alpha * rank**0.5 if stabilised else float(alpha))
 
@@ -445,5 +507,8 @@ def _nested(path: tuple[str, ...], value: Any) -> Params:
 
 def _other_base(file: Path, name: str, text: str) -> InputError:
     return InputError(
-        f"{file} has {name}: {text}. It is an adapter for another model than the one at `model.path`; give that one."
+        f"{file} has {name}: {text}.",
+        field=str(file),
+        value=name,
+        remedy="It is an adapter for another model than the one at `model.path`; give that one.",
     )

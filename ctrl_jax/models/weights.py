@@ -155,15 +155,19 @@ def _check_head(folder: Path, stored: dict[str, Tensor], architecture: Architect
     target = Target(("head", "kernel"), (1, architecture.width), transposed=True)
     if SCORE not in stored:
         raise InputError(
-            f"{folder} has no tensor {SCORE}, the head of a reward model. Give the directory of a sequence classifier "
-            "with one label."
+            f"{folder} has no tensor {SCORE}, the head of a reward model.",
+            field=str(folder),
+            value=None,
+            remedy="Give the directory of a sequence classifier with one label.",
         )
     found = stored[SCORE]
     if found.shape[1:] == (architecture.width,) and found.shape[0] != 1:
         raise InputError(
             f"{found.file}: the tensor {SCORE} has the shape {list(found.shape)}, which makes it a classifier with "
-            f"{found.shape[0]} labels, but a reward is one number, of shape {list(target.stored)}. Use a model that "
-            "was trained with num_labels=1."
+            f"{found.shape[0]} labels, but a reward is one number, of shape {list(target.stored)}.",
+            field=str(found.file),
+            value=found.shape,
+            remedy="Use a model that was trained with num_labels=1.",
         )
     _check(found, target)
     return target
@@ -243,7 +247,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"Another process is writing {folder}. Wait for it, or save to another place.") from None
+            raise InputError(
+                f"Another process is writing {folder}.",
+                field=str(folder),
+                value=None,
+                remedy="Wait for it, or save to another place.",
+            ) from None
         except OSError:  # a file system without locks
             pass
         try:
@@ -270,7 +279,12 @@ def check_new(folder: Path) -> None:
     """Errors: InputError if the folder exists and is not empty."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty. Delete it, or save to another place.")
+        raise InputError(
+            f"{folder} exists and is not empty.",
+            field=str(folder),
+            value=None,
+            remedy="Delete it, or save to another place.",
+        )
 
 
 def fingerprint(folder: Path) -> str:
@@ -328,11 +342,21 @@ def _inventory(folder: Path) -> dict[str, Tensor]:
     for file_name, promised in _weight_map(index).items():
         file = folder / file_name
         if not files.exists(file):
-            raise InputError(f"{file} is missing, though {INDEX} names it. Fetch the model again.")
+            raise InputError(
+                f"{file} is missing, though {INDEX} names it.",
+                field=str(file),
+                value=None,
+                remedy="Fetch the model again.",
+            )
         present = files.read_header(file)
         for name in sorted(promised ^ present.keys()):
             one, other = (INDEX, file) if name in promised else (file, INDEX)
-            raise InputError(f"The tensor {files.shown(name)} is in {one}, but not in {other}. Fetch the model again.")
+            raise InputError(
+                f"The tensor {files.shown(name)} is in {one}, but not in {other}.",
+                field=str(file),
+                value=name,
+                remedy="Fetch the model again.",
+            )
         found |= present
     return found
 
@@ -344,7 +368,10 @@ def _weight_map(index: Path) -> dict[str, set[str]]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise InputError(
             f"{index} is no index of safetensors files, which has a weight_map of tensors' names to files' names: it "
-            f"holds {files.shown(values)}. Fetch it again."
+            f"holds {files.shown(values)}.",
+            field=str(index),
+            value=values,
+            remedy="Fetch it again.",
         )
     promised: dict[str, set[str]] = {}
     for tensor, file_name in weight_map.items():
@@ -353,7 +380,12 @@ def _weight_map(index: Path) -> dict[str, set[str]]:
         name for name in sorted(promised) if name in ("", "..") or Path(name).name != name or not name.isprintable()
     ]
     if outside:
-        raise InputError(f"{index} names files outside of its folder: {files.shown(outside)}. Fetch the model again.")
+        raise InputError(
+            f"{index} names files outside of its folder: {files.shown(outside)}.",
+            field=str(index),
+            value=outside,
+            remedy="Fetch the model again.",
+        )
     return dict(sorted(promised.items()))
 
 
@@ -370,7 +402,12 @@ def _no_weights(folder: Path) -> InputError:
             if not file.name.startswith(NO_WEIGHTS)
         )
     if not pickled:
-        return InputError(f"{folder} has neither model.safetensors nor {INDEX}. Fetch the weights of the model.")
+        return InputError(
+            f"{folder} has neither model.safetensors nor {INDEX}.",
+            field=str(folder),
+            value=None,
+            remedy="Fetch the weights of the model.",
+        )
     # The class makes the head: a causal language model would leave a classifier's unread.
     auto, options = "AutoModelForCausalLM", ""
     if huggingface.is_classifier(folder):
@@ -380,9 +417,11 @@ def _no_weights(folder: Path) -> InputError:
         f'M.from_pretrained({json.dumps(str(folder))}{options}).save_pretrained("converted")'
     )
     return InputError(
-        f"{folder} has its weights in {pickled[0]}, a pickle, which could run any code and is never opened here. If "
-        "you trust it, convert it to safetensors, where torch and transformers are installed, with python -c "
-        f"{shlex.quote(program)} and give the folder converted, with the tokenizer's files copied into it."
+        f"{folder} has its weights in {pickled[0]}, a pickle, which could run any code and is never opened here.",
+        field=str(folder),
+        value=pickled[0],
+        remedy="If you trust it, convert it to safetensors, where torch and transformers are installed, with python -c "
+        f"{shlex.quote(program)} and give the folder converted, with the tokenizer's files copied into it.",
     )
 
 
@@ -392,14 +431,20 @@ def _compare(folder: Path, wanted: dict[str, Target], stored: dict[str, Tensor],
     if "lm_head.weight" in wanted and "lm_head.weight" not in stored:
         raise InputError(
             f"{folder} has no tensor lm_head.weight, though {config} says that the embedding is not the output "
-            "projection too. Set tie_word_embeddings to true there if the model was trained so, or fetch it again."
+            "projection too.",
+            field=str(folder),
+            value=None,
+            remedy="Set tie_word_embeddings to true there if the model was trained so, or fetch it again.",
         )
     missing = [name for name in wanted if name not in stored]
     if missing:
         shape = list(wanted[missing[0]].stored)
         raise InputError(
-            f"{folder} has no tensor {missing[0]} of shape {shape}, nor {len(missing) - 1} others that {config} "
-            "asks for. Fetch the model again, weights and config.json."
+            f"{folder} has no tensor {missing[0]} of shape {shape}, nor {len(missing) - 1} others that {config} asks "
+            "for.",
+            field=str(folder),
+            value=missing,
+            remedy="Fetch the model again, weights and config.json.",
         )
     for name, target in wanted.items():
         _check(stored[name], target)
@@ -408,8 +453,10 @@ def _compare(folder: Path, wanted: dict[str, Target], stored: dict[str, Tensor],
         tensor = stored[extra[0]]
         raise InputError(
             f"{tensor.file} has a tensor {tensor.name} of shape {list(tensor.shape)}, and there are {len(extra) - 1} "
-            f"others that no model of {config} has ({len(architecture.layers)} layers). Fetch the model again, weights "
-            "and config.json."
+            f"others that no model of {config} has ({len(architecture.layers)} layers).",
+            field=str(tensor.file),
+            value=tensor.name,
+            remedy="Fetch the model again, weights and config.json.",
         )
     # A classifier has no output projection, so a leftover one is of no consequence.
     if "lm_head.weight" in stored and architecture.tied_embeddings and SCORE not in stored:
@@ -426,7 +473,10 @@ def check_type(tensor: Tensor) -> None:
     if tensor.dtype not in DTYPES:
         raise InputError(
             f"{tensor.file}: the tensor {tensor.name} is of type {tensor.dtype}, and only {', '.join(DTYPES)} are "
-            "read. Use the unquantized one."
+            "read.",
+            field=str(tensor.file),
+            value=tensor.dtype,
+            remedy="Use the unquantized one.",
         )
 
 
@@ -434,7 +484,10 @@ def _check(tensor: Tensor, target: Target) -> None:
     if tensor.shape != target.stored:
         raise InputError(
             f"{tensor.file}: the tensor {tensor.name} has the shape {list(tensor.shape)}, but config.json asks for "
-            f"{list(target.stored)}. Fetch the model again, weights and config.json."
+            f"{list(target.stored)}.",
+            field=str(tensor.file),
+            value=tensor.shape,
+            remedy="Fetch the model again, weights and config.json.",
         )
     check_type(tensor)
 
@@ -446,8 +499,11 @@ def _check_tied(config: Path, head: Tensor, embedding: Tensor) -> None:
         for (_, a), (_, b) in zip(_blocks(head, _whole(head)), _blocks(embedding, _whole(embedding)), strict=True)
     ):
         raise InputError(
-            f"{head.file} has a tensor lm_head.weight that is not {embedding.name}, though {config} says that they are "
-            "one. Set tie_word_embeddings to false there to use both."
+            f"{head.file} has a tensor lm_head.weight that is not {embedding.name}, though {config} says that they "
+            "are one.",
+            field=str(head.file),
+            value=head.name,
+            remedy="Set tie_word_embeddings to false there to use both.",
         )
 
 
@@ -493,8 +549,10 @@ def _read(tensor: Tensor, target: Target, index: tuple[slice, ...], dtype: np.dt
         converted = block.astype(dtype, copy=False)
         if not _finite(converted):
             raise InputError(
-                f"{tensor.file}: the tensor {tensor.name} has values that are NaN or infinite in {dtype}. Fetch the "
-                "file again; if it was published so, use another model."
+                f"{tensor.file}: the tensor {tensor.name} has values that are NaN or infinite in {dtype}.",
+                field=str(tensor.file),
+                value=tensor.name,
+                remedy="Fetch the file again; if it was published so, use another model.",
             )
         rows[at] = converted
     return out

@@ -1,6 +1,5 @@
 """The whole path, from the data to the evaluation. Each stage is made, continued, or read where it is done."""
 
-from ctrl_jax.algorithms.protocol import Source
 from ctrl_jax.config import Experiment
 from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.pipeline import assembly, calibrate, evaluate, reward_model, sft, train
@@ -40,19 +39,14 @@ def policy(run: Run) -> Aligned:
     reward, reward_seconds = reward_model.run(run, reference)
     seconds = {"sft": reference.seconds, "reward_model": reward_seconds}
     calibrated = None
-    if is_on_policy(run.experiment):
+    if assembly.is_on_policy(run.experiment.policy):
         calibrated = calibrate.run(run, reference, reward)
         seconds["calibration"] = calibrated.seconds
     policy = train.run(run, reference, reward, calibrated)
     return Aligned(policy, reference, reward, seconds, train.depends_on(run, reference, reward, calibrated))
 
 
-def is_on_policy(experiment: Experiment) -> bool:
-    """Whether the algorithm learns from the policy's own responses, whose rewards are calibrated."""
-    return assembly.algorithm_class(experiment.policy).source is Source.POLICY
-
-
 def check_budget(experiment: Experiment) -> None:
     """Refuses a KL budget that no policy of the transform reaches. A β that is given aims at no budget."""
-    if is_on_policy(experiment) and experiment.policy.beta is None:
+    if assembly.is_on_policy(experiment.policy) and experiment.policy.beta is None:
         experiment.policy.objective.check(experiment.calibration.rewards_per_prompt)

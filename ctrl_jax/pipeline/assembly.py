@@ -89,9 +89,20 @@ def algorithm_class(policy: config.Policy) -> type[Algorithm]:
     return found
 
 
+def is_on_policy(policy: config.Policy) -> bool:
+    """Whether the algorithm learns from the policy's own responses, whose rewards are calibrated."""
+    return algorithm_class(policy).source is Source.POLICY
+
+
+def updates(policy: config.Policy) -> tuple[int, int]:
+    """(epochs, minibatches): how often a step of the training learns from its batch, and in how many parts."""
+    made = algorithm_class(policy)
+    return getattr(policy, "epochs", made.epochs), getattr(policy, "minibatches", made.minibatches)
+
+
 def check_it_samples(policy: config.Policy, command: str) -> None:
     """Raises InputError for an algorithm that samples nothing, whose steps the command does not know."""
-    if algorithm_class(policy).source is not Source.POLICY:
+    if not is_on_policy(policy):
         raise InputError(
             f"`{command}` takes the steps of a training apart into sampling, scoring and an update by them, but "
             f"{policy.algorithm.rpartition(':')[2]} samples nothing; give an experiment that trains on the policy's "

@@ -1,7 +1,7 @@
 """Evaluation on held-out prompts: unbiased win rates under each procedure, KL, and what theory allows at that KL.
 
 The reward that the policy was trained on selects, as it does in deployment, and judges what it selected. Where there is
-a gold reward or an independent judge (--evaluation.judge), each judges the same selections beside it: a policy that
+a gold reward or an independent judge (`evaluation.judge`), each judges the same selections beside it: a policy that
 exploits its reward wins less by them.
 """
 
@@ -35,14 +35,13 @@ from ctrl_jax.pipeline.stages import timings
 from ctrl_jax.pipeline.supervised import Trained, training_seconds
 from ctrl_jax.pipeline.train import Aligned
 from ctrl_jax.pipeline.workspace import Workspace
-from ctrl_jax.report.statistics import wilson
 from ctrl_jax.rewards import gold
 from ctrl_jax.rewards.named import named
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import DONE, Stage, plain, read_arrays, read_json, write_arrays, write_bytes, write_json
-from ctrl_jax.steps import calibration, preference, win_rate
+from ctrl_jax.steps import calibration, preference, sampling, win_rate
 from ctrl_jax.theory import procedures, transforms
 from ctrl_jax.theory.objective import Objective, optimal
 from ctrl_jax.types import Params, Responses, Rollouts
@@ -97,6 +96,9 @@ def read(run: Run) -> Evaluation | None:
 
 def independent_judge(run: Run) -> Reward | None:
     """The reward that evaluation.judge names, or None where none is given.
+
+    A classifier is read twice, before anything is trained and when it judges: the first finds what is wrong with it
+    before hours of work, and its weights take no memory from the training in between.
 
     Raises:
       InputError: if it cannot be used.
@@ -246,15 +248,14 @@ def _ranks(policy: Judged, reference: Judged) -> dict[str, np.ndarray]:
 
 
 def _lengths(run: Run, sides: dict[str, Responses]) -> dict[str, Any]:
-    """How long responses are, in tokens, and the share that has not ended within --data.response-length."""
-    eos_ids = np.asarray(run.corpus.tokenizer.eos_ids)
+    """How long responses are, in tokens, and the share that has not ended within `data.response_length`."""
     lengths, unfinished = {}, {}
     for side, responses in sides.items():
-        tokens, counts = np.asarray(responses.tokens), np.asarray(responses.lengths)
-        last = np.take_along_axis(tokens, counts[..., None] - 1, axis=-1)[..., 0]
+        counts = np.asarray(responses.lengths)
         quantiles = np.quantile(counts, (0.1, 0.5, 0.9))
         lengths[side] = Lengths(float(counts.mean()), *map(float, quantiles))
-        unfinished[side] = float(1 - np.isin(last, eos_ids).mean())
+        ended = sampling.ended(jax.tree.map(jnp.asarray, responses), run.corpus.tokenizer.eos_ids)
+        unfinished[side] = float(1 - np.asarray(ended).mean())
     return {"response_length": lengths, "unfinished": unfinished}
 
 
@@ -394,7 +395,7 @@ def _reward_quality(run: Run, reward: Reward) -> tuple[RewardQuality, dict[str, 
         return RewardQuality(pairs=count, agreements=int(agreements.sum()), equal=int(ties.sum())), {}
     chosen, rejected = jnp.asarray(rewards[:, 0]), jnp.asarray(rewards[:, 1])
     accuracy = float(preference.accuracy(chosen, rejected).value)
-    low, high = map(float, wilson(accuracy, count))
+    low, high = map(float, preference.wilson(accuracy, count))
     quality = RewardQuality(count, accuracy, low, high)
     if not config.trained:
         return quality, {}

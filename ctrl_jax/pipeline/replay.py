@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from ctrl_jax.devices.mesh import shard
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import align
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.console import say, table
-from ctrl_jax.runtime.loop import Batches, Step, Update, abstract, failed_batch, named
+from ctrl_jax.runtime.loop import Batches, Devices, Step, Update, abstract, failed_batch, named
 from ctrl_jax.runtime.stages import read_arrays
 from ctrl_jax.types import Metric
 
@@ -47,7 +45,7 @@ def open_training(
     batches: Batches,
     *,
     metrics: Sequence[Metric],
-    mesh: Mesh,
+    devices: Devices,
     steps: int,
     directory: Path,
     fingerprint: str,
@@ -72,7 +70,7 @@ def open_training(
     kept = read_arrays(failed_batch(directory, done + 1))
     like = next(batches)
     batch = jax.tree.unflatten(jax.tree.structure(like), [kept[name] for name, _ in named(like)])
-    yield FailedTraining(label, state, metrics, done, shard(mesh, batch))
+    yield FailedTraining(label, state, metrics, done, devices.place(batch))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,9 @@ class Run(Workspace):
     fingerprints: dict[str, Any]
     """The workspace's: what changes on disk after the claim is not taken for what was claimed."""
 
+    def __post_init__(self) -> None:
+        """Checks nothing: the workspace has."""
+
     @property
     def architecture(self) -> architecture.Architecture:
         return self.models.architecture

@@ -6,13 +6,14 @@ code, by its version; and how jax draws. Not in it are the devices and the versi
 change results by rounding alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ctrl_jax import config
 from ctrl_jax.config import Experiment
+from ctrl_jax.pipeline import assembly
 from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.runtime import stages
 from ctrl_jax.runtime.stages import plain
@@ -27,6 +28,8 @@ class Stage:
     """Its inputs: by their name in the key, the stage that makes them, or `files` where they come from outside."""
     reads: Mapping[str, str] = field(default_factory=dict)
     """The options that its results depend on: by their name in the key, the field of the experiment."""
+    wanted: Callable[[Experiment], bool] = lambda _: True
+    """Whether a run of an experiment makes it."""
     timing: str | None = None
     """Its name among the timings of evaluation.json; by default its own."""
     draws: bool = True
@@ -47,16 +50,19 @@ TABLE = (
         "sft", 3,
         needs={"corpus": "data", "vocabulary_size": "data"},
         reads={"demonstrations": "data.demonstrations", "model": "model", "sft": "sft", "seed": "seed"},
+        wanted=lambda experiment: experiment.sft.steps > 0,
     ),
     Stage(
         "reward_model", 3,
         needs={"corpus": "data", "reference": "sft"},
         reads={"lora": "model.lora", "reward_model": "reward_model", "seed": "seed"},
+        wanted=lambda experiment: experiment.reward_model.trained,
     ),
     Stage(
         "calibration", 4,
         needs=_REFERENCE_AND_REWARD,
         reads={"calibration": "calibration", "temperature": "policy.temperature", "seed": "seed"},
+        wanted=lambda experiment: assembly.is_on_policy(experiment.policy),
         timing="calibrate",
     ),
     Stage(
@@ -67,7 +73,11 @@ TABLE = (
             "temperature": "policy.temperature", "seed": "seed",
         },
     ),
-    Stage("reference_judge", 1, needs={"reference_evaluation": "reference_evaluation", "judge": "files"}),
+    Stage(
+        "reference_judge", 1,
+        needs={"reference_evaluation": "reference_evaluation", "judge": "files"},
+        wanted=lambda experiment: experiment.evaluation.judge is not None,
+    ),
     Stage(
         "policy", 3,
         needs={**_REFERENCE_AND_REWARD, "calibration": "calibration"},
@@ -94,6 +104,11 @@ in no key and in no config.json, so that what was made before is found."""
 
 def named(name: str) -> Stage:
     return next(stage for stage in TABLE if stage.name == name)
+
+
+def made_by(experiment: Experiment) -> list[str]:
+    """The stages that a run of the experiment makes, in the order of the table."""
+    return [stage.name for stage in TABLE if stage.wanted(experiment)]
 
 
 def inputs_key(name: str, inputs: Mapping[str, Any], draws: Mapping[str, Any]) -> dict[str, Any]:

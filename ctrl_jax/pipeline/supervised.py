@@ -65,7 +65,7 @@ def train(
             programs.init_state(start, optimizer, run.mesh),
             batches(examples, batch_size=config.batch_size, seed=run.experiment.seed),
             metrics=metrics,
-            mesh=run.mesh,
+            devices=programs.Devices(run.mesh),
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,
             directory=stage.directory,

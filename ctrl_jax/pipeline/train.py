@@ -61,7 +61,7 @@ def run(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | N
         programs.init_state(trained, optimizer, run.mesh, algorithm.start()),
         batches(_examples(run, calibrated), batch_size=config.prompts_per_step, seed=experiment.seed),
         metrics=algorithm.metrics,
-        mesh=run.mesh,
+        devices=programs.Devices(run.mesh),
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
         rest_at=along.steps(experiment),

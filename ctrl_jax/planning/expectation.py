@@ -21,7 +21,12 @@ class Efficiency:
     def __post_init__(self) -> None:
         for option, value in (("matmul", self.matmul), ("bandwidth", self.bandwidth)):
             if not 0 < value <= 1:
-                raise InputError(f"--efficiency.{option} is {value}; it is a share of the peak, above 0 and at most 1.")
+                raise InputError(
+                    f"Efficiency.{option} is {value}",
+                    field=f"efficiency.{option}",
+                    value=value,
+                    remedy="it is a share of the peak, above 0 and at most 1.",
+                )
 
 
 @dataclass(frozen=True)

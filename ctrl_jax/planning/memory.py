@@ -24,6 +24,21 @@ def held(found: Sizes) -> Memory:
     return held if found.reward is None else {**held, "reward model": float(found.reward_bytes)}
 
 
+def of_responses(found: Sizes, *, trained: bool) -> Memory:
+    """What lives on each device while responses are drawn and scored: before the policy is trained, or after.
+
+    Afterwards without its moments, and with a judge that is a network.
+    """
+    left_out = {"moments"} if trained else {"moments", "policy, float32"}
+    kept = {what: size for what, size in held(found).items() if what not in left_out}
+    return {**kept, "judge": float(found.judge_bytes)} if trained and found.judge else kept
+
+
+def trained(found: Sizes) -> float:
+    """Bytes of a second copy of what is trained, with its moments: the first is kept until all updates are sound."""
+    return float((1 + POLICY_MOMENTS) * costs.FLOAT32 * found.trained)
+
+
 def cast(found: Sizes) -> Memory:
     """Weights that are trained are float32, and computed with in the model's own type."""
     if found.lora.rank or costs.itemsize(found.policy) == costs.FLOAT32:

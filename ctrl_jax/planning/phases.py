@@ -1,7 +1,8 @@
-"""What an experiment's stages do on one device: the work of each phase, and the memory of each program.
+"""What the stages of a run do on one device: the work of each phase, and the memory of each program.
 
-Everything follows from shapes. Parameters, gradients and moments are replicated, and batches are split over the devices
-(the axis `data` of the mesh), as the steps do it.
+Which stages a run makes is pipeline/stages.py's table; here are the sizes of their work. All follows from shapes.
+Parameters, gradients and moments are replicated, and batches are split over the devices (the axis `data` of the mesh),
+as the steps do it.
 """
 
 from dataclasses import replace
@@ -11,9 +12,12 @@ from ctrl_jax.config import Experiment, Lora, Supervised
 from ctrl_jax.devices import accelerators
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs
+from ctrl_jax.models.architecture import Architecture
 from ctrl_jax.models.costs import Batch, Work
+from ctrl_jax.pipeline import assembly
 from ctrl_jax.pipeline.divisible import check_batches_divide
 from ctrl_jax.pipeline.rollouts import prompts_at_a_time
+from ctrl_jax.pipeline.stages import made_by
 from ctrl_jax.planning import memory
 from ctrl_jax.planning.memory import POLICY_MOMENTS, SUPERVISED_MOMENTS, Memory
 from ctrl_jax.planning.sizes import Sizes, sizes
@@ -37,9 +41,14 @@ class Phase(NamedTuple):
     def work(self) -> Work:
         return sum(self.parts, Work())
 
+    def times(self, count: int) -> "Phase":
+        """The phase where a step goes through it so many times."""
+        return self._replace(parts=tuple(part * count for part in self.parts), sent=count * self.sent)
+
 
 class Stage(NamedTuple):
     name: str
+    """As in pipeline/stages.py; `along` is the evaluation's part that measures the policy along its training."""
     times: int
     """Steps, or batches of responses."""
     phases: tuple[Phase, ...]
@@ -50,38 +59,37 @@ class Stage(NamedTuple):
 
 
 def stages(experiment: Experiment, devices: int, *, device_memory: float | None = accelerators.SMALLEST) -> list[Stage]:
-    """Everything that `train` does with networks, the policy's steps among it (`policy training`), for one device.
+    """Those stages of a run that compute with networks, in the order of the table, for one device; last, `along`.
 
     Raises:
       InputError: if a batch does not divide by the devices.
     """
     if devices < 1:
-        raise InputError(f"--devices is {devices}; ask for at least 1.")
+        raise InputError(f"`devices` is {devices}", field="devices", value=devices, remedy="ask for at least 1.")
     check_batches_divide(experiment, devices)
     found = sizes(experiment, device_memory)
-    made = [_policy(experiment, found, devices)]
-    if experiment.reward_model.trained:
-        made.insert(0, _supervised("reward model", "reward_model", experiment, found, devices, pairs=True))
-    if experiment.sft.steps:
-        made.insert(0, _supervised("reference policy (sft)", "sft", experiment, found, devices, pairs=False))
-    calibration, evaluation = experiment.calibration, experiment.evaluation
-    made.insert(
-        -1, _responses("calibration", experiment, found, calibration.prompts, calibration.samples_per_prompt, devices)
-    )
-    sizes_of_evaluation = (evaluation.prompts, evaluation.responses_per_prompt, devices)
-    made.append(_responses("reference evaluation", experiment, found, *sizes_of_evaluation))
-    made.append(_responses("policy evaluation", experiment, found, *sizes_of_evaluation, trained=True))
-    if evaluation.along:
-        samples = evaluation.along_responses or evaluation.responses_per_prompt
-        point = _responses(
-            "evaluation along the training", experiment, found, evaluation.prompts, samples, devices, trained=True
-        )
-        made.append(point._replace(times=evaluation.along * point.times))
-    return made
+    made = (_stage(name, experiment, found, devices) for name in made_by(experiment))
+    return [*(stage for stage in made if stage is not None), *_along(experiment, found, devices)]
+
+
+def _stage(name: str, experiment: Experiment, found: Sizes, devices: int) -> Stage | None:
+    """A stage by its name in the table; None where it computes with no network."""
+    match name:
+        case "data":
+            return None
+        case "sft" | "reward_model":
+            return _supervised(name, experiment, found, devices)
+        case "calibration" | "reference_evaluation" | "evaluation":
+            return _responses(name, experiment, found, devices)
+        case "reference_judge":
+            return _judge(experiment, found, devices) if found.judge else None
+        case "policy":
+            return _policy(experiment, found, devices)
+    raise AssertionError(f"the stage {name} has no plan")
 
 
 def policy_training(made: list[Stage]) -> Stage:
-    return next(stage for stage in made if stage.name == "policy training")
+    return next(stage for stage in made if stage.name == "policy")
 
 
 def peak(stage: Stage) -> float:
@@ -95,31 +103,44 @@ def model_flops(stage: Stage) -> float:
 
 
 def policy_batch(experiment: Experiment, devices: int) -> Batch:
+    """A step's prompts with the responses that it learns from: the policy's own, or those of preference pairs."""
     policy, data = experiment.policy, experiment.data
-    prompts = policy.prompts_per_step // devices
-    return Batch(prompts, policy.samples_per_prompt, data.prompt_length, data.response_length)
+    samples = policy.samples_per_prompt if assembly.is_on_policy(policy) else 2
+    return Batch(policy.prompts_per_step // devices, samples, data.prompt_length, data.response_length)
+
+
+def update_batch(experiment: Experiment, devices: int) -> Batch:
+    """What one update of a step is made by: all of its batch, or a minibatch."""
+    batch, (_, minibatches) = policy_batch(experiment, devices), assembly.updates(experiment.policy)
+    return replace(batch, prompts=batch.prompts // minibatches)
 
 
 def _policy(experiment: Experiment, found: Sizes, devices: int) -> Stage:
-    config, batch = experiment.policy, policy_batch(experiment, devices)
-    drawing, caches = _sampling(found, batch)
-    scoring, read = _scoring(found, batch)
-    rematerialize = experiment.model.rematerialize
-    update = _update(found, batch, rematerialize, devices)
-    slices = memory.micro_batches(config.micro_batches, found, batch, rematerialize)
-    activations = memory.update(found, batch, slices, rematerialize, length=batch.response_length - 1, networks=2)
+    """Sampling and scores once a step, where the algorithm samples, and all of the updates by them."""
+    config, rematerialize = experiment.policy, experiment.model.rematerialize
+    epochs, minibatches = assembly.updates(config)
+    updates, part = epochs * minibatches, update_batch(experiment, devices)
+    phases = tuple(phase.times(updates) for phase in _update(found, part, rematerialize, devices))
+    slices = memory.micro_batches(config.micro_batches, found, part, rematerialize)
+    programs = {
+        "update": memory.update(found, part, slices, rematerialize, length=part.response_length - 1, networks=2)
+    }
+    if updates > 1:
+        programs["update"]["parameters and moments between updates"] = memory.trained(found)
+    if assembly.is_on_policy(config):
+        batch = policy_batch(experiment, devices)
+        drawing, caches = _sampling(found, batch)
+        scoring, read = _scoring(found.reward, found.reward_lora, batch, "reward scores")
+        phases, programs = (*drawing, *scoring, *phases), {**caches, "scoring": read, **programs}
     held = memory.held(found)
-    needed = {**caches, "scoring": read, "update": activations}
-    programs = {name: {**held, **own} for name, own in needed.items()}
-    return Stage(
-        "policy training", config.steps, (*drawing, *scoring, *update), programs, batch=("policy", "prompts_per_step")
-    )
+    programs = {name: {**held, **own} for name, own in programs.items()}
+    return Stage("policy", config.steps, phases, programs, batch=("policy", "prompts_per_step"))
 
 
-def _supervised(name: str, part: str, experiment: Experiment, found: Sizes, devices: int, *, pairs: bool) -> Stage:
+def _supervised(name: str, experiment: Experiment, found: Sizes, devices: int) -> Stage:
     """Fine-tuning on demonstrations, or on pairs of responses: those have no logits."""
-    config: Supervised = getattr(experiment, part)
-    data, lora = experiment.data, found.lora
+    config: Supervised = getattr(experiment, name)
+    pairs, data, lora = name == "reward_model", experiment.data, found.lora
     prompts = config.batch_size // devices
     batch = Batch(prompts, 2 if pairs else 1, data.prompt_length, data.response_length)
     length = batch.response_length if pairs else batch.response_length - 1
@@ -138,28 +159,53 @@ def _supervised(name: str, part: str, experiment: Experiment, found: Sizes, devi
     rematerialize = experiment.model.rematerialize
     slices = memory.micro_batches(config.micro_batches, found, batch, rematerialize)
     needed = memory.update(found, batch, slices, rematerialize, length=length, networks=0 if pairs else 1)
-    return Stage(name, config.steps, phases, {"update": {**held, **needed}}, batch=(part, "batch_size"))
+    return Stage(name, config.steps, phases, {"update": {**held, **needed}}, batch=(name, "batch_size"))
 
 
-def _responses(
-    name: str, experiment: Experiment, found: Sizes, prompts: int, samples: int, devices: int, *, trained: bool = False
-) -> Stage:
-    """Responses and their scores, in the batches of `rollouts.in_batches`; a policy's with their KL too."""
-    data, policy = experiment.data, found.policy
-    share = -(-prompts // devices)
-    size = min(prompts_at_a_time(policy, data, samples), share)
-    batch = Batch(size, samples, data.prompt_length, data.response_length)
+def _responses(name: str, experiment: Experiment, found: Sizes, devices: int) -> Stage:
+    """Responses and their scores; a policy's with their KL and the judge's scores too."""
+    calibration, evaluation = experiment.calibration, experiment.evaluation
+    batch, times = (
+        _scored(experiment, found, devices, calibration.prompts, calibration.samples_per_prompt)
+        if name == "calibration"
+        else _scored(experiment, found, devices, evaluation.prompts, evaluation.responses_per_prompt)
+    )
     drawing, caches = _sampling(found, batch)
-    scoring, read = _scoring(found, batch)
-    held = memory.held(found)
-    if not trained:
-        held = {what: held[what] for what in ("reference", "reward model") if what in held}
-    phases = (*drawing, *scoring)
-    programs = {name: {**held, **own} for name, own in {**caches, "scoring": read}.items()}
-    if trained:
+    scoring, read = _scoring(found.reward, found.reward_lora, batch, "reward scores")
+    phases, programs = (*drawing, *scoring), {**caches, "scoring": read}
+    if name == "evaluation":
+        judging, judged = _scoring(found.judge, Lora(), batch, "judge scores")
         layers, vocabulary = _log_probs(found, batch)
-        phases = (*phases, Phase("exact KL", (layers, vocabulary, layers, vocabulary)))
-    return Stage(name, -(-share // size), phases, programs)
+        phases = (*phases, *judging, Phase("exact KL", (layers, vocabulary, layers, vocabulary)))
+        programs |= {"judging": judged} if judged else {}
+    held = memory.of_responses(found, trained=name != "calibration")
+    return Stage(name, times, phases, {program: {**held, **own} for program, own in programs.items()})
+
+
+def _along(experiment: Experiment, found: Sizes, devices: int) -> list[Stage]:
+    """The part of the evaluation that measures the policy along its training, where it is asked for."""
+    config = experiment.evaluation
+    if not config.along:
+        return []
+    count = config.along_responses or config.responses_per_prompt
+    of_a_point = replace(experiment, evaluation=replace(config, responses_per_prompt=count, along_responses=None))
+    one = _responses("evaluation", of_a_point, replace(found, judge=None), devices)
+    return [one._replace(name="along", times=config.along * one.times)]
+
+
+def _judge(experiment: Experiment, found: Sizes, devices: int) -> Stage:
+    """A classifier's scores of the reference's responses."""
+    evaluation = experiment.evaluation
+    batch, times = _scored(experiment, found, devices, evaluation.prompts, evaluation.responses_per_prompt)
+    phases, read = _scoring(found.judge, Lora(), batch, "judge scores")
+    return Stage("reference_judge", times, phases, {"judging": {**memory.of_responses(found, trained=True), **read}})
+
+
+def _scored(experiment: Experiment, found: Sizes, devices: int, prompts: int, samples: int) -> tuple[Batch, int]:
+    """(a batch of `rollouts.in_batches`, their number)"""
+    data, share = experiment.data, -(-prompts // devices)
+    size = min(prompts_at_a_time(found.policy, data, samples), share)
+    return Batch(size, samples, data.prompt_length, data.response_length), -(-share // size)
 
 
 def _sampling(found: Sizes, batch: Batch) -> tuple[tuple[Phase, ...], dict[str, Memory]]:
@@ -186,14 +232,13 @@ def _sampling(found: Sizes, batch: Batch) -> tuple[tuple[Phase, ...], dict[str, 
     return phases, {"prefill": reading, "decoding": decoding}
 
 
-def _scoring(found: Sizes, batch: Batch) -> tuple[tuple[Phase, ...], Memory]:
-    if found.reward is None:
+def _scoring(network: Architecture | None, lora: Lora, batch: Batch, name: str) -> tuple[tuple[Phase, ...], Memory]:
+    """By a network; a function of the host is not counted."""
+    if network is None:
         return (), {}
     length = batch.response_length
-    work = costs.forward(found.reward, found.reward_lora, batch, length=length)
-    return (Phase("reward scores", (work,), program="score"),), {
-        "activations": costs.working_set(found.reward, batch, length=length)
-    }
+    work = costs.forward(network, lora, batch, length=length)
+    return (Phase(name, (work,), program="score"),), {"activations": costs.working_set(network, batch, length=length)}
 
 
 def _log_probs(found: Sizes, batch: Batch) -> tuple[Work, Work]:

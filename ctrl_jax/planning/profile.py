@@ -77,7 +77,7 @@ def run(experiment: Experiment, mesh: Mesh, work_dir: Path, *, steps: int) -> di
       InputError: if `steps` is not positive, or the algorithm samples nothing.
     """
     if steps < 1:
-        raise InputError(f"--steps is {steps}; profile at least 1.")
+        raise InputError(f"`steps` is {steps}", field="steps", value=steps, remedy="profile at least 1.")
     assembly.check_it_samples(experiment.policy, "profile")
     found = _prepare(experiment, mesh)
     compiling = _compile(found)

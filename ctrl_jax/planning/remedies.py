@@ -2,13 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.devices import accelerators
 from ctrl_jax.errors import InputError
+from ctrl_jax.pipeline import assembly
 from ctrl_jax.pipeline.divisible import check_batches_divide
 from ctrl_jax.planning.phases import peak, stages
 
@@ -16,12 +16,13 @@ from ctrl_jax.planning.phases import peak, stages
 class Remedy(NamedTuple):
     """What to change, and the bytes that are then held at most."""
 
-    options: str
+    options: dict[str, Any]
+    """A value for each field of the experiment, or for `devices`."""
     held: float
 
 
-Change = Callable[[Experiment, int], tuple[Experiment, int]]
-"""Of an experiment and a number of devices."""
+Option = tuple[str, Any]
+"""A field of the experiment, or `devices`, and a value for it."""
 
 
 def remedies(
@@ -43,57 +44,55 @@ def remedies(
     knobs = _knobs(experiment, devices, _batch_of(experiment, devices, stage, device_memory))
     alone = []
     for knob in knobs:
-        tried = (Remedy(options, held(*change(experiment, devices))) for options, change in knob)
+        tried = (Remedy(dict([option]), held(*_changed(experiment, devices, option))) for option in knob)
         alone += list(itertools.islice((remedy for remedy in tried if remedy.held <= capacity), 1))
     if alone:
         return alone
-    chosen: list[str] = []
+    chosen: list[Option] = []
     for knob in knobs:
         before = experiment, devices
-        for options, change in knob:
-            changed = change(*before)
+        for option in knob:
+            changed = _changed(*before, option)
             if held(*changed) <= capacity:
-                return [Remedy(" ".join([*chosen, options]), held(*changed))]
+                return [Remedy(dict([*chosen, option]), held(*changed))]
             if _divides(*changed):
-                (experiment, devices), last = changed, options
+                (experiment, devices), last = changed, option
         if (experiment, devices) != before:
             chosen.append(last)
     return []
 
 
-def _knobs(experiment: Experiment, devices: int, sized_by: tuple[str, str] | None) -> list[list[tuple[str, Change]]]:
+def _knobs(experiment: Experiment, devices: int, sized_by: tuple[str, str] | None) -> list[list[Option]]:
     """What could be changed: a list of options each, the mildest first."""
-
-    def model(**changes: Any) -> Change:
-        return lambda experiment, devices: (replace(experiment, model=replace(experiment.model, **changes)), devices)
-
-    def batch(part: str, field: str, size: int) -> Change:
-        def change(experiment: Experiment, devices: int) -> tuple[Experiment, int]:
-            config = replace(getattr(experiment, part), **{field: size})
-            return replace(experiment, **{part: config}), devices
-
-        return change
-
-    def more(devices: int) -> Change:
-        return lambda experiment, _: (experiment, devices)
-
-    sizes = experiment.model
-    knobs: list[list[tuple[str, Change]]] = []
-    if not sizes.rematerialize:
-        knobs.append([("--model.rematerialize", model(rematerialize=True))])
-    if sizes.dtype == "float32":
-        knobs.append([("--model.dtype bfloat16", model(dtype="bfloat16"))])
-    if sizes.lora.rank == 0 and sizes.path is not None:
-        knobs.append([("--model.lora.rank 16", model(lora=replace(sizes.lora, rank=16)))])
+    model = experiment.model
+    knobs: list[list[Option]] = []
+    if not model.rematerialize:
+        knobs.append([("model.rematerialize", True)])
+    if model.dtype == "float32":
+        knobs.append([("model.dtype", "bfloat16")])
+    if model.lora.rank == 0 and model.path is not None:
+        knobs.append([("model.lora.rank", 16)])
     if sized_by is not None:
-        part, field = sized_by
-        size = getattr(getattr(experiment, part), field)
-        option = f"--{part}.{field}".replace("_", "-")
-        smaller = [size // 2**power for power in range(1, 16) if size % (devices * 2**power) == 0]
+        section, field = sized_by
+        size = getattr(getattr(experiment, section), field)
+        parts = devices * (assembly.updates(experiment.policy)[1] if section == "policy" else 1)
+        smaller = [size // 2**power for power in range(1, 16) if size % (parts * 2**power) == 0]
         if smaller:
-            knobs.append([(f"{option} {size}", batch(part, field, size)) for size in smaller])
-        knobs.append([(f"--devices {devices * 2**power}", more(devices * 2**power)) for power in range(1, 11)])
+            knobs.append([(f"{section}.{field}", size) for size in smaller])
+        knobs.append([("devices", devices * 2**power) for power in range(1, 11)])
     return knobs
+
+
+def _changed(experiment: Experiment, devices: int, option: Option) -> tuple[Experiment, int]:
+    """The experiment and the devices with another value of an option."""
+    name, value = option
+    return (experiment, value) if name == "devices" else (_with(experiment, name.split("."), value), devices)
+
+
+def _with(config: Any, path: list[str], value: Any) -> Any:
+    """A configuration with another value of one field, named by its path."""
+    first, *rest = path
+    return replace(config, **{first: _with(getattr(config, first), rest, value) if rest else value})
 
 
 def _batch_of(experiment: Experiment, devices: int, stage: str, device_memory: float | None) -> tuple[str, str] | None:

@@ -21,8 +21,14 @@ class Sizes:
     reward_lora: Lora
     reward_bytes: float
     """What it adds to a device; a trunk that is the reference itself adds nothing."""
+    judge: Architecture | None
+    """None without a judge, or where a function of the host judges."""
     device_memory: float | None
     """`Accelerator.own_memory`, which slices and chunks are sized by."""
+
+    @property
+    def judge_bytes(self) -> int:
+        return 0 if self.judge is None else costs.itemsize(self.judge) * costs.parameters(self.judge)
 
     @property
     def trained(self) -> int:
@@ -40,11 +46,19 @@ def sizes(experiment: Experiment, device_memory: float | None = accelerators.SMA
         policy = model.architecture(experiment.data.vocabulary_size or VOCABULARY)
     else:
         policy = pretrained_architecture(experiment)
+    judge = _judge(experiment)
     if reward.function is not None:
-        return Sizes(policy, model.lora, None, Lora(), 0, device_memory)
+        return Sizes(policy, model.lora, None, Lora(), 0, judge, device_memory)
     if reward.path is not None:
         classifier = huggingface.architecture(Path(reward.path), dtype=model.dtype)
         held = costs.itemsize(classifier) * costs.parameters(classifier)
-        return Sizes(policy, model.lora, classifier, Lora(), held, device_memory)
+        return Sizes(policy, model.lora, classifier, Lora(), held, judge, device_memory)
     trained = costs.adapter_parameters(policy, model.lora) or costs.parameters(policy)
-    return Sizes(policy, model.lora, policy, model.lora, costs.FLOAT32 * trained, device_memory)
+    return Sizes(policy, model.lora, policy, model.lora, costs.FLOAT32 * trained, judge, device_memory)
+
+
+def _judge(experiment: Experiment) -> Architecture | None:
+    name = experiment.evaluation.judge
+    if name is None or not Path(name).is_dir():
+        return None
+    return huggingface.architecture(Path(name), dtype=experiment.model.dtype)

@@ -9,9 +9,19 @@ from ctrl_jax.config import Experiment
 from ctrl_jax.devices.accelerators import Accelerator
 from ctrl_jax.models import costs
 from ctrl_jax.models.costs import Work
+from ctrl_jax.pipeline import assembly
 from ctrl_jax.planning import memory
 from ctrl_jax.planning.expectation import Efficiency, expect
-from ctrl_jax.planning.phases import Phase, Stage, model_flops, peak, policy_batch, policy_training, stages
+from ctrl_jax.planning.phases import (
+    Phase,
+    Stage,
+    model_flops,
+    peak,
+    policy_batch,
+    policy_training,
+    stages,
+    update_batch,
+)
 from ctrl_jax.planning.remedies import remedies
 from ctrl_jax.planning.sizes import sizes
 from ctrl_jax.runtime.console import say, table
@@ -72,12 +82,14 @@ def show(experiment: Experiment, devices: int, efficiency: Efficiency, made: lis
     _show_fit(experiment, devices, made, capacity, device.own_memory)
     say(
         f"Assumed: {efficiency.matmul:g} of the peak of products and {efficiency.bandwidth:g} of the bandwidths "
-        "(--efficiency.matmul, --efficiency.bandwidth); every response at its full length and every prompt padded; "
+        "(`efficiency.matmul`, `efficiency.bandwidth`); every response at its full length and every prompt padded; "
         "attention scores written to memory; parameters, gradients and moments whole on every device, batches split "
         f"over them; {USABLE:.0%} of the memory usable. Compilation, the host's work and checkpoints come on top."
     )
     if found.reward is None:
         say(f"The reward {experiment.reward_model.function} is a function of the host, and not in these tables.")
+    if experiment.evaluation.judge is not None and found.judge is None:
+        say(f"The judge {experiment.evaluation.judge} is a function of the host, and not in these tables.")
 
 
 def _show_step(
@@ -90,10 +102,12 @@ def _show_step(
         f"{quantity(device.bandwidth, 'B/s')} and {quantity(device.memory, 'B')}"
         f"{', measured just now' if device.kind == 'cpu' else ' by its data sheet'}."
     )
+    epochs, minibatches = assembly.updates(config)
+    samples, count = policy_batch(experiment, 1).samples, epochs * minibatches
+    several = f", for {count} updates by {config.prompts_per_step // minibatches} prompts each" if count > 1 else ""
     say(
-        f"A step reads {config.prompts_per_step} prompts of {data.prompt_length} tokens, with "
-        f"{config.samples_per_prompt} responses of {data.response_length} each, split over the devices. What follows "
-        "is one device's."
+        f"A step reads {config.prompts_per_step} prompts of {data.prompt_length} tokens, with {samples} responses of "
+        f"{data.response_length} each, split over the devices{several}. What follows is one device's."
     )
 
     def row(name: str, phases: tuple[Phase, ...]) -> list[object]:
@@ -106,9 +120,10 @@ def _show_step(
         [*(row(phase.name, (phase,)) for phase in training.phases), row("the whole step", training.phases)],
     )
     seconds = expect(training.phases, device, dtype, efficiency).seconds
-    tokens = config.prompts_per_step * config.samples_per_prompt * data.response_length
+    tokens = config.prompts_per_step * samples * data.response_length
     used = model_flops(training) / (seconds * device.flops(dtype))
-    say(f"{quantity(tokens / seconds)} new tokens/s on all devices; model-FLOPs utilisation {used:.0%}.")
+    which = "new tokens" if assembly.is_on_policy(config) else "tokens of responses"
+    say(f"{quantity(tokens / seconds)} {which}/s on all devices; model-FLOPs utilisation {used:.0%}.")
 
 
 def _show_memory(training: Stage, capacity: float) -> None:
@@ -132,7 +147,7 @@ def _show_stages(experiment: Experiment, efficiency: Efficiency, made: list[Stag
 
 
 def _activations(experiment: Experiment, devices: int, device_memory: float | None) -> str:
-    found, batch = sizes(experiment, device_memory), policy_batch(experiment, devices)
+    found, batch = sizes(experiment, device_memory), update_batch(experiment, devices)
 
     def kept(rematerialize: bool) -> str:
         changed = replace(experiment, model=replace(experiment.model, rematerialize=rematerialize))
@@ -141,7 +156,7 @@ def _activations(experiment: Experiment, devices: int, device_memory: float | No
         return f"{quantity(update['activations'], 'B')} in {slices} micro-batch{'' if slices == 1 else 'es'}"
 
     now = "on" if experiment.model.rematerialize else "off"
-    return f"Activations of the update: {kept(True)} with --model.rematerialize, {kept(False)} without; it is {now}."
+    return f"Activations of the update: {kept(True)} with `model.rematerialize`, {kept(False)} without; it is {now}."
 
 
 def _show_fit(
@@ -155,11 +170,12 @@ def _show_fit(
         say(f"{stage.name} does not fit: {quantity(peak(stage), 'B')} of {quantity(capacity, 'B')}.", style="red")
         found = remedies(experiment, devices, capacity, stage.name, device_memory=device_memory)
         for remedy in found:
-            say(f"    {remedy.options} brings it to {quantity(remedy.held, 'B')}")
+            options = " ".join(f"`{field}={value}`" for field, value in remedy.options.items())
+            say(f"    {options} brings it to {quantity(remedy.held, 'B')}")
         if not found:
             say(
-                "    No option that is counted here brings it in. Split the parameters over the devices, --fsdp and "
-                "--model-parallel (docs/devices.md), or take a smaller model."
+                "    No option that is counted here brings it in. Split the parameters over the devices, `fsdp` and "
+                "`model_parallel` (docs/devices.md), or take a smaller model."
             )
 
 

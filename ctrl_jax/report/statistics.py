@@ -1,7 +1,5 @@
 """Shares, means and intervals that the report computes from arrays, in NumPy."""
 
-from typing import Any
-
 import numpy as np
 
 
@@ -10,14 +8,6 @@ def lift_share(win_rate: float, ideal: float | None) -> float | None:
     if ideal is None or abs(ideal - 0.5) < 1e-6:
         return None
     return (win_rate - 0.5) / (ideal - 0.5)
-
-
-def wilson(share: Any, count: Any) -> tuple[Any, Any]:
-    """Wilson's 95 % interval of a share of `count`: right also near 0 and 1, where the normal one leaves [0, 1]."""
-    z = 1.96
-    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return center - half, center + half
 
 
 def spread(calibrated: np.ndarray, *, references: int) -> np.ndarray:

@@ -49,8 +49,10 @@ def reward(
     tokenizer = pretrained_tokenizers.load(folder, embedding_rows=architecture.vocabulary_size)
     if not huggingface.is_classifier(folder):
         raise InputError(
-            f"{field} is {folder}, whose config.json is not a sequence classifier's; give one with a "
-            "single label, or leave the option out to train a reward model."
+            f"{field} is {folder}, whose config.json is not a sequence classifier's",
+            field=field,
+            value=str(folder),
+            remedy="give one with a single label, or leave the option out to train a reward model.",
         )
     place = partial(partitioning.sharding, mesh)
     trunk = weights.load(folder, architecture, place=place)
@@ -64,9 +66,12 @@ def reward(
         if context is not None and len(tokens) > context:
             raise InputError(
                 f"A prompt with its response has {len(tokens)} tokens of the classifier at {field} "
-                f"{folder}, which was made for {context} (max_position_embeddings in its config.json). Lower "
-                "data.prompt_length or data.response_length, or give a classifier with a longer context. The "
-                f"response begins with {text[:60]!r}."
+                f"{folder}, which was made for {context} (max_position_embeddings in its config.json). The response "
+                f"begins with {text[:60]!r}.",
+                field=field,
+                value=len(tokens),
+                remedy="Lower `data.prompt_length` or `data.response_length`, or give a classifier with a longer "
+                "context.",
             )
         return tokens
 

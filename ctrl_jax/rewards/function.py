@@ -50,8 +50,10 @@ def load(name: str, *, field: str = FIELD) -> Function:
     module_name, attribute = name.split(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise InputError(
-            f"{field} is {name!r}, and {module_name!r} is no name of a module; write it as `import` "
-            "would, without .py: rewards:brevity for brevity in rewards.py."
+            f"{field} is {name!r}, and {module_name!r} is no name of a module",
+            field=field,
+            value=name,
+            remedy="write it as `import` would, without .py: rewards:brevity for brevity in rewards.py.",
         )
     # As `python -c "import module"` would find it: the command may run from an installed script.
     sys.path.insert(0, str(Path.cwd()))
@@ -69,8 +71,10 @@ def load(name: str, *, field: str = FIELD) -> Function:
     if first != sources:
         changed = ", ".join(one for one in {**first, **sources} if first.get(one) != sources.get(one))
         raise InputError(
-            f"The reward {name} has changed ({changed}) since this process imported it, and would be used as it was. "
-            "Start it again; in a notebook, restart the kernel."
+            f"The reward {name} has changed ({changed}) since this process imported it, and would be used as it was.",
+            field=name,
+            value=changed,
+            remedy="Start it again; in a notebook, restart the kernel.",
         )
     return Function(name, function, sources)
 
@@ -80,21 +84,28 @@ def _imported(name: str, module_name: str, attribute: str, field: str) -> TextRe
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(
-            f"{field} is {name!r}, and the module {module_name!r} cannot be imported from {Path.cwd()} "
-            f"({error}). Write module:name of a file there, or of an installed package."
+            f"{field} is {name!r}, and the module {module_name!r} cannot be imported from {Path.cwd()} ({error}).",
+            field=field,
+            value=name,
+            remedy="Write module:name of a file there, or of an installed package.",
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise InputError(
-            f"{field} is {name!r}, but {module_name} has no function {attribute!r}; define "
-            f"{attribute}(prompts, responses) there, which returns a float for each."
+            f"{field} is {name!r}, but {module_name} has no function {attribute!r}",
+            field=field,
+            value=name,
+            remedy=f"define {attribute}(prompts, responses) there, which returns a float for each.",
         )
     try:
         inspect.getsource(module)
     except (OSError, TypeError) as error:
         raise InputError(
-            f"{field} is {name!r}, and {module_name} has no Python source ({error}), so a change "
-            "of the reward would go unnoticed; wrap it in a function of a .py file."
+            f"{field} is {name!r}, and {module_name} has no Python source ({error}), so a change of the reward would "
+            "go unnoticed",
+            field=field,
+            value=name,
+            remedy="wrap it in a function of a .py file.",
         ) from error
     return function
 
@@ -113,7 +124,12 @@ def given(function: TextReward, name: str | None = None) -> Function:
       InputError: if it cannot be called, or has neither a source nor a name.
     """
     if not callable(function):
-        raise InputError(f"The reward is {function!r:.80}, which cannot be called; give a function of texts.")
+        raise InputError(
+            f"The reward is {function!r:.80}, which cannot be called",
+            field="reward",
+            value=function,
+            remedy="give a function of texts.",
+        )
     try:
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError):
@@ -121,8 +137,10 @@ def given(function: TextReward, name: str | None = None) -> Function:
     own = getattr(function, "__name__", None)
     if name is None and (own is None or not source):
         raise InputError(
-            f"The reward {function!r:.80} has no Python source to recognise it by; give it a name, and another one "
-            "whenever it changes."
+            f"The reward {function!r:.80} has no Python source to recognise it by",
+            field="reward",
+            value=function,
+            remedy="give it a name, and another one whenever it changes.",
         )
     module, _, attribute = (name or f"{getattr(function, '__module__', None) or '__main__'}:{own}").rpartition(":")
     known = hashlib.sha256(source.encode()).hexdigest()[:16] if source else "no source"
@@ -180,8 +198,10 @@ def columns_of(function: TextReward, name: str, corpus: Corpus) -> tuple[str, ..
         first = [p.name for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)][:2]
         if len(first) < 2:
             raise InputError(
-                f"The reward {name}{inspect.signature(function)} must take prompts and responses, in this order, and "
-                "what columns of the data it needs behind them by name."
+                f"The reward {name}{inspect.signature(function)} must take prompts and responses, in this order",
+                field=name,
+                value=function,
+                remedy="give it both, and what columns of the data it needs behind them by name.",
             )
     named = [p for p in parameters if p.name not in first and p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
     missing = [p.name for p in named if p.default is kinds.empty and p.name not in corpus.columns]
@@ -189,8 +209,10 @@ def columns_of(function: TextReward, name: str, corpus: Corpus) -> tuple[str, ..
         there = ", ".join(corpus.columns) or "none"
         raise InputError(
             f"The reward {name} asks for {', '.join(missing)}, which the data lacks; its columns beside prompts and "
-            f"replies are {there}. Rename the parameter, or read it from another column: data.columns "
-            f"{missing[0]}=COLUMN."
+            f"replies are {there}.",
+            field=name,
+            value=missing,
+            remedy=f"Rename the parameter, or read it from another column: data.columns {missing[0]}=COLUMN.",
         )
     if any(p.kind is kinds.VAR_KEYWORD for p in parameters):
         return tuple(column for column in corpus.columns if column not in first)
@@ -222,23 +244,34 @@ def rewards(
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise InputError(
-            f"The reward {name} failed with {type(error).__name__}: {error} ({place.filename}, line {place.lineno}). "
-            "Mend it, and run the same command again; `debug` shows the whole traceback."
+            f"The reward {name} failed with {type(error).__name__}: {error} ({place.filename}, line {place.lineno}).",
+            field=name,
+            value=error,
+            remedy="Mend it, and run the same command again; `debug` shows the whole traceback.",
         ) from error
     try:
         values = np.asarray(returned, np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"The reward {name} returned what are not numbers ({error}); return a float each.") from error
+        raise InputError(
+            f"The reward {name} returned what are not numbers ({error})",
+            field=name,
+            value=returned,
+            remedy="return a float each.",
+        ) from error
     if values.shape != (count,):
         raise InputError(
-            f"The reward {name} returned an array of shape {values.shape} for {count} responses; return one float for "
-            "each."
+            f"The reward {name} returned an array of shape {values.shape} for {count} responses",
+            field=name,
+            value=values.shape,
+            remedy="return one float for each.",
         )
     if (out := calibration.out_of_range(values)).any():
         bad = int(np.flatnonzero(out)[0])
         raise InputError(
-            f"The reward {name} returned {values[bad]} for response {bad}; return finite numbers, of at most "
-            f"{calibration.MOST_REWARD:g}, which float32 can add up."
+            f"The reward {name} returned {values[bad]} for response {bad}",
+            field=name,
+            value=values[bad],
+            remedy=f"return finite numbers, of at most {calibration.MOST_REWARD:g}, which float32 can add up.",
         )
     return values.astype(np.float32).reshape(len(responses), -1)
 

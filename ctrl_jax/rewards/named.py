@@ -22,6 +22,9 @@ def named(text: str, corpus: Corpus, mesh: Mesh, *, dtype: Literal["float32", "b
     if text.count(":") == 1:
         return function.reward(function.load(text, field=field), corpus)
     raise InputError(
-        f"{field} is {text!r}, which is neither a directory here nor module:name. Give a Hugging Face directory of a "
-        "sequence classifier with one label, or a Python function such as rewards:brevity."
+        f"{field} is {text!r}, which is neither a directory here nor module:name.",
+        field=field,
+        value=text,
+        remedy="Give a Hugging Face directory of a sequence classifier with one label, or a Python function such as "
+        "rewards:brevity.",
     )

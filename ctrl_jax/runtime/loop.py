@@ -21,10 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from ctrl_jax.devices import programs
-from ctrl_jax.devices.mesh import shard
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime import preemption
 from ctrl_jax.runtime.checkpoints import Checkpoints
@@ -33,6 +30,26 @@ from ctrl_jax.runtime.console import Bar, progress, say
 from ctrl_jax.runtime.metrics import MetricWriter, Row
 from ctrl_jax.runtime.stages import write_arrays
 from ctrl_jax.types import Metric
+
+
+class State(Protocol):
+    """What a training changes, on the devices."""
+
+    step: jax.Array
+    params: Any
+
+    def last_sound(self) -> "State":
+        """As it was after the last step that was made."""
+
+
+class Devices(Protocol):
+    """Where a training runs."""
+
+    def place(self, batch: Any) -> Any:
+        """A batch, split over them."""
+
+    def first_rows(self, params: Any) -> jax.Array:
+        """The first row of every parameter, one after the other; a step's metrics have those behind it."""
 
 
 class Batches(Protocol):
@@ -61,7 +78,7 @@ class Update(NamedTuple):
 
 
 Step = Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array]]]
-"""(state, batch on the devices) to (state, metrics); it may donate the state. The state has `step` and `params`."""
+"""(state, batch on the devices) to (state, metrics); it may donate the state, which is a `State`."""
 
 
 @contextlib.contextmanager
@@ -71,7 +88,7 @@ def open_training(
     batches: Batches,
     *,
     metrics: Sequence[Metric],
-    mesh: Mesh,
+    devices: Devices,
     steps: int,
     checkpoint_every: int,
     directory: Path,
@@ -88,7 +105,7 @@ def open_training(
       state: where a first run starts.
       batches: moved to the checkpoint's position.
       metrics: the algorithm's, in the order in which a step computes them.
-      mesh: the devices that a batch is split over.
+      devices: they hold the state, and a batch is split over them.
       steps: updates in all. Where they are all made, nothing is written.
       checkpoint_every: updates between checkpoints; the last is always kept.
       directory: holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
@@ -108,7 +125,7 @@ def open_training(
             start, state, position = restored
             batches.set_state(position)
         training = Training(
-            label, state, batches, metrics, mesh, start, steps, checkpoint_every, directory, checkpoints, rest_at
+            label, state, batches, metrics, devices, start, steps, checkpoint_every, directory, checkpoints, rest_at
         )
         if start < steps:
             training.stop_asked = stack.enter_context(preemption.deferred())
@@ -117,7 +134,7 @@ def open_training(
             stack.callback(training.writer.close)
             training.bar = stack.enter_context(progress(label, steps, start=start))
             training.saved, training.reported = resume_step, time.monotonic()
-            training.rows = np.asarray(programs.first_rows(mesh, state.params))
+            training.rows = np.asarray(devices.first_rows(state.params))
         yield training
 
 
@@ -130,7 +147,7 @@ class Training:
     """The newest; where an update is under way, the one behind that."""
     batches: Batches
     metrics: Sequence[Metric]
-    mesh: Mesh
+    devices: Devices
     start: int
     """Updates that were made before."""
     steps: int
@@ -166,7 +183,7 @@ class Training:
         late = None
         for index in range(self.start + 1, self.steps + 1):
             update = Update(index, self.batches.get_state(), next(self.batches))
-            batch = shard(self.mesh, update.batch)
+            batch = self.devices.place(update.batch)
             try:
                 with compilations() as compiled:
                     self.state, metrics = step(self.state, batch)
@@ -239,7 +256,7 @@ class Training:
     def _save(self, step: int, position: dict[str, Any]) -> None:
         if self.saved != step:
             self.writer.sync()
-            self.checkpoints.save(step, programs.last_sound(self.state), position, score=self.score)
+            self.checkpoints.save(step, self.state.last_sound(), position, score=self.score)
             self.saved = step
 
     def _warn_of_recompilation(self, step: int, compiled: Mapping[str, float]) -> None:

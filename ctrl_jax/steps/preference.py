@@ -1,10 +1,12 @@
 """The Bradley-Terry model of preferences, P(chosen over rejected) = σ(r(chosen) − r(rejected)): loss and quality."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ctrl_jax.steps.masked import Mean, masked_mean
 
@@ -20,6 +22,14 @@ def bradley_terry(chosen: jax.Array, rejected: jax.Array, mask: jax.Array | None
 def accuracy(chosen: jax.Array, rejected: jax.Array, mask: jax.Array | None = None) -> Mean:
     """Mean of 1{chosen > rejected} + ½ 1{chosen = rejected} over pairs [...]."""
     return masked_mean((1 + jnp.sign(_margin(chosen, rejected, mask))) / 2, mask)
+
+
+def wilson(share: Any, count: Any) -> tuple[Any, Any]:
+    """Wilson's 95 % interval of a share of `count`: right also near 0 and 1, where the normal one leaves [0, 1]."""
+    z = 1.96
+    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return center - half, center + half
 
 
 @jax.tree_util.register_dataclass

@@ -119,6 +119,12 @@ def sample(
     return _finish(state, lambda state: advance(policy, params, state, eos_ids=eos_ids, **law)).rollouts
 
 
+def ended(responses: Responses, eos_ids: tuple[int, ...]) -> jax.Array:
+    """[B, N] whether a response has ended: its last token is one of `eos_ids`. Others were cut at the most tokens."""
+    last = jnp.take_along_axis(responses.tokens, responses.lengths[..., None] - 1, axis=-1)[..., 0]
+    return jnp.isin(last, jnp.asarray(eos_ids))
+
+
 def rows_left(num_prompts: int, num_samples: int, prompt_length: int, max_length: int) -> int:
     """How many of the B * N responses go on alone once no more of them live, each beside its own copy of the prompt; 0
     where none do.

@@ -219,6 +219,7 @@ def _values(phi: Callable[[jax.Array], jax.Array]) -> _Values:
             f"Φ = {phi} is constant: its policy is the reference at every β.",
             field="phi",
             value=phi,
+            remedy="Give a transform that increases.",
         )
     if not 1e-300 < scale < math.inf:
         raise InputError(

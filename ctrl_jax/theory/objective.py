@@ -279,8 +279,11 @@ def _empirical_beta(rewards: jax.Array, budget: float) -> float:
     most = float(jnp.log(rewards.shape[-1] / highest).mean())
     if most == 0:
         raise InputError(
-            "All reference responses of every prompt have the same reward; nothing can be learned from it. Train the "
-            "reward model longer (`reward_model.steps`) or on more data, or give a reward that tells responses apart."
+            "All reference responses of every prompt have the same reward; nothing can be learned from it.",
+            field="reference_rewards",
+            value=rewards,
+            remedy="Train the reward model longer (`reward_model.steps`) or on more data, or give a reward that "
+            "distinguishes responses.",
         )
     if budget >= most:
         raise InputError(

@@ -74,10 +74,7 @@ def optimal_transform(procedure: Procedure, *, beta: float | None = None, kl: fl
     """
     if (beta is None) == (kl is None):
         raise InputError(
-            f"optimal_transform got beta={beta} and kl={kl}",
-            field="kl",
-            value=kl,
-            remedy="give one of the two.",
+            f"optimal_transform got beta={beta} and kl={kl}", field="kl", value=kl, remedy="give one of the two."
         )
     given = beta if kl is None else kl
     if given is None or not 0 < given < math.inf:
@@ -142,21 +139,36 @@ def _reference_masses(procedure: Procedure) -> np.ndarray:
     points, weights = ideal.gauss(_EDGES[:-1], _EDGES[1:])
     values, slopes = _rank_cdf_and_slope(procedure, points)
     if not all(np.all(np.isfinite(part)) for part in (values, slopes)):
-        raise InputError(f"The rank CDF of {procedure}, or its derivative, is not finite everywhere in (0, 1).")
+        raise InputError(
+            f"The rank CDF of {procedure}, or its derivative, is not finite everywhere in (0, 1).",
+            field="procedure",
+            value=procedure,
+            remedy="Write it so that it can be differentiated at any rank.",
+        )
     if np.max(np.abs(ends - [0, 1])) > _ROUNDING:
-        raise InputError(f"The rank CDF of {procedure} goes from {ends[0]:g} to {ends[1]:g}; it must go from 0 to 1.")
+        raise InputError(
+            f"The rank CDF of {procedure} goes from {ends[0]:g} to {ends[1]:g}",
+            field="procedure",
+            value=procedure,
+            remedy="it must go from 0 to 1.",
+        )
     falls = -np.sum(np.minimum(slopes, 0) * weights)
     if falls > _ROUNDING:
         lowest = np.unravel_index(np.argmin(slopes), slopes.shape)
         raise InputError(
-            f"The rank CDF of {procedure} falls: its slope at {points[lowest]:.4g} is {slopes[lowest]:.4g}. A CDF "
-            "never falls."
+            f"The rank CDF of {procedure} falls: its slope at {points[lowest]:.4g} is {slopes[lowest]:.4g}.",
+            field="procedure",
+            value=procedure,
+            remedy="A CDF never falls.",
         )
     masses = np.sum(np.maximum(slopes, 0) * weights, axis=-1)
     if abs(masses.sum() - 1) > 1e-3:
         raise InputError(
             f"The rank CDF of {procedure} has slopes that add up to {masses.sum():.4g} in place of 1: it jumps, or is "
-            "rounded. It must be differentiable, in jax.numpy, from its argument in float64."
+            "rounded.",
+            field="procedure",
+            value=procedure,
+            remedy="It must be differentiable, in jax.numpy, from its argument in float64.",
         )
     return masses / masses.sum()
 
@@ -168,8 +180,11 @@ def _rank_cdf_and_slope(procedure: Procedure, cdf: np.ndarray) -> tuple[np.ndarr
             value, slope = _with_slope(procedure, jnp.asarray(cdf))
     except (TypeError, ValueError) as error:  # jax's errors of tracing are TypeErrors
         raise InputError(
-            f"The rank CDF of {procedure} cannot be differentiated: {str(error).splitlines()[0]} Write it in "
-            "jax.numpy, of an array, elementwise; and let the procedure be hashable, such as a frozen dataclass."
+            f"The rank CDF of {procedure} cannot be differentiated: {str(error).splitlines()[0].rstrip('.')}.",
+            field="procedure",
+            value=procedure,
+            remedy="Write it in jax.numpy, of an array, elementwise; and let the procedure be hashable, such as a "
+            "frozen dataclass.",
         ) from error
     return np.asarray(value), np.asarray(slope)
 

@@ -55,7 +55,10 @@ class Procedure(abc.ABC):
         self._check(scores)
         if key is None:
             raise InputError(
-                f"{self} picks at random", field="key", remedy="give select a key, such as jax.random.key(0)."
+                f"{self} picks at random",
+                field="key",
+                value=key,
+                remedy="give select a key, such as jax.random.key(0).",
             )
         place = jax.random.choice(key, self.num_samples, scores.shape[:-1], p=jnp.asarray(self.law()))
         return jnp.take_along_axis(jnp.argsort(scores, axis=-1), place[..., None], axis=-1)[..., 0]
@@ -70,10 +73,7 @@ class Procedure(abc.ABC):
         n = self.num_samples
         if m < n:
             raise InputError(
-                f"{self} looks at {n} samples, but there are {m}",
-                field="m",
-                value=m,
-                remedy=f"give at least {n}.",
+                f"{self} looks at {n} samples, but there are {m}", field="m", value=m, remedy=f"give at least {n}."
             )
         law = self.law()
         log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, m + 1)))])
@@ -301,7 +301,12 @@ class Mixture(Procedure):
                 remedy="they must be greater than 0 and sum to 1.",
             )
         if any(isinstance(procedure, Mixture) for _, procedure in self.components):
-            raise InputError(f"The mixture {self} has a mixture within; write all of its procedures side by side.")
+            raise InputError(
+                f"The mixture {self} has a mixture within",
+                field="procedure",
+                value=self,
+                remedy="write all of its procedures side by side.",
+            )
 
     @property
     def name(self) -> str:

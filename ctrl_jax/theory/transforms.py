@@ -179,7 +179,12 @@ def tabulated(values: np.ndarray, ranks: np.ndarray | None = None) -> Transform:
             remedy=f"they must be as many as the {table.size} values, and increase from 0 to 1.",
         )
     if not np.all(np.isfinite(table)):
-        raise InputError(f"A table of a transform has {np.sum(~np.isfinite(table))} values that are not finite.")
+        raise InputError(
+            f"A table of a transform has {np.sum(~np.isfinite(table))} values that are not finite.",
+            field="values",
+            value=values,
+            remedy="Give finite ones.",
+        )
     if np.any(np.diff(table) < 0):
         place = int(np.argmax(np.diff(table) < 0))
         raise InputError(
@@ -221,9 +226,10 @@ def normalized(phi: Transform, edge: float = 1e-4) -> Transform:
     bottom, top = evaluate(phi, ends).tolist()
     if not top > bottom:
         raise InputError(
-            f"{phi} cannot be normalised: it goes from {bottom} to {top}, and must increase.",
+            f"{phi} cannot be normalised: it goes from {bottom} to {top}",
             field="phi",
             value=phi,
+            remedy="it must increase.",
         )
     scaled = _Normalized(phi, low=float(ends[0]), high=float(ends[1]), bottom=bottom, top=top)
     ranks = np.linspace(0, 1, 65)
@@ -253,10 +259,7 @@ def parse(text: str) -> Transform:
     if name in constants:
         if argument is not None:
             raise InputError(
-                f"{text!r} has a number, but {name} takes none",
-                field="transform",
-                value=text,
-                remedy=f"write {name}.",
+                f"{text!r} has a number, but {name} takes none", field="transform", value=text, remedy=f"write {name}."
             )
         return constants[name]()
     if name == "exponential":

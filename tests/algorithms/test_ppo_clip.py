@@ -21,6 +21,8 @@ from ctrl_jax.types import Experience, PolicyBatch, Prompts, Responses, Rollouts
 from tests import assembled
 from tests.steps import fakes
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 POLICY, REFERENCE = (fakes.params(jax.random.key(seed), 0.5) for seed in (0, 1))
 OBJECTIVE = Objective.parse("exponential(2)", "best_of_2", 0.3)
 FIELDS = {

@@ -19,6 +19,7 @@ from ctrl_jax.config import Experiment
         ("Lower policy.kl_budget.", "Lower --policy.kl-budget."),
         ("Give `data.source=files`.", "Give --data.source files."),
         ("Leave it out by `sft.steps=0`.", "Leave it out by --sft.steps 0."),
+        ("Set `model.rematerialize=True`.", "Set --model.rematerialize."),
         ("`model.lora.rank` and (reward_model.path)", "--model.lora.rank and (--reward-model.path)"),
         ("Leave `devices` out of 8 devices.", "Leave --devices out of 8 devices."),
         ("Choose another `work_dir`.", "Choose another --work-dir."),

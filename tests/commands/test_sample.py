@@ -23,6 +23,8 @@ from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import Objective
 from ctrl_jax.types import Responses
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 LETTERS = "abcdefghijklmn"
 LENGTH, REFERENCES = 6, 12
 EXPONENTIAL, RAW = (

@@ -1,4 +1,5 @@
 import re
+import secrets
 import time
 from pathlib import Path
 
@@ -253,6 +254,13 @@ def test_overlapping_and_one_letter_control_tokens_are_guarded():
         "abac",
         "HiHi",
     ]
+
+
+def test_a_secret_that_has_a_control_token_is_not_used(monkeypatch):
+    drawn = iter(["c0aba0de" * 4, "c0ffee00" * 4])
+    monkeypatch.setattr(secrets, "token_hex", lambda size: next(drawn))
+    found = template("{% for m in messages %}{{ m.content }}aba{% endfor %}", controls=["aba"])
+    assert found.pieces((Turn("user", "ab aba"),)) == ["ab aba", "aba", ""]
 
 
 def test_a_template_may_be_laid_out_over_lines():

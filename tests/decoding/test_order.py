@@ -10,6 +10,8 @@ from ctrl_jax.theory import procedures
 from ctrl_jax.types import Prompts, Responses
 from tests.steps import fakes
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 PARAMS = fakes.params(jax.random.key(1))
 EVERY = fakes.every_response()
 PROMPTS = 20_000

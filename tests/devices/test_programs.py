@@ -32,12 +32,7 @@ POLICY = config.Policy(steps=50, warmup_steps=0, samples_per_prompt=4, prompts_p
 SUPERVISED = config.Supervised(steps=50, warmup_steps=0, learning_rate=0.01, batch_size=8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Nearly all of the time here is LLVM's optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 AXES = {1: (1, 1, 1), 8: (8, 1, 1), "4,2,1": (4, 2, 1), "2,2,2": (2, 2, 2), "1,1,8": (1, 1, 8)}
@@ -340,7 +335,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_neither_do_those_behind_i
         sound = shard(mesh_of(8), np.nan_to_num(experience.raw, neginf=0))
         state, metrics = step(state, reference, dataclasses.replace(experience, raw=sound))
         assert all(np.isfinite(metrics[name]) for name in GUARDED)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(programs.last_sound(state)), before)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.last_sound()), before)
 
 
 def test_gradient_norms_are_those_of_the_parameters():

@@ -8,6 +8,8 @@ from safetensors.numpy import load_file
 
 import ctrl_jax as cj
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 PROMPTS = [f"What is {i}?" for i in range(12)]
 TEST_PROMPTS = [f"How is {i}?" for i in range(6)]
 OBJECTIVE = cj.Objective(cj.exponential(5), cj.best_of(2), kl_budget=0.5)

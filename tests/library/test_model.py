@@ -9,6 +9,8 @@ import pytest
 import ctrl_jax as cj
 from tests.pipeline.pretrained import CLASSIFIER, write_model
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 PROMPTS = ["What is 1 + 1?", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]]
 
 

@@ -12,6 +12,8 @@ from ctrl_jax.steps import logprobs, sampling
 from ctrl_jax.steps.masked import length_mask
 from ctrl_jax.types import Prompts, Responses
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 V, B, N, SIZE, T = 13, 8, 3, 6, 5
 CONFIG = Model(width=16, layers=2, heads=4, kv_heads=2, mlp_width=24)
 LENGTHS = jnp.array([1, 2, 3, 4, 5, 6, 6, 2])

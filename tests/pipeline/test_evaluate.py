@@ -26,6 +26,8 @@ from ctrl_jax.runtime.stages import read_arrays, write_json
 from ctrl_jax.steps import win_rate
 from ctrl_jax.types import Prompts, Responses
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 OPINIONS = """
 def longest(prompts, responses):
     return [float(len(response)) for response in responses]

@@ -18,12 +18,7 @@ B, N, P, T, V, EOS, TEMPERATURE = 3, 4, 5, 6, 24, 1, 0.5
 MODEL = config.Model(width=16, layers=1, heads=2, kv_heads=2, mlp_width=16)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Nearly all of the time here is LLVM's optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from ctrl_jax.config import Model, Policy, Supervised
+from tests.pipeline.fakes import fakes as fakes_of_runs  # noqa: F401 (a fixture)
 from tests.planning.models import SMALL, config_only
 
 

@@ -25,8 +25,9 @@ def test_a_part_takes_the_longer_of_its_two_times():
 
 
 def test_bad_efficiency_and_missing_model():
-    with pytest.raises(InputError, match=r"--efficiency\.matmul is 2"):
+    with pytest.raises(InputError, match=r"Efficiency\.matmul is 2; it is") as refused:
         expectation.Efficiency(matmul=2)
+    assert (refused.value.field, refused.value.value) == ("efficiency.matmul", 2)
     missing = replace(SMALL, model=Model(path="nowhere"), sft=Supervised(steps=0))
     with pytest.raises(InputError, match=r"nowhere.config\.json is missing"):
         plan.run(plan.Options(missing, device_kind="v5e"))

@@ -1,17 +1,21 @@
+import dataclasses
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from ctrl_jax.config import Data, Lora, Model, Policy, RewardModel, Supervised
+from ctrl_jax.config import Data, Dpo, Experiment, Lora, Model, Policy, PpoClip, RewardModel, Supervised
 from ctrl_jax.devices import parameters
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, networks
 from ctrl_jax.pipeline import assembly, optimizers, rollouts
+from ctrl_jax.pipeline.stages import made_by
 from ctrl_jax.planning import memory, phases, sizes
 from ctrl_jax.types import Prompts
+from tests.pipeline import fakes
 from tests.pipeline.pretrained import CLASSIFIER
 from tests.planning.models import SMALL, config_only
 
@@ -30,35 +34,127 @@ def test_the_step_has_the_phases_of_the_training():
     ]
 
 
-def test_the_stages_are_those_that_train_would_run(tmp_path):
-    def names(experiment):
-        return [stage.name for stage in phases.stages(experiment, 1)]
+# By kind of experiment: one of tests/pipeline/fakes.py, and what is changed about it.
+KINDS = {
+    "a model and a reward that are trained": ("trained", {}),
+    "a pretrained model and a classifier": ("classifier", {}),
+    "a pretrained model, fine-tuned, and a function": ("function", {}),
+    "a judge that is a function": ("function", {"judge": "rewards:reward_too"}),
+    "a judge that is a network": ("function", {"judge": "classifier"}),
+    "several updates a batch": ("function", {"policy": PpoClip}),
+    "preference pairs": ("trained", {"policy": Dpo}),
+}
 
-    all_stages = [
-        "reference policy (sft)",
-        "reward model",
-        "calibration",
-        "policy training",
-        "reference evaluation",
-        "policy evaluation",
-    ]
-    assert names(SMALL) == all_stages
-    along = replace(SMALL, evaluation=replace(SMALL.evaluation, along=3, along_responses=16))
-    assert names(along) == [*all_stages, "evaluation along the training"]
-    *_, last, more = phases.stages(along, 1)
-    alone = replace(SMALL, evaluation=replace(SMALL.evaluation, responses_per_prompt=16))
-    one = phases.stages(alone, 1)[-1]
-    assert last == phases.stages(SMALL, 1)[-1] and more == one._replace(name=more.name, times=3 * one.times)
-    given = replace(
-        SMALL,
-        model=Model(path=config_only(tmp_path / "model")),
-        sft=Supervised(steps=0),
-        reward_model=RewardModel(function="rewards:brevity"),
-    )
-    assert names(given) == all_stages[2:]
-    training = phases.policy_training(phases.stages(given, 1))
-    assert "reward scores" not in [phase.name for phase in training.phases]
-    assert "reward model" not in training.programs["update"]
+
+def test_points_along_the_training_cost_an_evaluation_each_without_a_judge():
+    def evaluation(**options):
+        return replace(SMALL, evaluation=replace(SMALL.evaluation, **options))
+
+    *before, along = phases.stages(evaluation(along=3, along_responses=16), 1)
+    assert before == phases.stages(SMALL, 1)
+    alone = phases.stages(evaluation(responses_per_prompt=16), 1)[-1]
+    assert along == alone._replace(name="along", times=3 * alone.times)
+    assert phases.stages(evaluation(along=2), 1)[-1].times == 2 * before[-1].times
+
+
+def kind_of(base, *, judge=None, policy=Policy):
+    experiment = fakes.EXPERIMENTS[base]
+    given = {field.name: getattr(experiment.policy, field.name) for field in dataclasses.fields(Policy)}
+    if policy is Dpo:
+        given = {name: value for name, value in given.items() if name not in ("transform", "beta")}
+    evaluation = replace(experiment.evaluation, judge=judge)
+    return replace(experiment, policy=policy(**given), evaluation=evaluation)
+
+
+def made_on_disk(work_dir):
+    """The stages that are done, by what is on disk."""
+    shared = {path.parent.name.rpartition("-")[0] for path in Path("runs/stages").glob("*/stage.json")}
+    own = {"policy": "checkpoints", "evaluation": "results.json"}
+    return shared | {stage for stage, file in own.items() if (Path(work_dir) / file).exists()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stages_are_those_that_a_run_makes(kind, fakes_of_runs, tmp_path, monkeypatch):
+    base, changes = KINDS[kind]
+    monkeypatch.chdir(tmp_path)
+    fakes.write_inputs(tmp_path)
+    experiment = kind_of(base, **changes)
+    fakes.train(fakes_of_runs, experiment)
+    in_table = made_by(experiment)
+    assert made_on_disk("runs/work") == {*in_table}
+    planned = phases.stages(experiment, 1)
+    by_functions = {"reference_judge"} if changes.get("judge") == "rewards:reward_too" else set()
+    assert [stage.name for stage in planned] == [name for name in in_table if name not in {"data", *by_functions}]
+    training = phases.policy_training(planned)
+    scored = any(phase.name == "reward scores" for phase in training.phases)
+    assert scored == (base != "function" and changes.get("policy") is not Dpo)
+    assert ("reward model" in training.programs["update"]) == (base != "function")
+
+
+def test_pairs_are_learned_from_without_a_sample():
+    experiment = Experiment("pairs", policy=Dpo(prompts_per_step=16))
+    training = phases.policy_training(phases.stages(experiment, 2))
+    assert [*training.programs] == ["update"] and {phase.program for phase in training.phases} == {"update"}
+    assert training.phases[0].name == "reference log-probs"
+    # The reference reads 8 prompts, and two responses each.
+    found, batch = sizes.sizes(experiment), costs.Batch(8, 2, experiment.data.prompt_length, 36)
+    layers = costs.forward(found.policy, Lora(), batch, length=35).flops
+    assert training.phases[0].work.flops == layers + costs.unembed(found.policy, 8 * 2 * 36).flops
+
+
+@pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 1), (1, 4), (2, 4)])
+def test_several_updates_a_batch_cost_an_epoch_each_and_read_the_weights_each(epochs, minibatches):
+    """A phase's work is (a + b B) for B prompts: E epochs of M updates by B / M cost E (M a + b B)."""
+
+    def update(prompts, devices, policy=Policy, **options):
+        experiment = replace(SMALL, policy=policy(prompts_per_step=prompts, micro_batches=1, **options))
+        found = phases.policy_training(phases.stages(experiment, devices)).phases
+        return {phase.name: phase for phase in found}
+
+    several = update(32, 2, PpoClip, epochs=epochs, minibatches=minibatches)
+    one, half = update(32, 2), update(16, 2)
+    for name, phase in several.items():
+        whole, less = one[name], half[name]
+        if phase.program != "update":
+            assert phase == whole  # responses are drawn and scored once
+            continue
+        assert phase.work.flops == pytest.approx(epochs * whole.work.flops)
+        fixed = 2 * less.work.moved - whole.work.moved
+        expected = epochs * (minibatches * fixed + whole.work.moved - fixed)
+        # The output projection is read once a chunk of tokens, and the chunks of a part are rounded up.
+        assert phase.work.moved == pytest.approx(expected, rel=0.01)
+        assert phase.sent == epochs * minibatches * whole.sent
+    assert several["optimiser"].work.moved == epochs * minibatches * one["optimiser"].work.moved
+    assert several["optimiser"].sent > 0
+
+
+def test_a_minibatch_has_a_share_of_the_activations(large):
+    def held(policy, **options):
+        given = replace(large, policy=policy(prompts_per_step=32, micro_batches=1, **options))
+        return phases.policy_training(phases.stages(given, 1)).programs["update"]
+
+    whole, several = held(Policy), held(PpoClip, epochs=2, minibatches=4)
+    assert several["activations"] == pytest.approx(whole["activations"] / 4)
+    # Where an update is not finite, the state before the first of them stays: what is trained, and a moment of each.
+    more = {name: size for name, size in several.items() if name not in whole}
+    assert [*more.values()] == [2 * 4 * costs.parameters(sizes.sizes(large).policy)]
+
+
+def test_the_policy_lives_on_without_its_moments_while_it_is_evaluated(tmp_path):
+    judge = config_only(tmp_path / "judge", **CLASSIFIER, hidden_size=64, num_hidden_layers=4)
+    experiment = replace(SMALL, evaluation=replace(SMALL.evaluation, judge=judge))
+    made = {stage.name: stage for stage in phases.stages(experiment, 1)}
+    found = sizes.sizes(experiment)
+    for name, lives in (("calibration", False), ("reference_evaluation", True), ("evaluation", True)):
+        for held in made[name].programs.values():
+            assert held.get("policy, float32", 0) == lives * 4 * costs.parameters(found.policy)
+            assert held.get("judge", 0) == lives * 4 * costs.parameters(found.judge)
+            assert "moments" not in held
+    [judging] = made["reference_judge"].phases
+    assert judging in made["evaluation"].phases
+    batch = costs.Batch(32, 64, 20, 36)  # 2048 responses at a time
+    assert judging.work == costs.forward(found.judge, Lora(), batch, length=36)
+    assert made["reference_judge"].times == made["evaluation"].times == 8
 
 
 def test_a_classifier_has_its_own_size(tmp_path):
@@ -154,7 +250,7 @@ def test_memory_of_sampling_is_about_xlas(shape):
         parts, make_mesh(1), num_samples=batch.samples, max_length=batch.response_length, eos_ids=(0,), temperature=1.0
     )
     held = sample.lower(params, prompts, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
-    _, programs = phases._sampling(sizes.Sizes(model, Lora(), None, Lora(), 0, None), batch)
+    _, programs = phases._sampling(sizes.Sizes(model, Lora(), None, Lora(), 0, None, None), batch)
     assert 0.9 * held < max(sum(memory.values()) for memory in programs.values()) < 1.5 * held
 
 

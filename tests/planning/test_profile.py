@@ -78,7 +78,7 @@ def test_a_trace_is_read_without_ops_that_hold_others(tmp_path):
 
 
 def test_steps_are_positive():
-    with pytest.raises(InputError, match="--steps is 0"):
+    with pytest.raises(InputError, match="`steps` is 0"):
         profile.run(None, None, None, steps=0)
 
 

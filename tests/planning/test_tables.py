@@ -8,7 +8,7 @@ import pytest
 from ctrl_jax import __main__ as command_line
 from ctrl_jax.commands import plan
 from ctrl_jax.commands.experiments import load_experiment
-from ctrl_jax.config import Dpo, Experiment
+from ctrl_jax.config import Dpo, Experiment, PpoClip
 from ctrl_jax.devices.accelerators import KINDS
 from ctrl_jax.errors import InputError
 from ctrl_jax.planning import expectation, phases, tables
@@ -25,22 +25,22 @@ def planned(capsys, *arguments, experiment="smoke"):
 def test_json(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     found = planned(capsys, "--devices", "4", "--device-kind", "v5e")
-    training = found["stages"]["policy training"]
+    training = found["stages"]["policy"]
     assert found["device"]["kind"] == "v5e" and found["devices"] == 4
     assert training["times"] == 10
     assert training["seconds"] == pytest.approx(sum(phase["seconds"] for phase in training["phases"].values()))
     assert training["fits"] and found["remedies"] == {}
     fast = planned(capsys, "--devices", "4", "--device-kind", "v5e", "--efficiency.bandwidth", "0.4")
-    slowest = {phase["limit"] for phase in fast["stages"]["policy training"]["phases"].values()}
+    slowest = {phase["limit"] for phase in fast["stages"]["policy"]["phases"].values()}
     assert slowest <= {"memory bandwidth", "interconnect"}  # smoke is too small for anything else
-    assert fast["stages"]["policy training"]["seconds"] == pytest.approx(2 * training["seconds"])
+    assert fast["stages"]["policy"]["seconds"] == pytest.approx(2 * training["seconds"])
 
 
 def test_the_tables_say_what_does_not_fit_and_what_would(large, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert plan.run(plan.Options(large, device_kind="v5e")) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    for text in ("policy training does not fit", "--model.lora.rank 16", "does not fit", "0.5 of the peak", "v5e"):
+    for text in ("policy does not fit", "`model.lora.rank=16`", "does not fit", "0.5 of the peak", "v5e"):
         assert text in printed
 
 
@@ -58,7 +58,7 @@ def test_every_experiment_can_be_planned(file, tmp_path):
     ("options", "told"),
     [
         (dict(device_kind="v9"), "'v9'"),
-        (dict(device_kind="v5e", devices=0), "--devices is 0"),
+        (dict(device_kind="v5e", devices=0), "`devices` is 0; ask for"),
         (dict(devices=2), "measured of this whole machine"),
         (dict(device_kind="v5e", devices=24), "do not divide by the 24 devices. Give `sft.batch_size=72`"),
     ],
@@ -84,7 +84,25 @@ def test_quantities(value, unit, text):
     assert tables.quantity(value, unit) == text
 
 
-def test_an_algorithm_that_samples_nothing_is_refused():
-    experiment = Experiment("pairs", policy=Dpo())
-    with pytest.raises(InputError, match=r"`plan` takes .* Dpo samples nothing"):
-        plan.run(plan.Options(experiment, device_kind="H100"))
+def test_several_updates_and_pairs_are_said(capsys):
+    policies = {
+        PpoClip(epochs=2, minibatches=4): "for 8 updates by 8 prompts each",
+        Dpo(): "32 prompts of 20 tokens, with 2 responses",
+    }
+    for policy, said in policies.items():
+        assert plan.run(plan.Options(Experiment("some", policy=policy), device_kind="H100")) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert said in printed and ("new tokens/s" in printed) == (type(policy) is PpoClip)
+
+
+def test_the_command_line_spells_what_would_make_it_fit(tmp_path, capsys, monkeypatch):
+    sizes = dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32)
+    path = config_only(tmp_path / "large", vocab_size=128_000, num_key_value_heads=8, **sizes)
+    monkeypatch.chdir(ROOT)
+    options = ["--model.path", path, "--sft.steps", "0", "--device-kind", "v5e"]
+    assert command_line.main(["plan", "smoke", *options]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "--model.lora.rank 16 brings it to" in printed and "(--efficiency.matmul, --eff" in printed
+    found = planned(capsys, *options)
+    [remedy, *_] = [one for one in found["remedies"]["policy"] if "model.lora.rank" in one["options"]]
+    assert remedy["options"] == {"model.lora.rank": 16} and remedy["held"] <= found["capacity"]

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
-from scipy import stats
 
-from ctrl_jax.report.statistics import binned, lift_share, smooth, spread, wilson
+from ctrl_jax.report.statistics import binned, lift_share, smooth, spread
 
 
 def test_lift_share_is_the_lift_over_one_half() -> None:
@@ -19,14 +18,6 @@ def test_spread_ranks_of_a_uniform_policy_are_flat_in_any_bins(bins: int) -> Non
     levels = np.arange(64)[None, :] / 63
     density, _ = np.histogram(spread(levels, references=63), edges, density=True)
     np.testing.assert_allclose(density, 1, atol=0.02)
-
-
-def test_wilson_interval_matches_scipy() -> None:
-    wins, count = np.array([0.0, 3.0, 50.0, 99.0]), np.array([5.0, 10.0, 80.0, 100.0])
-    low, high = wilson(wins / count, count)
-    for index in range(len(wins)):
-        interval = stats.binomtest(int(wins[index]), int(count[index])).proportion_ci(0.95, method="wilson")
-        assert (low[index], high[index]) == pytest.approx((interval.low, interval.high), abs=1e-4)
 
 
 def test_binned_intervals_match_a_bootstrap_over_prompts() -> None:

@@ -11,6 +11,8 @@ from ctrl_jax.steps.masked import length_mask
 from ctrl_jax.types import Responses
 from tests.steps import fakes
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 BETA = 0.3
 PROMPT = fakes.prompts(0)
 RESPONSES = fakes.every_response()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
+from scipy import stats
 
 from ctrl_jax.steps import preference
 
@@ -139,3 +140,11 @@ def test_the_gradient_across_devices_is_that_of_the_whole_batch(mesh, pairs):
     )
     scale = jnp.float32(0.7)
     np.testing.assert_allclose(jax.jit(sharded)(scale, *pairs), jax.grad(loss)(scale, *pairs), rtol=1e-5)
+
+
+def test_wilson_interval_matches_scipy():
+    wins, count = np.array([0.0, 3.0, 50.0, 99.0]), np.array([5.0, 10.0, 80.0, 100.0])
+    low, high = preference.wilson(wins / count, count)
+    for index in range(len(wins)):
+        interval = stats.binomtest(int(wins[index]), int(count[index])).proportion_ci(0.95, method="wilson")
+        assert (low[index], high[index]) == pytest.approx((interval.low, interval.high), abs=1e-4)

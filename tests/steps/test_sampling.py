@@ -8,8 +8,10 @@ from jax.sharding import PartitionSpec as P
 from scipy import stats
 
 from ctrl_jax.steps import logprobs, sampling
-from ctrl_jax.types import Prompts
+from ctrl_jax.types import Prompts, Responses
 from tests.steps import fakes
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 PARAMS = fakes.params(jax.random.key(0))
 
@@ -203,6 +205,16 @@ def test_any_of_several_tokens_ends_a_response(eos_ids):
     np.testing.assert_allclose(several.log_probs, np.where(real, one.log_probs, 0), atol=1e-6)
 
 
+@pytest.mark.parametrize("padding", [0, fakes.EOS])
+def test_a_response_has_ended_where_its_last_token_ends_it(padding):
+    every = jax.tree.map(np.asarray, fakes.every_response())
+    real = np.arange(fakes.LENGTH) < every.lengths[..., None]
+    given = Responses(jnp.asarray(np.where(real, every.tokens, padding)), jnp.asarray(every.lengths))
+    bodies = [row[:length].tolist() for row, length in zip(every.tokens[0], every.lengths[0], strict=True)]
+    np.testing.assert_array_equal(sampling.ended(given, (fakes.EOS,)), [[fakes.EOS in body for body in bodies]])
+    np.testing.assert_array_equal(sampling.ended(given, (fakes.EOS, 1)), [[body[-1] in (1, 2) for body in bodies]])
+
+
 def test_token_by_token_is_the_same():
     """What `start` and `advance` have drawn at each moment is the beginning of what `sample` draws at once."""
     key, options = jax.random.key(8), {"eos_ids": (fakes.EOS,), "temperature": 0.9}
@@ -258,24 +270,20 @@ def test_long_tails_are_read_alone_and_change_no_sample(num_samples, expected_wi
         decode=decode,
     )
 
-    def sample(first, count):
-        prompts = Prompts(
-            jnp.zeros((count, 1), jnp.int32), jnp.ones(count, jnp.int32), jnp.arange(first, first + count)
-        )
-        return jax.jit(
-            lambda: sampling.sample(
-                policy, None, prompts, jax.random.key(0), num_samples=num_samples, max_length=12, eos_ids=(5,)
-            )
-        )()
+    @jax.jit
+    def sample(ids):
+        prompts = Prompts(jnp.zeros((len(ids), 1), jnp.int32), jnp.ones(len(ids), jnp.int32), ids)
+        key = jax.random.key(0)
+        return sampling.sample(policy, None, prompts, key, num_samples=num_samples, max_length=12, eos_ids=(5,))
 
-    whole = sample(0, 128)
+    whole = sample(jnp.arange(128))
     jax.effects_barrier()
     np.testing.assert_array_equal(whole.responses.lengths, np.repeat(lengths[:, None], num_samples, axis=1))
     assert sorted(widths, key=lambda width: width[1]) == [(width, index) for index, width in enumerate(expected_widths)]
     # Batches of 32 rows, none of which is too long a tail.
     count = 32 // num_samples
     for first in range(0, 128, count):
-        part = sample(first, count)
+        part = sample(jnp.arange(first, first + count))
         np.testing.assert_array_equal(part.responses.tokens, whole.responses.tokens[first : first + count])
         np.testing.assert_array_equal(part.responses.lengths, whole.responses.lengths[first : first + count])
         np.testing.assert_array_equal(part.log_probs, whole.log_probs[first : first + count])

@@ -13,6 +13,7 @@ from ctrl_jax.theory import ideal, procedures, transforms
 from ctrl_jax.theory.optimal import optimal_transform
 from ctrl_jax.theory.precision import evaluate
 from ctrl_jax.theory.procedures import BestOfN, Sampling, WorstOfN
+from tests.theory import quadrature
 
 BUILT_IN = ["identity", "logarithm", *(f"exponential({t})" for t in (-20, -10, -5, 5, 10, 20))]
 GRID = np.linspace(0, 1, 20_001)
@@ -24,28 +25,17 @@ def integral_from_zero(values, at=GRID):
     return np.concatenate([[0], np.cumsum((values[1:] + values[:-1]) / 2 * np.diff(at))])
 
 
-@pytest.mark.parametrize(
-    ("procedure", "kl", "expected"),
-    [
-        ("best_of_4", 0.25, 0.797),
-        ("best_of_4", 0.5, 0.873),
-        ("best_of_4", 1.0, 0.941),
-        ("best_of_4", 2.0, 0.984),
-        ("worst_of_4", 0.25, 0.858),
-        ("worst_of_4", 0.5, 0.948),
-        ("worst_of_4", 1.0, 0.993),
-    ],
-)
-def test_the_optimal_win_rate_at_equal_kl(procedure, kl, expected):
-    procedure = procedures.parse(procedure)
+@pytest.mark.parametrize("kl", [0.25, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("side", ["best", "worst"])
+def test_the_optimal_win_rate_at_equal_kl_is_that_of_the_law_on_a_grid(side, kl):
+    procedure, law = procedures.parse(f"{side}_of_4"), quadrature.best_at_kl(side, 4, kl)
     phi = optimal_transform(procedure, kl=kl)
     assert phi.policy.kl == pytest.approx(kl, rel=1e-6)
-    assert phi.policy.win_rate(procedure) == pytest.approx(expected, abs=5e-4)
-    assert ideal.at_kl(phi, kl).win_rate(procedure) == pytest.approx(expected, abs=5e-4)
-
-
-def test_the_optimum_of_best_of_4_gives_up_standard_win_rate():
-    assert optimal_transform(BestOfN(4), kl=1.0).policy.win_rate(Sampling()) == pytest.approx(0.774, abs=1e-3)
+    for policy in (phi.policy, ideal.at_kl(phi, kl)):
+        assert policy.win_rate(procedure) == pytest.approx(law.win_rate(side, 4), abs=1e-5)
+        # It gives up win rate of single samples, as much as the law does.
+        assert policy.win_rate(Sampling()) == pytest.approx(law.win_rate(side, 1), abs=1e-4)
+    assert law.win_rate(side, 1) < quadrature.at_kl(lambda u: u, kl).win_rate(side, 1)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 16])

@@ -11,8 +11,8 @@ from ctrl_jax.evaluation import RELIABILITY_ARRAYS
 from ctrl_jax.report.axes import above
 from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.panel import Panel
-from ctrl_jax.report.statistics import wilson
 from ctrl_jax.report.style import edge, light
+from ctrl_jax.steps.preference import wilson
 
 
 def panels(run: Run) -> list[Panel]:
