@@ -5,7 +5,7 @@ KL is in nats per response; win rates and other shares lie in [0, 1]; intervals 
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -113,7 +113,7 @@ class Evaluation:
     """The share of responses without an end within the longest length, by side."""
     timings: Mapping[str, float]
     """Seconds by stage."""
-    along: Sequence[Point] = ()
+    along: tuple[Point, ...] = ()
     """The policy along its training, by steps; empty where it was not asked for."""
 
     @classmethod
@@ -147,7 +147,7 @@ class Evaluation:
             judge_win_rates=_by_procedure(file, tree, "judge_win_rates", _win_rate, {}),
             response_length=file.each(tree, "response_length", lambda value, where: _lengths(file, value, where)),
             unfinished=file.each(tree, "unfinished", file.share),
-            along=[_point(file, point, f"along.{index}") for index, point in enumerate(tree.get("along") or ())],
+            along=_points(file, tree.get("along", [])),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def _plain(value: Any) -> Any:
             return {name: _plain(entry) for name, entry in value.items()}
         case Point():
             return {name: _plain(entry) for name, entry in value._asdict().items()}
-        case list() | tuple():
+        case tuple():
             return [_plain(entry) for entry in value]
     return value
 
@@ -200,6 +200,12 @@ def _estimate(file: JsonFile, value: Any, where: str, read: Callable[[JsonFile, 
 
 def _win_rate(file: JsonFile, value: Any, where: str) -> Estimate:
     return _estimate(file, value, where, JsonFile.share)
+
+
+def _points(file: JsonFile, value: Any) -> tuple[Point, ...]:
+    if not isinstance(value, list):
+        raise file.refuse(value, "along", "a list of points")
+    return tuple(_point(file, point, f"along.{index}") for index, point in enumerate(value))
 
 
 def _point(file: JsonFile, value: Any, where: str) -> Point:

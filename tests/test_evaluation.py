@@ -12,6 +12,10 @@ from tests.report import synthetic
 NAMES = ("sampling", "best_of_4", "worst_of_4")
 
 
+POINT = {"step": 10, "kl": {"mean": 0.1, "low": 0.05, "high": 0.15},
+         "win_rates": {"best_of_4": {"mean": 0.6, "low": 0.5, "high": 0.7}}}  # fmt: skip
+
+
 def written(**changes: Any) -> dict[str, Any]:
     """What an evaluation.json may hold."""
     arrays = synthetic.rewards(np.random.default_rng(0), "exponential(10)", "best_of_4", 0.7, 40, 8)
@@ -29,6 +33,7 @@ def written(**changes: Any) -> dict[str, Any]:
         {"reward_model": {}},
         {"reward_model": {"pairs": 8, "agreements": 5, "equal": 1}},
         {"ideal": {"sampling": {"identity": 0.6, "optimal": 0.6}, "best_of_4": {}}},
+        {"along": [POINT, {**POINT, "step": 20, "win_rates": {}}]},
     ],
 )
 def test_a_file_that_is_read_and_written_again_is_the_same(changes: dict[str, Any]) -> None:
@@ -57,6 +62,12 @@ def test_a_file_that_is_read_and_written_again_is_the_same(changes: dict[str, An
         (("unfinished", "policy"), 1.5),
         (("response_length", "policy", "median"), "long"),
         (("ties",), -0.5),
+        (("along",), 3),
+        (("along",), [3]),
+        (("along",), [{**POINT, "step": 0}]),
+        (("along",), [{**POINT, "step": 2.5}]),
+        (("along",), [{**POINT, "kl": {"mean": -1.0, "low": None, "high": None}}]),
+        (("along",), [{**POINT, "win_rates": {"best_of_4": {"mean": 1.5, "low": None, "high": None}}}]),
         (("ideal", "sampling", "identity"), math.inf),
         (("ties",), True),
         (("win_rates",), [0.5]),

@@ -294,7 +294,7 @@ def _along(run: Run, aligned: Aligned, prompts: PromptSet, reference: Judged) ->
     return along.measured(run, aligned.policy, measure, beside=reference.rewards)
 
 
-def _points(run: Run, arrays: dict[str, np.ndarray], reference: Judged) -> list[Point]:
+def _points(run: Run, arrays: dict[str, np.ndarray], reference: Judged) -> tuple[Point, ...]:
     """KL and win rates of each policy along the training, with their intervals."""
     found = []
     rivals = jnp.asarray(reference.rewards)
@@ -306,7 +306,7 @@ def _points(run: Run, arrays: dict[str, np.ndarray], reference: Judged) -> list[
             for name in _procedures(run)
         }
         found.append(Point(int(step), _kl(run, kl)["kl"], win_rates))
-    return found
+    return tuple(found)
 
 
 def _interval(run: Run, label: str, per_prompt: np.ndarray | jax.Array, *, bounds: tuple[float, float]) -> Estimate:
