@@ -44,7 +44,7 @@ def panels(runs: Mapping[str, Run], procedure: str) -> list[Panel]:
 
 def _draw(curves: Mapping[str, tuple[str, Curve]], procedure: str, axes: Axes) -> None:
     look = looks(list(dict.fromkeys(transform for transform, _ in curves.values())))
-    kls = ideals.kl_grid(1.06 * max(float(np.mean(found.kl[-1])) for _, found in curves.values()))
+    kls = ideals.kl_grid(1.06 * max(np.asarray(found.kl)[-1].mean() for _, found in curves.values()))
     for transform in dict.fromkeys([*look, "optimal"]):
         if transform == "raw":
             continue

@@ -90,7 +90,7 @@ def test_each_curve_is_drawn_with_its_band_over_the_ideals(runs: dict[str, Run])
         line, low, high = (np.array(series[label]) for label in (name, f"{name}, low", f"{name}, high"))
         np.testing.assert_allclose(np.interp(points[:, 0], *line.T), points[:, 1], rtol=1e-3)
         assert (low[:, 1] < line[:, 1]).all() and (line[:, 1] < high[:, 1]).all()
-        interval = comparison.at_kl(found, float(np.mean(found.kl[1])), jax.random.key(0))
+        interval = comparison.at_kl(found, float(np.asarray(found.kl)[1].mean()), jax.random.key(0))
         middle = np.array([np.interp(points[1, 0], *one.T) for one in (low, high)]) / 100
         np.testing.assert_allclose(middle, interval[1:], atol=2e-3)
     ideal = np.array(series["ideal identity"])
