@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ctrl_jax.data.forms import Format
 from ctrl_jax.data.rows import FIELDS, GIVEN
 from ctrl_jax.errors import InputError
 from ctrl_jax.models.architecture import Architecture, from_scratch
@@ -25,6 +26,7 @@ SOURCES = (
     "hh_rlhf/helpful-online",
     "hh_rlhf/helpful-rejection-sampled",
     "hh_rlhf/harmless-base",
+    "chitchat",
     "tldr",
     "files",
     "jsonl",
@@ -104,14 +106,19 @@ class Data:
 
     source: str = "dialogues/helpful"
     """`dialogues/helpful`, `dialogues/harmless` (generated here); `hh_rlhf/` with `helpful-base`, `helpful-online`,
-    `helpful-rejection-sampled` or `harmless-base`; `tldr` (summaries); or `files`, rows of yours: JSON lines, CSV,
-    Parquet, or a folder that `datasets` saved (docs/data.md). `jsonl` is another name for `files`."""
+    `helpful-rejection-sampled` or `harmless-base`; `chitchat`, chats of two people that come with the package
+    chitchat-dataset; `tldr` (summaries); or `files`, rows of yours: JSON lines, CSV, Parquet, or a folder that
+    `datasets` saved (docs/data.md). `jsonl` is another name for `files`."""
     path: str | None = None
-    """A local copy of hh_rlhf or tldr, instead of a download; for `files` the file, or a folder of train.jsonl,
-    validation.jsonl and test.jsonl (or .csv, .parquet)."""
+    """A local copy of hh_rlhf or tldr, instead of a download, or of chitchat's dataset.json; for `files` the file, or a
+    folder of train.jsonl, validation.jsonl and test.jsonl (or .csv, .parquet)."""
     columns: tuple[str, ...] = ()
     """Where `files` call a column otherwise: `prompt=instruction+input response=output` reads the prompt from two
     columns, a blank line between them. `label=label` keeps a column for the reward function alone."""
+    format: Format = "chat"
+    """`chat`: a prompt is a conversation, which the model reads by its chat template, or as Human and Assistant where
+    it has none. `plain`, for base models: a prompt is a text that the model continues, and a response goes on where
+    the prompt ends, both exactly as the rows write them; for `files` and `tldr`."""
     demonstrations: Literal["response", "chosen"] = "response"
     """What the reference policy is fine-tuned on: the rows' responses, or the chosen replies of their pairs."""
     seed: int = 0
@@ -168,6 +175,13 @@ class Data:
             self.columns,
             f"Data.columns is {' '.join(self.columns)!r}, and the source {self.source!r} has columns of its own",
             "leave them out, or give `data.source=files`.",
+        )
+        _require(
+            self.format == "chat" or self.own or self.source in ("tldr", GIVEN),
+            "data.format",
+            self.format,
+            f"Data.format is {self.format!r}, and the prompts of {self.source!r} are conversations",
+            "give `data.format=chat`, or texts: `data.source=files` or `data.source=tldr`.",
         )
         names = [name for name, _ in map(_mapping, self.columns)]
         _require(

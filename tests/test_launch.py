@@ -1,5 +1,6 @@
 """The launchers without a cloud: what they would run, and what they do when a scripted one takes its machines away."""
 
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.pipeline.pretrained import write_model
+from tests.trained import COMPILE_FAST
 
 LAUNCH = Path(__file__).parents[1] / "experiments" / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
@@ -572,3 +576,110 @@ def test_skypilot_reads_the_task(monkeypatch, tmp_path):
     assert resources.accelerators == {"tpu-v5litepod-256": 1}
     assert resources.job_recovery["recover_on_exit_codes"] == [75]
     assert task.envs == {"SHARE": "10.0.0.2:/runs", "JOB": "train smoke", "EXTRA": "tpu"}
+
+
+# One GPU
+
+PYTHON = """#!/bin/bash
+echo "$*" >>"$(dirname "$0")/calls"
+case "$*" in *" ${SLOW-none} "*) exec sleep 60 ;; esac
+case "$*" in *" ${BROKEN-none} "*) exit "${CODE-1}" ;; esac
+"""
+
+
+def one_gpu(cloud, *arguments, **environment):
+    """one_gpu.sh in a checkout whose Python writes down how it is called."""
+    folder = cloud.checkout / ".venv" / "bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "python").write_text(PYTHON)
+    (folder / "python").chmod(0o755)
+    (cloud.checkout / "model").mkdir(exist_ok=True)
+    (cloud.checkout / "model" / "config.json").write_text("{}")
+    (folder / "calls").write_text("")
+    ran = cloud.run("one_gpu.sh", *arguments, **environment)
+    return ran, [call.split()[2:] for call in (folder / "calls").read_text().splitlines()]
+
+
+def test_one_gpu_runs_stage_by_stage_and_writes_down_each(cloud):
+    ran, calls = one_gpu(cloud, "model", "--data", "hh", "--runs", "out")
+    assert ran.returncode == 0, ran.stderr
+    assert [call[0] for call in calls] == ["reward-model", "calibrate", "sweep", "runs"]
+    for call in calls[:3]:
+        assert call[1] == "bon_helpful_hh_gpu"
+        given = dict(zip(call[2::2], call[3::2], strict=True))
+        assert given == {
+            "--model.path": str(cloud.checkout / "model"),
+            "--data.path": str(cloud.checkout / "hh"),
+            "--runs-dir": str(cloud.checkout / "out"),
+        }
+    log = (cloud.checkout / "out" / "one_gpu.log").read_text()
+    assert re.findall(r"(\S+): \d+ s, code (\d+)", log) == [
+        ("reward-model", "0"), ("calibrate", "0"), ("sweep", "0")
+    ]  # fmt: skip
+
+
+def test_the_scale_makes_every_size_smaller(cloud):
+    _, calls = one_gpu(cloud, "model", "--scale", "0.5")
+    assert "--data.path" not in calls[0]
+    sizes = dict(zip(calls[0][4:-2:2], map(int, calls[0][5:-2:2]), strict=True))
+    from ctrl_jax.commands.experiments import load_experiment
+
+    whole = load_experiment(str(LAUNCH.parent / "bon_helpful_hh_gpu.py")).experiment()
+    for option, size in sizes.items():
+        section, field = option.removeprefix("--").replace("-", "_").split(".")
+        if field != "warmup_steps":
+            assert size == getattr(getattr(whole, section), field) / 2, option
+    assert len(sizes) >= 10
+
+
+def test_one_gpu_stops_where_the_minutes_or_a_job_end(cloud):
+    ran, calls = one_gpu(cloud, "model", BROKEN="calibrate", CODE="3")
+    assert (ran.returncode, [call[0] for call in calls]) == (3, ["reward-model", "calibrate"])
+    ran, calls = one_gpu(cloud, "model", BROKEN="reward-model", CODE="75")
+    assert (ran.returncode, [call[0] for call in calls]) == (75, ["reward-model"])
+    assert "the same call goes on" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "the model's directory is missing"),
+        (("nowhere",), "no config.json"),
+        (("model", "--scale", "2"), "--scale is 2"),
+        (("model", "--scale", "0.0"), "--scale is 0.0"),
+        (("model", "--minutes", "1.5"), "--minutes is 1.5"),
+        (("model", "--runs"), "--runs needs a value"),
+        (("model", "--jobs", "2"), "there is no option --jobs"),
+    ],
+)
+def test_one_gpu_refuses_a_mistake_before_anything_runs(cloud, arguments, words):
+    ran, calls = one_gpu(cloud, *arguments)
+    assert ran.returncode == 2 and words in ran.stderr and not calls
+
+
+@pytest.mark.slow
+def test_one_gpu_at_a_hundredth_of_the_size(tmp_path):
+    """The script and the whole path of its experiment, on a tiny model and pairs of its own."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(LAUNCH.parent, checkout / "experiments")
+    python = checkout / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    write_model(checkout / "model", num_hidden_layers=1, max_position_embeddings=512)
+    row = "\n\nHuman: What is {0}?\n\nAssistant: {1}"
+    pairs = [{"chosen": row.format(i, f"It is {i}."), "rejected": row.format(i, "Who knows?")} for i in range(300)]
+    (checkout / "hh").mkdir()
+    (checkout / "hh" / "helpful-base.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    ran = subprocess.run(
+        [checkout / "experiments" / "launch" / "one_gpu.sh", "model", "--data", "hh", "--scale", "0.01"],
+        cwd=checkout, capture_output=True, text=True, timeout=900,
+        env={**os.environ, "PYTHONPATH": str(LAUNCH.parents[1]), "XLA_FLAGS": COMPILE_FAST, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    points = [*(checkout / "runs").glob("*.sweep/*/evaluation.json")]
+    assert len(points) == 2
+    for point in points:
+        assert json.loads(point.read_text())["win_rates"].keys() >= {"sampling", "best_of_4"}
+        assert (point.parent / "report" / "index.html").exists()
+    assert len(re.findall(r"code 0$", (checkout / "runs" / "one_gpu.log").read_text(), re.MULTILINE)) == 3

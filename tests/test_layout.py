@@ -69,7 +69,8 @@ MAY_IMPORT_FROM_OUTSIDE = {
 }
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+REWARDS = sorted((ROOT / "experiments" / "rewards").glob("*.py"))
 
 
 def name(path: Path) -> str:
@@ -160,7 +161,12 @@ def test_durations_are_not_told_by_a_clock_that_jumps(path):
     assert not re.search(r"\btime\.time\(|\bdatetime\.now\(|from time import", path.read_text())
 
 
-@pytest.mark.parametrize("path", SOURCES + EXPERIMENTS, ids=name)
+@pytest.mark.parametrize("path", REWARDS, ids=name)
+def test_a_reward_of_the_experiments_has_no_code_of_ctrl_jax_in_its_key(path):
+    assert not [imported for imported in imports(path.read_text()) if imported.startswith("ctrl_jax")]
+
+
+@pytest.mark.parametrize("path", SOURCES + EXPERIMENTS + REWARDS, ids=name)
 def test_python_3_11_can_read_it(path):
     ast.parse(path.read_text(), feature_version=(3, 11))
 

@@ -70,8 +70,10 @@ def answer(workspace: "Workspace", options: Options) -> None:
             session = sample_session.trained(run, options.decoding, options.prompt)
         summary.print_address(workspace)
     if options.terminal:
-        given = options.prompt
-        said = sample_session.first(run or prepare(workspace)) if given is None else sample_session.said(given)
+        if options.prompt is None:
+            said = sample_session.first(run or prepare(workspace))
+        else:
+            said = sample_session.said(options.prompt, session.format)
         sample_session.print_responses(session, said, asked)
     else:
         sample_page.serve(

@@ -59,7 +59,7 @@ def answers(session: Session) -> Mapping[str, Answer]:
             temperature=_number(request, "temperature", *TEMPERATURES), top_p=_number(request, "top_p", 1e-6, 1.0)
         )
         asked = Asked(_count(request), _text(request, "procedure", MAX_NAME), decoding)
-        for event in session.answer(said(_text(request, "prompt", MAX_PROMPT)), asked):
+        for event in session.answer(said(_text(request, "prompt", MAX_PROMPT), session.format), asked):
             yield _as_json(event)
 
     def pick(request: dict[str, Any]) -> Iterator[Mapping[str, Any]]:

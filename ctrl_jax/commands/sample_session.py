@@ -14,6 +14,7 @@ import numpy as np
 from ctrl_jax import config
 from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import Conversation, Record, Turn
+from ctrl_jax.data.forms import Format
 from ctrl_jax.data.pipelines import PromptSet, prompts
 from ctrl_jax.data.tokenizers import Tokenizer
 from ctrl_jax.devices.mesh import batch_parts, shard
@@ -121,6 +122,7 @@ class Session:
         sides: Mapping[str, Params], judge: Judge | None, decoding: config.Decoding, examples: Sequence[str] = (),
     ):  # fmt: skip
         self.sides = tuple(sides)
+        self.format = experiment.data.format
         self.has_rewards = judge is not None
         self.examples = tuple(examples)
         self.temperature = decoding.temperature or experiment.policy.temperature
@@ -270,9 +272,9 @@ def ask_for(policy: config.Policy, num_samples: int | None, procedure: str | Non
     return Asked(count, _looking_at(rule.name, count).name if rewards else rule.name)
 
 
-def said(text: str) -> Conversation:
-    """A conversation of one user turn."""
-    return (Turn("user", text.strip()),)
+def said(text: str, format: Format = "chat") -> Conversation:
+    """A conversation of one user turn; of a plain text all white space counts."""
+    return (Turn("user", text.strip() if format == "chat" else text),)
 
 
 def first(run: Run) -> Conversation:
@@ -308,7 +310,7 @@ def trained(run: Run, decoding: config.Decoding, prompt: str | None = None) -> S
     """
     experiment, tokenizer = run.experiment, run.corpus.tokenizer
     if prompt is not None:
-        read_prompt(said(prompt), tokenizer, experiment.data)
+        read_prompt(said(prompt, experiment.data.format), tokenizer, experiment.data)
     references = experiment.calibration.samples_per_prompt
     aligned = align.policy(run)
     return Session(
@@ -347,7 +349,8 @@ def untrained(workspace: Workspace, decoding: config.Decoding) -> Session:
             "directory, --model.path, or leave --untrained out."
         )
     sizes = pretrained_architecture(workspace.experiment)
-    tokenizer = pretrained_tokenizers.load(Path(path), embedding_rows=sizes.vocabulary_size)
+    form = workspace.experiment.data.format
+    tokenizer = pretrained_tokenizers.load(Path(path), embedding_rows=sizes.vocabulary_size, format=form)
     sides = {"model": sft.pretrained(workspace)}
     models = networks_of(workspace, sizes)
     return Session(workspace.experiment, models, workspace.mesh, tokenizer, sides, None, decoding)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ctrl_jax.data import pipelines, tokenizers
 from ctrl_jax.data.conversations import Conversation, Record, Written, messages, transcript
+from ctrl_jax.data.forms import Format
 from ctrl_jax.data.rows import shown
 from ctrl_jax.errors import InputError
 from ctrl_jax.types import Prompts, Responses
@@ -25,6 +26,8 @@ class Corpus:
     response_length: int
     """T: the longest response, in tokens."""
     long_prompts: pipelines.LongPrompts = "drop"
+    format: Format = "chat"
+    """What a prompt is. The tokenizer writes it so."""
     source: str = "the data"
     """Names where the records come from, in messages."""
     origin: str = ""

@@ -7,7 +7,8 @@ from typing import Any
 
 from ctrl_jax.data import jsonl, tables
 from ctrl_jax.data.conversations import Record
-from ctrl_jax.data.rows import Row, listed, read_row, shown
+from ctrl_jax.data.forms import Format
+from ctrl_jax.data.rows import Row, listed, read_plain_row, read_row, shown
 from ctrl_jax.data.splits import SPLITS, Loaded, collected
 from ctrl_jax.errors import InputError
 
@@ -29,21 +30,22 @@ FORMS = (
 )
 
 
-def load(path: Path, mapping: Mapping[str, tuple[str, ...]] | None = None) -> Loaded:
+def load(path: Path, mapping: Mapping[str, tuple[str, ...]] | None = None, format: Format = "chat") -> Loaded:
     """The records of a file, or of a folder of train, validation and test (see `splits.arranged`).
 
-    A row is read by `rows.read_row`, with `mapping`. Rows with an empty reply, whose two replies are equal, or follow
-    different turns, are dropped and counted.
+    A row is read by `rows.read_row`, or by `rows.read_plain_row`, with `mapping`. Rows with an empty reply, whose two
+    replies are equal, or follow different turns, are dropped and counted.
 
     Errors: InputError with the file and line (or row) for what is not such a row, and where `mapping` names a column
     that no row has.
     """
     mapping = mapping or {}
+    reader = {"chat": read_row, "plain": read_plain_row}[format]
     seen: dict[str, None] = {}
 
     def read(row: Row, place: str) -> Record | str:
         seen.update(dict.fromkeys(row))
-        return read_row(row, place, mapping)
+        return reader(row, place, mapping)
 
     found = files(path)
     loaded = collected({split: _rows(parts) for split, parts in found.items()}, read, _origin(path, found))

@@ -137,10 +137,10 @@ def _or_chosen(records: Sequence[Record]) -> str:
 
 
 def decoded(responses: Responses, tokenizer: Tokenizer) -> list[list[str]]:
-    """[B][N] texts of responses, without the space before their first word."""
+    """[B][N] texts of responses; in conversations without the white space around them."""
     tokens, lengths = np.asarray(responses.tokens), np.asarray(responses.lengths)
     return [
-        [tokenizer.decode(row[:length]).strip() for row, length in zip(rows, row_lengths, strict=True)]
+        [tokenizer.decode_response(row[:length]) for row, length in zip(rows, row_lengths, strict=True)]
         for rows, row_lengths in zip(tokens.tolist(), lengths.tolist(), strict=True)
     ]
 

@@ -2,7 +2,8 @@
 
 The pieces are learnt from tokenizer.json (byte-level BPE and the like) or from tokenizer.model (SentencePiece), the
 special tokens from the .json files beside it, and the form of a conversation from a chat template; a directory without
-one holds a base model, which reads hh-rlhf's transcripts.
+one holds a base model, which reads hh-rlhf's transcripts. Where the format is plain, a prompt is one text, and the
+template is not used.
 
 Plain text never becomes a control token, whoever wrote it: both kinds of `_Vocabulary` encode `Pieces`, in which
 control tokens stand apart.
@@ -26,7 +27,8 @@ from sentencepiece import sentencepiece_model_pb2
 
 from ctrl_jax.data import downloads
 from ctrl_jax.data.chat_templates import ChatTemplate, Pieces, any_of
-from ctrl_jax.data.conversations import Conversation, transcript
+from ctrl_jax.data.conversations import Conversation
+from ctrl_jax.data.forms import FORMS, PLAIN, Form, Format
 from ctrl_jax.errors import InputError
 
 # Far above what models are published with: 35 MB (Gemma 3), 1.2 MB (its tokenizer_config.json) and 30 kB.
@@ -41,7 +43,7 @@ taken for what would be made now."""
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
-def load(folder: Path, *, embedding_rows: int) -> "PretrainedTokenizer":
+def load(folder: Path, *, embedding_rows: int, format: Format = "chat") -> "PretrainedTokenizer":
     """The tokenizer of a model's directory; `embedding_rows` are the ids that the model knows.
 
     tokenizer.json goes before tokenizer.model. Any token that generation_config.json (or else config.json), the
@@ -52,10 +54,15 @@ def load(folder: Path, *, embedding_rows: int) -> "PretrainedTokenizer":
     others or the embedding; and where anything else fails on the way.
     """
     with _explained(f"The tokenizer of {folder} cannot be used"):
-        return _load(folder, embedding_rows)
+        return _load(folder, embedding_rows, format)
 
 
-def _load(folder: Path, embedding_rows: int) -> "PretrainedTokenizer":
+def has_template(folder: Path) -> bool:
+    """Whether a model's directory has a chat template. Errors: InputError where its files cannot be read."""
+    return _template(folder, _json(folder / "tokenizer_config.json")) is not None
+
+
+def _load(folder: Path, embedding_rows: int, format: Format) -> "PretrainedTokenizer":
     settings = _json(folder / "tokenizer_config.json")
     special = _special(folder, settings, embedding_rows)
     vocabulary = _vocabulary(folder, settings, special)
@@ -71,7 +78,7 @@ def _load(folder: Path, embedding_rows: int) -> "PretrainedTokenizer":
     by_id = {role: texts[ids[0]] for role, ids in special.ids.items() if ids and ids[0] in texts}
     variables = {**by_id, **special.roles}
     template = None
-    if found := _template(folder, settings):
+    if format == "chat" and (found := _template(folder, settings)):
         source, file = found
         template = ChatTemplate(source, file=file, controls=vocabulary.controls, variables=variables)
     ends = (template and template.end_of_turn, special.roles.get("eos_token"))
@@ -88,10 +95,11 @@ def _load(folder: Path, embedding_rows: int) -> "PretrainedTokenizer":
     return PretrainedTokenizer(
         vocabulary,
         template,
+        FORMS[format],
         bos_ids=_bos_ids(settings, vocabulary, variables.get("bos_token")),
         eos_ids=tuple(dict.fromkeys(eos_ids)),
         pad_id=named_pad if named_pad is not None else [*special.ids["pad_token"], *eos_ids][0],
-        fingerprint=_fingerprint(folder, special),
+        fingerprint=_fingerprint(folder, special) + ("" if format == "chat" else f"-{format}"),
     )
 
 
@@ -118,7 +126,7 @@ class PretrainedTokenizer:
     """A vocabulary and a form of conversation."""
 
     def __init__(
-        self, vocabulary: "_Vocabulary", template: ChatTemplate | None, *, bos_ids: Sequence[int],
+        self, vocabulary: "_Vocabulary", template: ChatTemplate | None, form: Form, *, bos_ids: Sequence[int],
         eos_ids: tuple[int, ...], pad_id: int, fingerprint: str,
     ):  # fmt: skip
         # Some models end replies with an id that only their embedding knows.
@@ -128,9 +136,10 @@ class PretrainedTokenizer:
         self.fingerprint = fingerprint
         self._vocabulary = vocabulary
         self._template = template
+        self._form = form
         self._bos_ids = bos_ids
         # The text of what the template writes around a reply, which is no part of the reply's.
-        self._lead = "".join(template.lead[::2]) if template else " "
+        self._lead = "".join(template.lead[::2]) if template else form.lead
         self._trail = template.trail if template else ""
         # What a reply may follow, the likelier first, with its ids. Where a token would span the border, as after a
         # prompt that ends in a space, the second serves: a new line joins no word.
@@ -139,10 +148,10 @@ class PretrainedTokenizer:
 
     def encode_prompt(self, conversation: Conversation) -> list[int]:
         """A chat model's prompt is what its template writes, BOS included or not; a base model's is BOS, if its
-        tokenizer adds one, and the transcript. Errors: InputError where the template fails."""
+        tokenizer adds one, and the transcript or plain text. Errors: InputError where the template fails."""
         if self._template:
             return self._vocabulary.encode(self._template.pieces(conversation))
-        return [*self._bos_ids, *self._vocabulary.encode([transcript(conversation)])]
+        return [*self._bos_ids, *self._vocabulary.encode([self._form.prompt(conversation)])]
 
     def encode_response(self, text: str) -> list[int]:
         """The tokens that follow a prompt's in the finished conversation, up to the one that ends the turn.
@@ -150,8 +159,7 @@ class PretrainedTokenizer:
         Of a chat model these are all that its template writes there (`ChatTemplate.reply`), so that training, which
         sees them after `encode_prompt`, and sampling, which continues it, agree.
         """
-        text = text.strip()
-        pieces = self._template.reply(text) if self._template else [f" {text}".rstrip()]
+        pieces = self._template.reply(self._form.trimmed(text)) if self._template else [self._form.reply(text)]
         return [*self._continuation(pieces), self.eos_ids[0]]
 
     def encode_conversation(self, conversation: Conversation, reply: str) -> list[int]:
@@ -159,16 +167,22 @@ class PretrainedTokenizer:
 
         A chat model's is what its template writes without a generation prompt, token by token what transformers'
         `apply_chat_template` gives, so that BOS stands there once or not at all, as in the template. A base model's is
-        the prompt and the response. Errors: as `encode_prompt`.
+        the prompt and the response; of plain texts, both as one text, without an end. Errors: as `encode_prompt`.
         """
         if self._template:
             return self._vocabulary.encode(self._template.finished(conversation, reply))
+        if self._form is PLAIN:
+            whole = self._form.prompt(conversation) + self._form.reply(reply)
+            return [*self._bos_ids, *self._vocabulary.encode([whole])]
         return [*self.encode_prompt(conversation), *self.encode_response(reply)]
 
     def decode(self, ids: Iterable[int]) -> str:
         text = self._vocabulary.decode([int(i) for i in ids if i not in self.eos_ids])
-        lead = self._lead if self._lead and text.startswith(self._lead) else " "
+        lead = self._lead if self._lead and text.startswith(self._lead) else self._form.lead
         return text.removeprefix(lead).removesuffix(self._trail)
+
+    def decode_response(self, ids: Iterable[int]) -> str:
+        return self._form.trimmed(self.decode(ids))
 
     def _continuation(self, pieces: Pieces) -> list[int]:
         """The tokens of pieces as they are in the middle of a text: alone, they might get a space that opens one."""

@@ -54,11 +54,7 @@ def read_row(row: Row, place: str, mapping: Mapping[str, tuple[str, ...]] | None
     Errors: InputError with the place where a field has another form, where two fields contradict each other, or where
     the row has what other projects call a field, under a name that is not read.
     """
-    fields = _named(row, mapping or {}, place)
-    columns = {name: value for name, value in fields.items() if name not in FIELDS}
-    fields = {name: value for name, value in fields.items() if name in FIELDS and value is not None}
-    _check_names(fields, columns, mapping or {}, place)
-
+    fields, columns = _divided(row, place, mapping or {})
     prompts = [_prompt(fields["prompt"], place)] if "prompt" in fields else []
     if "messages" in fields:
         prompts.append(_whole(_messages(fields["messages"], "messages", place), "messages"))
@@ -80,6 +76,41 @@ def read_row(row: Row, place: str, mapping: Mapping[str, tuple[str, ...]] | None
         written=_written(fields, prompt), columns=columns,
     )  # fmt: skip
     return defect(record) or record
+
+
+def read_plain_row(row: Row, place: str, mapping: Mapping[str, tuple[str, ...]] | None = None) -> Record | str:
+    """The record of a row of texts, kept as they are written: a prompt to continue, and what follows it.
+
+    The prompt is one user turn, whatever it says. Otherwise as `read_row`.
+
+    Errors: InputError as `read_row`; and where a field has messages.
+    """
+    fields, columns = _divided(row, place, mapping or {})
+    for name, value in fields.items():
+        if name == "messages" or isinstance(value, list):
+            raise InputError(
+                f"{place}: {name!r} is {kind(value)}, {shown(value)}, and of plain rows each field is a text: a chat "
+                "template alone can write messages",
+                field="data.format",
+                value="plain",
+                remedy="give texts, or `data.format=chat`.",
+            )
+    texts = {name: text_of(fields, name, place) for name in ("prompt", *(name for name in REPLIES if name in fields))}
+    prompt = texts.pop("prompt")
+    if not prompt.strip():
+        problem = f"{place}: the prompt is empty"
+        raise InputError(problem, field=place, value=prompt, remedy="give it a text or leave the line out.")
+    record = Record((Turn("user", prompt),), **texts, written=prompt, columns=columns)
+    return defect(record) or record
+
+
+def _divided(row: Row, place: str, mapping: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of a row that are not null, and its other columns."""
+    named = _named(row, mapping, place)
+    columns = {name: value for name, value in named.items() if name not in FIELDS}
+    fields = {name: value for name, value in named.items() if name in FIELDS and value is not None}
+    _check_names(fields, columns, mapping, place)
+    return fields, columns
 
 
 def text_of(row: Mapping[str, Any], name: str, place: str) -> str:

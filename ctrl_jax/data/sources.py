@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from ctrl_jax.data import dialogues, downloads, files, hh_rlhf, rows, tldr
+from ctrl_jax.data import chitchat, dialogues, downloads, files, hh_rlhf, rows, tldr
+from ctrl_jax.data.forms import Format
 from ctrl_jax.data.splits import Loaded
 from ctrl_jax.errors import InputError
 
@@ -23,6 +24,10 @@ class Source(Protocol):
     @property
     def mapping(self) -> Mapping[str, tuple[str, ...]]:
         """Fields of a row of one's own, with the columns that hold them."""
+
+    @property
+    def format(self) -> Format:
+        """What a prompt is."""
 
     @property
     def seed(self) -> int:
@@ -55,11 +60,13 @@ def load(data: Source, data_dir: Path) -> Loaded:
             loaded = Loaded(records, sum(map(len, records.values())), {}, "generated here")
         case "hh_rlhf":
             loaded = hh_rlhf.load(subset, path=path, data_dir=data_dir)
+        case "chitchat":
+            loaded = chitchat.load(path)
         case "tldr":
-            loaded = tldr.load(path=path, data_dir=data_dir)
+            loaded = tldr.load(path=path, data_dir=data_dir, format=data.format)
         case _:
             assert path is not None, "config.Data asks for the path of files"
-            loaded = files.load(path, data.mapping)
+            loaded = files.load(path, data.mapping, data.format)
     if not loaded.records["train"]:
         dropped = ", ".join(f"{count} {reason}" for reason, count in loaded.dropped.items())
         raise InputError(
@@ -73,16 +80,21 @@ def load(data: Source, data_dir: Path) -> Loaded:
 
 
 def fingerprint(data: Source) -> str | None:
-    """Names the contents of the local files behind `data.path`; None where the data is generated or downloaded.
+    """Names the contents of the local files that are read, at `data.path` or of an installed package; None where the
+    data is generated or downloaded.
 
     Raises:
       InputError: if the files are missing.
     """
     path = _path(data)
+    kind, _, subset = data.source.partition("/")
+    if kind == "chitchat":
+        path = chitchat.file(path)
     if path is None:
         return None
-    kind, _, subset = data.source.partition("/")
     match kind:
+        case "chitchat":
+            found = {"conversations": path}
         case "hh_rlhf":
             found = hh_rlhf.files(path, subset)
         case "tldr":

@@ -98,5 +98,9 @@ def _cut(records: Sequence[Record], share: float) -> tuple[list[Record], list[Re
 
 
 def _hash(record: Record) -> float:
-    opening = next((turn.content for turn in record.prompt if turn.role == "user"), "")
-    return int.from_bytes(hashlib.blake2s(opening.encode(), digest_size=8).digest(), "little") / 2**64
+    return uniform(next((turn.content for turn in record.prompt if turn.role == "user"), ""))
+
+
+def uniform(text: str) -> float:
+    """A number in [0, 1) that a text alone decides: of many texts they are uniform."""
+    return int.from_bytes(hashlib.blake2s(text.encode(), digest_size=8).digest(), "little") / 2**64

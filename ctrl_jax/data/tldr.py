@@ -6,7 +6,7 @@ github.com/openai/summarize-from-feedback.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from ctrl_jax.data import builders, jsonl, rows
 from ctrl_jax.data.conversations import Conversation, Record, Turn
 from ctrl_jax.data.downloads import fetch, fingerprint
+from ctrl_jax.data.forms import Format
 from ctrl_jax.data.splits import Loaded, arranged, defect
 from ctrl_jax.errors import InputError
 
@@ -67,8 +68,10 @@ class Tldr(tfds.core.GeneratorBasedBuilder):
         return examples
 
 
-def load(*, path: Path | None, data_dir: Path) -> Loaded:
+def load(*, path: Path | None, data_dir: Path, format: Format = "chat") -> Loaded:
     """The comparisons, prepared in `data_dir` on first use. The demonstration is the chosen summary.
+
+    Where the format is plain, a summary begins with the space that stands between `TL;DR:` and its first word.
 
     Errors: InputError for a path without comparisons, a row that is not of the published schema (with its file and
     line), or a download that fails.
@@ -76,7 +79,10 @@ def load(*, path: Path | None, data_dir: Path) -> Loaded:
     config: TldrConfig | str = "comparisons"
     if path is not None:
         config = TldrConfig(name=f"comparisons_{fingerprint(files(path))}", folder=path)
-    return builders.loaded(builders.prepared(Tldr, config, data_dir), _conversation)
+    loaded = builders.loaded(builders.prepared(Tldr, config, data_dir), _conversation)
+    if format == "chat":
+        return loaded
+    return replace(loaded, records={split: [*map(_spaced, found)] for split, found in loaded.records.items()})
 
 
 def files(path: Path) -> dict[str, Path]:
@@ -158,6 +164,10 @@ def read_row(row: rows.Row, place: str) -> tuple[str, Record | str]:
 def request(subreddit: str, title: str, post: str) -> str:
     """A post as the paper's models read it."""
     return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+
+
+def _spaced(record: Record) -> Record:
+    return replace(record, response=f" {record.response}", chosen=f" {record.chosen}", rejected=f" {record.rejected}")
 
 
 def _conversation(request: str) -> Conversation:

@@ -12,7 +12,8 @@ from typing import Protocol
 
 import sentencepiece
 
-from ctrl_jax.data.conversations import ASSISTANT, HUMAN, Conversation, transcript
+from ctrl_jax.data.conversations import ASSISTANT, HUMAN, Conversation
+from ctrl_jax.data.forms import FORMS, PLAIN, Format
 from ctrl_jax.errors import InputError
 
 FILENAME = "tokenizer.model"
@@ -70,24 +71,33 @@ class Tokenizer(Protocol):
         ...
 
     def encode_response(self, text: str) -> list[int]:
-        """A reply's tokens as they follow a prompt, and the token that ends it. White space around it is left out."""
+        """A reply's tokens as they follow a prompt, and the token that ends it. White space around a reply in a
+        conversation is left out."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """A reply's text, without the space before its first word. Special tokens have no text."""
+        """The text of a reply that may go on, in a conversation without the space before its first word. Special tokens
+        have no text."""
+        ...
+
+    def decode_response(self, ids: Iterable[int]) -> str:
+        """The text of a whole reply: the reverse of `encode_response`."""
         ...
 
 
 class TrainedTokenizer:
-    """Text to token ids and back, without loss for every text that UTF-8 can hold. Conversations become transcripts.
+    """Text to token ids and back, without loss for every text that UTF-8 can hold.
+
+    Conversations become transcripts; where the format is plain, a prompt is the text of its one turn.
 
     The two markers of hh-rlhf's turns are one token each. A space belongs to the word that it precedes, so that the
     first word of a reply has one.
     """
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, format: Format = "chat"):
         """From the bytes of a SentencePiece model. Errors: InputError where they are not one of `train`'s."""
         self.model = model
+        self._form = FORMS[format]
         self._pieces = sentencepiece.SentencePieceProcessor()
         try:
             self._pieces.LoadFromSerializedProto(model)
@@ -124,32 +134,37 @@ class TrainedTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Names the model: equal for equal bytes alone."""
-        return hashlib.blake2s(self.model, digest_size=8).hexdigest()
+        """Names the model and its format: equal for equal bytes and formats alone."""
+        of_model = hashlib.blake2s(self.model, digest_size=8).hexdigest()
+        return f"{of_model}-plain" if self._form is PLAIN else of_model
 
     def encode(self, text: str) -> list[int]:
         """Token ids, without an end of text."""
         return self._pieces.encode(self._marker_or_unknown.sub(_escaped, text))
 
     def encode_prompt(self, conversation: Conversation) -> list[int]:
-        """The transcript's tokens, up to where the reply begins."""
-        return self.encode(transcript(conversation))
+        """The tokens of the transcript, or of the plain text, up to where the reply begins."""
+        return self.encode(self._form.prompt(conversation))
 
     def encode_response(self, text: str) -> list[int]:
-        """The tokens of a space and the text, and EOS; of an empty text EOS alone."""
-        return [*self.encode(f" {text.strip()}".rstrip()), *self.eos_ids]
+        """The tokens of the text, in a transcript behind a space, and EOS; of an empty text EOS alone."""
+        return [*self.encode(self._form.reply(text)), *self.eos_ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of any ids, without the one space that may lead it. PAD and EOS have none."""
-        text = self._pieces.decode([int(i) for i in ids]).removeprefix(" ")
+        """The text of any ids, in a transcript without the one space that may lead it. PAD and EOS have none."""
+        text = self._pieces.decode([int(i) for i in ids]).removeprefix(self._form.lead)
         return re.sub(f"{_ESCAPE}([0-9a-f]{{1,6}}){_END}", _unescaped, text)
+
+    def decode_response(self, ids: Iterable[int]) -> str:
+        """The text of a whole reply."""
+        return self._form.trimmed(self.decode(ids))
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.model` into a folder."""
         (folder / FILENAME).write_bytes(self.model)
 
 
-def load(folder: Path) -> TrainedTokenizer:
+def load(folder: Path, format: Format = "chat") -> TrainedTokenizer:
     """The tokenizer saved in a folder. Errors: InputError where there is none."""
     path = folder / FILENAME
     if not path.is_file():
@@ -159,10 +174,10 @@ def load(folder: Path) -> TrainedTokenizer:
             value=None,
             remedy="train it again, or name the folder that has one.",
         )
-    return TrainedTokenizer(path.read_bytes())
+    return TrainedTokenizer(path.read_bytes(), format)
 
 
-def train(texts: Sequence[str], *, vocabulary_size: int) -> TrainedTokenizer:
+def train(texts: Sequence[str], *, vocabulary_size: int, format: Format = "chat") -> TrainedTokenizer:
     """A unigram model (Kudo 2018, arXiv 1804.10959) of exactly `vocabulary_size` pieces; equal texts give equal bytes.
 
     Errors: InputError where the texts have no word, or too few or too many pieces for that size; it names the bound.
@@ -206,7 +221,7 @@ def train(texts: Sequence[str], *, vocabulary_size: int) -> TrainedTokenizer:
         )
     except RuntimeError as error:
         raise _vocabulary_error(str(error), vocabulary_size) from error
-    return TrainedTokenizer(model.getvalue())
+    return TrainedTokenizer(model.getvalue(), format)
 
 
 def _parts(text: str) -> list[str]:

@@ -90,7 +90,7 @@ class Aligned:
         """
         run = _current(self._run)
         assert run.given is not None, "align gives one"
-        found = _distinct(run.given, records(prompts, "prompts"))
+        found = _distinct(run.given, records(prompts, "prompts", run.given.format))
         asked = config.Evaluation(
             prompts=len(found),
             responses_per_prompt=responses_per_prompt,
@@ -234,7 +234,7 @@ def align(
     )
     experiment = config.Experiment(
         name=place.name,
-        data=config.Data(source=GIVEN, prompt_length=length, response_length=max_length),
+        data=config.Data(source=GIVEN, format=model.format, prompt_length=length, response_length=max_length),
         model=_model(model, config.Lora(rank=lora_rank, alpha=lora_alpha), rematerialize),
         sft=config.Supervised(steps=0),
         reward_model=config.RewardModel(function=given.name),
@@ -282,11 +282,12 @@ def _empty() -> InputError:
 
 def _corpus(model: Model, prompts: Sequence[Prompt], prompt_length: int | None, max_length: int) -> Corpus:
     """The distinct prompts to train on."""
-    found = records(prompts, "prompts")
+    found = records(prompts, "prompts", model.format)
     if not found:
         raise _empty()
     length = _prompt_length(model, found, prompt_length, max_length)
-    corpus = Corpus({"train": [], "validation": [], "test": []}, model.tokenizer, length, max_length, source=GIVEN)
+    splits: dict[str, list[Record]] = {"train": [], "validation": [], "test": []}
+    corpus = Corpus(splits, model.tokenizer, length, max_length, format=model.format, source=GIVEN)
     corpus.records["train"] = _distinct(corpus, found)
     return corpus
 
@@ -372,7 +373,7 @@ def _current(run: Place) -> Place:
         rows = [row for _, row in jsonl.rows(run.work_dir / TESTED)]
     except (InputError, OSError, KeyError, TypeError):
         return run
-    tested = records([row["prompt"] for row in rows], TESTED)
+    tested = records([row["prompt"] for row in rows], TESTED, run.given.format)
     return replace(
         run,
         experiment=replace(run.experiment, evaluation=evaluation),

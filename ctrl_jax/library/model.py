@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from ctrl_jax.config import Data
 from ctrl_jax.data import pipelines, pretrained_tokenizers
 from ctrl_jax.data.conversations import Record, transcript
-from ctrl_jax.data.rows import read_row
+from ctrl_jax.data.forms import FORMS, Format
+from ctrl_jax.data.rows import read_plain_row, read_row
 from ctrl_jax.data.tokenizers import Tokenizer
 from ctrl_jax.devices import partitioning
 from ctrl_jax.devices.mesh import batch_parts, make_mesh, shard
@@ -43,7 +44,7 @@ class Model:
 
     Attributes:
       path: its Hugging Face directory.
-      tokenizer: reads and writes its tokens, with the chat template if it has one.
+      tokenizer: reads and writes its tokens, with the chat template if it has one and the format is not plain.
       mesh: the devices that it runs on.
     """
 
@@ -53,6 +54,8 @@ class Model:
     mesh: Mesh
     architecture: Architecture
     tokenizer: Tokenizer
+    format: Format
+    """What its prompts are: `chat` or `plain`."""
     lora: Lora
     """The adapter that `params` has beside the weights, if its rank is above 0."""
     load: Callable[[], Params]
@@ -92,6 +95,7 @@ def load_model(
     *,
     adapter: str | os.PathLike[str] | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    format: Literal["chat", "plain"] = "chat",
     devices: int | None = None,
     fsdp: int = 1,
     model_parallel: int = 1,
@@ -104,6 +108,8 @@ def load_model(
       path: the directory of a Llama, SmolLM2, Mistral, Qwen2, Qwen3, Gemma 2 or Gemma 3 model.
       adapter: a PEFT adapter's directory, merged into the model.
       dtype: of the computation; bfloat16 is for accelerators.
+      format: `chat`, or `plain` for a base model: prompts are texts that it continues, with no chat template, nor Human
+        and Assistant, around them.
       devices: how many to use; by default all.
       fsdp: devices that split the parameters as well as a batch.
       model_parallel: devices that split each layer.
@@ -122,6 +128,8 @@ def load_model(
         )
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"dtype is {dtype!r}", field="dtype", value=dtype, remedy="give float32 or bfloat16.")
+    if format not in FORMS:
+        raise InputError(f"format is {format!r}", field="format", value=format, remedy="give chat or plain.")
     mesh = make_mesh(devices, fsdp=fsdp, model=model_parallel)
     of_adapter = None if adapter is None else Path(adapter).expanduser()
     architecture = pretrained.architecture(folder, of_adapter, dtype=dtype)
@@ -133,10 +141,10 @@ def load_model(
             remedy="give a language model.",
         )
     pretrained.check(folder, of_adapter, dtype=dtype)
-    tokenizer = pretrained_tokenizers.load(folder, embedding_rows=architecture.vocabulary_size)
+    tokenizer = pretrained_tokenizers.load(folder, embedding_rows=architecture.vocabulary_size, format=format)
     place = functools.partial(partitioning.sharding, mesh)
     load = functools.partial(pretrained.load, folder, of_adapter, dtype=dtype, place=place)
-    return Model(folder, of_adapter, dtype, mesh, architecture, tokenizer, Lora(), load)
+    return Model(folder, of_adapter, dtype, mesh, architecture, tokenizer, format, Lora(), load)
 
 
 def generate(
@@ -155,7 +163,8 @@ def generate(
 
     Args:
       model: from `load_model`, or the `policy` or `reference` of what `align` returns.
-      prompts: texts, or lists of messages {role, content}. A text in hh-rlhf's form is read as its turns.
+      prompts: texts, or lists of messages {role, content}. A text in hh-rlhf's form is read as its turns. Of a model of
+        plain format texts alone, which it continues as they are.
       num_samples: N.
       max_length: T, tokens; a text that has not ended by then is cut.
       temperature: 1 is the model's own law; towards 0 it becomes greedy.
@@ -176,7 +185,7 @@ def generate(
             value=temperature,
             remedy="give a number between 0.001 and 1000.",
         )
-    found = records(prompts, "prompts")
+    found = records(prompts, "prompts", model.format)
     if not found:
         return []
     longest, room = longest_prompt(model, found, "prompts", max_length=max_length)
@@ -186,14 +195,15 @@ def generate(
     return [[*texts[transcript(record.prompt)]] for record in found]
 
 
-def records(prompts: Sequence[Prompt], name: str) -> list[Record]:
+def records(prompts: Sequence[Prompt], name: str, format: Format) -> list[Record]:
     """The prompts as the pipeline reads them. Raises InputError with the place, `name`[i], of one that is none."""
     if isinstance(prompts, str):
         raise InputError(
             f"{name} is one text, {prompts[:40]!r}", field=name, value=prompts, remedy="give a list of prompts."
         )
     rows = [[*prompt] if isinstance(prompt, tuple) else prompt for prompt in prompts]
-    found = [read_row({"prompt": prompt}, f"{name}[{i}]") for i, prompt in enumerate(rows)]
+    read = {"chat": read_row, "plain": read_plain_row}[format]
+    found = [read({"prompt": prompt}, f"{name}[{i}]") for i, prompt in enumerate(rows)]
     return [record for record in found if isinstance(record, Record)]
 
 

@@ -2,11 +2,13 @@
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 
 from ctrl_jax import config
 from ctrl_jax.data import sources, tokenizers
-from ctrl_jax.data.conversations import Record, transcript
+from ctrl_jax.data.conversations import Record
 from ctrl_jax.data.corpus import Corpus
+from ctrl_jax.data.forms import FORMS
 from ctrl_jax.data.pipelines import Demonstrations, ExampleSet
 from ctrl_jax.data.splits import Loaded
 from ctrl_jax.runtime import hosts
@@ -36,6 +38,7 @@ def prepare(data: config.Data, stage: Stage, tokenizer: tokenizers.Tokenizer | N
         prompt_length=data.prompt_length,
         response_length=data.response_length,
         long_prompts=data.long_prompts,
+        format=data.format,
         source=data.source,
         origin=origin,
         vocabulary=vocabulary,
@@ -68,16 +71,18 @@ def _trained(data: config.Data, loaded: Loaded, stage: Stage) -> tuple[tokenizer
     """The tokenizer; or the largest that the data holds, which is not kept, and what is wrong with the size."""
     path = stage.directory / tokenizers.FILENAME
     if not path.exists():
-        texts = [" ".join((transcript(record.prompt), *_replies(record))) for record in loaded.records["train"]]
+        form = FORMS[data.format]
+        texts = [" ".join((form.prompt(record.prompt), *_replies(record))) for record in loaded.records["train"]]
+        train = partial(tokenizers.train, texts, format=data.format)
         try:
-            trained = tokenizers.train(texts, vocabulary_size=data.vocabulary_size or config.VOCABULARY)
+            trained = train(vocabulary_size=data.vocabulary_size or config.VOCABULARY)
         except tokenizers.VocabularyTooLarge as error:
-            trained = tokenizers.train(texts, vocabulary_size=error.bound)
+            trained = train(vocabulary_size=error.bound)
             if data.vocabulary_size is not None:
                 return trained, str(error)
             say(f"The vocabulary has {error.bound} pieces instead of {config.VOCABULARY}: the data holds no more.")
         write_bytes(path, trained.model)
-    return tokenizers.load(stage.directory), None
+    return tokenizers.load(stage.directory, data.format), None
 
 
 def _replies(record: Record) -> list[str]:

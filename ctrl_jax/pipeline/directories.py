@@ -5,6 +5,7 @@ from pathlib import Path
 from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import architecture, huggingface, pretrained, weights
+from ctrl_jax.rewards import classifier
 
 
 def pretrained_architecture(experiment: Experiment) -> architecture.Architecture:
@@ -45,3 +46,7 @@ def check_models(experiment: Experiment) -> None:
     if reward.path is not None:
         folder = Path(reward.path)
         weights.check(folder, huggingface.architecture(folder, dtype=model.dtype), reward=True)
+        classifier.check_format(folder, experiment.data.format)
+    judge = experiment.evaluation.judge
+    if judge is not None and Path(judge).is_dir():
+        classifier.check_format(Path(judge), experiment.data.format, field="evaluation.judge")

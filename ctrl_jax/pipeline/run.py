@@ -45,7 +45,9 @@ def prepare(workspace: Workspace) -> Run:
     if model.path is not None:
         sizes = pretrained_architecture(experiment)
     if sizes is not None and workspace.given is None:
-        tokenizer = pretrained_tokenizers.load(Path(str(model.path)), embedding_rows=sizes.vocabulary_size)
+        tokenizer = pretrained_tokenizers.load(
+            Path(str(model.path)), embedding_rows=sizes.vocabulary_size, format=data.format
+        )
     corpus = workspace.given
     if corpus is None:
         stage = workspace.stage("data", tokenizer=tokenizer and tokenizer.fingerprint)

@@ -97,7 +97,7 @@ TABLE = (
 
 VERSIONS = {stage.name: stage.version for stage in TABLE}
 
-YOUNGER = {"evaluation.along": 0, "evaluation.along_responses": None}
+YOUNGER = {"data.format": "chat", "evaluation.along": 0, "evaluation.along_responses": None}
 """Options that came after the first results on disk, and the value that gives those results: an option that has it is
 in no key and in no config.json, so that what was made before is found."""
 
@@ -132,7 +132,8 @@ def options_key(name: str, experiment: Experiment, contents: Mapping[str, Any]) 
     for section, option in (("data", "path"), ("model", "path"), ("model", "adapter")):
         found = contents[section if option == "path" else option]
         tree[section][option] = found["weights"] if (section, option) == ("model", "path") and found else found
-    return {key: without_neutral(_field(tree, path)) for key, path in named(name).reads.items()}
+    reads = {key: path for key, path in named(name).reads.items() if _has(tree, path)}
+    return {key: without_neutral(_field(tree, path)) for key, path in reads.items()}
 
 
 def as_tree(experiment: Experiment) -> dict[str, Any]:
@@ -158,6 +159,11 @@ def open_stage(
 def timings(seconds: Mapping[str, float]) -> dict[str, float]:
     """Seconds by stage as evaluation.json has them, in the order of the table."""
     return {stage.timing or stage.name: seconds[stage.name] for stage in TABLE if stage.name in seconds}
+
+
+def _has(tree: Any, path: str) -> bool:
+    section, _, name = path.rpartition(".")
+    return name in (_field(tree, section) if section else tree)
 
 
 def _field(tree: Any, path: str) -> Any:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ctrl_jax.data import pretrained_tokenizers
 from ctrl_jax.data.conversations import Conversation
 from ctrl_jax.data.corpus import Corpus
+from ctrl_jax.data.forms import Format
 from ctrl_jax.data.pipelines import padded
 from ctrl_jax.devices import partitioning
 from ctrl_jax.errors import InputError
@@ -33,7 +34,7 @@ def reward(
     It scores what transformers' classifier of that directory scores: the finished conversation as its template writes
     it, which is what it was trained on, at the last token that is not `pad_token_id`. Where a model pads with the token
     that ends a turn, that is the token before. A policy's own reward model, which is trained here, reads the policy's
-    tokens instead, prompt and response as they are sampled.
+    tokens instead, prompt and response as they are sampled. Of plain texts it reads prompt and response as one text.
 
     Args:
       folder: in the form of Hugging Face; its weights and tokenizer are part of the fingerprint.
@@ -46,7 +47,8 @@ def reward(
       InputError: if the folder has no such classifier; from the score, if a text is longer than its context.
     """
     architecture = huggingface.architecture(folder, dtype=dtype)
-    tokenizer = pretrained_tokenizers.load(folder, embedding_rows=architecture.vocabulary_size)
+    check_format(folder, corpus.format, field=field)
+    tokenizer = pretrained_tokenizers.load(folder, embedding_rows=architecture.vocabulary_size, format=corpus.format)
     if not huggingface.is_classifier(folder):
         raise InputError(
             f"{field} is {folder}, whose config.json is not a sequence classifier's",
@@ -84,6 +86,21 @@ def reward(
 
     fingerprint = f"classifier-{weights.fingerprint(folder)}-{tokenizer.fingerprint}"
     return Reward(score, fingerprint, name=str(folder), tolerance=ROUNDING[dtype])
+
+
+def check_format(folder: Path, format: Format, *, field: str = FIELD) -> None:
+    """Refuses a classifier of conversations where prompts are plain texts, which its template cannot write.
+
+    Raises:
+      InputError: naming `field`, whose value the folder is.
+    """
+    if format == "plain" and pretrained_tokenizers.has_template(folder):
+        raise InputError(
+            f"`{field}` is {folder}, whose chat template makes it a judge of conversations, and `data.format` is plain",
+            field=field,
+            value=str(folder),
+            remedy="give a classifier of texts, which has no template, or `data.format=chat`.",
+        )
 
 
 def _without_padding(tokens: list[int], pad: int | None) -> list[int]:

@@ -331,3 +331,8 @@ def test_the_terminal_obeys_neither_a_response_nor_a_prompt(params, mesh, capsys
     printed = capsys.readouterr().out
     assert r"\x1b[2Ja[red]" in printed and r"\x1b]0;owned\x07[bold]\u202e" in printed
     assert not {"\x1b", "\x07", "\u202e"} & set(printed)
+
+
+def test_white_space_of_a_plain_prompt_counts():
+    assert sample.said(" abc\n")[0].content == "abc"
+    assert sample.said(" abc\n", "plain")[0].content == " abc\n"

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from ctrl_jax import config
-from ctrl_jax.data import files, jsonl, sources
+from ctrl_jax.data import files, jsonl, rows, sources
 from ctrl_jax.data.conversations import Record, Turn, messages
 from ctrl_jax.errors import InputError
 
@@ -461,3 +461,57 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 def test_no_files_are_named_with_what_was_looked_for(name, tmp_path):
     with pytest.raises(InputError, match=r"neither a .jsonl, .csv .* a folder with train.jsonl"):
         files.load(tmp_path / name)
+
+
+PLAIN = {"prompt": "The sky is ", "response": "blue.\n", "chosen": "blue.\n", "rejected": " green"}
+
+
+def test_plain_rows_are_kept_to_the_last_space(tmp_path):
+    texts = [" Why?\n", "\n\nHuman: Hi\n\nAssistant: Ho", "Human: Hi"]
+    path = write(tmp_path / "train.jsonl", PLAIN, *({"prompt": text, "grade": 3} for text in texts))
+    records = [record for found in files.load(path, format="plain").records.values() for record in found]
+    by_prompt = {record.prompt[-1].content: record for record in records}
+    assert by_prompt.keys() == {PLAIN["prompt"], *texts} and all(len(record.prompt) == 1 for record in records)
+    full = by_prompt[PLAIN["prompt"]]
+    assert {"prompt": full.asked, **{name: getattr(full, name) for name in rows.REPLIES}} == PLAIN
+    assert [by_prompt[text].asked for text in texts] == texts
+    assert by_prompt[texts[0]].columns == {"grade": 3}
+
+
+def test_the_columns_of_plain_rows_are_mapped(tmp_path):
+    path = write(tmp_path / "train.jsonl", {"code": "def f():\n", "next": "    pass"})
+    loaded = files.load(path, {"prompt": ("code",), "response": ("next",)}, "plain")
+    (record,) = [record for found in loaded.records.values() for record in found]
+    assert (record.asked, record.response) == ("def f():\n", "    pass")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": [USER]}, "'prompt' is a list"),
+        ({"messages": [USER, ASSISTANT]}, "'messages' is a list"),
+        ({"prompt": "Why?", "response": [ASSISTANT]}, "'response' is a list"),
+        ({"prompt": "Why?", "chosen": [USER, ASSISTANT], "rejected": [USER, NO]}, "'chosen' is a list"),
+    ],
+)
+def test_messages_are_refused_where_rows_are_plain(row, words, tmp_path):
+    path = write(tmp_path / "train.jsonl", row)
+    with pytest.raises(InputError) as caught:
+        files.load(path, format="plain")
+    assert words in str(caught.value) and f"{path}, line 1" in str(caught.value)
+    assert (caught.value.field, caught.value.value) == ("data.format", "plain")
+    assert "`data.format=chat`" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": " \n", "response": "Ho"}, "the prompt is empty"),
+        ({"chosen": "Ho", "rejected": "No"}, "has no 'prompt'"),
+        ({"prompt": 3}, "'prompt' must be a text"),
+        ({"prompt": "Why?", "completion": "Ho"}, "'completion'"),
+    ],
+)
+def test_plain_rows_are_checked_as_others(row, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        files.load(write(tmp_path / "train.jsonl", row), format="plain")

@@ -137,3 +137,17 @@ def test_the_home_folder_may_be_abbreviated(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     rows("jsonl", tmp_path)
     assert sources.fingerprint(config.Data(source="jsonl", path="~/train.jsonl")) is not None
+
+
+def test_plain_posts_end_where_their_summary_begins(tmp_path):
+    data = config.Data(**{**vars(rows("tldr", tmp_path, count=1)), "format": "plain"})
+    (record,) = [one for records in sources.load(data, tmp_path / "data").records.values() for one in records]
+    assert record.asked == record.prompt[0].content and record.asked.endswith("TL;DR:")
+    assert (record.response, record.chosen, record.rejected) == (" Ho", " Ho", " Go")
+
+
+@pytest.mark.parametrize("source", ["dialogues/helpful", "hh_rlhf/harmless-base"])
+def test_conversations_are_no_plain_texts(source):
+    with pytest.raises(InputError, match="conversations") as caught:
+        config.Data(source=source, format="plain")
+    assert caught.value.field == "data.format" and "`data.format=chat`" in caught.value.remedy

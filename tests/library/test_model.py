@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ctrl_jax as cj
+from ctrl_jax.data.conversations import Turn
 from tests.pipeline.pretrained import CLASSIFIER, write_model
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -85,3 +86,16 @@ def test_bad_models(tmp_path, folder):
 def test_settings_that_change_draws_are_refused(folder):
     with jax.enable_x64(True), pytest.raises(cj.InputError, match="jax_enable_x64 is True"):
         cj.load_model(folder)
+
+
+def test_a_plain_model_continues_texts_as_they_are(folder):
+    """Bytes are its tokens, so that each character of a prompt is one, and nothing is around them."""
+    plain = cj.load_model(folder, devices=1, format="plain")
+    assert len(plain.tokenizer.encode_prompt((Turn("user", " Hello "),))) == len(" Hello ")
+    texts = cj.generate(plain, ["Hello", "Hello ", "\n\nHuman: Hello"], num_samples=2, max_length=8)
+    assert texts[0] != texts[1] and [len(row) for row in texts] == [2, 2, 2]
+    with pytest.raises(cj.InputError, match=r"prompts\[1\]: 'prompt' is a list") as caught:
+        cj.generate(plain, ["Hello", PROMPTS[1]])
+    assert caught.value.field == "data.format"
+    with pytest.raises(cj.InputError, match="format is 'html'"):
+        cj.load_model(folder, format="html")  # type: ignore[arg-type]

@@ -170,6 +170,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "evaluation.along_responses": 3,
                 "data.columns": ("response=chosen", "chosen=response"),
                 "data.demonstrations": "chosen",
+                "data.format": "plain",
             },
             "trained": {
                 "data.source": "dialogues/harmless",

@@ -1,12 +1,23 @@
 """The table of stages: keys, order, versions, and the results that a version stands for."""
 
 from dataclasses import fields, replace
+from functools import reduce
+from operator import attrgetter, getitem
 from pathlib import Path
 
 import pytest
 
 from ctrl_jax.config import Data, Experiment, Model, Policy, PpoClip, Supervised
-from ctrl_jax.pipeline.stages import TABLE, VERSIONS, inputs_key, open_stage, options_key, timings
+from ctrl_jax.pipeline.stages import (
+    TABLE,
+    VERSIONS,
+    YOUNGER,
+    as_tree,
+    inputs_key,
+    open_stage,
+    options_key,
+    timings,
+)
 from ctrl_jax.runtime.stages import fingerprint, plain, read_json
 from tests.pipeline import golden
 
@@ -53,6 +64,17 @@ def test_the_algorithm_is_part_of_the_policys_key():
     found = options_key("policy", replace(EXPERIMENT, policy=PpoClip(**same)), CONTENTS)["policy"]
     assert found["algorithm"] == PpoClip.algorithm
     assert "algorithm" not in options_key("policy", EXPERIMENT, CONTENTS)["policy"], "as before there was another"
+
+
+def test_a_younger_option_is_in_no_key_until_it_changes_something():
+    for path, before in YOUNGER.items():
+        section, _, name = path.rpartition(".")
+        assert name not in reduce(getitem, section.split("."), as_tree(EXPERIMENT)), path
+        assert attrgetter(path)(EXPERIMENT) == before, "the default leaves results as they were"
+    mine = replace(EXPERIMENT, data=Data(source="files", path="rows.jsonl"))
+    plain_rows = replace(mine, data=replace(mine.data, format="plain"))
+    assert "format" not in options_key("data", mine, CONTENTS)
+    assert options_key("data", plain_rows, CONTENTS) == {**options_key("data", mine, CONTENTS), "format": "plain"}
 
 
 def test_inputs_are_those_of_the_table():

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import tokenizers
 
+from ctrl_jax import config
 from ctrl_jax.config import Experiment
 from ctrl_jax.data.conversations import Record, Turn
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import huggingface, weights
 from ctrl_jax.models.reward import RewardModel
-from ctrl_jax.pipeline import reward_model
+from ctrl_jax.pipeline import directories, reward_model
 from ctrl_jax.rewards import classifier, function
 from ctrl_jax.rewards.named import named
 from ctrl_jax.types import Prompts, Responses
@@ -50,6 +51,7 @@ def run():
     flat = [text for row in TEXTS for text in row]
     return SimpleNamespace(
         corpus=SimpleNamespace(
+            format="chat",
             columns=(),
             values=lambda names: {},
             asked=lambda prompts: [by_id[i] for i in np.asarray(prompts.ids).tolist()],
@@ -222,6 +224,53 @@ def test_a_classifier_reads_the_conversation_in_its_own_tokens(run, tmp_path):
     assert np.unique(found.round(3)).size == 6
 
 
+def of_texts(folder):
+    """Takes a directory's chat template away."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": None}))
+    return folder
+
+
+def test_a_classifier_of_texts_reads_prompt_and_response_as_one(run, tmp_path):
+    folder = of_texts(write_model(tmp_path / "classifier", **CLASSIFIER))
+    asked = ["The film was", " Swifts sleep\n"]
+    conversations = [(Turn("user", text),) for text in asked]
+    corpus = SimpleNamespace(
+        format="plain", conversations=lambda prompts: conversations, texts=lambda responses: TEXTS
+    )  # fmt: skip
+    found = classifier.reward(folder, corpus, run.mesh, dtype="float32").score(PROMPTS, RESPONSES)
+    # The last letter stands for the response, so that an empty one has a token to be read at.
+    rows = [ids(prompt + text) for prompt, of_prompt in zip(asked, TEXTS, strict=True) for text in of_prompt]
+    before, before_lengths = padded([row[:-1] for row in rows], 64)
+    last, lengths = padded([row[-1:] for row in rows], 4)
+    architecture = huggingface.architecture(folder, dtype="float32")
+    params = {"trunk": weights.load(folder, architecture), "head": weights.load_reward_head(folder, architecture)}
+    expected = jit(RewardModel(architecture).apply)(
+        {"params": params},
+        Prompts(before, before_lengths, jnp.zeros(6, jnp.uint32)),
+        Responses(last[:, None], lengths[:, None]),
+    )
+    np.testing.assert_allclose(found, expected.reshape(2, 3), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("option", ["reward_model", "evaluation"])
+def test_a_classifier_of_conversations_is_refused_for_plain_texts_before_anything_runs(option, tmp_path):
+    folder = write_model(tmp_path / "classifier", num_hidden_layers=1, **CLASSIFIER)
+    field, section = {
+        "reward_model": ("reward_model.path", config.RewardModel(path=str(folder))),
+        "evaluation": ("evaluation.judge", config.Evaluation(judge=str(folder))),
+    }[option]
+    rows = config.Data(source="files", path="rows.jsonl", format="plain")
+    experiment = Experiment("plain", data=rows, **{option: section})
+    with pytest.raises(InputError, match="chat template") as caught:
+        directories.check_models(experiment)
+    assert (caught.value.field, caught.value.value) == (field, str(folder))
+    assert "`data.format=chat`" in caught.value.remedy
+    directories.check_models(replace(experiment, data=replace(rows, format="chat")))
+    of_texts(folder)
+    directories.check_models(experiment)
+
+
 @pytest.mark.parametrize("name", chats.FAMILIES)
 def test_a_classifier_scores_as_transformers_does(name, run, tmp_path):
     recorded = chats.read()[name]
@@ -232,7 +281,7 @@ def test_a_classifier_scores_as_transformers_does(name, run, tmp_path):
         if found
     ]
     conversations, texts, expected = zip(*cases, strict=True)
-    corpus = SimpleNamespace(conversations=lambda prompts: conversations, texts=lambda responses: texts)
+    corpus = SimpleNamespace(format="chat", conversations=lambda prompts: conversations, texts=lambda responses: texts)
     reward = classifier.reward(folder, corpus, run.mesh, dtype="float32")
     np.testing.assert_allclose(reward.score(PROMPTS, RESPONSES), expected, rtol=0, atol=2e-5)
     assert np.ptp(expected, axis=1).min() > 0.01, "the replies are told apart"
