@@ -124,7 +124,7 @@ def test_a_damaged_one_is_left_out_and_it_says_so(run, capsys):
 
 
 def test_a_run_measures_its_way_and_is_otherwise_the_same(smoke, tmp_path):
-    """Beside `train smoke`, which ran on other devices: one policy and evaluation, and kept is what its checkpoint has."""
+    """Beside `train smoke`, which ran on other devices: one policy, and what is kept is what a checkpoint has."""
     base = load_experiment("smoke").experiment()
     chosen = replace(base, evaluation=replace(base.evaluation, along=4, along_responses=8))
     stages = shutil.copytree(smoke.stages_dir, tmp_path / "stages")
