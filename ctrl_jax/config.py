@@ -380,6 +380,9 @@ class Calibration:
     quantiles: int | None = None
     """Q: keep so many quantiles of a prompt's K rewards instead of all, for a smaller table. A calibrated reward is
     then off by at most 1 / (2Q)."""
+    keep_responses: bool = False
+    """Also keep the K responses themselves, with their log-probs and raw rewards, for algorithms that learn from them.
+    `plan` shows the bytes; a token takes 2 of them, or 4 where the vocabulary is larger than 65,536."""
 
     def __post_init__(self) -> None:
         _positive(self, "prompts")
@@ -571,6 +574,56 @@ class PpoClip(Policy):
 
 
 @dataclass(frozen=True)
+class Stored(Policy):
+    """What algorithms share that learn from the reference's stored responses (`calibration.keep_responses`).
+
+    Nothing is drawn or scored. A step reads `prompts_per_step` groups of `samples_per_prompt` responses each, in which
+    those of a prompt are split. β follows from the KL budget, or is given, and nothing trims it: the losses are least
+    at the policy of that β.
+    """
+
+    algorithm: ClassVar[str]
+
+    steps: int = 60
+    """A step is an update by stored responses, at the cost of one forward and one backward pass over them."""
+    samples_per_prompt: int = 16
+    """N: responses in a group; it divides `calibration.samples_per_prompt`."""
+    learning_rate: float = 3e-4
+    warmup_steps: int = 5
+
+    def __post_init__(self) -> None:
+        _require(
+            type(self) is not Stored,
+            "start",
+            "Stored",
+            "Stored has the options that several algorithms share, and is none",
+            "give one of those: a GroupProjection, a Regression or a WeightedLikelihood.",
+        )
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class GroupProjection(Stored):
+    """A group's shares under the policy are fitted to those under the optimum: −Σ q log p (group_projection.py)."""
+
+    algorithm: ClassVar[str] = "group_projection:GroupProjection"
+
+
+@dataclass(frozen=True)
+class Regression(Stored):
+    """The log-ratio of each response to the reference is fitted to the optimum's: QRPO (arXiv 2507.08068)."""
+
+    algorithm: ClassVar[str] = "regression:Regression"
+
+
+@dataclass(frozen=True)
+class WeightedLikelihood(Stored):
+    """The likelihood of responses by their weight under the optimum, with a control variate."""
+
+    algorithm: ClassVar[str] = "weighted_likelihood:WeightedLikelihood"
+
+
+@dataclass(frozen=True)
 class Decoding:
     """How `sample` draws responses. By default all is as in the training; what else a server does can be tried."""
 
@@ -685,6 +738,9 @@ class Experiment:
     calibration: Calibration = Calibration()
     policy: Policy = Policy()
     evaluation: Evaluation = Evaluation()
+    start: Stored | None = None
+    """A training on the reference's stored responses, whose policy `policy` goes on from. The KL of both is measured
+    against the reference. An experiment's file gives one; the command line may change its options."""
 
     def __post_init__(self) -> None:
         _require(
@@ -722,6 +778,53 @@ class Experiment:
             "give another one, or leave the option out.",
         )
         self._check_policy()
+        self._check_stored()
+
+    def _check_stored(self) -> None:
+        """What learns from stored responses, beside the calibration that keeps them."""
+        _require(
+            self.start is None or isinstance(self.start, Stored),
+            "start",
+            type(self.start).__name__,
+            f"Experiment.start is a {type(self.start).__name__}, which does not learn from stored responses",
+            "give a GroupProjection, a Regression or a WeightedLikelihood.",
+        )
+        for section, stored in {"start": self.start, "policy": self.policy}.items():
+            if not isinstance(stored, Stored):
+                continue
+            name, kept = type(stored).__name__, self.calibration.samples_per_prompt
+            _require(
+                self.calibration.keep_responses,
+                "calibration.keep_responses",
+                False,
+                f"Calibration.keep_responses is False, and the {section} ({name}) learns from the reference's stored "
+                "responses",
+                "set it to True.",
+            )
+            _require(
+                kept % stored.samples_per_prompt == 0,
+                f"{section}.samples_per_prompt",
+                stored.samples_per_prompt,
+                f"{name}.samples_per_prompt is {stored.samples_per_prompt}, into groups of which the {kept} responses "
+                "of a prompt (`calibration.samples_per_prompt`) do not divide",
+                "make the second a multiple of the first.",
+            )
+            groups = self.calibration.prompts * kept // stored.samples_per_prompt
+            _require(
+                stored.prompts_per_step <= groups,
+                f"{section}.prompts_per_step",
+                stored.prompts_per_step,
+                f"{name}.prompts_per_step is {stored.prompts_per_step}, and there are {groups} groups of responses",
+                "lower it, or raise `calibration.prompts`.",
+            )
+            _require(
+                stored.temperature == self.policy.temperature,
+                f"{section}.temperature",
+                stored.temperature,
+                f"{name}.temperature is {stored.temperature}, and the responses are drawn at "
+                f"{self.policy.temperature} (`policy.temperature`)",
+                "give both the same.",
+            )
 
     def _check_policy(self) -> None:
         """The policy beside what it is calibrated and evaluated with."""
@@ -751,16 +854,17 @@ class Experiment:
             f"raise it to at least {needed}.",
         )
         references = self.calibration.rewards_per_prompt
-        reached = objective.most_kl(references)
-        _require(
-            self.policy.beta is not None or self.policy.kl_budget < reached,
-            "policy.kl_budget",
-            self.policy.kl_budget,
-            f"Policy.kl_budget is {self.policy.kl_budget:g} nats, but {references} reference responses a prompt "
-            f"support {reached:.3g} at most.",
-            "Lower `policy.kl_budget`, raise `calibration.samples_per_prompt` (and `calibration.quantiles`, where it "
-            "is given), or give `policy.beta`.",
-        )
+        for section, one in {"policy": self.policy, **({} if self.start is None else {"start": self.start})}.items():
+            reached = one.objective.most_kl(references)
+            _require(
+                one.beta is not None or one.kl_budget < reached,
+                f"{section}.kl_budget",
+                one.kl_budget,
+                f"{section.capitalize()}.kl_budget is {one.kl_budget:g} nats, but {references} reference responses a "
+                f"prompt support {reached:.3g} at most.",
+                f"Lower `{section}.kl_budget`, raise `calibration.samples_per_prompt` (and `calibration.quantiles`, "
+                f"where it is given), or give `{section}.beta`.",
+            )
         _require(
             self.policy.prompts_per_step <= self.calibration.prompts,
             "policy.prompts_per_step",
@@ -772,10 +876,23 @@ class Experiment:
 
 
 def grid(base: Experiment, *, transforms: Sequence[str], kl_budgets: Sequence[float]) -> list[Experiment]:
-    """A sweep: `base` with every transform at every KL budget (nats per response), one budget after the other."""
+    """A sweep: `base` with every transform at every KL budget (nats per response), one budget after the other.
+
+    A start has the point's transform too, and the same share of its budget as in `base`.
+    """
     policies = [
         replace(base.policy, transform=transform, kl_budget=kl_budget, beta=None)
         for kl_budget in kl_budgets
         for transform in transforms
     ]
-    return [replace(base, name=f"{policy.transform}_kl{policy.kl_budget:g}", policy=policy) for policy in policies]
+    share = 1.0 if base.start is None else base.start.kl_budget / base.policy.kl_budget
+
+    def start(policy: Policy) -> Stored | None:
+        if base.start is None:
+            return None
+        return replace(base.start, transform=policy.transform, kl_budget=share * policy.kl_budget, beta=None)
+
+    return [
+        replace(base, name=f"{policy.transform}_kl{policy.kl_budget:g}", policy=policy, start=start(policy))
+        for policy in policies
+    ]

@@ -102,6 +102,23 @@ class Experience:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class StoredResponses:
+    """Groups of N of the reference's K responses to a prompt, as the calibration stage kept them."""
+
+    prompts: Prompts
+    """A prompt is there once a group."""
+    responses: Responses
+    """In the integers that they are stored in."""
+    log_probs: jax.Array
+    """[B, N] nats of whole responses under the reference, by the law that training scores."""
+    raw: jax.Array
+    """[B, N] raw rewards."""
+    reference_rewards: jax.Array
+    """[B, K] raw rewards of all the prompt's responses, those of the group among them; in no order."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Scored:
     """The three rewards of responses, each [B, N]."""
 

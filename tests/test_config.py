@@ -12,14 +12,17 @@ from ctrl_jax.config import (
     Decoding,
     Evaluation,
     Experiment,
+    GroupProjection,
     Lora,
     Model,
     Policy,
+    Regression,
     RewardModel,
     Supervised,
 )
 from ctrl_jax.errors import InputError
 
+KEPT = Calibration(keep_responses=True)
 PARTS = (Data, Model, Lora, Supervised, RewardModel, Calibration, Policy, Evaluation)
 
 
@@ -162,6 +165,34 @@ def test_sizes_and_rates_are_above_zero(part, field, value):
             ),
             ["reward_model.batch_size is 64", "Data.dialogues = 63"],
         ),
+        (
+            lambda: Experiment("a", start=Regression()),
+            ["Calibration.keep_responses is False", "the start (Regression)", "set it to True"],
+        ),
+        (
+            lambda: Experiment("a", policy=GroupProjection()),
+            ["Calibration.keep_responses is False", "the policy (GroupProjection)", "set it to True"],
+        ),
+        (
+            lambda: Experiment("a", calibration=KEPT, start=Policy()),
+            ["Experiment.start is a Policy", "does not learn from stored responses", "WeightedLikelihood"],
+        ),
+        (
+            lambda: Experiment("a", calibration=KEPT, start=Regression(samples_per_prompt=24)),
+            ["Regression.samples_per_prompt is 24", "the 128 responses", "make the second a multiple of the first"],
+        ),
+        (
+            lambda: Experiment("a", calibration=KEPT, start=Regression(prompts_per_step=2049)),
+            ["Regression.prompts_per_step is 2049", "2048 groups", "`calibration.prompts`"],
+        ),
+        (
+            lambda: Experiment("a", calibration=KEPT, start=Regression(temperature=0.5)),
+            ["Regression.temperature is 0.5", "drawn at 1.0", "give both the same"],
+        ),
+        (
+            lambda: Experiment("a", calibration=KEPT, start=Regression(kl_budget=50.0)),
+            ["Start.kl_budget is 50 nats", "Lower `start.kl_budget`"],
+        ),
         (lambda: Experiment("stages"), ["Experiment.name is 'stages'", "choose another"]),
         (lambda: Experiment("../other"), ["Experiment.name is '../other'", "choose another"]),
         (lambda: Experiment(""), ["Experiment.name is ''", "choose another"]),
@@ -195,6 +226,13 @@ def test_a_grid_crosses_transforms_and_budgets_and_lets_go_of_beta():
     ]  # fmt: skip
     assert len({point.name for point in points}) == 4
     assert {(point.seed, point.policy.beta) for point in points} == {(3, None)}
+
+
+def test_a_grids_starts_have_its_transforms_and_their_share_of_its_budgets():
+    base = Experiment("base", calibration=KEPT, policy=Policy(kl_budget=1.0), start=Regression(kl_budget=0.5, beta=2.0))
+    points = config.grid(base, transforms=("identity",), kl_budgets=(0.5, 1.0))
+    starts = [(type(one.start), one.start.transform, one.start.kl_budget, one.start.beta) for one in points]
+    assert starts == [(Regression, "identity", 0.25, None), (Regression, "identity", 0.5, None)]
 
 
 def test_a_held_beta_aims_at_no_budget():

@@ -671,8 +671,9 @@ def test_one_gpu_at_a_hundredth_of_the_size(tmp_path):
     pairs = [{"chosen": row.format(i, f"It is {i}."), "rejected": row.format(i, "Who knows?")} for i in range(300)]
     (checkout / "hh").mkdir()
     (checkout / "hh" / "helpful-base.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    options = ["--data", "hh", "--scale", "0.01", "--minutes", "60"]
     ran = subprocess.run(
-        [checkout / "experiments" / "launch" / "one_gpu.sh", "model", "--data", "hh", "--scale", "0.01"],
+        [checkout / "experiments" / "launch" / "one_gpu.sh", "model", *options],
         cwd=checkout, capture_output=True, text=True, timeout=900,
         env={**os.environ, "PYTHONPATH": str(LAUNCH.parents[1]), "XLA_FLAGS": COMPILE_FAST, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip

@@ -376,7 +376,8 @@ def test_the_test_of_flags_can_fail(source, found):
 
 # Rooms that know no command line: a program that calls them shows or mends by the parts of an error.
 IN_PARTS = {
-    "theory", "steps", "algorithms", "decoding", "models", "data", "config", "rewards", "planning", "library",
+    "theory", "steps", "algorithms", "decoding", "models", "data", "devices", "config", "rewards", "planning",
+    "library",
 }  # fmt: skip
 
 

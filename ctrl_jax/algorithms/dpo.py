@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import jax
 
 from ctrl_jax.algorithms.protocol import GRADIENT, Algorithm, Source, loss_in
-from ctrl_jax.steps import kl, logprobs, preference
+from ctrl_jax.steps import logprobs, preference
 from ctrl_jax.steps.masked import Mean, StandardError, masked_mean
 from ctrl_jax.types import Metric, Params, Policy, PreferencePairs
 
@@ -55,13 +55,7 @@ class Dpo(Algorithm):
 
     def _log_probs(self, params: Params, batch: PreferencePairs) -> jax.Array:
         """Log-probs of the responses, [B, 2] nats."""
-        features = self.policy.apply(params, batch.prompts, batch.responses)
-        log_probs = logprobs.token_log_probs(
-            self.policy.unembed,
-            params,
-            features,
-            batch.responses.tokens,
-            temperature=self.temperature,
-            chunk_size=self.chunk_size,
-        )
-        return kl.per_sequence(log_probs, batch.responses.lengths)
+        return logprobs.of_responses(
+            self.policy, params, batch.prompts, batch.responses,
+            temperature=self.temperature, chunk_size=self.chunk_size,
+        )  # fmt: skip

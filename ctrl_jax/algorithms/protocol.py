@@ -26,6 +26,8 @@ class Source(enum.Enum):
 
     POLICY = enum.auto()
     """The policy samples them anew for every batch, and the reward scores them: a batch is an `Experience`."""
+    REFERENCE = enum.auto()
+    """The reference's, which the calibration stage drew, scored and kept: a batch is `StoredResponses`."""
     DEMONSTRATIONS = enum.auto()
     """The data's responses: `Examples` with N = 1."""
     PREFERENCES = enum.auto()

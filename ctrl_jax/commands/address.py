@@ -61,9 +61,9 @@ def check_versions(work_dir: Path) -> None:
     Raises:
       InputError: naming each stage with both versions.
     """
-    from ctrl_jax.pipeline.stages import VERSIONS
+    from ctrl_jax.pipeline.stages import versions
 
-    others = differences(read_config(work_dir).get("versions") or {}, VERSIONS)
+    others = differences(read_config(work_dir).get("versions") or {}, versions(read_experiment(work_dir)))
     if others:
         changed = ", ".join(f"{name} {old}, now {new}" for name, (old, new) in others.items())
         raise InputError(
@@ -140,7 +140,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise InputError(f"{where or 'it'} is {json.dumps(value)[:200]}, where an object must stand.")
-    if kind is Policy and "algorithm" in value:
+    if issubclass(kind, Policy) and "algorithm" in value:
         kind, value = _algorithms_options(dict(value), where)
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -163,10 +163,15 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
 def _algorithms_options(value: dict[str, Any], where: str) -> tuple[type[Policy], dict[str, Any]]:
     """The class of options that belongs to an algorithm, and its fields."""
     name = value.pop("algorithm")
-    found = [kind for kind in Policy.__subclasses__() if kind.algorithm == name]
+    found = [kind for kind in _below(Policy) if getattr(kind, "algorithm", None) == name]
     if not found:
         raise InputError(f"{where}.algorithm is {name!r}, which this version of ctrl_jax does not have.")
     return found[0], value
+
+
+def _below(kind: type[Policy]) -> list[type[Policy]]:
+    """Its subclasses, and theirs."""
+    return [found for one in kind.__subclasses__() for found in (one, *_below(one))]
 
 
 def _shown(kind: Any) -> str:

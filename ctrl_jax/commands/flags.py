@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from ctrl_jax.commands.options import Places
-from ctrl_jax.config import Experiment
+from ctrl_jax.config import Calibration, Experiment, Regression
 
 OF_COMMANDS = (
     "baseline", "device_kind", "efficiency.bandwidth", "efficiency.matmul", "format", "jobs", "output", "point", "port",
     "steps", "transforms", "write_jobs",
 )  # fmt: skip
 """Options of single commands that messages name."""
+
+COMPLETE = Experiment("any", calibration=Calibration(keep_responses=True), start=Regression())
+"""An experiment with every part, whose options are all that there are."""
 
 _NAMED = re.compile(r"`([a-z]\w*(?:\.[a-z]\w*)*)(?:=([^\s`]*))?`|(?<![\w./-])([a-z]\w*(?:\.[a-z]\w*)+)(?![\w/])")
 
@@ -37,7 +40,7 @@ def spelled(message: str) -> str:
 @functools.cache
 def options() -> frozenset[str]:
     """Every field that is an option: of an experiment by its path, of a command by its name."""
-    return frozenset((*_fields(Experiment("any")), *_fields(Places()), *OF_COMMANDS))
+    return frozenset((*_fields(COMPLETE), *_fields(Places()), *OF_COMMANDS))
 
 
 def _fields(config: Any, prefix: str = "") -> Iterator[str]:

@@ -54,7 +54,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Options:
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    experiment: Annotated[Experiment, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
     places: Annotated[Places, tyro.conf.arg(name="")] = Places()
 
     @property

@@ -17,7 +17,7 @@ from ctrl_jax.planning.phases import stages
 
 @dataclass(frozen=True)
 class Options:
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    experiment: Annotated[Experiment, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
     devices: int = 1
     """How many; they need not be here."""
     device_kind: str = "cpu"

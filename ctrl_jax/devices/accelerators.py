@@ -79,7 +79,12 @@ def named(kind: str) -> Accelerator:
     for name, found in KINDS.items():
         if name.lower() == kind.lower():
             return found
-    raise InputError(f"`device_kind` is {kind!r}; it is one of {', '.join(KINDS)}, or cpu, which is this machine.")
+    raise InputError(
+        f"`device_kind` is {kind!r}",
+        field="device_kind",
+        value=kind,
+        remedy=f"it is one of {', '.join(KINDS)}, or cpu, which is this machine.",
+    )
 
 
 def of_device(device: jax.Device) -> Accelerator | None:

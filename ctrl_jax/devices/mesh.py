@@ -54,21 +54,29 @@ def make_mesh(num_devices: int | None = None, *, fsdp: int = 1, model: int = 1) 
     num_devices = len(devices) if num_devices is None else num_devices
     if not 1 <= num_devices <= len(devices):
         raise InputError(
-            f"{num_devices} devices asked for, but there are {len(devices)} ({devices[0].device_kind}). Ask for 1 to "
-            f"{len(devices)}, or, on CPU, start with XLA_FLAGS=--xla_force_host_platform_device_count={num_devices}."
+            f"{num_devices} devices asked for, but there are {len(devices)} ({devices[0].device_kind}).",
+            field="devices",
+            value=num_devices,
+            remedy=f"Ask for 1 to {len(devices)}, or, on CPU, start with "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={num_devices}.",
         )
     working = {device.process_index for device in devices[:num_devices]}
     idle = sorted({device.process_index for device in devices} - working)
     if idle:
         raise InputError(
-            f"{num_devices} of the {len(devices)} devices asked for, which leaves {len(idle)} of the processes without "
-            f"one (process {idle[0]} the first), and all have to take part. Start fewer processes, or leave `devices` "
-            "out."
+            f"{num_devices} of the {len(devices)} devices asked for, which leaves {len(idle)} of the processes "
+            f"without one (process {idle[0]} the first), and all have to take part.",
+            field="devices",
+            value=num_devices,
+            remedy="Start fewer processes, or leave `devices` out.",
         )
     if fsdp < 1 or model < 1 or num_devices % (fsdp * model):
         raise InputError(
-            f"`fsdp` is {fsdp} and `model_parallel` {model}: the {num_devices} devices do not divide by "
-            f"{fsdp} × {model}. Make each at least 1, and their product a divisor of {num_devices}."
+            f"`fsdp` is {fsdp} and `model_parallel` {model}: the {num_devices} devices do not divide by {fsdp} × "
+            f"{model}.",
+            field="fsdp",
+            value=fsdp,
+            remedy=f"Make each at least 1, and their product a divisor of {num_devices}.",
         )
     shape = (num_devices // (fsdp * model), fsdp, model)
     # Auto: on jax's default, Explicit axes, gathers and reshapes raise.
@@ -92,13 +100,20 @@ def shard(mesh: Mesh, tree: Tree) -> Tree:
     for path, leaf in jax.tree.leaves_with_path(tree):
         name, shape = jax.tree_util.keystr(path) or "the array", jax.numpy.shape(leaf)
         if not shape:
-            raise InputError(f"{name} is a scalar and cannot be split over {parts} devices; replicate it instead.")
+            raise InputError(
+                f"{name} is a scalar and cannot be split over {parts} devices",
+                field=name,
+                value=leaf,
+                remedy="replicate it instead.",
+            )
         if shape[0] % parts:
             below = shape[0] - shape[0] % parts
             nearest = f"{below} or {below + parts}" if below else f"{parts}"
             raise InputError(
-                f"{name} has a leading axis of {shape[0]}, which does not divide by the {parts} devices. Make it "
-                f"{nearest}, or use a number of devices that divides {shape[0]}."
+                f"{name} has a leading axis of {shape[0]}, which does not divide by the {parts} devices.",
+                field=name,
+                value=shape,
+                remedy=f"Make it {nearest}, or use a number of devices that divides {shape[0]}.",
             )
     sharding = NamedSharding(mesh, BATCH)
     if not hosts.several():

@@ -48,20 +48,24 @@ def spec(mesh: Mesh, path: tuple[str, ...], shape: tuple[int, ...]) -> P:
     name = ".".join(path)
     if axes is None or len(axes) != len(shape):
         raise InputError(
-            f"No rule says how the parameter {name} of shape {list(shape)} is sharded on a mesh. Add one for "
-            f"{path[-2:]} to RULES in {__file__}."
+            f"No rule says how the parameter {name} of shape {list(shape)} is sharded on a mesh.",
+            field=name,
+            value=shape,
+            remedy=f"Add one for {path[-2:]} to RULES in {__file__}.",
         )
     entries: list[str | None] = []
     for axis, size in zip(axes, shape, strict=True):
         over = None if axis is None or size == 1 else AXES[axis]
         parts = 1 if over is None else mesh.shape[over]
         if size % parts:
-            option = "`fsdp`" if over == "fsdp" else "`model_parallel`"
+            option = "fsdp" if over == "fsdp" else "model_parallel"
             fitting = [count for count in range(1, parts) if size % count == 0 and mesh.size % count == 0]
             raise InputError(
                 f"The parameter {name} has the shape {list(shape)}, and its axis {axis} of {size} does not divide by "
-                f"the {parts} devices of the mesh's axis {over}. Make {option} a divisor of {size}, such as "
-                f"{fitting[-1]}."
+                f"the {parts} devices of the mesh's axis {over}.",
+                field=option,
+                value=parts,
+                remedy=f"Make `{option}` a divisor of {size}, such as {fitting[-1]}.",
             )
         entries.append(over if parts > 1 else None)
     while entries and entries[-1] is None:

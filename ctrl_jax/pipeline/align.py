@@ -2,7 +2,7 @@
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.evaluation import Evaluation
-from ctrl_jax.pipeline import assembly, calibrate, evaluate, reward_model, sft, train
+from ctrl_jax.pipeline import assembly, calibrate, evaluate, reward_model, sft, start, train
 from ctrl_jax.pipeline.run import Run, prepare
 from ctrl_jax.pipeline.train import Aligned
 from ctrl_jax.pipeline.workspace import Workspace
@@ -38,15 +38,18 @@ def policy(run: Run) -> Aligned:
     reference = sft.run(run)
     reward, reward_seconds = reward_model.run(run, reference)
     seconds = {"sft": reference.seconds, "reward_model": reward_seconds}
-    calibrated = None
-    if assembly.is_on_policy(run.experiment.policy):
+    calibrated = begun = None
+    if assembly.is_calibrated(run.experiment):
         calibrated = calibrate.run(run, reference, reward)
         seconds["calibration"] = calibrated.seconds
-    policy = train.run(run, reference, reward, calibrated)
-    return Aligned(policy, reference, reward, seconds, train.depends_on(run, reference, reward, calibrated))
+        begun = start.run(run, reference, calibrated)
+        seconds |= {} if begun is None else {"start": begun.seconds}
+    policy = train.run(run, reference, reward, calibrated, begun)
+    return Aligned(policy, reference, reward, seconds, train.depends_on(run, reference, reward, calibrated, begun))
 
 
 def check_budget(experiment: Experiment) -> None:
     """Refuses a KL budget that no policy of the transform reaches. A β that is given aims at no budget."""
-    if assembly.is_on_policy(experiment.policy) and experiment.policy.beta is None:
-        experiment.policy.objective.check(experiment.calibration.rewards_per_prompt)
+    for options in (experiment.policy, experiment.start) if assembly.is_calibrated(experiment) else ():
+        if options is not None and options.beta is None:
+            options.objective.check(experiment.calibration.rewards_per_prompt)

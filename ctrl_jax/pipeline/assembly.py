@@ -21,7 +21,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, lora, networks
 from ctrl_jax.models.networks import Networks
 from ctrl_jax.steps import kl, logprobs, sampling
-from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Rollouts, Score
+from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Responses, Rollouts, Score
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,17 @@ def algorithm_class(policy: config.Policy) -> type[Algorithm]:
 def is_on_policy(policy: config.Policy) -> bool:
     """Whether the algorithm learns from the policy's own responses, whose rewards are calibrated."""
     return algorithm_class(policy).source is Source.POLICY
+
+
+def learns_from_stored(policy: config.Policy) -> bool:
+    """Whether the algorithm learns from the reference's stored responses, whose rewards are calibrated too."""
+    return algorithm_class(policy).source is Source.REFERENCE
+
+
+def is_calibrated(experiment: config.Experiment) -> bool:
+    """Whether the policy's training or its start learns from calibrated rewards."""
+    policy = experiment.policy
+    return is_on_policy(policy) or learns_from_stored(policy) or experiment.start is not None
 
 
 def updates(policy: config.Policy) -> tuple[int, int]:
@@ -213,6 +224,19 @@ def streamer(
     batch = batch_spec(mesh)
     specs: Any = sampling.State(batch, P(), batch, batch, batch, batch)  # type: ignore[arg-type]
     return reader(mesh, start, (batch, P()), specs), reader(mesh, advance, (specs,), specs, donate=(1,))
+
+
+def log_probs(parts: Networks, mesh: Mesh, *, temperature: float) -> Callable[[Params, Prompts, Responses], jax.Array]:
+    """(params, prompts, responses) to log-probs of whole responses [B, N], nats, by the law that training scores."""
+    chunks = chunk_size(parts, mesh)
+
+    def measure(params: Params, prompts: Prompts, responses: Responses) -> jax.Array:
+        return logprobs.of_responses(
+            parts.policy, params, prompts, responses, temperature=temperature, chunk_size=chunks
+        )
+
+    batch = batch_spec(mesh)
+    return reader(mesh, measure, (batch, batch), batch)
 
 
 def kl_of_responses(

@@ -1,14 +1,17 @@
-"""The calibration table: raw rewards of the reference policy's responses to the training prompts."""
+"""The calibration table: raw rewards of the reference policy's responses to the training prompts.
+
+Where an experiment asks for it (`calibration.keep_responses`), the responses are kept beside it.
+"""
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import data, rollouts, scored
+from ctrl_jax.pipeline import data, rollouts, scored, stored
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.rewards.reward import Reward
@@ -27,6 +30,15 @@ class Calibrated(NamedTuple):
     """What it took to make."""
     digest: str
     """Names the table, by content: the key of whatever depends on it."""
+    responses: np.ndarray | None = None
+    """[B, K] records (stored.py), which stay on disk; None where the experiment keeps none."""
+    responses_digest: str = ""
+    """Names them, by content."""
+
+    @property
+    def all_digests(self) -> str:
+        """Names the table and the responses: the key of what learns from these."""
+        return f"{self.digest}-{self.responses_digest}"
 
 
 def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
@@ -52,6 +64,13 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
                 f"evaluation; the old table is in {place}.",
                 style="yellow",
             )
+        if hosts.agree(config.keep_responses and stage.complete and not (stage.directory / stored.FILE).exists()):
+            place = stage.supersede()
+            say(
+                "The reference's responses were not kept when its calibration table was made (now they are, by "
+                f"`calibration.keep_responses`). Both are made anew; the old table is in {place}.",
+                style="yellow",
+            )
         if not stage.complete:
             _make(run, stage, reference, reward, prompts)
     table, summary = _read(run, stage, prompts), stage.summary
@@ -66,7 +85,11 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
     if ties > 0.05:
         warning = f"{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties."
         say(warning, style="yellow")
-    return Calibrated(table, summary["seconds"], summary["table"])
+    calibrated = Calibrated(table, summary["seconds"], summary["table"])
+    if not config.keep_responses:
+        return calibrated
+    kept = stored.read(stage, experiment, run.architecture.vocabulary_size)
+    return calibrated._replace(responses=kept, responses_digest=summary["responses"])
 
 
 def _stale(run: Run, stage: Stage, reward: Reward) -> str | None:
@@ -96,28 +119,50 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
         say(f"{stage.directory} was left without its {DONE}: it is made anew.", style="yellow")
     write_arrays(stage.directory / IDS, ids=prompts.ids)
     file = RowFile(stage.directory / TABLE, (config.prompts, config.rewards_per_prompt), np.float32)
+    kept = None
+    if config.keep_responses:
+        kept = stored.open_file(stage, run.experiment, run.architecture.vocabulary_size)
+    # A kill between the two leaves one file behind the other: what one has already is drawn again, and left out there.
+    row = file.rows if kept is None else min(file.rows, kept.rows)
     so_far = file.note or {"ties": 0.0, "seconds": 0.0}
     ties, before, started = so_far["ties"], so_far["seconds"], time.monotonic()
-    for responses, batch in rollouts.scored(
-        run, "calibration", reference.params, reward.score, prompts, config.samples_per_prompt, done=file.rows
-    ):
-        bad = calibration.out_of_range(batch)
-        if bad.any():
-            raise InputError(
-                f"{np.sum(bad)} of {batch.size} reference rewards are not finite, or beyond "
-                f"{calibration.MOST_REWARD:g} ({batch[bad][0]} the first): the reward {reward.fingerprint} is "
-                "broken. If it was trained here, train it with a smaller `reward_model.learning_rate`."
-            )
-        if file.rows == 0:
+    for responses, batch, log_probs in rollouts.scored(
+        run, "calibration", reference.params, reward.score, prompts, config.samples_per_prompt,
+        done=row, log_probs=kept is not None,
+    ):  # fmt: skip
+        _check(batch, reward)
+        if row == 0:
             scored.keep(run, reward, stage.directory, prompts, responses)
-        ascending = jnp.sort(jnp.asarray(batch), axis=-1)
-        ties += float(_ties(ascending).sum())
-        kept = calibration.quantiles(ascending, config.rewards_per_prompt)
-        file.append(np.asarray(kept), {"ties": ties, "seconds": before + time.monotonic() - started})
-    file.finish()
-    seconds = before + time.monotonic() - started
-    digest = checksums.of_file(stage.directory / TABLE)[:16] if hosts.first() else None
-    stage.finish({"ties": ties / config.prompts, "seconds": seconds, "table": digest})
+        if kept is not None and row + len(batch) > kept.rows:
+            assert log_probs is not None, "asked for above"
+            records = stored.records(responses, log_probs, batch, kept.dtype)
+            kept.append(records[kept.rows - row :])
+        if row + len(batch) > file.rows:
+            ascending = jnp.sort(jnp.asarray(batch[file.rows - row :]), axis=-1)
+            ties += float(_ties(ascending).sum())
+            rewards = calibration.quantiles(ascending, config.rewards_per_prompt)
+            file.append(np.asarray(rewards), {"ties": ties, "seconds": before + time.monotonic() - started})
+        row += len(batch)
+    _finish(stage, file, kept, {"ties": ties / config.prompts, "seconds": before + time.monotonic() - started})
+
+
+def _check(rewards: np.ndarray, reward: Reward) -> None:
+    bad = calibration.out_of_range(rewards)
+    if bad.any():
+        raise InputError(
+            f"{np.sum(bad)} of {rewards.size} reference rewards are not finite, or beyond "
+            f"{calibration.MOST_REWARD:g} ({rewards[bad][0]} the first): the reward {reward.fingerprint} is "
+            "broken. If it was trained here, train it with a smaller `reward_model.learning_rate`."
+        )
+
+
+def _finish(stage: Stage, file: RowFile, kept: RowFile | None, summary: dict[str, Any]) -> None:
+    digests = {}
+    for name, one in (("responses", kept), ("table", file)):
+        if one is not None:
+            one.finish()
+            digests[name] = checksums.of_file(one.path)[:16] if hosts.first() else None
+    stage.finish({**summary, **digests})
 
 
 def _ties(ascending: jax.Array) -> jax.Array:

@@ -34,11 +34,13 @@ def check_batches_divide(experiment: Experiment, devices: int) -> None:
       InputError: with the option, and the nearest sizes that can.
     """
     sft, reward, policy = experiment.sft, experiment.reward_model, experiment.policy
+    start = experiment.start or policy
     batches = [
         (section, option, size, micro_batches or 1)
         for section, option, size, micro_batches, used in (
             ("sft", "batch_size", sft.batch_size, sft.micro_batches, sft.steps > 0),
             ("reward_model", "batch_size", reward.batch_size, reward.micro_batches, reward.trained),
+            ("start", "prompts_per_step", start.prompts_per_step, start.micro_batches, experiment.start is not None),
             ("policy", "prompts_per_step", policy.prompts_per_step, policy.micro_batches, True),
         )
         if used
@@ -47,13 +49,20 @@ def check_batches_divide(experiment: Experiment, devices: int) -> None:
     if len(uneven) > 1:
         given = ", ".join(f"`{option}` is {size}" for option, size in uneven)
         mended = " ".join(f"`{option}={size + devices - size % devices}`" for option, size in uneven)
-        raise InputError(f"{given}, which do not divide by the {devices} devices. Give {mended}, or choose `devices`.")
+        raise InputError(
+            f"{given}, which do not divide by the {devices} devices.",
+            field=uneven[0][0],
+            value=uneven[0][1],
+            remedy=f"Give {mended}, or choose `devices`.",
+        )
     for option, size in uneven:
         above = size + devices - size % devices
         nearest = f"{above - devices} or {above}" if above > devices else f"{above}"
         raise InputError(
-            f"`{option}` is {size}, which does not divide by the {devices} devices. Make it {nearest}, or choose "
-            "`devices`."
+            f"`{option}` is {size}, which does not divide by the {devices} devices.",
+            field=option,
+            value=size,
+            remedy=f"Make it {nearest}, or choose `devices`.",
         )
     share, minibatches = policy.prompts_per_step // devices, getattr(policy, "minibatches", 1)
     if minibatches > 1 and share % (minibatches * (policy.micro_batches or 1)):
@@ -69,7 +78,9 @@ def check_batches_divide(experiment: Experiment, devices: int) -> None:
         if share % micro_batches:
             fitting = [str(count) for count in range(1, share + 1) if share % count == 0]
             raise InputError(
-                f"`{section}.micro_batches` is {micro_batches}, into which the {share} prompts of a "
-                f"device (`{section}.{option}` {size} on {devices} devices) do not divide. Make it one of "
-                f"{', '.join(fitting)}."
+                f"`{section}.micro_batches` is {micro_batches}, into which the {share} prompts of a device "
+                f"(`{section}.{option}` {size} on {devices} devices) do not divide.",
+                field=f"{section}.micro_batches",
+                value=micro_batches,
+                remedy=f"Make it one of {', '.join(fitting)}.",
             )

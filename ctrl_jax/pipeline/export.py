@@ -35,15 +35,26 @@ def check(experiment: Experiment, output: Path, form: str) -> None:
     if model.path is None:
         raise InputError(
             "The model of this experiment is trained from scratch, and its embedding scale is none of Hugging Face's "
-            "architectures; only the policy of an experiment with a `model.path` can be exported."
+            "architectures",
+            field="model.path",
+            value=None,
+            remedy="only the policy of an experiment with a `model.path` can be exported.",
         )
     weights.check_new(output)
     if form == "adapter" and model.lora.rank == 0:
-        raise InputError("`format` is adapter, but `model.lora.rank` is 0: all weights were trained. Export merged.")
+        raise InputError(
+            "`format` is adapter, but `model.lora.rank` is 0: all weights were trained.",
+            field="format",
+            value=form,
+            remedy="Export merged.",
+        )
     if form == "adapter" and (experiment.sft.steps or model.adapter is not None):
         raise InputError(
             "`format` is adapter, but the reference is not the model at `model.path`: it was fine-tuned (`sft.steps`) "
-            "or has an adapter of its own (`model.adapter`), merged. Export merged."
+            "or has an adapter of its own (`model.adapter`), merged.",
+            field="format",
+            value=form,
+            remedy="Export merged.",
         )
 
 

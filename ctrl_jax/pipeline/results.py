@@ -32,8 +32,8 @@ PATHS = {
     "reward_model.path": "contents.reward_model",
 }
 """Options that name places of files. Fingerprints have their contents, and a result depends on those alone."""
-# These change when an update is saved, or how it is computed, but for rounding not what it is.
-_OF_NO_RESULT = ("checkpoint_every", "micro_batches", "rematerialize")
+# These change when an update is saved, how it is computed, or what else is kept, but for rounding not what it is.
+_OF_NO_RESULT = ("checkpoint_every", "micro_batches", "rematerialize", "keep_responses")
 
 
 def without_neutral(options: Any) -> Any:

@@ -40,6 +40,7 @@ def _train(run: Run, reference: Trained) -> tuple[Reward, float]:
         stage,
         LABEL,
         "reward_model",
+        batch_size=config.batch_size,
         start=start,
         frozen=frozen,
         optimizer=optimizer,

@@ -36,16 +36,22 @@ def respond(
 
 
 def scored(
-    run: Run, stage: str, params: Params, score: Score, prompts: Prompts, num_samples: int, *, done: int = 0
-) -> Iterator[tuple[Responses, np.ndarray]]:
-    """The responses of `respond` and their raw rewards [b, N], by batches from prompt `done` on."""
+    run: Run, stage: str, params: Params, score: Score, prompts: Prompts, num_samples: int, *,
+    done: int = 0, log_probs: bool = False,
+) -> Iterator[tuple[Responses, np.ndarray, np.ndarray | None]]:  # fmt: skip
+    """The responses of `respond` and their raw rewards [b, N], by batches from prompt `done` on.
+
+    With `log_probs` also those of whole responses [b, N], nats, by the program with which training scores them. The
+    sampler rounds otherwise, in bfloat16 by far: a policy that still is the reference would have a log-ratio to it.
+    """
     both = _sampling(run, stage, params, score, num_samples)
+    measure = assembly.log_probs(run.models, run.mesh, temperature=run.experiment.policy.temperature)
 
-    def without_logprobs(batch: Prompts) -> tuple[Responses, Any]:
+    def without_rollouts(batch: Prompts) -> tuple[Responses, Any, Any]:
         rollouts, rewards = both(batch)
-        return rollouts.responses, rewards
+        return rollouts.responses, rewards, measure(params, batch, rollouts.responses) if log_probs else None
 
-    yield from _batches(run, stage, without_logprobs, prompts, rows_per_prompt=num_samples, done=done)
+    yield from _batches(run, stage, without_rollouts, prompts, rows_per_prompt=num_samples, done=done)
 
 
 def _sampling(

@@ -37,6 +37,7 @@ def run(run: Run) -> Trained:
         stage,
         LABEL,
         "sft",
+        batch_size=config.batch_size,
         start=parameters.adapt_decoder(run.models, run.mesh, key, start),
         frozen=frozen,
         optimizer=optimizer,

@@ -36,6 +36,8 @@ class Stage:
     """Whether it draws random numbers with jax."""
     shared: bool = True
     """Whether experiments share it, below `runs/stages`; else it is in the work directory."""
+    younger: bool = False
+    """Whether it came after the first results on disk: a run that does not make it has it in no key or config.json."""
 
 
 _REFERENCE_AND_REWARD = {"corpus": "data", "reference": "sft", "reward_model": "reward_model"}
@@ -62,8 +64,15 @@ TABLE = (
         "calibration", 4,
         needs=_REFERENCE_AND_REWARD,
         reads={"calibration": "calibration", "temperature": "policy.temperature", "seed": "seed"},
-        wanted=lambda experiment: assembly.is_on_policy(experiment.policy),
+        wanted=assembly.is_calibrated,
         timing="calibrate",
+    ),
+    Stage(
+        "start", 1,
+        needs={"corpus": "data", "reference": "sft", "calibration": "calibration"},
+        reads={"start": "start", "lora": "model.lora", "seed": "seed"},
+        wanted=lambda experiment: experiment.start is not None,
+        younger=True,
     ),
     Stage(
         "reference_evaluation", 3,
@@ -80,7 +89,7 @@ TABLE = (
     ),
     Stage(
         "policy", 3,
-        needs={**_REFERENCE_AND_REWARD, "calibration": "calibration"},
+        needs={**_REFERENCE_AND_REWARD, "calibration": "calibration", "start": "start"},
         reads={"policy": "policy", "lora": "model.lora", "table": "calibration", "seed": "seed"},
         timing="train",
         shared=False,
@@ -97,7 +106,7 @@ TABLE = (
 
 VERSIONS = {stage.name: stage.version for stage in TABLE}
 
-YOUNGER = {"data.format": "chat", "evaluation.along": 0, "evaluation.along_responses": None}
+YOUNGER = {"data.format": "chat", "evaluation.along": 0, "evaluation.along_responses": None, "start": None}
 """Options that came after the first results on disk, and the value that gives those results: an option that has it is
 in no key and in no config.json, so that what was made before is found."""
 
@@ -114,7 +123,8 @@ def made_by(experiment: Experiment) -> list[str]:
 def inputs_key(name: str, inputs: Mapping[str, Any], draws: Mapping[str, Any]) -> dict[str, Any]:
     """What a stage depends on besides its options, in clear."""
     stage = named(name)
-    if inputs.keys() != stage.needs.keys():
+    optional = {of for of, maker in stage.needs.items() if maker != "files" and named(maker).younger}
+    if not stage.needs.keys() - optional <= inputs.keys() <= stage.needs.keys():
         raise ValueError(f"The stage {name} needs {sorted(stage.needs)}, and was given {sorted(inputs)}.")
     drawn = {"draws": dict(draws)} if stage.draws else {}
     return {"version": VERSIONS[name], **drawn, **inputs}
@@ -137,15 +147,23 @@ def options_key(name: str, experiment: Experiment, contents: Mapping[str, Any]) 
 
 
 def as_tree(experiment: Experiment) -> dict[str, Any]:
-    """The experiment in JSON, with the name of its algorithm, and without `YOUNGER` options that change nothing."""
+    """The experiment in JSON, with the names of its algorithms, and without `YOUNGER` options that change nothing."""
     tree: dict[str, Any] = plain(experiment)
     tree["policy"] |= experiment.policy.named_algorithm
+    if experiment.start is not None:
+        tree["start"] |= experiment.start.named_algorithm
     for path, before in YOUNGER.items():
         section, _, name = path.rpartition(".")
-        options = _field(tree, section)
+        options = _field(tree, section) if section else tree
         if options[name] == before:
             del options[name]
     return tree
+
+
+def versions(experiment: Experiment) -> dict[str, int]:
+    """Of all stages, but the younger ones that a run of the experiment does not make."""
+    without = {stage.name for stage in TABLE if stage.younger and not stage.wanted(experiment)}
+    return {name: version for name, version in VERSIONS.items() if name not in without}
 
 
 def open_stage(

@@ -1,4 +1,4 @@
-"""A supervised training, as the stage that it is: the reference policy's and the reward model's."""
+"""A training on given examples, as the stage that it is: the reference policy's, the reward model's, a start's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +34,7 @@ def train(
     label: str,
     section: str,
     *,
+    batch_size: int,
     start: Params,
     frozen: Params,
     optimizer: optax.GradientTransformation,
@@ -48,6 +49,7 @@ def train(
       stage: where checkpoints and metrics go.
       label: names the training in the progress bar and in messages.
       section: of the experiment, which has the options.
+      batch_size: examples of an update.
       start: the parameters that are trained, as they start.
       frozen: those that are not.
       optimizer: of the updates.
@@ -63,7 +65,7 @@ def train(
         with run.open_training(
             label,
             programs.init_state(start, optimizer, run.mesh),
-            batches(examples, batch_size=config.batch_size, seed=run.experiment.seed),
+            batches(examples, batch_size=batch_size, seed=run.experiment.seed),
             metrics=metrics,
             devices=programs.Devices(run.mesh),
             steps=config.steps,

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import optax
 
 from ctrl_jax.algorithms.protocol import Algorithm, Source
+from ctrl_jax.config import Policy
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, programs
 from ctrl_jax.models import lora
-from ctrl_jax.pipeline import along, assembly, data, optimizers, randomness, watch
+from ctrl_jax.pipeline import along, assembly, data, optimizers, randomness, stored, watch
 from ctrl_jax.pipeline.calibrate import Calibrated
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.stages import inputs_key, options_key
@@ -29,37 +30,37 @@ class Aligned(NamedTuple):
     """What the policy depends on besides the options, in clear."""
 
 
-def run(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None) -> Params:
-    """The trained policy, all of it: trained from the reference, continued, or read where it is done.
+def run(
+    run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None, start: Trained | None = None
+) -> Params:
+    """The trained policy, all of it: trained from the reference or its start, continued, or read where it is done.
 
     Args:
       run: has the data and the options.
-      reference: where the policy starts, and what its KL is measured against.
+      reference: what the policy's KL is measured against.
       reward: scores the policy's responses, where the algorithm samples them.
       calibrated: the reference's rewards, or None where the algorithm learns from preference pairs.
+      start: the parameters that the policy's training goes on from (start.py); None for those of the reference.
 
     Raises:
       InputError: if a step is not finite, the KL runs away, or the policy stops changing (watch.py).
     """
     experiment, config = run.experiment, run.experiment.policy
-    num_references = experiment.calibration.rewards_per_prompt
-    depends = depends_on(run, reference, reward, calibrated)
+    depends = depends_on(run, reference, reward, calibrated, start)
     run.renew(depends)
 
-    beta = config.beta
-    if beta is None and calibrated is not None:
-        beta = config.objective.beta(num_references, calibrated.table.rewards)
-    algorithm = assembly.algorithm(
-        run.models, run.mesh, config, beta=beta, num_references=num_references, eos_ids=run.corpus.tokenizer.eos_ids
-    )
+    algorithm = algorithm_of(run, config, calibrated)
     optimizer = optimizers.policy(config, updates=algorithm.updates)
     adapter_key = randomness.stage_key(experiment.seed, "adapter")
-    trained = parameters.adapt_decoder(run.models, run.mesh, adapter_key, reference.params)
+    trained = (
+        parameters.adapt_decoder(run.models, run.mesh, adapter_key, reference.params) if start is None
+        else start.params
+    )  # fmt: skip
     step = _step(run, algorithm, optimizer, reward)
     with run.open_training(
         experiment.name,
         programs.init_state(trained, optimizer, run.mesh, algorithm.start()),
-        batches(_examples(run, calibrated), batch_size=config.prompts_per_step, seed=experiment.seed),
+        batches(examples(run, config, calibrated), batch_size=config.prompts_per_step, seed=experiment.seed),
         metrics=algorithm.metrics,
         devices=programs.Devices(run.mesh),
         steps=config.steps,
@@ -79,23 +80,47 @@ def run(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | N
     return lora.overlay(reference.params, training.state.params)
 
 
-def depends_on(run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None) -> dict[str, Any]:
+def depends_on(
+    run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None, start: Trained | None = None
+) -> dict[str, Any]:
     """What the policy depends on besides the options, in clear."""
+    from_stored = assembly.learns_from_stored(run.experiment.policy)
     inputs = {
         "corpus": data.key(run.corpus, "train"),
         "reference": reference.stage,
         "reward_model": reward.fingerprint,
-        "calibration": calibrated and calibrated.digest,
+        "calibration": calibrated and (calibrated.all_digests if from_stored else calibrated.digest),
     }
+    if start is not None:
+        inputs["start"] = start.stage
     return inputs_key("policy", inputs, randomness.draws())
 
 
-def _examples(run: Run, calibrated: Calibrated | None) -> Any:
-    """What an algorithm learns from: prompts with the rewards that calibrate, or preference pairs."""
-    if calibrated is None:
+def algorithm_of(run: Run, options: Policy, calibrated: Calibrated | None) -> Algorithm:
+    """The algorithm of the options, of the policy's training or its start, with the β of its KL budget."""
+    calibration = run.experiment.calibration
+    num_references = calibration.rewards_per_prompt
+    if assembly.learns_from_stored(options):
+        num_references = calibration.samples_per_prompt
+    beta = options.beta
+    if beta is None and calibrated is not None:
+        beta = options.objective.beta(num_references, calibrated.table.rewards)
+    return assembly.algorithm(
+        run.models, run.mesh, options, beta=beta, num_references=num_references, eos_ids=run.corpus.tokenizer.eos_ids
+    )
+
+
+def examples(run: Run, options: Policy, calibrated: Calibrated | None) -> Any:
+    """What an algorithm learns from: preference pairs, or prompts with what calibrates or with stored responses."""
+    source = assembly.algorithm_class(options).source
+    if source is Source.PREFERENCES:
         return data.pairs(run.corpus, "train")
     prompts = run.corpus.prompts("train", run.experiment.calibration.prompts).prompts
-    return PolicyBatch(prompts, calibrated.table.rewards)
+    assert calibrated is not None, "align.is_calibrated"
+    if source is Source.POLICY:
+        return PolicyBatch(prompts, calibrated.table.rewards)
+    assert calibrated.responses is not None, "Experiment.__post_init__ asks for calibration.keep_responses"
+    return stored.examples(prompts, calibrated.responses, options.samples_per_prompt)
 
 
 def _step(

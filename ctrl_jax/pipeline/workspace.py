@@ -20,7 +20,7 @@ from ctrl_jax.models import peft, weights
 from ctrl_jax.pipeline import randomness, results
 from ctrl_jax.pipeline.directories import check_models
 from ctrl_jax.pipeline.divisible import check_batches_divide
-from ctrl_jax.pipeline.stages import VERSIONS, as_tree, open_stage
+from ctrl_jax.pipeline.stages import as_tree, open_stage, versions
 from ctrl_jax.rewards import function
 from ctrl_jax.runtime import disk, hosts
 from ctrl_jax.runtime.console import say
@@ -141,7 +141,7 @@ def claimed(experiment: Experiment, contents: dict[str, Any]) -> dict[str, Any]:
     tree = as_tree(experiment)
     # The judge decides nothing that is trained: it may be given, or changed, once the policy is there.
     del tree["evaluation"]["judge"]
-    return {**tree, "versions": VERSIONS, "contents": contents}
+    return {**tree, "versions": versions(experiment), "contents": contents}
 
 
 def contents(experiment: Experiment, given: function.Function | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ as the steps do it.
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from ctrl_jax.config import Experiment, Lora, Supervised
+from ctrl_jax.config import Experiment, Lora, Stored, Supervised
 from ctrl_jax.devices import accelerators
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs
@@ -83,6 +83,11 @@ def _stage(name: str, experiment: Experiment, found: Sizes, devices: int) -> Sta
             return _responses(name, experiment, found, devices)
         case "reference_judge":
             return _judge(experiment, found, devices) if found.judge else None
+        case "start":
+            assert experiment.start is not None, "the table asks for it"
+            return _stored(name, experiment.start, experiment, found, devices)
+        case "policy" if isinstance(experiment.policy, Stored):
+            return _stored(name, experiment.policy, experiment, found, devices)
         case "policy":
             return _policy(experiment, found, devices)
     raise AssertionError(f"the stage {name} has no plan")
@@ -103,9 +108,10 @@ def model_flops(stage: Stage) -> float:
 
 
 def policy_batch(experiment: Experiment, devices: int) -> Batch:
-    """A step's prompts with the responses that it learns from: the policy's own, or those of preference pairs."""
+    """A step's prompts with the responses that it learns from: the policy's own, a group of stored ones, or a pair."""
     policy, data = experiment.policy, experiment.data
-    samples = policy.samples_per_prompt if assembly.is_on_policy(policy) else 2
+    pairs = not (assembly.is_on_policy(policy) or assembly.learns_from_stored(policy))
+    samples = 2 if pairs else policy.samples_per_prompt
     return Batch(policy.prompts_per_step // devices, samples, data.prompt_length, data.response_length)
 
 
@@ -137,6 +143,23 @@ def _policy(experiment: Experiment, found: Sizes, devices: int) -> Stage:
     return Stage("policy", config.steps, phases, programs, batch=("policy", "prompts_per_step"))
 
 
+def _stored(name: str, config: Stored, experiment: Experiment, found: Sizes, devices: int) -> Stage:
+    """Updates by stored responses, which have their log-probs under the reference already."""
+    data, rematerialize, prompts = experiment.data, experiment.model.rematerialize, config.prompts_per_step // devices
+    batch = Batch(prompts, config.samples_per_prompt, data.prompt_length, data.response_length)
+    length = batch.response_length - 1
+    layers, vocabulary = _log_probs(found, batch)
+    phases = (
+        Phase("policy log-probs", (layers, vocabulary)),
+        Phase("recomputation", (vocabulary, *((layers,) if rematerialize else ())), repeats=True),
+        *_backward(found, batch, vocabulary, length, devices, POLICY_MOMENTS),
+    )
+    slices = memory.micro_batches(config.micro_batches, found, batch, rematerialize)
+    needed = memory.update(found, batch, slices, rematerialize, length=length, networks=1)
+    programs = {"update": {**memory.held(found), **needed}}
+    return Stage(name, config.steps, phases, programs, batch=(name, "prompts_per_step"))
+
+
 def _supervised(name: str, experiment: Experiment, found: Sizes, devices: int) -> Stage:
     """Fine-tuning on demonstrations, or on pairs of responses: those have no logits."""
     config: Supervised = getattr(experiment, name)
@@ -163,7 +186,7 @@ def _supervised(name: str, experiment: Experiment, found: Sizes, devices: int) -
 
 
 def _responses(name: str, experiment: Experiment, found: Sizes, devices: int) -> Stage:
-    """Responses and their scores; a policy's with their KL and the judge's scores too."""
+    """Responses and their scores; a policy's with their KL and the judge's scores too, kept ones with log-probs."""
     calibration, evaluation = experiment.calibration, experiment.evaluation
     batch, times = (
         _scored(experiment, found, devices, calibration.prompts, calibration.samples_per_prompt)
@@ -178,6 +201,8 @@ def _responses(name: str, experiment: Experiment, found: Sizes, devices: int) ->
         layers, vocabulary = _log_probs(found, batch)
         phases = (*phases, *judging, Phase("exact KL", (layers, vocabulary, layers, vocabulary)))
         programs |= {"judging": judged} if judged else {}
+    if name == "calibration" and calibration.keep_responses:
+        phases = (*phases, Phase("log-probs", _log_probs(found, batch)))
     held = memory.of_responses(found, trained=name != "calibration")
     return Stage(name, times, phases, {program: {**held, **own} for program, own in programs.items()})
 

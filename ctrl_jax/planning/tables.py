@@ -9,7 +9,7 @@ from ctrl_jax.config import Experiment
 from ctrl_jax.devices.accelerators import Accelerator
 from ctrl_jax.models import costs
 from ctrl_jax.models.costs import Work
-from ctrl_jax.pipeline import assembly
+from ctrl_jax.pipeline import assembly, stored
 from ctrl_jax.planning import memory
 from ctrl_jax.planning.expectation import Efficiency, expect
 from ctrl_jax.planning.phases import (
@@ -61,6 +61,7 @@ def as_json(
         "trained": found.trained,
         "capacity": capacity,
         "stages": {one.name: stage(one) for one in made},
+        "stored_responses": _stored_bytes(experiment),
         "remedies": {
             one.name: [
                 remedy._asdict()
@@ -80,6 +81,9 @@ def show(experiment: Experiment, devices: int, efficiency: Efficiency, made: lis
     say(_activations(experiment, devices, device.own_memory))
     _show_stages(experiment, efficiency, made, device)
     _show_fit(experiment, devices, made, capacity, device.own_memory)
+    if kept := _stored_bytes(experiment):
+        each, every = (quantity(size, "B") for size in (kept["bytes_per_prompt"], kept["bytes"]))
+        say(f"Calibration keeps its responses on disk: {each} a prompt, {every} in all.")
     say(
         f"Assumed: {efficiency.matmul:g} of the peak of products and {efficiency.bandwidth:g} of the bandwidths "
         "(`efficiency.matmul`, `efficiency.bandwidth`); every response at its full length and every prompt padded; "
@@ -90,6 +94,14 @@ def show(experiment: Experiment, devices: int, efficiency: Efficiency, made: lis
         say(f"The reward {experiment.reward_model.function} is a function of the host, and not in these tables.")
     if experiment.evaluation.judge is not None and found.judge is None:
         say(f"The judge {experiment.evaluation.judge} is a function of the host, and not in these tables.")
+
+
+def _stored_bytes(experiment: Experiment) -> dict[str, int]:
+    """Of the reference's stored responses; empty where they are not kept."""
+    if not experiment.calibration.keep_responses:
+        return {}
+    each = stored.bytes_per_prompt(experiment, sizes(experiment).policy.vocabulary_size)
+    return {"bytes_per_prompt": each, "bytes": experiment.calibration.prompts * each}
 
 
 def _show_step(

@@ -379,20 +379,20 @@ class RowFile:
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any):
-        self._path = Path(path)
-        self._dtype = np.dtype(dtype)
+        self.path = Path(path)
+        self.dtype = np.dtype(dtype)
         self._shape = shape
-        self._partial = self._path.with_name(f"{self._path.name}.partial")
-        self._noted = self._path.with_name(f"{self._path.name}.partial.json")
-        header = _npy_header(shape, self._dtype)
+        self._partial = self.path.with_name(f"{self.path.name}.partial")
+        self._noted = self.path.with_name(f"{self.path.name}.partial.json")
+        header = _npy_header(shape, self.dtype)
         self.rows, self.note = 0, None
         """How many are written, and what the last `append` said of them."""
         self._checksum = zlib.crc32(header)
         """Of the rows so far."""
-        self._resume(header, math.prod(shape[1:]) * self._dtype.itemsize)
+        self._resume(header, math.prod(shape[1:]) * self.dtype.itemsize)
         if self.rows == 0 and hosts.first():
             self._noted.unlink(missing_ok=True)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._partial.write_bytes(header)
 
     def _resume(self, header: bytes, row: int) -> None:
@@ -416,7 +416,7 @@ class RowFile:
         """Writes the next rows, and with them `note`, JSON that stands for all so far."""
         if rows.shape[1:] != self._shape[1:] or self.rows + len(rows) > self._shape[0]:
             raise ValueError(f"{rows.shape} rows do not go behind {self.rows} of {self._shape}.")
-        data = np.ascontiguousarray(rows, self._dtype).tobytes()
+        data = np.ascontiguousarray(rows, self.dtype).tobytes()
         self._checksum = zlib.crc32(data, self._checksum)
         if hosts.first():
             with naming(self._partial), self._partial.open("ab") as file:
@@ -433,7 +433,7 @@ class RowFile:
         if self.rows != self._shape[0]:
             raise RuntimeError(f"{self._partial} has {self.rows} rows of {self._shape[0]}.")
         if hosts.first():
-            _move(self._partial, self._path)
+            _move(self._partial, self.path)
             self._noted.unlink(missing_ok=True)
 
 

@@ -89,8 +89,17 @@ def leave_one_out(reference_rewards: jax.Array) -> jax.Array:
             value=num_references,
             remedy="leaving one out needs at least 2.",
         )
+    return without_themselves(reference_rewards, reference_rewards)
+
+
+def without_themselves(rewards: jax.Array, reference_rewards: jax.Array) -> jax.Array:
+    """Some of a prompt's K reference rewards, [..., N] of [..., K], each calibrated against the K − 1 others: [..., N].
+
+    K is at least 2.
+    """
+    num_references = reference_rewards.shape[-1]
     # A reward ties with itself once: that ½ of 1/K comes off before the scale goes from K to K − 1.
-    against_all = calibrate(reference_rewards, reference_rewards)
+    against_all = calibrate(rewards, reference_rewards)
     return (against_all * num_references - 0.5) / (num_references - 1)
 
 

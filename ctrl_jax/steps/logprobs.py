@@ -118,6 +118,17 @@ def token_log_probs(
     return _in_chunks(chunk, (features, tokens), chunk_size)
 
 
+def of_responses(
+    policy: Policy, params: Params, prompts: Prompts, responses: Responses, *, temperature: float, chunk_size: int
+) -> jax.Array:
+    """log π(response | prompt), [B, N] nats of whole responses; the arguments are those of `token_log_probs`."""
+    features = policy.apply(params, prompts, responses)
+    per_token = token_log_probs(
+        policy.unembed, params, features, responses.tokens, temperature=temperature, chunk_size=chunk_size
+    )
+    return kl.per_sequence(per_token, responses.lengths)
+
+
 def compare(
     unembed: Unembed,
     params: Params,

@@ -15,7 +15,7 @@ from ctrl_jax.commands import address, sample
 from ctrl_jax.commands.experiments import find, load_experiment
 from ctrl_jax.config import Data, Experiment, Lora, Model, Policy
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline.stages import VERSIONS
+from ctrl_jax.pipeline.stages import VERSIONS, versions
 from ctrl_jax.pipeline.workspace import Workspace, claimed
 from ctrl_jax.runtime import platform
 from ctrl_jax.runtime.stages import fingerprint, plain, write_json
@@ -165,7 +165,7 @@ def test_what_is_no_run_is_refused(refused, run):  # noqa: F811
     folder = run.parent
     told = refused("sample", str(folder), places=False)
     assert f"{str(folder)!r} is a folder without config.json" in told and f"It has the runs {run}; name one" in told
-    write_config(run, Experiment("smoke"), versions={**VERSIONS, "policy": 0})
+    write_config(run, Experiment("smoke"), versions={**versions(Experiment("smoke")), "policy": 0})
     told = refused("sample", str(run), places=False)
     assert f"made by another version of ctrl_jax: policy 0, now {VERSIONS['policy']}" in told
     assert "this run" in refused("sample", str(write_config(run, Experiment("x"), extra=1)), places=False)

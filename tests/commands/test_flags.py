@@ -39,10 +39,10 @@ def test_fields_are_spelled_as_options(message, expected):
 
 def test_every_field_is_an_option_of_that_name(capsys):
     with pytest.raises(SystemExit):
-        tyro.cli(Experiment, default=Experiment("any"), args=["--help"])
+        tyro.cli(Experiment, default=flags.COMPLETE, args=["--help"], config=(tyro.conf.AvoidSubcommands,))
     printed = capsys.readouterr().out
-    fields = [*flags._fields(Experiment("any"))]
-    assert {"policy.kl_budget", "model.lora.rank", "seed", "data.columns"} < {*fields}
+    fields = [*flags._fields(flags.COMPLETE)]
+    assert {"policy.kl_budget", "start.steps", "model.lora.rank", "seed", "data.columns"} < {*fields}
     sections = {name.rpartition(".")[0] for name in fields}
     for name in {*fields} - sections:
         assert spelled(f"`{name}`") in printed

@@ -19,12 +19,23 @@ from safetensors.numpy import save_file
 
 from ctrl_jax.commands import report, summary
 from ctrl_jax.commands.train import align
-from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, RewardModel, Supervised
+from ctrl_jax.config import (
+    Calibration,
+    Data,
+    Evaluation,
+    Experiment,
+    GroupProjection,
+    Model,
+    Policy,
+    RewardModel,
+    Supervised,
+)  # fmt: skip
 from ctrl_jax.devices import parameters, programs
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import networks, weights
 from ctrl_jax.pipeline import assembly, evaluate, randomness, reward_model, rollouts, sft, stages
+from ctrl_jax.pipeline import start as start_stage
 from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.rewards import classifier, trained
@@ -74,7 +85,9 @@ class Fakes:
             if found["fingerprint"] != fingerprint:
                 raise InputError("was saved by another configuration")
             return found["value"]
-        section = {sft.LABEL: "sft", reward_model.LABEL: "reward_model"}.get(label, "policy")
+        section = {sft.LABEL: "sft", reward_model.LABEL: "reward_model", start_stage.LABEL: "start"}.get(
+            label, "policy"
+        )
         self.made.append(section)
         options = without_neutral(getattr(self.experiment, section))
         drawn = randomness.draws(), self.experiment.seed, stages.VERSIONS[section]
@@ -154,6 +167,11 @@ FAKES = {
     (assembly, "sft_step"): lambda *_, **__: None,
     (assembly, "reward_model_step"): lambda *_, **__: None,
     (assembly, "policy_step"): lambda *_, **__: None,
+    (assembly, "update"): lambda *_, **__: None,
+    # Of the tokens that were drawn, which follow from the parameters.
+    (assembly, "log_probs"): lambda *_, **__: (
+        lambda params, prompts, responses: -np.asarray(responses.tokens, np.float32).sum(-1)
+    ),
 }
 
 
@@ -193,6 +211,14 @@ EXPERIMENTS = {
     "function": Experiment(
         "run", data=JSONL, model=Model(path="model", adapter="adapter"), sft=Supervised(**TRAINING),
         reward_model=RewardModel(function="rewards:reward"), **COMMON,
+    ),
+    "start": Experiment(
+        "run", data=JSONL, model=Model(path="model"), sft=Supervised(steps=0),
+        reward_model=RewardModel(function="rewards:reward"),
+        start=GroupProjection(
+            steps=4, prompts_per_step=4, samples_per_prompt=4, warmup_steps=1, procedure="best_of_2", kl_budget=0.5
+        ),
+        **{**COMMON, "calibration": Calibration(prompts=6, samples_per_prompt=8, keep_responses=True)},
     ),
     "classifier": Experiment(
         "run", data=JSONL, model=Model(path="model"), sft=Supervised(steps=0),

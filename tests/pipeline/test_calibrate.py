@@ -10,17 +10,20 @@ from ctrl_jax import config
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import calibrate, rollouts
+from ctrl_jax.pipeline import calibrate, rollouts, stored
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.rewards.reward import Reward
-from ctrl_jax.runtime.stages import read_rows
+from ctrl_jax.runtime.stages import RowFile, read_rows
 from ctrl_jax.types import Prompts, Responses
 
 B, K = 4, 8
 PROMPTS = Prompts(np.ones((B, 3), np.int32), np.full(B, 3, np.int32), np.arange(B, dtype=np.uint32))
-RESPONSES = Responses(np.arange(2 * K, dtype=np.int32).reshape(2, K, 1), np.ones((2, K), np.int32))
+RESPONSES = Responses(
+    np.stack([np.arange(2 * K, dtype=np.int32).reshape(2, K), np.full((2, K), 99, np.int32)], axis=-1),
+    np.ones((2, K), np.int32),
+)
 
 
 def answering(sign: float = 1.0, noise: float = 0.0) -> Reward:
@@ -39,18 +42,23 @@ def table_of(tmp_path, monkeypatch):
     """The job's answer where the reference's rewards are these, and from which prompts on they were asked for."""
     asked = []
 
-    def call(rewards, quantiles=None, reward=None):
-        def in_batches(*arguments, done):
+    def call(rewards, quantiles=None, reward=None, keep=False, whole=False):
+        def in_batches(*arguments, done, log_probs):
             asked.append(done)
             *_, num_samples = arguments
             for start in range(done, B, 2):
-                yield RESPONSES, rewards[start : start + 2, :num_samples]
+                drawn = rewards[start : start + 2, :num_samples]
+                yield RESPONSES, drawn, drawn / 4 if log_probs else None
 
         monkeypatch.setattr(rollouts, "scored", in_batches)
-        settings = config.Calibration(prompts=B, samples_per_prompt=K, quantiles=quantiles)
+        settings = config.Calibration(prompts=B, samples_per_prompt=K, quantiles=quantiles, keep_responses=keep)
         function = config.RewardModel(function="rewards:reward")
         experiment = config.Experiment(
-            "any", calibration=settings, reward_model=function, policy=config.Policy(prompts_per_step=B)
+            "any",
+            data=config.Data(response_length=2),
+            calibration=settings,
+            reward_model=function,
+            policy=config.Policy(prompts_per_step=B),
         )
         corpus: Any = SimpleNamespace(
             prompts=lambda split, count: SimpleNamespace(prompts=PROMPTS),
@@ -58,10 +66,11 @@ def table_of(tmp_path, monkeypatch):
             texts=lambda responses: [[str(token) for token in row] for row in np.asarray(responses.tokens)[..., 0]],
         )
         places = {"work_dir": tmp_path / "work", "stages_dir": tmp_path / "stages"}
-        models: Any = None
+        models: Any = SimpleNamespace(architecture=SimpleNamespace(vocabulary_size=100))
         workspace = Workspace(experiment=experiment, **places, mesh=make_mesh(1))
         run = Run(**vars(workspace), corpus=corpus, models=models, fingerprints=workspace.fingerprints)
-        return calibrate.run(run, Trained(None, "sft-1"), reward or answering()), asked
+        found = calibrate.run(run, Trained(None, "sft-1"), reward or answering())
+        return found if whole else found[:3], asked
 
     return call
 
@@ -206,3 +215,100 @@ def test_a_table_that_is_not_what_was_written_is_made_anew(table_of, tmp_path, d
     np.testing.assert_array_equal(table.rewards, before)
     assert again == digest and asked == [0, 0]
     assert "rewards.npy is missing or not what was written" in capsys.readouterr().out.replace("\n", "")
+
+
+def kept_of(table_of, rewards, **options):
+    return table_of(rewards, keep=True, whole=True, **options)
+
+
+def test_responses_are_kept_as_they_were_drawn(table_of):
+    found, asked = kept_of(table_of, RAW)
+    kept = found.responses
+    assert isinstance(kept, np.memmap) and kept.shape == (B, K)
+    np.testing.assert_array_equal(kept["reward"], RAW)
+    np.testing.assert_array_equal(kept["log_prob"], RAW / 4)
+    np.testing.assert_array_equal(kept["tokens"], np.tile(RESPONSES.tokens, (2, 1, 1)))
+    np.testing.assert_array_equal(kept["length"], 1)
+    np.testing.assert_array_equal(found.table.rewards, np.sort(RAW, axis=1))
+    again, asked = kept_of(table_of, np.zeros((B, K), np.float32))
+    np.testing.assert_array_equal(again.responses, kept)
+    assert asked == [0] and again.all_digests == found.all_digests
+
+
+def test_a_table_is_one_whether_its_responses_are_kept_or_not(table_of, tmp_path, capsys):
+    (*_, digest), _ = table_of(RAW)
+    found, asked = kept_of(table_of, RAW)
+    assert asked == [0, 0] and found.digest == digest, "drawn again, and what was made of the table stays"
+    assert superseded(tmp_path) == ["superseded-1"]
+    assert "were not kept when its calibration table was made" in capsys.readouterr().out.replace("\n", " ")
+    (*_, without), asked = table_of(RAW)
+    assert asked == [0, 0] and without == digest
+
+
+@pytest.mark.parametrize("keep_first", [False, True])
+def test_a_table_with_responses_that_was_cut_off_is_gone_on_with(table_of, tmp_path, keep_first):
+    broken = RAW.copy()
+    broken[2:] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        table_of(broken, keep=keep_first)
+    found, asked = kept_of(table_of, RAW)
+    assert asked == [0, 2 if keep_first else 0]
+    np.testing.assert_array_equal(found.responses["reward"], RAW)
+    np.testing.assert_array_equal(found.table.rewards, np.sort(RAW, axis=1))
+    assert not list(tmp_path.rglob("*partial*"))
+
+
+def test_a_kill_between_the_two_files_leaves_no_row_twice(table_of, tmp_path, monkeypatch):
+    """The responses of the second batch were written, and the table's row was not."""
+    append = RowFile.append
+
+    def killed(self, rows, note=None):
+        if self.path.name == "rewards.npy" and self.rows == 2:
+            raise KeyboardInterrupt
+        append(self, rows, note)
+
+    monkeypatch.setattr(RowFile, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kept_of(table_of, RAW)
+    monkeypatch.setattr(RowFile, "append", append)
+    found, asked = kept_of(table_of, RAW)
+    assert asked == [0, 2]
+    np.testing.assert_array_equal(found.responses["reward"], RAW)
+    np.testing.assert_array_equal(found.table.rewards, np.sort(RAW, axis=1))
+
+
+def test_responses_that_are_not_what_was_written_are_made_anew(table_of, tmp_path, capsys):
+    before, _ = kept_of(table_of, RAW)
+    kept, digest = np.array(before.responses), before.all_digests
+    with_a_flipped_high_bit(*tmp_path.rglob("responses.npy"))
+    found, asked = kept_of(table_of, RAW)
+    np.testing.assert_array_equal(found.responses, kept)
+    assert found.all_digests == digest and asked == [0, 0]
+    assert "responses.npy is missing or not what was written" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_responses_of_another_reward_are_made_anew(table_of, tmp_path):
+    before, _ = kept_of(table_of, RAW)
+    found, asked = kept_of(table_of, -RAW, reward=answering(-1.0))
+    assert asked == [0, 0] and found.all_digests != before.all_digests
+    np.testing.assert_array_equal(found.responses["reward"], -RAW)
+
+
+def test_groups_are_the_responses_of_a_prompt_one_after_the_other(table_of):
+    found, _ = kept_of(table_of, RAW)
+    groups = stored.examples(PROMPTS, found.responses, 4)
+    np.testing.assert_array_equal(groups.prompts.ids, [0, 0, 1, 1, 2, 2, 3, 3])
+    np.testing.assert_array_equal(groups.raw, RAW.reshape(8, 4))
+    np.testing.assert_array_equal(groups.log_probs, RAW.reshape(8, 4) / 4)
+    np.testing.assert_array_equal(groups.responses.tokens[:2], RESPONSES.tokens[0].reshape(2, 4, 2))
+    np.testing.assert_array_equal(groups.reference_rewards, np.repeat(RAW, 2, axis=0))
+    batch = next(batches(groups, batch_size=8, seed=0, shuffle=False))
+    assert batch.responses.tokens.dtype == np.uint16 and batch.responses.lengths.shape == (8, 4)
+
+
+@pytest.mark.parametrize(("vocabulary", "token"), [(2**16, 2), (2**16 + 1, 4)])
+def test_a_token_takes_as_few_bytes_as_the_vocabulary_allows(vocabulary, token):
+    experiment = config.Experiment(
+        "any", data=config.Data(response_length=24), calibration=config.Calibration(samples_per_prompt=32)
+    )
+    assert stored.bytes_per_prompt(experiment, vocabulary) == 32 * (24 * token + 12)

@@ -94,6 +94,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "nothing": ("function", nothing),
     "nothing (trained reward)": ("trained", nothing),
     "nothing (classifier)": ("classifier", nothing),
+    "nothing (a start)": ("start", nothing),
     "a row of train.jsonl": ("function", text("data/train.jsonl", "What is 3", "What was 3")),
     "a row of validation.jsonl": ("function", text("data/validation.jsonl", "What is", "What was")),
     "a row of test.jsonl": ("function", text("data/test.jsonl", "What is", "What was")),
@@ -120,6 +121,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "a module that it imports": ("function", text("helpers.py", "1", "-1")),
     "one that a function of it imports": ("function", text("lazily.py", "1", "2")),
     "a file that it reads": ("function", text("scale.json", "1.0", "-1.0")),
+    "a file that it reads (a start)": ("start", text("scale.json", "1.0", "-1.0")),
     "a module beside it": ("function", text("unused.py", "1", "2")),
     "a weight of the classifier": ("classifier", weight("classifier")),
     "the classifier's chat template": ("classifier", added("classifier/chat_template.jinja", TEMPLATE)),
@@ -147,6 +149,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "calibration.prompts": 7,
                 "calibration.samples_per_prompt": 9,
                 "calibration.quantiles": 4,
+                "calibration.keep_responses": True,
                 "policy.transform": "identity",
                 "policy.procedure": "best_of_3",
                 "policy.kl_budget": 0.5,
@@ -172,6 +175,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "data.demonstrations": "chosen",
                 "data.format": "plain",
             },
+            "start": {"start.steps": 5, "start": None},
             "trained": {
                 "data.source": "dialogues/harmless",
                 "data.seed": 1,
@@ -241,7 +245,7 @@ def second(fakes: Fakes, experiment: Experiment) -> dict[str, str]:
         train(fakes, experiment, work_dir)
     after = seals("runs/stages/*/done.json")
     made = {path.parent.name.rpartition("-")[0] for path in after if before.get(path) != after[path]}
-    assert made & {"sft", "reward_model"} == set(fakes.made) - {"policy"}
+    assert made & {"sft", "reward_model", "start"} == set(fakes.made) - {"policy"}
     made |= set(fakes.made)
     results = Path(work_dir) / "results.json"
     made |= {"evaluation"} if evaluated.get(results) != seals("runs/*/results.json")[results] else set()

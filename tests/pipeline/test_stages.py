@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ctrl_jax.config import Data, Experiment, Model, Policy, PpoClip, Supervised
+from ctrl_jax.config import Calibration, Data, Experiment, Model, Policy, PpoClip, Regression, Supervised
 from ctrl_jax.pipeline.stages import (
     TABLE,
     VERSIONS,
@@ -17,6 +17,7 @@ from ctrl_jax.pipeline.stages import (
     open_stage,
     options_key,
     timings,
+    versions,
 )
 from ctrl_jax.runtime.stages import fingerprint, plain, read_json
 from tests.pipeline import golden
@@ -37,9 +38,10 @@ def test_a_key_is_the_options_that_a_stage_reads_with_its_inputs_version_and_dra
     stage = open_stage(
         tmp_path, "calibration", EXPERIMENT, CONTENTS, {"drawn": 1}, corpus="c", reference="r", reward_model="m"
     )
+    options = {name: value for name, value in plain(EXPERIMENT.calibration).items() if name != "keep_responses"}
     expected = {
         "version": VERSIONS["calibration"], "draws": {"drawn": 1}, "corpus": "c", "reference": "r", "reward_model": "m",
-        "calibration": plain(EXPERIMENT.calibration), "temperature": EXPERIMENT.policy.temperature, "seed": 0,
+        "calibration": options, "temperature": EXPERIMENT.policy.temperature, "seed": 0,
     }  # fmt: skip
     assert read_json(stage.directory / "stage.json") == expected
     assert stage.directory == tmp_path / f"calibration-{fingerprint(expected)}"
@@ -69,7 +71,8 @@ def test_the_algorithm_is_part_of_the_policys_key():
 def test_a_younger_option_is_in_no_key_until_it_changes_something():
     for path, before in YOUNGER.items():
         section, _, name = path.rpartition(".")
-        assert name not in reduce(getitem, section.split("."), as_tree(EXPERIMENT)), path
+        tree = as_tree(EXPERIMENT)
+        assert name not in (reduce(getitem, section.split("."), tree) if section else tree), path
         assert attrgetter(path)(EXPERIMENT) == before, "the default leaves results as they were"
     mine = replace(EXPERIMENT, data=Data(source="files", path="rows.jsonl"))
     plain_rows = replace(mine, data=replace(mine.data, format="plain"))
@@ -80,6 +83,20 @@ def test_a_younger_option_is_in_no_key_until_it_changes_something():
 def test_inputs_are_those_of_the_table():
     with pytest.raises(ValueError, match=r"sft needs \['corpus', 'vocabulary_size'\], and was given \['corpus'\]"):
         inputs_key("sft", {"corpus": "c"}, {})
+
+
+def test_what_an_experiment_does_not_use_changes_none_of_its_keys():
+    """Neither options nor stages that were added later; of one that uses them all are there."""
+    assert "start" not in as_tree(EXPERIMENT) and "start" not in versions(EXPERIMENT)
+    inputs = {"corpus": "c", "reference": "r", "reward_model": "m", "calibration": "k"}
+    assert "start" not in inputs_key("policy", inputs, {}) and "start" in inputs_key(
+        "policy", {**inputs, "start": "s"}, {}
+    )
+    kept = replace(EXPERIMENT, calibration=Calibration(keep_responses=True), start=Regression())
+    assert as_tree(kept)["start"]["algorithm"] == Regression.algorithm
+    assert versions(kept) == VERSIONS
+    assert options_key("calibration", kept, CONTENTS) == options_key("calibration", EXPERIMENT, CONTENTS)
+    assert options_key("start", kept, CONTENTS)["start"]["algorithm"] == Regression.algorithm
 
 
 def test_timings_have_the_order_of_the_table():
@@ -125,7 +142,7 @@ def test_a_stage_whose_results_change_has_another_version(smoke):
 
 
 def test_the_golden_numbers_are_of_every_stage_that_the_run_has():
-    assert set(read_json(golden.FILE)) == {stage.name for stage in TABLE} - {"reference_judge"}
+    assert set(read_json(golden.FILE)) == {stage.name for stage in TABLE} - {"reference_judge", "start"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ctrl_jax.config import Data, Dpo, Experiment, Lora, Model, Policy, PpoClip, RewardModel, Supervised
+from ctrl_jax.config import (
+    Calibration,
+    Data,
+    Dpo,
+    Experiment,
+    Lora,
+    Model,
+    Policy,
+    PpoClip,
+    Regression,
+    RewardModel,
+    Supervised,
+)
 from ctrl_jax.devices import parameters
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
@@ -268,3 +280,17 @@ def test_prompts_at_a_time_are_as_many_as_their_caches_and_logits_allow(monkeypa
     most = rollouts.prompts_at_a_time(model, data, samples)
     assert most == 1 or (held(most) <= 2**23 and most * samples <= rollouts.ROWS)
     assert held(most + 1) > 2**23 or (most + 1) * samples > rollouts.ROWS
+
+
+def test_stored_responses_are_learned_from_without_drawing_or_the_reference():
+    """A start is a stage of its own; alone, it is the policy's training."""
+    kept = replace(SMALL, calibration=Calibration(keep_responses=True))
+    plain = phases.stages(SMALL, 1)
+    begun = phases.stages(replace(kept, start=Regression(samples_per_prompt=16)), 1)
+    names = [stage.name for stage in plain]
+    assert [stage.name for stage in begun] == [*names[:3], "start", *names[3:]]
+    alone = phases.policy_training(phases.stages(replace(kept, policy=Regression()), 1))
+    for stage in (begun[3], alone):
+        assert [phase.name for phase in stage.phases] == ["policy log-probs", "recomputation", "backward", "optimiser"]
+        assert (stage.times, list(stage.programs)) == (Regression().steps, ["update"])
+    assert [phase.name for phase in begun[2].phases] == [*(phase.name for phase in plain[2].phases), "log-probs"]
