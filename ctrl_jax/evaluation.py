@@ -214,7 +214,11 @@ def _point(file: JsonFile, value: Any, where: str) -> Point:
     if not isinstance(step, int) or isinstance(step, bool) or step < 1:
         raise file.refuse(step, f"{where}.step", "a step of a training")
     kl = _estimate(file, found.get("kl"), f"{where}.kl", _kl)
-    return Point(step, kl, _by_procedure(file, found, "win_rates", _win_rate))
+
+    def read(file: JsonFile, value: Any, place: str) -> Estimate:
+        return _win_rate(file, value, f"{where}.{place}")
+
+    return Point(step, kl, _by_procedure(file, found, "win_rates", read))
 
 
 def _ideals(file: JsonFile, value: Any, where: str) -> Ideals:

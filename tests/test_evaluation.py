@@ -44,6 +44,21 @@ def test_a_file_that_is_read_and_written_again_is_the_same(changes: dict[str, An
 
 
 @pytest.mark.parametrize(
+    ("place", "point"),
+    [
+        ("along.1", 3),
+        ("along.1.step", {**POINT, "step": 0}),
+        ("along.1.step", {**POINT, "step": 2.5}),
+        ("along.1.kl.mean", {**POINT, "kl": {"mean": -1.0, "low": None, "high": None}}),
+        ("along.1.win_rates.sampling.mean", {**POINT, "win_rates": {"sampling": {"mean": 1.5}}}),
+    ],
+)
+def test_a_bad_point_along_the_training_is_named_with_its_place(place: str, point: object) -> None:
+    with pytest.raises(InputError, match=rf"x has \S+ at {place}, where"):
+        Evaluation.from_json(written(along=[POINT, point]), source="x", remedy="")
+
+
+@pytest.mark.parametrize(
     ("path", "value"),
     [
         (("kl", "mean"), math.nan),
@@ -63,11 +78,6 @@ def test_a_file_that_is_read_and_written_again_is_the_same(changes: dict[str, An
         (("response_length", "policy", "median"), "long"),
         (("ties",), -0.5),
         (("along",), 3),
-        (("along",), [3]),
-        (("along",), [{**POINT, "step": 0}]),
-        (("along",), [{**POINT, "step": 2.5}]),
-        (("along",), [{**POINT, "kl": {"mean": -1.0, "low": None, "high": None}}]),
-        (("along",), [{**POINT, "win_rates": {"best_of_4": {"mean": 1.5, "low": None, "high": None}}}]),
         (("ideal", "sampling", "identity"), math.inf),
         (("ties",), True),
         (("win_rates",), [0.5]),

@@ -88,7 +88,7 @@ def rewards(
         + random.normal(0, 0.35, u.shape)
         for side, u in ranks.items()
     }
-    apart = random.normal(0, 0.07, prompts)
+    apart = random.normal(0, 0.1 * kl, prompts)
     bins = np.linspace(0, 1, 11)
     predicted = (bins[1:] + bins[:-1]) / 2
     count = np.array([90, 240, 330, 410, 440, 440, 410, 330, 240, 90.0])

@@ -146,13 +146,13 @@ def test_the_interval_of_a_difference_at_equal_kl_covers_the_true_one():
 
     def covered(key):
         noise, ours, theirs, draw = jax.random.split(key, 4)
-        common = 0.15 * jax.random.normal(noise, (prompts,))
+        common = 0.15 * jax.random.normal(noise, (1, prompts))
         curves = []
         for seed, lift in ((ours, 0.3), (theirs, 0.2)):
             one, two = jax.random.split(seed)
-            kls = jnp.array([0.2, 0.5, 0.8])[:, None] * (1 + 0.3 * jax.random.normal(one, (prompts,)))
-            level = 0.5 + lift * jnp.array([0.2, 0.5, 0.8])[:, None]
-            curves.append(Curve(kls, level + common + 0.1 * jax.random.normal(two, (3, prompts))))
+            means = jnp.array([0.2, 0.5, 0.8])[:, None]
+            kls = means * (1 + 0.3 * jax.random.normal(one, (1, prompts)))
+            curves.append(Curve(kls, 0.5 + lift * means + common + 0.1 * jax.random.normal(two, (3, prompts))))
         found = comparison._interpolated(tuple(curves), kl, draw, resamples=200, level=0.95, bounds=(-1, 1))
         return (found.low <= 0.1 * kl) & (0.1 * kl <= found.high)
 
