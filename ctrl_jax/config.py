@@ -36,7 +36,7 @@ VOCABULARY = 512
 
 _SECTIONS = {
     "Data": "data", "Model": "model", "Supervised": "sft", "RewardModel": "reward_model", "Calibration": "calibration",
-    "Policy": "policy", "Evaluation": "evaluation",
+    "Validation": "reward_model.validation", "Policy": "policy", "Evaluation": "evaluation",
 }  # fmt: skip
 """Where an experiment has a dataclass. Fields of others have no section before their name."""
 
@@ -331,6 +331,25 @@ class Supervised:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """Early stopping: pairs that are not trained on decide which step's reward model is used, and when to stop."""
+
+    every: int = 0
+    """Steps between validations, each with a checkpoint; the last step has one too. 0 leaves them out: all steps are
+    made, and the last is used."""
+    pairs: int = 256
+    """Pairs of the validation split that are looked at, or all where there are fewer."""
+    patience: int = 3
+    """Validations, one after the other, that are no better than the best before them, after which the training stops.
+    The reward model of the best validation likelihood is the one that is used."""
+
+    def __post_init__(self) -> None:
+        remedy = "it is a number of steps, or 0 for no validation."
+        _require(self.every >= 0, _field(self, "every"), self.every, f"Validation.every is {self.every}", remedy)
+        _positive(self, "pairs", "patience")
+
+
+@dataclass(frozen=True)
 class RewardModel(Supervised):
     """What scores a response: trained on preference pairs, read from a directory, or your own function."""
 
@@ -338,6 +357,10 @@ class RewardModel(Supervised):
     """A Hugging Face directory of a sequence classifier with one label, with its own tokenizer; nothing is trained."""
     function: str | None = None
     """`module:name` of a Python function (prompts, responses) -> floats; nothing is trained."""
+    long_prompts: Literal["drop", "truncate"] | None = None
+    """What becomes of the pairs of longer prompts: dropped, or their prompts cut on the left. By default as
+    `data.long_prompts`, which keeps its word for the prompts of policies."""
+    validation: Validation = Validation()
 
     def __post_init__(self) -> None:
         super().__post_init__()

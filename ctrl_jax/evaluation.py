@@ -4,6 +4,7 @@ KL is in nats per response; win rates and other shares lie in [0, 1]; intervals 
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ KL_ARRAY = "kl"
 """Its array [B] of each prompt's KL, nats per response; missing in files of older versions."""
 RELIABILITY_ARRAYS = ("reliability_predicted", "reliability_observed", "reliability_count")
 """Its columns of a reliability diagram, one entry a bin, where the reward model has one."""
+VALIDATION_ARRAYS = ("validation_step", "validation_training_loss", "validation_loss", "validation_accuracy")
+"""Its columns of a curve, one entry a validation of the reward model's training, where it had any. The training's loss
+is the mean over the steps since the one before."""
 
 
 class Estimate(NamedTuple):
@@ -72,6 +76,81 @@ class RewardQuality(NamedTuple):
     equal: int | None = None
     """The pairs whose two responses a function rewards alike."""
 
+    @property
+    def is_chance(self) -> bool:
+        """Whether the accuracy is no better than a guess, as far as its interval shows."""
+        return self.accuracy_low is not None and self.accuracy_low <= 0.5
+
+
+FEW_PAIRS = 200
+"""Held-out pairs, below which an accuracy says little: its interval is more than 14 points wide."""
+
+
+class RewardTraining(NamedTuple):
+    """What a reward model that was trained here learned from, and for how long."""
+
+    pairs: int
+    cut: int
+    """Of these, the pairs whose prompt was longer than the longest and lost its beginning."""
+    dropped: int
+    """Besides them, the pairs that were left out because their prompt is too long."""
+    steps: int | None = None
+    """That were made; None, as the two below, of a training without a validation."""
+    used_step: int | None = None
+    """The step of the best validation likelihood, whose reward model is the one that is used."""
+    validation_pairs: int | None = None
+
+
+GO = 0.3
+"""The rank correlation of a learnability probe from which a policy can well climb a reward."""
+LONG = 0.3
+"""The rank correlation of a reward with length, from which length is much of what it rewards."""
+
+
+class RewardSignal(NamedTuple):
+    """What the reference's responses to training prompts say of the reward, before any policy is trained on it."""
+
+    length_correlation: Estimate | None = None
+    """Spearman's ρ of reward and length within a prompt, the mean over prompts; None where lengths or rewards are all
+    equal, and in files of older versions."""
+    learnability: Estimate | None = None
+    """Spearman's ρ of a response's rank and what a linear probe of the reference's features says of it, within a prompt
+    that the probe was not fitted on; None for fewer than 10 prompts, and in files of older versions."""
+
+    @classmethod
+    def from_json(cls, tree: Any, *, source: pathlib.Path | str, remedy: str) -> "RewardSignal":
+        """What `as_json` gave, or None where nothing is known. Raises InputError, as `Evaluation.from_json`."""
+        file = JsonFile(source, remedy)
+        found = file.object({} if tree is None else tree, "reward_signal")
+        return cls(*(_correlation(file, found.get(name), f"reward_signal.{name}") for name in cls._fields))
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: found._asdict() for name, found in self._asdict().items() if found is not None}
+
+    @property
+    def sentences(self) -> list[str]:
+        """What it means for a policy, in words."""
+        found = []
+        if (lengths := self.length_correlation) is not None:
+            low, high = lengths.bounds
+            text = "it does not show that the reward follows length"
+            if low > 0 or high < 0:
+                text = f"{'longer' if lengths.mean > 0 else 'shorter'} responses have higher rewards"
+            if abs(lengths.mean) >= LONG:
+                text += ", and a policy that climbs the reward will mostly change its length"
+            found.append(f"Rank correlation of reward and length within a prompt: {_correlated(lengths)}: {text}.")
+        if (probe := self.learnability) is not None:
+            text = "go, a policy can climb this reward"
+            if probe.bounds[0] <= 0:
+                text = "the interval reaches 0, and a policy will hardly climb this reward"
+            elif probe.mean < GO:
+                text = f"a policy can climb this reward a little; from {GO:g} on it is a go"
+            found.append(
+                "Learnability probe, rank correlation of a response's rank and what the reference's own features say "
+                f"of it, on prompts that it was not fitted on: {_correlated(probe)}: {text}."
+            )
+        return found
+
 
 class Point(NamedTuple):
     """The policy after a step of its training, on the same test prompts."""
@@ -105,6 +184,9 @@ class Evaluation:
     """Identifies the judge's parameters, or its source."""
     ideal: Mapping[str, Ideals]
     reward_model: RewardQuality
+    reward_training: RewardTraining | None = None
+    """None of a reward that was not trained here, and in files of older versions."""
+    reward_signal: RewardSignal = field(default_factory=RewardSignal)
     ties: float
     """The share of pairs of a policy's and a reference's response with equal raw rewards."""
     response_length: Mapping[str, Lengths] = field(default_factory=dict)
@@ -139,6 +221,8 @@ class Evaluation:
             gold_win_rates=_by_procedure(file, tree, "gold_win_rates", _win_rate, {}),
             ideal=_by_procedure(file, tree, "ideal", _ideals),
             reward_model=_reward_quality(file, tree.get("reward_model")),
+            reward_training=_reward_training(file, tree.get("reward_training")),
+            reward_signal=RewardSignal.from_json(tree.get("reward_signal"), source=source, remedy=remedy),
             ties=file.share(tree.get("ties"), "ties"),
             timings=file.each(tree, "timings", file.number),
             judged_by=file.text(tree.get("judged_by", cls.judged_by), "judged_by"),
@@ -158,8 +242,10 @@ class Evaluation:
         tree: dict[str, Any] = {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
         fingerprint = tree.pop("judge_fingerprint")
         tree["judge"] = None if self.judge is None else {"name": self.judge, "fingerprint": fingerprint}
-        if self.kl_standard_error is None:
-            del tree["kl_standard_error"]
+        tree["reward_signal"] = self.reward_signal.as_json()
+        for name in ("kl_standard_error", "reward_training", "reward_signal"):
+            if tree[name] in (None, {}):
+                del tree[name]
         if not self.along:
             del tree["along"]
         return tree
@@ -169,7 +255,7 @@ def _plain(value: Any) -> Any:
     match value:
         case Estimate():
             return value._asdict()
-        case Ideals() | Lengths() | RewardQuality():
+        case Ideals() | Lengths() | RewardQuality() | RewardTraining():
             return {name: number for name, number in value._asdict().items() if number is not None}
         case Mapping():
             return {name: _plain(entry) for name, entry in value.items()}
@@ -178,6 +264,22 @@ def _plain(value: Any) -> Any:
         case tuple():
             return [_plain(entry) for entry in value]
     return value
+
+
+def _correlated(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.mean:.3f} (no interval)"
+    return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _correlation(file: JsonFile, value: Any, where: str) -> Estimate | None:
+    def read(file: JsonFile, value: Any, where: str) -> float:
+        number = file.number(value, where)
+        if abs(number) > 1 + ROUNDING:
+            raise file.refuse(value, where, "a correlation between -1 and 1")
+        return number
+
+    return None if value is None else _estimate(file, value, where, read)
 
 
 def _kl(file: JsonFile, value: Any, where: str) -> float:
@@ -248,8 +350,19 @@ def _by_procedure(
 
 def _count(file: JsonFile, value: Any, where: str) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise file.refuse(value, where, "a whole number of pairs")
+        raise file.refuse(value, where, "a whole number")
     return value
+
+
+def _reward_training(file: JsonFile, value: Any) -> RewardTraining | None:
+    if value is None:
+        return None
+    read = functools.partial(_count, file)
+    found = file.fields(value, "reward_training", RewardTraining._fields, read)
+    for name in ("pairs", "cut", "dropped"):
+        if found[name] is None:
+            raise file.refuse(None, f"reward_training.{name}", "a whole number")
+    return RewardTraining(**found)
 
 
 def _reward_quality(file: JsonFile, value: Any) -> RewardQuality:

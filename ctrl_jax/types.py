@@ -148,13 +148,28 @@ class Unembed(Protocol):
     def __call__(self, params: Params, features: jax.Array) -> jax.Array: ...
 
 
-class PolicyApply(Protocol):
-    """Features [B, N, T, D] from which `unembed` predicts each response token, given all before it.
+Trunk = Any
+"""What the layers that are not trained make of prompts and responses: a pytree of arrays that lead with B, and an empty
+one where all layers are trained."""
 
-    features[b, n, t] has read prompt b and responses[b, n, :t], so that t = 0 has read the prompt alone.
+
+class Below(Protocol):
+    """Reads prompts and responses by the layers below the first that is trained.
+
+    All policies that are trained from one reference agree on it, and so does the reference: read once, it serves them.
     """
 
-    def __call__(self, params: Params, prompts: Prompts, responses: Responses) -> jax.Array: ...
+    def __call__(self, params: Params, prompts: Prompts, responses: Responses) -> Trunk: ...
+
+
+class Above(Protocol):
+    """Features [B, N, T, D] from which `unembed` predicts each response token, given all before it.
+
+    features[b, n, t] has read prompt b and responses[b, n, :t], so that t = 0 has read the prompt alone. The trunk is
+    that of the same prompts and responses.
+    """
+
+    def __call__(self, params: Params, trunk: Trunk, prompts: Prompts, responses: Responses) -> jax.Array: ...
 
 
 class Prefill(Protocol):
@@ -183,13 +198,18 @@ class Decode(Protocol):
 
 
 class Policy(NamedTuple):
-    """A language model as pure functions; a test's fake is four lambdas."""
+    """A language model as pure functions; a test's fake is six lambdas."""
 
-    apply: PolicyApply
+    below: Below
+    above: Above
     unembed: Unembed
     prefill: Prefill
     start: StartResponses
     decode: Decode
+
+    def apply(self, params: Params, prompts: Prompts, responses: Responses) -> jax.Array:
+        """The features of `above`, by all layers."""
+        return self.above(params, self.below(params, prompts, responses), prompts, responses)
 
 
 class RewardApply(Protocol):

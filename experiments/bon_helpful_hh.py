@@ -20,6 +20,7 @@ from ctrl_jax.config import (
     Policy,
     RewardModel,
     Supervised,
+    Validation,
     grid,
 )
 
@@ -32,7 +33,14 @@ def experiment() -> Experiment:
             path="models/Qwen2.5-1.5B-Instruct", dtype="bfloat16", lora=Lora(rank=32, alpha=64), rematerialize=True
         ),
         sft=Supervised(steps=0),
-        reward_model=RewardModel(steps=1000, batch_size=64, learning_rate=2e-4, warmup_steps=50),
+        reward_model=RewardModel(
+            steps=1000,
+            batch_size=64,
+            learning_rate=2e-4,
+            warmup_steps=50,
+            long_prompts="truncate",
+            validation=Validation(every=50, pairs=1024),
+        ),
         calibration=Calibration(prompts=4096, samples_per_prompt=64),
         policy=Policy(
             kl_budget=4.0,

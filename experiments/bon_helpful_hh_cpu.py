@@ -20,6 +20,7 @@ from ctrl_jax.config import (
     Policy,
     RewardModel,
     Supervised,
+    Validation,
     grid,
 )
 
@@ -30,7 +31,13 @@ def experiment() -> Experiment:
         data=Data(source="hh_rlhf/helpful-base", prompt_length=96, long_prompts="truncate", response_length=24),
         model=Model(path="models/SmolLM2-135M-Instruct", lora=Lora(rank=16, alpha=32)),
         sft=Supervised(steps=0),
-        reward_model=RewardModel(steps=150, batch_size=16, learning_rate=2e-4, warmup_steps=10, checkpoint_every=25),
+        reward_model=RewardModel(
+            steps=150,
+            batch_size=16,
+            learning_rate=2e-4,
+            warmup_steps=10,
+            validation=Validation(every=25),
+        ),
         calibration=Calibration(prompts=128, samples_per_prompt=32, keep_responses=True),
         # What calibration drew is learned from first, which costs no draw; then new responses go on from there.
         start=GroupProjection(kl_budget=0.4, steps=40, prompts_per_step=16, checkpoint_every=10),

@@ -22,7 +22,7 @@ def experiment() -> Experiment:
         name="bon_helpful_hh_gpu",
         data=replace(small.data, prompt_length=192, response_length=64),
         model=replace(small.model, dtype="bfloat16"),
-        reward_model=replace(small.reward_model, steps=400, batch_size=32, warmup_steps=20, checkpoint_every=200),
+        reward_model=replace(small.reward_model, steps=400, batch_size=32, warmup_steps=20),
         calibration=Calibration(prompts=1024, samples_per_prompt=64),
         start=None,  # new responses are cheap here
         policy=replace(

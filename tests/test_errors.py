@@ -51,6 +51,8 @@ def test_the_message_ends_with_the_remedy(problem, remedy, message):
         (lambda: Policy(kl_budget=-1.0), "policy.kl_budget", -1.0),
         (lambda: Supervised(batch_size=0), "sft.batch_size", 0),
         (lambda: Lora(alpha=0.0), "model.lora.alpha", 0.0),
+        (lambda: Lora(rank=2, last_layers=0), "model.lora.last_layers", 0),
+        (lambda: Lora(last_layers=3), "model.lora.last_layers", 3),
         (lambda: Model(width=97), "model.width", 97),
         (lambda: Data(source="hopeful"), "data.source", "hopeful"),
         (lambda: Experiment("a/b"), "name", "a/b"),

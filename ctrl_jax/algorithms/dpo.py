@@ -14,7 +14,7 @@ import jax
 from ctrl_jax.algorithms.protocol import GRADIENT, Algorithm, Source, loss_in
 from ctrl_jax.steps import logprobs, preference
 from ctrl_jax.steps.masked import Mean, StandardError, masked_mean
-from ctrl_jax.types import Metric, Params, Policy, PreferencePairs
+from ctrl_jax.types import Metric, Params, Policy, PreferencePairs, Trunk
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Dpo(Algorithm):
     def loss(
         self, params: Params, frozen: Params, batch: PreferencePairs, targets: Any, extra: None
     ) -> tuple[Mean, jax.Array]:
-        log_ratios = self._log_probs(params, batch) - self._log_probs(frozen, batch)
+        trunk = self.policy.below(frozen, batch.prompts, batch.responses)
+        log_ratios = self._log_probs(params, trunk, batch) - self._log_probs(frozen, trunk, batch)
         rewards = self.beta * log_ratios
         return preference.bradley_terry(rewards[:, 0], rewards[:, 1]), log_ratios
 
@@ -53,9 +54,9 @@ class Dpo(Algorithm):
             "margin": masked_mean(self.beta * (chosen - rejected), None),
         }
 
-    def _log_probs(self, params: Params, batch: PreferencePairs) -> jax.Array:
+    def _log_probs(self, params: Params, trunk: Trunk, batch: PreferencePairs) -> jax.Array:
         """Log-probs of the responses, [B, 2] nats."""
         return logprobs.of_responses(
             self.policy, params, batch.prompts, batch.responses,
-            temperature=self.temperature, chunk_size=self.chunk_size,
+            temperature=self.temperature, chunk_size=self.chunk_size, trunk=trunk,
         )  # fmt: skip

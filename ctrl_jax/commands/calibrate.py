@@ -12,6 +12,6 @@ def main(arguments: list[str]) -> int:
     with started(asked) as workspace:
         run = prepare(workspace)
         reference = sft.run(run)
-        reward, _ = reward_model.run(run, reference)
+        reward = reward_model.run(run, reference).reward
         calibrate.run(run, reference, reward)
     return 0

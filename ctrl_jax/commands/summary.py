@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ctrl_jax.evaluation import Estimate, Evaluation, RewardQuality
 from ctrl_jax.pipeline.workspace import Workspace
-from ctrl_jax.report.measurements import unfinished_warning
+from ctrl_jax.report.measurements import reward_warnings, trained_on, unfinished_warning
 from ctrl_jax.report.names import short_name
 from ctrl_jax.report.statistics import lift_share
 from ctrl_jax.runtime.console import say, table
@@ -42,8 +42,12 @@ def print_run(run: Workspace, measured: Evaluation, report: Path | None) -> None
     others += [f"the independent judge {measured.judge}"] * (measured.judge is not None)
     beside = f" Of the same picks, {' and '.join(others)} judge{'s' * (len(others) == 1)} too." if others else ""
     say(f"The win rates are judged by {measured.judged_by}.{beside}")
+    if measured.reward_training is not None:
+        say(trained_on(measured.reward_training))
     for line in quality(measured.reward_model):
         say(line)
+    for line in reward_warnings(measured):
+        say(line, style="yellow")
     say(f"Ties in reward between policy and reference: {measured.ties:.2%}.")
     if warning := unfinished_warning(measured, experiment.data.response_length):
         say(warning)

@@ -53,14 +53,20 @@ class Corpus:
             self.records["train"], self.tokenizer, field=field, count=count, **self._lengths
         )
 
-    def pairs(self, split: str, *, count: int | None = None) -> pipelines.ExampleSet:
-        """The preference pairs of a split that can be learned from, or the first `count` of these."""
-        return pipelines.preference_pairs(self.records[split], self.tokenizer, count=count, **self._lengths)
+    def pairs(
+        self, split: str, *, count: int | None = None, long_prompts: pipelines.LongPrompts | None = None
+    ) -> pipelines.ExampleSet:
+        """The preference pairs of a split that can be learned from, or the first `count` of these.
 
-    def has_pairs(self, split: str) -> bool:
+        `long_prompts` says what becomes of longer prompts; by default what becomes of all others.
+        """
+        lengths = {**self._lengths, "long_prompts": long_prompts or self.long_prompts}
+        return pipelines.preference_pairs(self.records[split], self.tokenizer, count=count, **lengths)
+
+    def has_pairs(self, split: str, *, long_prompts: pipelines.LongPrompts | None = None) -> bool:
         """Whether the split has a pair that can be learned from."""
         try:
-            return bool(self.pairs(split, count=1).examples.prompts.ids.size)
+            return bool(self.pairs(split, count=1, long_prompts=long_prompts).examples.prompts.ids.size)
         except InputError:
             return False
 

@@ -45,6 +45,8 @@ class ExampleSet:
     """Pairs that were left out because their replies have the same tokens, as far as they are kept."""
     unended: int = 0
     """Of the examples, those of which no reply ends within the longest response: they are cut."""
+    cut: int = 0
+    """Of the examples, those whose prompt is too long, and lost its beginning."""
 
 
 def prompts(
@@ -152,7 +154,7 @@ def _examples(
     fitted = _Fitted(tokenizer, prompt_length, long_prompts)
     texts: list[str] = []
     responses: list[list[int]] = []
-    long = empty = equal = unended = 0
+    long = empty = equal = unended = cut = 0
     for text, record in _with_texts(records):
         if len(texts) == count:
             break
@@ -168,6 +170,7 @@ def _examples(
             texts.append(text)
             responses += replies
             unended += all(reply[-1] not in tokenizer.eos_ids for reply in replies)
+            cut += fitted.is_cut(text)
     if not texts and not long:
         raise InputError(
             f"None of {len(records)} records is left to learn {' and '.join(fields)} from: {equal} have replies that "
@@ -181,7 +184,7 @@ def _examples(
     tokens, lengths = padded(responses, response_length, tokenizer.pad_id)
     shape = (len(texts), len(fields))
     examples = Examples(prompts, Responses(tokens.reshape(*shape, response_length), lengths.reshape(shape)))
-    return ExampleSet(examples, long, empty, equal, unended)
+    return ExampleSet(examples, long, empty, equal, unended, cut)
 
 
 def _with_texts(records: Sequence[Record]) -> Iterator[tuple[str, Record]]:
@@ -213,6 +216,7 @@ class _Fitted:
         self._tokens: dict[str, list[int]] = {}
         self._sizes: dict[str, int] = {}
         """Of the prompts that are too long, in tokens."""
+        self._cut: set[str] = set()
 
     def fits(self, text: str, conversation: Conversation) -> bool:
         if text in self._sizes:
@@ -222,8 +226,15 @@ class _Fitted:
             if len(tokens) > self._length and self._long_prompts == "drop":
                 self._sizes[text] = len(tokens)
                 return False
-            self._tokens[text] = tokens if len(tokens) <= self._length else self._truncated(conversation)
+            if len(tokens) > self._length:
+                self._cut.add(text)
+                tokens = self._truncated(conversation)
+            self._tokens[text] = tokens
         return True
+
+    def is_cut(self, text: str) -> bool:
+        """Whether a prompt that fits does so without its beginning."""
+        return text in self._cut
 
     def _truncated(self, conversation: Conversation) -> list[int]:
         """Without its oldest turns, as many as it takes; a last turn that alone is too long loses its beginning."""

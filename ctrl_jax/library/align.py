@@ -169,6 +169,7 @@ def align(
     warmup_steps: int = 10,
     lora_rank: int = 16,
     lora_alpha: float = 32.0,
+    lora_last_layers: int | None = None,
     temperature: float = 1.0,
     beta: float | None = None,
     seed: int = 0,
@@ -202,6 +203,7 @@ def align(
       warmup_steps: fewer than `steps`; at most a tenth of them is taken.
       lora_rank: of the adapters; 0 trains all weights.
       lora_alpha: the adapters' scale is alpha / rank.
+      lora_last_layers: how many of the last layers have adapters, for a shorter update; by default all.
       temperature: of the law that is sampled and scored.
       beta: a fixed weight of the KL; by default it follows from the KL budget.
       seed: of every random draw.
@@ -216,8 +218,7 @@ def align(
     _check(model, objective)
     corpus = _corpus(model, prompts, prompt_length, max_length)
     count, length = len(corpus.records["train"]), corpus.prompt_length
-    given = function.given(reward, reward_name)
-    place = Path(work_dir).expanduser()
+    given, place = function.given(reward, reward_name), Path(work_dir).expanduser()
     policy = config.Policy(
         transform=_transform(objective),
         procedure=objective.procedure.name,
@@ -235,7 +236,7 @@ def align(
     experiment = config.Experiment(
         name=place.name,
         data=config.Data(source=GIVEN, format=model.format, prompt_length=length, response_length=max_length),
-        model=_model(model, config.Lora(rank=lora_rank, alpha=lora_alpha), rematerialize),
+        model=_model(model, config.Lora(lora_rank, lora_alpha, last_layers=lora_last_layers), rematerialize),
         sft=config.Supervised(steps=0),
         reward_model=config.RewardModel(function=given.name),
         calibration=config.Calibration(prompts=count, samples_per_prompt=references_per_prompt),

@@ -81,11 +81,17 @@ def parameters(sizes: Architecture) -> int:
     return len(sizes.layers) * layer + sizes.width + tables * sizes.vocabulary_size * sizes.width
 
 
+def split(sizes: Architecture, lora: Lora) -> tuple[Architecture, Architecture]:
+    """(the layers below the first that is trained, that one and all above it): what `Policy.below` and `above` read."""
+    first = lora.first_layer(len(sizes.layers))
+    return replace(sizes, layers=sizes.layers[:first]), replace(sizes, layers=sizes.layers[first:])
+
+
 def adapter_parameters(sizes: Architecture, lora: Lora) -> int:
-    """Of the low-rank adapters of all layers; 0 at rank 0."""
-    shapes = sizes.shapes()
+    """Of the low-rank adapters; 0 at rank 0."""
+    shapes, (_, above) = sizes.shapes(), split(sizes, lora)
     ends = sum(shapes[target].inputs + shapes[target].outputs for target in lora.targets)
-    return len(sizes.layers) * lora.rank * ends
+    return len(above.layers) * lora.rank * ends
 
 
 def _dense(sizes: Architecture) -> int:
@@ -128,11 +134,14 @@ def forward(sizes: Architecture, lora: Lora, batch: Batch, *, length: int) -> Wo
 
 
 def backward(sizes: Architecture, lora: Lora, batch: Batch, *, length: int) -> Work:
-    """The gradient of `forward`: by the activations, and by the weights where they are trained and not an adapter."""
-    tokens, pairs = batch.tokens(length), batch.pairs(length)
+    """The gradient of `forward`: by the activations, and by the weights where they are trained and not an adapter.
+
+    It ends at the first layer that is trained.
+    """
+    tokens, pairs, (_, above) = batch.tokens(length), batch.pairs(length), split(sizes, lora)
     times = 2 if lora.rank == 0 else 1
-    flops = (times * _dense(sizes) + 4 * adapter_parameters(sizes, lora)) * tokens + 2 * _attention(sizes, pairs)
-    return Work(flops, times * _weights(sizes) + 2 * _traffic(sizes, tokens, pairs))
+    flops = (times * _dense(above) + 4 * adapter_parameters(above, lora)) * tokens + 2 * _attention(above, pairs)
+    return Work(flops, times * _weights(above) + 2 * _traffic(above, tokens, pairs))
 
 
 def unembed(sizes: Architecture, tokens: int, *, chunks: int = 1) -> Work:

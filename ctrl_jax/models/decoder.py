@@ -188,6 +188,19 @@ class Head(nn.Module):
         return exact_product(x, kernel.astype(x.dtype))
 
 
+class Streams(NamedTuple):
+    """The residual stream of every token that is read, between two layers."""
+
+    prompts: jax.Array
+    """[B, 1, P, D]."""
+    responses: jax.Array
+    """[B, N, T - 1, D]: nothing is predicted from the last token."""
+
+
+ALL = slice(None)
+"""Layers."""
+
+
 class Decoder(nn.Module):
     architecture: Architecture
     lora: Lora = Lora()
@@ -213,28 +226,12 @@ class Decoder(nn.Module):
 
     def read_prompts(self, prompts: Prompts) -> tuple[jax.Array, list[KeysValues]]:
         """Features [B, D] at each prompt's last real token, and a cache a layer."""
-        positions = jnp.arange(prompts.tokens.shape[1])[None]
-        x = self.embed(prompts.tokens)[:, None]
-        masks = self._prompt_masks(prompts.lengths, positions, x.shape[2])
-        cache = []
-        for block, mask, by in zip(self.layers, masks, self._rotations(positions, x.shape[2]), strict=True):
-            queries, shared = block.project(x, by)
-            x = block.finish(x, queries, shared, mask, None, None)
-            cache.append(shared)
-        last = jnp.take_along_axis(x[:, 0], (prompts.lengths - 1)[:, None, None], axis=1)[:, 0]
-        return self.final_norm(last), cache
+        x, cache = self._prompts_through(ALL, self.embed(prompts.tokens)[:, None], prompts.lengths)
+        return self._predicting(x, prompts.lengths), cache
 
     def read_responses(self, cache: list[KeysValues], prompt_lengths: jax.Array, tokens: jax.Array) -> jax.Array:
         """Features [B, N, T, D] at each token [B, N, T] of responses that follow the cached prompts."""
-        index = jnp.arange(tokens.shape[-1])
-        positions = prompt_lengths[:, None] + index[None]
-        x = self.embed(tokens)
-        prompt_masks = self._prompt_masks(prompt_lengths, positions, cache[0].keys.shape[2])
-        rotations = self._rotations(positions, cache[0].keys.shape[2] + index.size)
-        for block, shared, mask, by in zip(self.layers, cache, prompt_masks, rotations, strict=True):
-            queries, own = block.project(x, by)
-            x = block.finish(x, queries, shared, mask, own, visible(index, index, block.layer.window))
-        return self.final_norm(x)
+        return self.final_norm(self._responses_through(ALL, self.embed(tokens), cache, prompt_lengths))
 
     def read_token(
         self,
@@ -277,14 +274,58 @@ class Decoder(nn.Module):
 
     def __call__(self, prompts: Prompts, responses: Responses) -> jax.Array:
         """Logits [B, N, T, V] of each response token; for initialisation and tests, the steps chunk the vocabulary."""
-        return self.unembed(self.predict(prompts, responses))
+        return self.unembed(self.above(self.below(prompts, responses), prompts, responses))
 
-    def predict(self, prompts: Prompts, responses: Responses) -> jax.Array:
-        """Features [B, N, T, D] that predict each response token (`types.PolicyApply`)."""
-        first, cache = self.read_prompts(prompts)
+    def below(self, prompts: Prompts, responses: Responses) -> Streams | tuple[()]:
+        """What the layers below the first that is trained make of each token (`types.Below`)."""
+        first = self.lora.first_layer(len(self.layers))
+        if first == 0:
+            return ()
+        layers, embedded = slice(first), self._embedded(prompts, responses)
+        of_prompts, cache = self._prompts_through(layers, embedded.prompts, prompts.lengths)
+        return Streams(of_prompts, self._responses_through(layers, embedded.responses, cache, prompts.lengths))
+
+    def above(self, trunk: Streams | tuple[()], prompts: Prompts, responses: Responses) -> jax.Array:
+        """Features [B, N, T, D] that predict each response token (`types.Above`)."""
+        layers = slice(self.lora.first_layer(len(self.layers)), None)
+        read = trunk or self._embedded(prompts, responses)
+        of_prompts, cache = self._prompts_through(layers, read.prompts, prompts.lengths)
+        first = self._predicting(of_prompts, prompts.lengths)
         first = jnp.broadcast_to(first[:, None, None], (*responses.tokens.shape[:2], 1, first.shape[-1]))
-        rest = self.read_responses(cache, prompts.lengths, responses.tokens[..., :-1])
+        rest = self.final_norm(self._responses_through(layers, read.responses, cache, prompts.lengths))
         return jnp.concatenate([first, rest], axis=2)
+
+    def _embedded(self, prompts: Prompts, responses: Responses) -> Streams:
+        return Streams(self.embed(prompts.tokens)[:, None], self.embed(responses.tokens[..., :-1]))
+
+    def _prompts_through(self, layers: slice, x: jax.Array, lengths: jax.Array) -> tuple[jax.Array, list[KeysValues]]:
+        """The stream [B, 1, P, D] of prompts behind some layers, and a cache of each of them."""
+        size = x.shape[2]
+        positions = jnp.arange(size)[None]
+        masks, rotations = self._prompt_masks(lengths, positions, size), self._rotations(positions, size)
+        cache = []
+        for block, mask, by in zip(self.layers[layers], masks[layers], rotations[layers], strict=True):
+            queries, shared = block.project(x, by)
+            x = block.finish(x, queries, shared, mask, None, None)
+            cache.append(shared)
+        return x, cache
+
+    def _responses_through(
+        self, layers: slice, x: jax.Array, cache: list[KeysValues], prompt_lengths: jax.Array
+    ) -> jax.Array:
+        """The stream [B, N, T, D] of responses behind some layers, of which the cache has the prompts."""
+        index, size = jnp.arange(x.shape[2]), cache[0].keys.shape[2]
+        positions = prompt_lengths[:, None] + index[None]
+        masks = self._prompt_masks(prompt_lengths, positions, size)
+        rotations = self._rotations(positions, size + index.size)
+        for block, shared, mask, by in zip(self.layers[layers], cache, masks[layers], rotations[layers], strict=True):
+            queries, own = block.project(x, by)
+            x = block.finish(x, queries, shared, mask, own, visible(index, index, block.layer.window))
+        return x
+
+    def _predicting(self, x: jax.Array, lengths: jax.Array) -> jax.Array:
+        """Features [B, D] at the last real token of the prompts' stream [B, 1, P, D]."""
+        return self.final_norm(jnp.take_along_axis(x[:, 0], (lengths - 1)[:, None, None], axis=1)[:, 0])
 
     def _prompt_masks(self, lengths: jax.Array, positions: jax.Array, size: int) -> list[jax.Array]:
         """A mask [B, T, P] a layer: which of a prompt's `size` places the tokens at positions [B, T] attend to."""
@@ -326,7 +367,8 @@ def policy(decoder: Decoder) -> Policy:
         return call
 
     return Policy(
-        apply=method(Decoder.predict),
+        below=method(Decoder.below),
+        above=method(Decoder.above),
         unembed=method(Decoder.unembed),
         prefill=method(Decoder.read_prompts),
         start=start,

@@ -26,6 +26,9 @@ class Lora:
     alpha: float = 16.0
     targets: tuple[str, ...] = PROJECTIONS
     """Which projections have one: of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj."""
+    last_layers: int | None = None
+    """How many layers have them, counted from the last; by default all. The layers below are the reference's: policy
+    and reference read them once, and the backward pass ends there."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -50,16 +53,53 @@ class Lora:
                 value=self.targets,
                 remedy=f"choose from {', '.join(PROJECTIONS)}.",
             )
+        if self.last_layers is None:
+            return
+        if self.last_layers < 1:
+            raise InputError(
+                f"Lora.last_layers is {self.last_layers!r}",
+                field="model.lora.last_layers",
+                value=self.last_layers,
+                remedy="it must be 1 or greater, or left out.",
+            )
+        if self.rank == 0:
+            raise InputError(
+                f"Lora.last_layers is {self.last_layers} and Lora.rank is 0, which trains all weights",
+                field="model.lora.last_layers",
+                value=self.last_layers,
+                remedy="give `model.lora.rank` a number above 0, or leave last_layers out.",
+            )
+
+    def first_layer(self, layers: int) -> int:
+        """The lowest of a decoder's `layers` that is trained; 0 where there is no adapter.
+
+        Raises:
+          InputError: if adapters are asked for in more layers than there are.
+        """
+        if self.last_layers is None:
+            return 0
+        if self.last_layers > layers:
+            raise InputError(
+                f"Lora.last_layers is {self.last_layers}, and the model has {layers} layers",
+                field="model.lora.last_layers",
+                value=self.last_layers,
+                remedy=f"give 1 to {layers}, or leave it out for adapters in all of them.",
+            )
+        return layers - self.last_layers
 
 
 def init(params: Params, lora: Lora, key: jax.Array) -> Params:
     """Adapters of a decoder's `params`, {"layers_i": {target: {"a": [in, rank], "b": [rank, out]}}}, in float32.
 
-    A is Gaussian with variance 1 / in and B is 0, so that nothing changes at first (Hu et al. 2021, section 4.1).
+    A is Gaussian with variance 1 / in and B is 0, so that nothing changes at first (Hu et al. 2021, section 4.1). A
+    layer starts with the same A however many layers have one.
     """
     layers = sorted(name for name in params if name.startswith("layers_"))
+    first = lora.first_layer(len(layers))
     adapters: dict[str, Any] = {}
     for index, name in enumerate(layers):
+        if int(name.removeprefix("layers_")) < first:
+            continue
         adapters[name] = {}
         for position, target in enumerate(lora.targets):
             rows, columns = params[name][target]["kernel"].shape

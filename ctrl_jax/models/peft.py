@@ -38,11 +38,11 @@ PLAIN = {
 # Keys that are read below, and those that change nothing in a trained adapter. Any other is refused if it is set.
 READ = (
     "peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "init_lora_weights", "modules_to_save",
-    "trainable_token_indices",
+    "trainable_token_indices", "layers_to_transform",
 )  # fmt: skip
 UNIMPORTANT = (
     "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
-    "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core",
+    "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core",
     "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type", "unsloth_fixed",
     "velora_config",
 )  # fmt: skip
@@ -73,7 +73,7 @@ class Adapter(NamedTuple):
     factors: Params
     """{"layers_i": {target: {"a": [in, rank], "b": [rank, out]}}}, also of `embedding` and `head`; float32."""
     lora: Lora
-    """The factors' rank, and the alpha by which they are scaled."""
+    """The factors' rank, the alpha by which they are scaled, and the projections and layers that have them."""
     base: Params
     """Parameters that the base had when the adapter was saved, in a tree like its."""
     replaced: Params
@@ -139,6 +139,9 @@ def save(folder: Path, adapters: Params, architecture: Architecture, lora: Lora,
         "inference_mode": True,
         **PLAIN,
     }
+    if lora.last_layers is not None:
+        layers = len(architecture.layers)
+        config["layers_to_transform"] = list(range(lora.first_layer(layers), layers))
     with new_folder(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
@@ -268,7 +271,9 @@ def _checked(folder: Path, architecture: Architecture, base: Path) -> tuple[Lora
         tokens = _tokens(folder / CONFIG, config, held, architecture)
     paths = [wanted[f"{module}.weight"].path for module, tensors in held.items() if "a" in tensors]
     used = tuple(target for target in PROJECTIONS if any(target in path for path in paths))
-    return replace(settings, targets=used or PROJECTIONS), held, tokens
+    adapted = {int(path[0].removeprefix("layers_")) for path in paths if path[0].startswith("layers_")}
+    last_layers = _last_layers(folder / CONFIG, config, adapted, len(architecture.layers))
+    return replace(settings, targets=used or PROJECTIONS, last_layers=last_layers), held, tokens
 
 
 def _held(folder: Path, config: dict[str, Any], base: Architecture) -> Held:
@@ -413,6 +418,40 @@ def _tokens(file: Path, config: dict[str, Any], held: Held, base: Architecture) 
             )
         found[module] = tokens
     return found
+
+
+def _last_layers(file: Path, config: dict[str, Any], adapted: set[int], layers: int) -> int | None:
+    """How many layers `layers_to_transform` names, where they are the last ones of the base; else None.
+
+    Raises:
+      InputError: if it names other layers than those that have factors.
+    """
+    given = config.get("layers_to_transform")
+    if given is None or given == []:  # all layers, in PEFT too
+        return None
+    named = given if isinstance(given, list) else [given]
+    text = f"{file} has layers_to_transform = {shown(given)}"
+    if any(type(layer) is not int for layer in named):
+        raise InputError(
+            f"{text}, which is no list of layers", field="layers_to_transform", value=given, remedy=EXPORT_AGAIN
+        )
+    missing, unnamed = sorted(set(named) - adapted), sorted(adapted - set(named))
+    if missing:
+        raise InputError(
+            f"{text}, and {WEIGHTS} has no factors of layer {shown(missing[0])}; `model.path` has the layers 0 to "
+            f"{layers - 1}.",
+            field="layers_to_transform",
+            value=given,
+            remedy=f"Give the model that the adapter is for. If it is this one: {EXPORT_AGAIN}",
+        )
+    if unnamed:
+        raise InputError(
+            f"{text}, and {WEIGHTS} has factors of layer {unnamed[0]} too, which peft passes over",
+            field="layers_to_transform",
+            value=given,
+            remedy="name it there, or remove its factors.",
+        )
+    return len(adapted) if min(adapted) == layers - len(adapted) > 0 else None
 
 
 def _names(key: Any, module: str) -> bool:

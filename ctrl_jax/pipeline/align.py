@@ -1,7 +1,7 @@
 """The whole path, from the data to the evaluation. Each stage is made, continued, or read where it is done."""
 
 from ctrl_jax.config import Experiment
-from ctrl_jax.evaluation import Evaluation
+from ctrl_jax.evaluation import Evaluation, RewardSignal
 from ctrl_jax.pipeline import assembly, calibrate, evaluate, reward_model, sft, start, train
 from ctrl_jax.pipeline.run import Run, prepare
 from ctrl_jax.pipeline.train import Aligned
@@ -36,8 +36,8 @@ def policy(run: Run) -> Aligned:
     """
     check_budget(run.experiment)
     reference = sft.run(run)
-    reward, reward_seconds = reward_model.run(run, reference)
-    seconds = {"sft": reference.seconds, "reward_model": reward_seconds}
+    rewarded = reward_model.run(run, reference)
+    reward, seconds = rewarded.reward, {"sft": reference.seconds, "reward_model": rewarded.seconds}
     calibrated = begun = None
     if assembly.is_calibrated(run.experiment):
         calibrated = calibrate.run(run, reference, reward)
@@ -45,7 +45,9 @@ def policy(run: Run) -> Aligned:
         begun = start.run(run, reference, calibrated)
         seconds |= {} if begun is None else {"start": begun.seconds}
     policy = train.run(run, reference, reward, calibrated, begun)
-    return Aligned(policy, reference, reward, seconds, train.depends_on(run, reference, reward, calibrated, begun))
+    depends = train.depends_on(run, reference, reward, calibrated, begun)
+    signal = RewardSignal() if calibrated is None else calibrated.signal
+    return Aligned(policy, reference, reward, seconds, depends, rewarded.training, signal, rewarded.curve)
 
 
 def check_budget(experiment: Experiment) -> None:

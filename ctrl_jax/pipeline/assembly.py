@@ -20,7 +20,7 @@ from ctrl_jax.devices.programs import Metrics, Step, TrainState, batch_spec, fol
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, lora, networks
 from ctrl_jax.models.networks import Networks
-from ctrl_jax.steps import kl, logprobs, sampling
+from ctrl_jax.steps import kl, logprobs, probe, sampling
 from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Responses, Rollouts, Score
 
 
@@ -61,8 +61,9 @@ def update(
         num_prompts, samples, length = read.responses.tokens.shape
         shapes = costs.Batch(num_prompts, samples, read.prompts.tokens.shape[-1], length)
         memory = accelerators.memory(mesh.devices.flat[0])
+        _, above = costs.split(parts.architecture, parts.lora)
         return micro_batches or costs.default_micro_batches(
-            parts.architecture, shapes, rematerialize=parts.decoder.rematerialize, memory=memory
+            above, shapes, rematerialize=parts.decoder.rematerialize, memory=memory
         )
 
     return training_step(mesh, optimizer, algorithm, micro_batches=count)
@@ -224,6 +225,16 @@ def streamer(
     batch = batch_spec(mesh)
     specs: Any = sampling.State(batch, P(), batch, batch, batch, batch)  # type: ignore[arg-type]
     return reader(mesh, start, (batch, P()), specs), reader(mesh, advance, (specs,), specs, donate=(1,))
+
+
+def pooled_features(parts: Networks, mesh: Mesh) -> Callable[[Params, Prompts, Responses], jax.Array]:
+    """(params, prompts, responses [B, N]) to the mean features of each response [B, N, D] (probe.py)."""
+
+    def pooled(params: Params, prompts: Prompts, responses: Responses) -> jax.Array:
+        return probe.pooled_features(parts.policy, params, prompts, responses)
+
+    batch = batch_spec(mesh)
+    return reader(mesh, pooled, (batch, batch), batch)
 
 
 def log_probs(parts: Networks, mesh: Mesh, *, temperature: float) -> Callable[[Params, Prompts, Responses], jax.Array]:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import data, rollouts, scored, stored
+from ctrl_jax.evaluation import RewardSignal
+from ctrl_jax.pipeline import data, learnability, rollouts, scored, stored
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.rewards.reward import Reward
@@ -34,6 +35,8 @@ class Calibrated(NamedTuple):
     """[B, K] records (stored.py), which stay on disk; None where the experiment keeps none."""
     responses_digest: str = ""
     """Names them, by content."""
+    signal: RewardSignal = RewardSignal()
+    """What the responses say of the reward."""
 
     @property
     def all_digests(self) -> str:
@@ -85,7 +88,10 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
     if ties > 0.05:
         warning = f"{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties."
         say(warning, style="yellow")
-    calibrated = Calibrated(table, summary["seconds"], summary["table"])
+    signal = learnability.read(stage)
+    for sentence in signal.sentences:
+        say(sentence)
+    calibrated = Calibrated(table, summary["seconds"], summary["table"], signal=signal)
     if not config.keep_responses:
         return calibrated
     kept = stored.read(stage, experiment, run.architecture.vocabulary_size)
@@ -122,8 +128,9 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
     kept = None
     if config.keep_responses:
         kept = stored.open_file(stage, run.experiment, run.architecture.vocabulary_size)
-    # A kill between the two leaves one file behind the other: what one has already is drawn again, and left out there.
-    row = file.rows if kept is None else min(file.rows, kept.rows)
+    observer = learnability.Observer(run, stage, reference.params, prompts)
+    # A kill leaves one file behind another: what one has already is drawn again, and left out there.
+    row = min(file.rows, observer.rows, file.rows if kept is None else kept.rows)
     so_far = file.note or {"ties": 0.0, "seconds": 0.0}
     ties, before, started = so_far["ties"], so_far["seconds"], time.monotonic()
     for responses, batch, log_probs in rollouts.scored(
@@ -133,6 +140,7 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
         _check(batch, reward)
         if row == 0:
             scored.keep(run, reward, stage.directory, prompts, responses)
+        observer.note(row, responses, batch)
         if kept is not None and row + len(batch) > kept.rows:
             assert log_probs is not None, "asked for above"
             records = stored.records(responses, log_probs, batch, kept.dtype)
@@ -143,7 +151,8 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
             rewards = calibration.quantiles(ascending, config.rewards_per_prompt)
             file.append(np.asarray(rewards), {"ties": ties, "seconds": before + time.monotonic() - started})
         row += len(batch)
-    _finish(stage, file, kept, {"ties": ties / config.prompts, "seconds": before + time.monotonic() - started})
+    summary = {"ties": ties / config.prompts, **observer.finish(), "seconds": before + time.monotonic() - started}
+    _finish(stage, file, kept, summary)
 
 
 def _check(rewards: np.ndarray, reward: Reward) -> None:

@@ -138,9 +138,16 @@ def _reward(experiment: Experiment, corpus: Corpus, parts: int, given: function.
         except InputError as error:
             yield Problem(str(error))
     if config.trained and corpus.records["train"]:
-        found = _usable(corpus, "pairs", config.batch_size)
+        long_prompts = config.long_prompts or corpus.long_prompts
+        found = _usable(replace(corpus, long_prompts=long_prompts), "pairs", config.batch_size)
         if found:
             yield from _batch("preference pairs", found, config.batch_size, "reward_model.batch_size", parts)
+            if config.validation.every and not corpus.has_pairs("validation", long_prompts=long_prompts):
+                yield Problem(
+                    "There are no pairs in the validation split, by which the reward model's training is stopped. Give "
+                    "the data some, or make all steps: `reward_model.validation.every=0`.",
+                    {"reward_model.validation.every": 0},
+                )
         else:
             yield Problem(
                 f"There are no preference pairs to train the reward model on{_columns(corpus)}. Give rows with "

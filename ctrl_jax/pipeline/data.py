@@ -9,12 +9,12 @@ from ctrl_jax.data import sources, tokenizers
 from ctrl_jax.data.conversations import Record
 from ctrl_jax.data.corpus import Corpus
 from ctrl_jax.data.forms import FORMS
-from ctrl_jax.data.pipelines import Demonstrations, ExampleSet
+from ctrl_jax.data.pipelines import Demonstrations, ExampleSet, LongPrompts
 from ctrl_jax.data.splits import Loaded
 from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import DONE, Stage, fingerprint, write_bytes
-from ctrl_jax.types import Examples, PreferencePairs
+from ctrl_jax.types import Examples
 
 
 def prepare(data: config.Data, stage: Stage, tokenizer: tokenizers.Tokenizer | None) -> Corpus:
@@ -104,17 +104,24 @@ def demonstrations(corpus: Corpus, field: Demonstrations) -> Examples:
     return found.examples
 
 
-def pairs(corpus: Corpus, split: str) -> PreferencePairs:
-    """The preference pairs of a split to learn from. Says which were left out or cut."""
-    found = corpus.pairs(split)
+def pairs(
+    corpus: Corpus, split: str, *, count: int | None = None, long_prompts: LongPrompts | None = None
+) -> ExampleSet:
+    """The preference pairs of a split to learn from, as `Corpus.pairs`. Says which were left out or cut."""
+    found = corpus.pairs(split, count=count, long_prompts=long_prompts)
     _say_left_out(f"{split} preference pairs", corpus, found)
-    return found.examples
+    return found
 
 
 def _say_left_out(what: str, corpus: Corpus, found: ExampleSet) -> None:
     kept = len(found.examples.prompts.ids)
     if found.dropped:
         say(f"{found.dropped} {what} left out: their prompt has more than {corpus.prompt_length} tokens.")
+    if found.cut:
+        say(
+            f"{found.cut} of {kept} {what} ({found.cut / kept:.1%}) have a prompt of more than {corpus.prompt_length} "
+            "tokens: its beginning is cut off."
+        )
     if found.equal:
         say(
             f"{found.equal} {what} left out: their replies are equal in the first {corpus.response_length} tokens "

@@ -12,7 +12,8 @@ def pretrained_architecture(experiment: Experiment) -> architecture.Architecture
     """What the model at --model.path computes with its adapter, by its config.json and the adapter's names alone.
 
     Raises:
-      InputError: if it is no language model, or was made for fewer tokens than a prompt and a response.
+      InputError: if it is no language model, was made for fewer tokens than a prompt and a response, or has fewer
+        layers than are to be adapted.
     """
     model, data = experiment.model, experiment.data
     assert model.path is not None, "a model from scratch is as large as its tokenizer makes it"
@@ -30,6 +31,7 @@ def pretrained_architecture(experiment: Experiment) -> architecture.Architecture
             f"{data.prompt_length + data.response_length} tokens, but {model.path} was made for "
             f"{context} (max_position_embeddings); lower one of them."
         )
+    model.lora.first_layer(len(found.layers))  # refuses more layers than there are
     return found
 
 

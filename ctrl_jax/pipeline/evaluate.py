@@ -83,7 +83,7 @@ def read(run: Run) -> Evaluation | None:
         return None
     if run.experiment.reward_model.function is not None:
         # What a function's answers depend on besides its source is seen by asking it again.
-        reason = scored.changed(run, reward_model.run(run, Trained({}, ""))[0], run.work_dir)
+        reason = scored.changed(run, reward_model.run(run, Trained({}, "")).reward, run.work_dir)
         if reason:
             say(f"{reason}. What depends on it is made anew.", style="yellow")
             return None
@@ -128,12 +128,13 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
     policy = Judged(responses, rewards, _gold(run, prompts, responses), judged)
     kl_by_prompt = _kl_by_prompt(run, aligned, rollouts)
     reward_quality, reliability = _reward_quality(run, aligned.reward)
+    curves = {**reliability, **aligned.validation}
     ranks = _ranks(policy, reference)
 
     results.unseal(run.work_dir)
     scored.keep(run, aligned.reward, run.work_dir, prompts.prompts, policy.responses)
     before = _along(run, aligned, prompts, reference)
-    arrays = {**_arrays(policy, reference), **ranks, **reliability, KL_ARRAY: kl_by_prompt, **before}
+    arrays = {**_arrays(policy, reference), **ranks, **curves, KL_ARRAY: kl_by_prompt, **before}
     write_arrays(run.work_dir / "evaluation.npz", **arrays)
     _write_samples(run, prompts, {"policy": policy, "reference": reference}, ranks)
     evaluation = Evaluation(
@@ -146,6 +147,8 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
             name: _ideal(run.experiment.policy.objective, name, float(kl_by_prompt.mean())) for name in _procedures(run)
         },
         reward_model=reward_quality,
+        reward_training=aligned.reward_training,
+        reward_signal=aligned.reward_signal,
         ties=float(np.mean(win_rate.share_of_ties(jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)))),
         **_lengths(run, {"policy": policy.responses, "reference": reference.responses}),
         timings=timings(
@@ -385,9 +388,9 @@ def _reward_quality(run: Run, reward: Reward) -> tuple[RewardQuality, dict[str, 
     Each pair counts in both orders in the diagram: in the order (chosen, rejected) alone all have the same outcome.
     """
     config = run.experiment.reward_model
-    if not run.corpus.has_pairs("test"):
+    if not run.corpus.has_pairs("test", long_prompts=config.long_prompts):
         return RewardQuality(), {}
-    pairs = data.pairs(run.corpus, "test")
+    pairs = data.pairs(run.corpus, "test", long_prompts=config.long_prompts).examples
     rewards = score(run, reward.score, pairs.prompts, pairs.responses)
     count = len(rewards)
     if config.function is not None:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ctrl_jax.pipeline import align
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.runtime.checkpoints import Checkpoints
 from ctrl_jax.runtime.console import say, table
-from ctrl_jax.runtime.loop import Batches, Devices, Step, Update, abstract, failed_batch, named
+from ctrl_jax.runtime.loop import Batches, Devices, Step, Update, abstract, failed_batch, named, never
 from ctrl_jax.runtime.stages import read_arrays
 from ctrl_jax.types import Metric
 
@@ -49,6 +49,7 @@ def open_training(
     steps: int,
     directory: Path,
     fingerprint: str,
+    finished: Callable[[Any], bool] = never,
     **others: Any,
 ) -> Iterator["FailedTraining"]:
     """In place of `loop.open_training`: opens a training that is done, or one that has failed.
@@ -58,6 +59,8 @@ def open_training(
     """
     with contextlib.closing(Checkpoints(directory / "checkpoints", fingerprint=fingerprint)) as checkpoints:
         restored = checkpoints.restore(jax.tree.map(abstract, state))
+    if restored is not None and finished(restored[1]):
+        steps = restored[0]
     if restored is None or (restored[0] < steps and not failed_batch(directory, restored[0] + 1).exists()):
         raise InputError(
             f"{label} has no failed step to replay: {directory} is at step {restored[0] if restored else 0} of "

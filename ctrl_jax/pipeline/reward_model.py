@@ -1,40 +1,72 @@
 """The reward: a reward model trained on preference pairs, or what the experiment names in its place."""
 
+import math
 from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ctrl_jax.algorithms.bradley_terry import BradleyTerry
+from ctrl_jax.data.pipelines import ExampleSet
 from ctrl_jax.devices import parameters
+from ctrl_jax.devices.mesh import shard
+from ctrl_jax.evaluation import VALIDATION_ARRAYS, RewardTraining
 from ctrl_jax.models import lora
 from ctrl_jax.pipeline import assembly, data, optimizers, randomness, supervised
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
+from ctrl_jax.pipeline.validation import LOSS, Validation
 from ctrl_jax.rewards import classifier, function, trained
-from ctrl_jax.rewards.reward import Reward
+from ctrl_jax.rewards.reward import Reward, scorer
+from ctrl_jax.runtime import hosts
+from ctrl_jax.runtime.console import say
+from ctrl_jax.runtime.metrics import read_metrics
+from ctrl_jax.runtime.stages import Stage
+from ctrl_jax.steps import preference
+from ctrl_jax.types import Metric, Params
 
 LABEL = "reward model"
+ACCURACY = "validation_accuracy"
+_VALIDATED = (Metric(LOSS, "nats per pair", shown=True), Metric(ACCURACY, "share of pairs", shown=True))
 
 
-def run(run: Run, reference: Trained) -> tuple[Reward, float]:
-    """The experiment's reward, and the seconds that its training took. A reward model is trained, trained on, or read.
+class Rewarded(NamedTuple):
+    reward: Reward
+    seconds: float = 0.0
+    """What its training took."""
+    training: RewardTraining | None = None
+    """None where it was not trained here."""
+    curve: dict[str, np.ndarray] = {}  # noqa: RUF012 (nobody writes to it)
+    """VALIDATION_ARRAYS, where the training was validated."""
+
+
+def run(run: Run, reference: Trained) -> Rewarded:
+    """The experiment's reward. A reward model is trained, trained on, or read.
 
     Raises:
       InputError: if the directory or function that was given cannot be used.
     """
     config = run.experiment.reward_model
     if config.path is not None:
-        return classifier.reward(Path(config.path), run.corpus, run.mesh, dtype=run.experiment.model.dtype), 0.0
+        dtype = run.experiment.model.dtype
+        return Rewarded(classifier.reward(Path(config.path), run.corpus, run.mesh, dtype=dtype))
     if config.function is not None:
-        return function.reward(run.reward_function or function.load(config.function), run.corpus), 0.0
+        return Rewarded(function.reward(run.reward_function or function.load(config.function), run.corpus))
     return _train(run, reference)
 
 
-def _train(run: Run, reference: Trained) -> tuple[Reward, float]:
+def _train(run: Run, reference: Trained) -> Rewarded:
     experiment = run.experiment
     config = experiment.reward_model
-    stage = run.stage("reward_model", corpus=data.key(run.corpus, "train"), reference=reference.stage)
+    splits = ("train", "validation") if config.validation.every else ("train",)
+    stage = run.stage("reward_model", corpus=data.key(run.corpus, *splits), reference=reference.stage)
     optimizer = optimizers.supervised(config)
     key = randomness.stage_key(experiment.seed, "reward_model")
     frozen, start = parameters.adapt_reward(run.models, run.mesh, key, reference.params)
+    pairs = data.pairs(run.corpus, "train", long_prompts=config.long_prompts)
+    validation = _validation(run, frozen) if config.validation.every else None
     done = supervised.train(
         run,
         stage,
@@ -45,8 +77,70 @@ def _train(run: Run, reference: Trained) -> tuple[Reward, float]:
         frozen=frozen,
         optimizer=optimizer,
         step=assembly.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches),
-        examples=data.pairs(run.corpus, "train"),
+        examples=pairs.examples,
         metrics=BradleyTerry.metrics,
+        validation=validation,
     )
     params = lora.overlay(frozen, done.params)
-    return trained.reward(run.models, run.mesh, params, fingerprint=done.stage), done.seconds
+    reward = trained.reward(run.models, run.mesh, params, fingerprint=done.stage)
+    return _described(reward, done, pairs, stage, validation)
+
+
+def _validation(run: Run, frozen: Params) -> Validation:
+    """How the training is validated on pairs of the validation split.
+
+    Raises:
+      InputError: if there are none.
+    """
+    config = run.experiment.reward_model
+    options = config.validation
+    pairs = data.pairs(run.corpus, "validation", count=options.pairs, long_prompts=config.long_prompts).examples
+    score, count = scorer(run.models, run.mesh), len(pairs.prompts.ids)
+    # Of one size, so that it compiles once; the last is filled up from the first pairs.
+    batches = [np.arange(start, start + config.batch_size) % count for start in range(0, count, config.batch_size)]
+
+    def measure(params: Params) -> dict[str, float]:
+        whole, found = lora.overlay(frozen, params), []
+        for index in batches:
+            batch = shard(run.mesh, jax.tree.map(lambda x, index=index: np.asarray(x)[index], pairs))
+            found.append(np.asarray(hosts.fetch(score(whole, batch.prompts, batch.responses))))
+        return _quality(np.concatenate(found)[:count])
+
+    return Validation(options.every, options.patience, config.steps, count, measure, _VALIDATED)
+
+
+def _quality(rewards: np.ndarray) -> dict[str, float]:
+    """The validation metrics of raw rewards [n, 2], the chosen response's first."""
+    chosen, rejected = jnp.asarray(rewards[:, 0]), jnp.asarray(rewards[:, 1])
+    loss, accuracy = preference.bradley_terry(chosen, rejected), preference.accuracy(chosen, rejected)
+    return {LOSS: float(loss.value), ACCURACY: float(accuracy.value)}
+
+
+def _described(
+    reward: Reward, done: Trained, pairs: ExampleSet, stage: Stage, validation: Validation | None
+) -> Rewarded:
+    """The reward with how its training went; says which step's reward model is used, where several were compared."""
+    counts = {"pairs": len(pairs.examples.prompts.ids), "cut": pairs.cut, "dropped": pairs.dropped}
+    metrics = read_metrics(stage.directory / "metrics.jsonl")
+    if validation is None or LOSS not in metrics:
+        return Rewarded(reward, done.seconds, RewardTraining(**counts))
+    rows = np.flatnonzero(np.isfinite(metrics[LOSS]))
+    best = rows[np.argmin(metrics[LOSS][rows])]
+    steps, used = (int(metrics["step"][row]) for row in (-1, best))
+    _say_which(metrics[LOSS][best], metrics[ACCURACY][best], used, steps, validation)
+    since = np.concatenate([[0], rows[:-1] + 1])
+    means = np.array([metrics["loss"][start : end + 1].mean() for start, end in zip(since, rows, strict=True)])
+    columns = (metrics["step"][rows], means, metrics[LOSS][rows], metrics[ACCURACY][rows])
+    training = RewardTraining(**counts, steps=steps, used_step=used, validation_pairs=validation.size)
+    return Rewarded(reward, done.seconds, training, dict(zip(VALIDATION_ARRAYS, columns, strict=True)))
+
+
+def _say_which(loss: float, accuracy: float, used: int, steps: int, validation: Validation) -> None:
+    low, high = preference.wilson(accuracy, validation.size)
+    ended = f"ended at step {steps} of {validation.steps}" if steps < validation.steps else f"made all {steps} steps"
+    say(
+        f"The training of the {LABEL} {ended}; that of step {used} is used, the best on {validation.size} validation "
+        f"pairs: {loss:.3f} nats a pair, where guessing has {math.log(2):.3f}, accuracy {accuracy:.3f} "
+        f"[{low:.3f}, {high:.3f}]{', no better than chance' if low <= 0.5 else ''}.",
+        style="yellow" if low <= 0.5 else None,
+    )

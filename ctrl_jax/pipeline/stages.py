@@ -106,7 +106,15 @@ TABLE = (
 
 VERSIONS = {stage.name: stage.version for stage in TABLE}
 
-YOUNGER = {"data.format": "chat", "evaluation.along": 0, "evaluation.along_responses": None, "start": None}
+YOUNGER: dict[str, Any] = {
+    "data.format": "chat",
+    "evaluation.along": 0,
+    "evaluation.along_responses": None,
+    "start": None,
+    "model.lora.last_layers": None,
+    "reward_model.long_prompts": None,
+    "reward_model.validation": {"every": 0, "pairs": 256, "patience": 3},
+}
 """Options that came after the first results on disk, and the value that gives those results: an option that has it is
 in no key and in no config.json, so that what was made before is found."""
 

@@ -11,8 +11,9 @@ from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import programs
 from ctrl_jax.pipeline import watch
 from ctrl_jax.pipeline.run import Run
+from ctrl_jax.pipeline.validation import Validation, starting, without_best
 from ctrl_jax.runtime import checksums, hosts
-from ctrl_jax.runtime.loop import lowest_loss
+from ctrl_jax.runtime.loop import lowest_loss, never
 from ctrl_jax.runtime.metrics import read_metrics
 from ctrl_jax.runtime.stages import Stage
 from ctrl_jax.types import Metric, Params
@@ -41,6 +42,7 @@ def train(
     step: programs.Step,
     examples: Any,
     metrics: Sequence[Metric],
+    validation: Validation | None = None,
 ) -> Trained:
     """Trains `start`, continues, or reads what is done.
 
@@ -56,30 +58,42 @@ def train(
       step: (state, frozen, examples) to (state, metrics).
       examples: of the data.
       metrics: the algorithm's.
+      validation: chooses the parameters that are used, and may stop the training; without one, all steps are made, and
+        the last parameters are used.
 
     Raises:
       InputError: if a step is not finite, or the parameters stop changing.
     """
     config = getattr(run.experiment, section)
+    state, checkpoint_every, finished = programs.init_state(start, optimizer, run.mesh), config.checkpoint_every, never
+    if validation is not None:
+        state, step = starting(run.mesh, state), without_best(step)
+        checkpoint_every, finished = validation.every, validation.stops
     with stage.exclusive():
         with run.open_training(
             label,
-            programs.init_state(start, optimizer, run.mesh),
+            state,
             batches(examples, batch_size=batch_size, seed=run.experiment.seed),
-            metrics=metrics,
+            metrics=[*metrics, *(validation.metrics if validation else ())],
             devices=programs.Devices(run.mesh),
             steps=config.steps,
-            checkpoint_every=config.checkpoint_every,
+            checkpoint_every=checkpoint_every,
             directory=stage.directory,
             fingerprint=stage.directory.name,
+            finished=finished,
         ) as training:
             see_it_move = watch.moving(label, section, config)
             for update in training.updates(lambda state, batch: step(state, frozen, batch)):
                 training.refuse_unsound(update)
+                if validation is not None and update.at_rest and validation.due(update.step):
+                    training.state, measured = validation.validated(run.mesh, training.state, update.step)
+                    update = update._replace(metrics={**update.metrics, **measured})
                 rows = training.report(update)
                 see_it_move(rows)
                 training.save(update, score=lowest_loss(rows))
-        trained = training.state.params
+                if update.at_rest and finished(training.state):
+                    break
+        trained = training.state.params if validation is None else training.state.extra.params
         summary = _finish(stage, trained)
     return Trained(trained, f"{stage.directory.name}-{summary['params']}", summary["seconds"])
 

@@ -1,13 +1,16 @@
 """The main job: align a policy, by the algorithm that the experiment chooses."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 
 from ctrl_jax.algorithms.protocol import Algorithm, Source
 from ctrl_jax.config import Policy
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, programs
+from ctrl_jax.evaluation import RewardSignal, RewardTraining
 from ctrl_jax.models import lora
 from ctrl_jax.pipeline import along, assembly, data, optimizers, randomness, stored, watch
 from ctrl_jax.pipeline.calibrate import Calibrated
@@ -28,6 +31,12 @@ class Aligned(NamedTuple):
     """What the stages before took."""
     depends: dict[str, Any]
     """What the policy depends on besides the options, in clear."""
+    reward_training: RewardTraining | None = None
+    """How the reward model was trained; None where it was not trained here."""
+    reward_signal: RewardSignal = RewardSignal()
+    """What the reference's responses say of the reward."""
+    validation: Mapping[str, np.ndarray] = {}
+    """The curve of that training's validation (evaluation.VALIDATION_ARRAYS), where it had one."""
 
 
 def run(
@@ -114,7 +123,7 @@ def examples(run: Run, options: Policy, calibrated: Calibrated | None) -> Any:
     """What an algorithm learns from: preference pairs, or prompts with what calibrates or with stored responses."""
     source = assembly.algorithm_class(options).source
     if source is Source.PREFERENCES:
-        return data.pairs(run.corpus, "train")
+        return data.pairs(run.corpus, "train").examples
     prompts = run.corpus.prompts("train", run.experiment.calibration.prompts).prompts
     assert calibrated is not None, "align.is_calibrated"
     if source is Source.POLICY:

@@ -52,20 +52,23 @@ def chunk(found: Sizes, tokens: int) -> int:
 
 def micro_batches(given: int | None, found: Sizes, batch: Batch, rematerialize: bool) -> int:
     """The micro-batches of a device's prompts."""
-    memory = found.device_memory
-    return given or costs.default_micro_batches(found.policy, batch, rematerialize=rematerialize, memory=memory)
+    memory, (_, above) = found.device_memory, costs.split(found.policy, found.lora)
+    return given or costs.default_micro_batches(above, batch, rematerialize=rematerialize, memory=memory)
 
 
 def update(found: Sizes, batch: Batch, slices: int, rematerialize: bool, *, length: int, networks: int) -> Memory:
     """`networks` of which there are logits: policy and reference, or one, or none."""
     part = replace(batch, prompts=batch.prompts // slices)
     policy, tokens = found.policy, part.responses * part.response_length
-    kept = costs.kept_activations(policy, part, length=length, rematerialize=rematerialize)
+    below, above = costs.split(policy, found.lora)
+    kept = costs.kept_activations(above, part, length=length, rematerialize=rematerialize)
+    kept += networks * costs.itemsize(policy) * policy.width * tokens
     # Of several slices the sum of their gradients is held too.
     copies = 2 if slices == 1 else 3
     memory = {
         "gradients and updates": float(copies * costs.FLOAT32 * found.trained),
-        "activations": kept + networks * costs.itemsize(policy) * policy.width * tokens,
+        # The layers below are read first, and keep nothing.
+        "activations": max(kept, costs.working_set(below, part, length=length)) if below.layers else kept,
         **cast(found),
     }
     if networks:

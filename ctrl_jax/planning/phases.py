@@ -148,11 +148,11 @@ def _stored(name: str, config: Stored, experiment: Experiment, found: Sizes, dev
     data, rematerialize, prompts = experiment.data, experiment.model.rematerialize, config.prompts_per_step // devices
     batch = Batch(prompts, config.samples_per_prompt, data.prompt_length, data.response_length)
     length = batch.response_length - 1
-    layers, vocabulary = _log_probs(found, batch)
+    work = _log_probs(found, batch)
     phases = (
-        Phase("policy log-probs", (layers, vocabulary)),
-        Phase("recomputation", (vocabulary, *((layers,) if rematerialize else ())), repeats=True),
-        *_backward(found, batch, vocabulary, length, devices, POLICY_MOMENTS),
+        Phase("policy log-probs", (*work.below, work.policy, work.vocabulary)),
+        Phase("recomputation", (work.vocabulary, *((work.policy,) if rematerialize else ())), repeats=True),
+        *_backward(found, batch, work.vocabulary, length, devices, POLICY_MOMENTS),
     )
     slices = memory.micro_batches(config.micro_batches, found, batch, rematerialize)
     needed = memory.update(found, batch, slices, rematerialize, length=length, networks=1)
@@ -168,8 +168,9 @@ def _supervised(name: str, experiment: Experiment, found: Sizes, devices: int) -
     batch = Batch(prompts, 2 if pairs else 1, data.prompt_length, data.response_length)
     length = batch.response_length if pairs else batch.response_length - 1
     layers = costs.forward(found.policy, lora, batch, length=length)
-    vocabulary = Work() if pairs else _log_probs(found, batch)[1]
-    repeated = (*(() if pairs else (vocabulary,)), *((layers,) if experiment.model.rematerialize else ()))
+    above = costs.forward(costs.split(found.policy, lora)[1], lora, batch, length=length)
+    vocabulary = Work() if pairs else _log_probs(found, batch).vocabulary
+    repeated = (*(() if pairs else (vocabulary,)), *((above,) if experiment.model.rematerialize else ()))
     phases = (
         Phase("forward", (layers, vocabulary)),
         *((Phase("recomputation", repeated, repeats=True),) if repeated else ()),
@@ -179,6 +180,8 @@ def _supervised(name: str, experiment: Experiment, found: Sizes, devices: int) -
     held = {what: size for what, size in memory.held(found).items() if what != "reward model"}
     held["trained, float32"] = held.pop("policy, float32")
     held["moments"] *= SUPERVISED_MOMENTS / POLICY_MOMENTS
+    if pairs and experiment.reward_model.validation.every:
+        held["best so far, float32"] = held["trained, float32"]
     rematerialize = experiment.model.rematerialize
     slices = memory.micro_batches(config.micro_batches, found, batch, rematerialize)
     needed = memory.update(found, batch, slices, rematerialize, length=length, networks=0 if pairs else 1)
@@ -198,11 +201,13 @@ def _responses(name: str, experiment: Experiment, found: Sizes, devices: int) ->
     phases, programs = (*drawing, *scoring), {**caches, "scoring": read}
     if name == "evaluation":
         judging, judged = _scoring(found.judge, Lora(), batch, "judge scores")
-        layers, vocabulary = _log_probs(found, batch)
-        phases = (*phases, *judging, Phase("exact KL", (layers, vocabulary, layers, vocabulary)))
+        work = _log_probs(found, batch)
+        both = (work.policy, work.vocabulary, work.reference, work.vocabulary)
+        phases = (*phases, *judging, Phase("exact KL", (*work.below, *both)))
         programs |= {"judging": judged} if judged else {}
     if name == "calibration" and calibration.keep_responses:
-        phases = (*phases, Phase("log-probs", _log_probs(found, batch)))
+        work = _log_probs(found, batch)
+        phases = (*phases, Phase("log-probs", (*work.below, work.reference, work.vocabulary)))
     held = memory.of_responses(found, trained=name != "calibration")
     return Stage(name, times, phases, {program: {**held, **own} for program, own in programs.items()})
 
@@ -266,24 +271,42 @@ def _scoring(network: Architecture | None, lora: Lora, batch: Batch, name: str) 
     return (Phase(name, (work,), program="score"),), {"activations": costs.working_set(network, batch, length=length)}
 
 
-def _log_probs(found: Sizes, batch: Batch) -> tuple[Work, Work]:
-    """(layers, vocabulary) of one network on the responses: their first token is predicted by the prompt."""
-    tokens = batch.responses * batch.response_length
+class _LogProbs(NamedTuple):
+    """Policy and reference on responses."""
+
+    below: tuple[Work, ...]
+    """The layers below the first that is trained, which both read once; none where all are trained."""
+    policy: Work
+    """Its layers from there on."""
+    reference: Work
+    """The same, without the adapters."""
+    vocabulary: Work
+    """Of one of the two."""
+
+
+def _log_probs(found: Sizes, batch: Batch) -> _LogProbs:
+    """The first token is predicted by the prompt."""
+    tokens, length = batch.responses * batch.response_length, batch.response_length - 1
     chunks = -(-tokens // memory.chunk(found, tokens))
-    layers = costs.forward(found.policy, found.lora, batch, length=batch.response_length - 1)
-    return layers, costs.unembed(found.policy, tokens, chunks=chunks)
+    below, above = costs.split(found.policy, found.lora)
+    return _LogProbs(
+        (costs.forward(below, Lora(), batch, length=length),) if below.layers else (),
+        costs.forward(above, found.lora, batch, length=length),
+        costs.forward(above, Lora(), batch, length=length),
+        costs.unembed(found.policy, tokens, chunks=chunks),
+    )
 
 
 def _update(found: Sizes, batch: Batch, rematerialize: bool, devices: int) -> tuple[Phase, ...]:
     """Reference and policy on the responses, the gradient, and the optimiser."""
-    policy, length = found.policy, batch.response_length - 1
-    layers, vocabulary = _log_probs(found, batch)
-    reference = (costs.forward(policy, Lora(), batch, length=length), vocabulary)
+    work = _log_probs(found, batch)
+    vocabulary, length = work.vocabulary, batch.response_length - 1
     return (
-        Phase("reference log-probs", reference),
-        Phase("policy log-probs", (layers, vocabulary)),
+        *(Phase("layers that are not trained", (layers,)) for layers in work.below),
+        Phase("reference log-probs", (work.reference, vocabulary)),
+        Phase("policy log-probs", (work.policy, vocabulary)),
         # Both networks' logits are made again a chunk at a time.
-        Phase("recomputation", (vocabulary, vocabulary, *((layers,) if rematerialize else ())), repeats=True),
+        Phase("recomputation", (vocabulary, vocabulary, *((work.policy,) if rematerialize else ())), repeats=True),
         *_backward(found, batch, vocabulary, length, devices, POLICY_MOMENTS),
     )
 

@@ -4,7 +4,16 @@ from collections.abc import Callable, Mapping
 
 from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.panel import Panel
-from ctrl_jax.report.panels import calibrated, frontier, judges, lengths, reliability, training, win_rate_vs_n
+from ctrl_jax.report.panels import (
+    calibrated,
+    frontier,
+    judges,
+    lengths,
+    reliability,
+    training,
+    validation,
+    win_rate_vs_n,
+)
 
 CHARTS: Mapping[str, Callable[[Run], list[Panel]]] = {
     "win_rate_vs_kl": frontier.panels,
@@ -12,6 +21,7 @@ CHARTS: Mapping[str, Callable[[Run], list[Panel]]] = {
     "training": training.panels,
     "calibration": calibrated.panels,
     "reliability": reliability.panels,
+    "validation": validation.panels,
     "proxy_gold": judges.panels,
     "response_length": lengths.panels,
 }

@@ -14,7 +14,16 @@ import numpy as np
 
 from ctrl_jax.checked_json import JsonFile, finite, parse
 from ctrl_jax.errors import InputError
-from ctrl_jax.evaluation import ALONG_ARRAYS, KL_ARRAY, RELIABILITY_ARRAYS, REWARD_ARRAYS, Evaluation
+from ctrl_jax.evaluation import (
+    ALONG_ARRAYS,
+    FEW_PAIRS,
+    KL_ARRAY,
+    RELIABILITY_ARRAYS,
+    REWARD_ARRAYS,
+    VALIDATION_ARRAYS,
+    Evaluation,
+    RewardTraining,
+)
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import parse_transform
 
@@ -63,6 +72,37 @@ def unfinished_warning(evaluation: Evaluation, longest: Any) -> str | None:
             "end-of-sequence token of its generation_config.json."
         )
     return f"{counted} do not end within {within}: they are cut off, and rewarded as they stand. {advice}"
+
+
+def reward_warnings(evaluation: Evaluation) -> list[str]:
+    """What to say of a reward model that may not be worth climbing, and what to do."""
+    quality, found = evaluation.reward_model, []
+    if quality.accuracy is not None and quality.is_chance:
+        found.append(
+            "As far as these held-out pairs show, the reward model is no better than chance: a policy that climbs "
+            "it may gain nothing. Give it more pairs (`data.prompt_length`, `reward_model.long_prompts=truncate`), or "
+            "stop its training where it begins to learn by heart (`reward_model.validation.every`)."
+        )
+    if quality.accuracy is not None and quality.pairs is not None and quality.pairs < FEW_PAIRS:
+        found.append(
+            f"The reward model is judged on {quality.pairs} held-out pairs; fewer than {FEW_PAIRS} say little. "
+            "Give the test split more pairs, or let in those of longer prompts (`data.prompt_length`, "
+            "`reward_model.long_prompts=truncate`)."
+        )
+    return found
+
+
+def trained_on(training: RewardTraining) -> str:
+    """A sentence about the pairs that a reward model learned from."""
+    lengths = [f"{training.cut} with the beginning of their prompt cut off"] * bool(training.cut)
+    lengths += [f"{training.dropped} more left out, for their prompt is too long"] * bool(training.dropped)
+    text = ", ".join([f"The reward model was trained on {training.pairs} pairs", *lengths])
+    if training.used_step is None:
+        return f"{text}."
+    return (
+        f"{text}. Of its {training.steps} steps that of step {training.used_step} is used, the best by the likelihood "
+        f"of {training.validation_pairs} validation pairs."
+    )
 
 
 def read_run(work_dir: pathlib.Path) -> Run:
@@ -203,9 +243,10 @@ def _read_arrays(path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
     if kl.shape != (prompts,) or not np.isfinite(kl).all():
         raise InputError(f"{path} has {KL_ARRAY!r} of shape {kl.shape} that is no finite KL a prompt; {remedy}")
     _check_along(path, arrays, prompts, remedy)
-    reliability = [arrays[name] for name in RELIABILITY_ARRAYS if name in arrays]
-    if any(array.ndim != 1 or array.shape != reliability[0].shape for array in reliability):
-        raise InputError(f"{path} has reliability arrays that are no columns of one table; {remedy}")
+    for what, names in (("reliability", RELIABILITY_ARRAYS), ("validation", VALIDATION_ARRAYS)):
+        columns = [arrays[name] for name in names if name in arrays]
+        if any(array.ndim != 1 or array.shape != columns[0].shape for array in columns):
+            raise InputError(f"{path} has {what} arrays that are no columns of one table; {remedy}")
     return arrays
 
 

@@ -7,10 +7,19 @@ from typing import Any
 from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report import html
 from ctrl_jax.report.html import TEXT_CHARACTERS, brackets
-from ctrl_jax.report.measurements import Run, unfinished_warning
+from ctrl_jax.report.measurements import Run, reward_warnings, trained_on, unfinished_warning
 from ctrl_jax.report.names import procedure_order, short_name, spoken
 from ctrl_jax.report.panel import Panel
-from ctrl_jax.report.panels import calibrated, frontier, judges, lengths, reliability, training, win_rate_vs_n
+from ctrl_jax.report.panels import (
+    calibrated,
+    frontier,
+    judges,
+    lengths,
+    reliability,
+    training,
+    validation,
+    win_rate_vs_n,
+)
 from ctrl_jax.report.statistics import lift_share
 
 SAMPLES_SHOWN = 20
@@ -27,6 +36,7 @@ def render(run: Run) -> str:
         kicker=_kicker(run),
         lead=_lead(run),
         warning=unfinished_warning(run.evaluation, _at(run.config, "data", "response_length")),
+        reward_warnings=reward_warnings(run.evaluation),
         tiles=list(_tiles(run)),
         sections={
             "frontier": _section(
@@ -34,10 +44,11 @@ def render(run: Run) -> str:
             ),
             "win_rate_vs_n": _section("win-rate-vs-n", "Win rate over N", win_rate_vs_n.panels(run)),
             "training": _section("training", "Training", training.panels(run)),
-            "reliability": _section("reliability", "Reward model", reliability.panels(run)),
+            "reliability": _section("reliability", "Reward model", [*reliability.panels(run), *validation.panels(run)]),
             "proxy_gold": _section("proxy-gold", "Other judges", judges.panels(run)),
             "lengths": _section("lengths", "Response length", lengths.panels(run)),
         },
+        reward=_reward_words(run),
         samples=_samples(run.samples),
         judges=[name for name, table in _other_judges(run) if table],
         win_rates=[_win_rate_row(run, name) for name in sorted(run.evaluation.win_rates, key=procedure_order)],
@@ -45,6 +56,20 @@ def render(run: Run) -> str:
         timings=[*((name, _duration(seconds)) for name, seconds in run.evaluation.timings.items()),
                  *([("all", _duration(sum(run.evaluation.timings.values())))] if run.evaluation.timings else [])],
     )  # fmt: skip
+
+
+def _reward_words(run: Run) -> list[str]:
+    """What there is to say of the reward beside its figures: whether it is worth climbing."""
+    evaluation = run.evaluation
+    quality, training = evaluation.reward_model, evaluation.reward_training
+    words = [] if training is None else [trained_on(training)]
+    if quality.accuracy is not None and quality.accuracy_low is not None:
+        bounds = Estimate(quality.accuracy, quality.accuracy_low, quality.accuracy_high)
+        words.append(
+            f"It ranks {_percent(bounds)} of {quality.pairs} held-out pairs as their labels do; guessing ranks half of "
+            f"them so{'' if quality.is_chance else ', and the interval leaves that out'}."
+        )
+    return words + evaluation.reward_signal.sentences
 
 
 def _section(identifier: str, heading: str, panels: Sequence[Panel]) -> dict[str, Any]:

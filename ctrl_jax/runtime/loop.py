@@ -81,6 +81,11 @@ Step = Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array]]]
 """(state, batch on the devices) to (state, metrics); it may donate the state, which is a `State`."""
 
 
+def never(state: Any) -> bool:
+    """Of a training that is finished when all its steps are made."""
+    return False
+
+
 @contextlib.contextmanager
 def open_training(
     label: str,
@@ -94,6 +99,7 @@ def open_training(
     directory: Path,
     fingerprint: str,
     rest_at: Collection[int] = (),
+    finished: Callable[[Any], bool] = never,
     wandb: bool = False,
 ) -> Iterator["Training"]:
     """Opens a training: at its newest checkpoint, or at the start where there is none.
@@ -111,6 +117,7 @@ def open_training(
       directory: holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
       fingerprint: of all that the final state depends on; a checkpoint of another is refused.
       rest_at: further steps after which the state is at rest, and saved.
+      finished: whether a state is the last, before all steps are made.
       wandb: whether metrics go to Weights & Biases too.
 
     Raises:
@@ -124,6 +131,7 @@ def open_training(
         if restored is not None:
             start, state, position = restored
             batches.set_state(position)
+            steps = start if finished(state) else steps
         training = Training(
             label, state, batches, metrics, devices, start, steps, checkpoint_every, directory, checkpoints, rest_at
         )

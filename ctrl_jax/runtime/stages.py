@@ -381,7 +381,7 @@ class RowFile:
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any):
         self.path = Path(path)
         self.dtype = np.dtype(dtype)
-        self._shape = shape
+        self.shape = shape
         self._partial = self.path.with_name(f"{self.path.name}.partial")
         self._noted = self.path.with_name(f"{self.path.name}.partial.json")
         header = _npy_header(shape, self.dtype)
@@ -414,8 +414,8 @@ class RowFile:
 
     def append(self, rows: np.ndarray, note: Any = None) -> None:
         """Writes the next rows, and with them `note`, JSON that stands for all so far."""
-        if rows.shape[1:] != self._shape[1:] or self.rows + len(rows) > self._shape[0]:
-            raise ValueError(f"{rows.shape} rows do not go behind {self.rows} of {self._shape}.")
+        if rows.shape[1:] != self.shape[1:] or self.rows + len(rows) > self.shape[0]:
+            raise ValueError(f"{rows.shape} rows do not go behind {self.rows} of {self.shape}.")
         data = np.ascontiguousarray(rows, self.dtype).tobytes()
         self._checksum = zlib.crc32(data, self._checksum)
         if hosts.first():
@@ -428,10 +428,15 @@ class RowFile:
         crc32 = _of_note(self._checksum, self.rows, plain(note))
         write_json(self._noted, {"rows": self.rows, "note": note, "crc32": crc32})
 
+    @property
+    def complete(self) -> bool:
+        """Whether all rows are written."""
+        return self.rows == self.shape[0]
+
     def finish(self) -> None:
         """Moves the file to its place."""
-        if self.rows != self._shape[0]:
-            raise RuntimeError(f"{self._partial} has {self.rows} rows of {self._shape[0]}.")
+        if self.rows != self.shape[0]:
+            raise RuntimeError(f"{self._partial} has {self.rows} rows of {self.shape[0]}.")
         if hosts.first():
             _move(self._partial, self.path)
             self._noted.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from ctrl_jax.steps import kl
-from ctrl_jax.types import Params, Policy, Prompts, Responses, Unembed
+from ctrl_jax.types import Params, Policy, Prompts, Responses, Trunk, Unembed
 
 _KEPT = "one number a token"
 """Names what a chunk keeps for its backward pass, beside its features."""
@@ -40,9 +40,13 @@ def compare_policies(
     temperature: float,
     chunk_size: int,
 ) -> Comparison:
-    """A policy and a reference of one network on given responses, as `compare` compares their features."""
-    features = policy.apply(params, prompts, responses)
-    reference_features = policy.apply(reference, prompts, responses)
+    """A policy and a reference of one network on given responses, as `compare` compares their features.
+
+    The layers below the first that is trained are read once for both, by the reference's parameters.
+    """
+    trunk = policy.below(reference, prompts, responses)
+    features = policy.above(params, trunk, prompts, responses)
+    reference_features = policy.above(reference, trunk, prompts, responses)
     return compare(
         policy.unembed, params, features, reference, reference_features, responses.tokens,
         temperature=temperature, chunk_size=chunk_size,
@@ -119,12 +123,21 @@ def token_log_probs(
 
 
 def of_responses(
-    policy: Policy, params: Params, prompts: Prompts, responses: Responses, *, temperature: float, chunk_size: int
-) -> jax.Array:
-    """log π(response | prompt), [B, N] nats of whole responses; the arguments are those of `token_log_probs`."""
-    features = policy.apply(params, prompts, responses)
+    policy: Policy, params: Params, prompts: Prompts, responses: Responses, *,
+    temperature: float, chunk_size: int, trunk: Trunk | None = None,
+) -> jax.Array:  # fmt: skip
+    """log π(response | prompt), [B, N] nats of whole responses; the arguments are those of `token_log_probs`.
+
+    A `trunk` is that of the same prompts and responses, where it has been read already.
+    """
+    trunk = policy.below(params, prompts, responses) if trunk is None else trunk
     per_token = token_log_probs(
-        policy.unembed, params, features, responses.tokens, temperature=temperature, chunk_size=chunk_size
+        policy.unembed,
+        params,
+        policy.above(params, trunk, prompts, responses),
+        responses.tokens,
+        temperature=temperature,
+        chunk_size=chunk_size,
     )
     return kl.per_sequence(per_token, responses.lengths)
 

@@ -146,8 +146,9 @@ def test_long_prompts_are_cut_on_the_left():
     assert found.prompts.tokens.tolist() == [tokens[-24:]]
     assert found.prompts.lengths.tolist() == [24]
     assert (found.texts, found.dropped) == ((transcript(LONG.prompt),), 0)
-    pairs = pipelines.preference_pairs([LONG], TOKENIZER, **LENGTHS, long_prompts="truncate")
-    assert pairs.examples.prompts.tokens.tolist() == [tokens[-24:]]
+    pairs = pipelines.preference_pairs([LONG, RECORDS[0], LONG], TOKENIZER, **LENGTHS, long_prompts="truncate")
+    assert pairs.examples.prompts.tokens[::2].tolist() == [tokens[-24:]] * 2
+    assert (pairs.cut, pairs.dropped) == (2, 0), "pairs, not prompts"
 
 
 def test_of_a_long_conversation_the_oldest_turns_go_first():

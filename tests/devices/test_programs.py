@@ -28,6 +28,10 @@ GUARDED = ("raw_reward", "kl", "loss", "gradient_norm")
 MODEL = config.Model(width=32, layers=1, heads=8, kv_heads=2, mlp_width=8, tied_embeddings=False)
 SIZES = dataclasses.replace(MODEL.architecture(VOCABULARY), qkv_bias=True, output_bias=True)
 WHOLE, ADAPTED = networks.create(SIZES, config.Lora()), networks.create(SIZES, config.Lora(rank=2, alpha=4.0))
+# Of two layers, the second of which is trained: read in two parts, and as a whole.
+DEEP = dataclasses.replace(SIZES, layers=2 * SIZES.layers)
+LAST = networks.create(DEEP, config.Lora(rank=2, alpha=4.0, last_layers=1))
+LAST_AS_A_WHOLE = LAST._replace(policy=networks.create(DEEP, config.Lora(rank=2, alpha=4.0)).policy)
 POLICY = config.Policy(steps=50, warmup_steps=0, samples_per_prompt=4, prompts_per_step=8, learning_rate=0.01)
 SUPERVISED = config.Supervised(steps=50, warmup_steps=0, learning_rate=0.01, batch_size=8)
 
@@ -112,15 +116,27 @@ def policy(mesh: Mesh, beta: float | None = None, parts: networks.Networks = WHO
         parts, mesh, given, algorithm, optimizer, lambda *batch: score(reward, *batch),
         key=jax.random.key(5), max_length=T, eos_ids=(EOS,),
     )  # fmt: skip
-    if parts is ADAPTED:
-        start = moved(parameters.adapt_decoder(parts, mesh, jax.random.key(7), reference), mesh)
+    if parts is not WHOLE:
+        reference, start = adapted(parts, mesh)
     state = programs.init_state(start, optimizer, mesh, algorithm.start())
     rewards = np.sort(np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32), axis=-1)
     return step, state, lambda i: (reference, shard(mesh, PolicyBatch(examples(1, i).prompts, rewards)))
 
 
+def adapted(parts: networks.Networks, mesh: Mesh):
+    """A reference, and adapters of it that have left their start."""
+    reference = params(mesh)[1]
+    if parts.architecture is DEEP:
+        reference = parameters.init_decoder(parts, mesh, jax.random.key(9))
+    return reference, moved(parameters.adapt_decoder(parts, mesh, jax.random.key(7), reference), mesh)
+
+
 def policy_of_adapters(mesh: Mesh):
     return policy(mesh, parts=ADAPTED)
+
+
+def policy_of_last_layers(mesh: Mesh):
+    return policy(mesh, parts=LAST)
 
 
 COMPILED: list[str] = []
@@ -161,7 +177,9 @@ def test_the_share_of_responses_without_an_end_is_that_of_the_rollouts():
     assert first[1]["unfinished"] == pytest.approx(1 - np.mean(ended))
 
 
-STEPS = [sft, sft_of_adapters, reward_model, reward_model_of_adapters, policy, policy_of_adapters]
+STEPS = [
+    sft, sft_of_adapters, reward_model, reward_model_of_adapters, policy, policy_of_adapters, policy_of_last_layers
+]  # fmt: skip
 
 
 @pytest.fixture(params=STEPS, ids=lambda make: make.__name__)
@@ -251,7 +269,9 @@ def update_of(make: str, devices: int, micro_batches: int | None, samples: int =
     """(step, its arguments) of one update on 32 prompts, whose responses differ in length from slice to slice."""
     mesh, size = mesh_of(devices), 32
     start, reference, reward = params(mesh)
-    parts = ADAPTED if make.endswith("adapters") else WHOLE
+    parts = {"policy_of_adapters": ADAPTED, "policy_of_last_layers": LAST, "as a whole": LAST_AS_A_WHOLE}.get(
+        make, WHOLE
+    )
     if make == "sft":
         optimizer = optimizers.supervised(SUPERVISED)
         step = assembly.sft_step(parts, mesh, optimizer, micro_batches=micro_batches)
@@ -274,8 +294,8 @@ def update_of(make: str, devices: int, micro_batches: int | None, samples: int =
         max_length=T,
         eos_ids=(EOS,),
     ).update
-    if parts is ADAPTED:
-        start = moved(parameters.adapt_decoder(parts, mesh, jax.random.key(7), reference), mesh)
+    if parts is not WHOLE:
+        reference, start = adapted(parts, mesh)
     state = programs.init_state(start, optimizer, mesh, algorithm.start())
     batch, rng = examples(samples, size=size), np.random.default_rng(1)
     rollouts = Rollouts(batch.prompts, batch.responses, np.zeros((size, samples, T), np.float32))
@@ -291,9 +311,15 @@ def updated(make: str, devices: int, micro_batches: int):
 
 
 @pytest.mark.parametrize(("devices", "micro_batches"), [(1, 2), (1, 4), (8, 4)])
-@pytest.mark.parametrize("make", ["sft", "reward_model", "policy", "policy_of_adapters"])
+@pytest.mark.parametrize("make", ["sft", "reward_model", "policy", "policy_of_adapters", "policy_of_last_layers"])
 def test_micro_batches_change_no_update(make, devices, micro_batches):
     found, expected = updated(make, devices, micro_batches), updated(make, 1, 1)
+    assert_same_step(found, expected, atol=1e-6, moments_rtol=1e-5)
+
+
+def test_a_shared_pass_of_frozen_layers_changes_no_update():
+    found, expected = updated("policy_of_last_layers", 1, 1), updated("as a whole", 1, 1)
+    assert set(found[0].params["lora"]) == {"layers_1"}
     assert_same_step(found, expected, atol=1e-6, moments_rtol=1e-5)
 
 

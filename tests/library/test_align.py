@@ -108,6 +108,7 @@ def test_another_run_is_refused_in_its_directory(aligned, model):
         ({"prompts_per_step": 99}, "prompts_per_step is 99, and there are 12"),
         ({"prompt_length": 4}, "prompt_length is 4"),
         ({"max_length": 1}, "1"),
+        ({"lora_last_layers": 99}, r"last_layers is 99, and the model has \d+ layers"),
         ({"samples_per_prompt": 1}, "at least 2"),
         ({"references_per_prompt": 1}, "at least 2"),
         ({"objective": "best_of_4"}, "objective is 'best_of_4'"),

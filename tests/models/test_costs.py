@@ -1,5 +1,6 @@
 """The cost model against XLA's own count of what it compiles, and against the shapes that are made."""
 
+import dataclasses
 import json
 import math
 
@@ -75,7 +76,9 @@ def test_parameters_are_those_that_are_made(tmp_path, name):
     assert costs.parameters(sizes) == count(variables(decoder.Decoder(sizes)))
 
 
-@pytest.mark.parametrize("adapter", [Lora(rank=3), Lora(rank=8, targets=("q_proj", "down_proj"))], ids=str)
+@pytest.mark.parametrize(
+    "adapter", [Lora(rank=3), Lora(rank=8, targets=("q_proj", "down_proj")), Lora(rank=3, last_layers=2)], ids=str
+)
 def test_parameters_of_an_adapter(adapter):
     made = jax.eval_shape(
         lambda key: lora.init(decoder.Decoder(SIZES, adapter).init(key, *examples())["params"], adapter, key),
@@ -84,7 +87,9 @@ def test_parameters_of_an_adapter(adapter):
     assert costs.adapter_parameters(SIZES, adapter) == count(made)
 
 
-@pytest.mark.parametrize("adapter", [NO_ADAPTER, Lora(rank=16)], ids=["whole", "adapter"])
+@pytest.mark.parametrize(
+    "adapter", [NO_ADAPTER, Lora(rank=16), Lora(rank=16, last_layers=2)], ids=["whole", "adapter", "last layers"]
+)
 def test_flops_of_forward_and_backward_are_xlas(adapter):
     # XLA counts norms, masks and the softmax too: 1 to 2 % at this width. The rest is for how it fuses them.
     model = decoder.Decoder(SIZES, adapter)
@@ -109,6 +114,12 @@ def test_flops_of_forward_and_backward_are_xlas(adapter):
     arguments = (trained, frozen, prompts, responses)
     assert compiled(features, *arguments).cost_analysis()["flops"] == pytest.approx(forward.flops, rel=0.05)
     assert compiled(jax.grad(loss), *arguments).cost_analysis()["flops"] == pytest.approx(both.flops, rel=0.05)
+
+
+def test_the_layers_in_two_parts_are_all_of_them():
+    below, above = costs.split(SIZES, Lora(rank=4, last_layers=2))
+    assert (below.layers, above.layers) == (SIZES.layers[:1], SIZES.layers[1:])
+    assert costs.split(SIZES, NO_ADAPTER) == (dataclasses.replace(SIZES, layers=()), SIZES)
 
 
 def test_flops_of_sampling_are_xlas():

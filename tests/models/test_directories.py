@@ -114,6 +114,7 @@ KEYS = (
 )  # fmt: skip
 ADAPTER_KEYS = (
     "peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules", "modules_to_save", "use_rslora",
+    "layers_to_transform",
     "bias", "rank_pattern", "trainable_token_indices", "init_lora_weights", "use_dora", "unheard_of",
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import shlex
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -47,8 +48,10 @@ def adapter(base, settings):
     """Adapters with neither factor at 0, unlike those that training starts from."""
     draws = np.random.RandomState(0)
     adapters = {}
+    layers = len(architecture_of(base).layers)
+    adapted = {f"layers_{i}" for i in range(layers - (settings.last_layers or layers), layers)}
     for target in weights.targets(architecture_of(base)).values():
-        if target.path[-1] == "kernel" and target.path[1] in settings.targets:
+        if target.path[-1] == "kernel" and target.path[1] in settings.targets and target.path[0] in adapted:
             layer, projection, _ = target.path
             rows, columns = target.shape
             adapters.setdefault(layer, {})[projection] = {
@@ -91,13 +94,15 @@ def saved(tmp_path, base):
     return tmp_path / "adapter"
 
 
+@pytest.mark.parametrize("last_layers", [None, 1])
 @pytest.mark.parametrize("targets", [PROJECTIONS, ("v_proj", "q_proj"), ("down_proj",)])
-def test_save_and_load_keep_every_bit(tmp_path, base, targets):
-    settings = Lora(rank=2, alpha=7.0, targets=targets)
+def test_save_and_load_keep_every_bit(tmp_path, base, targets, last_layers):
+    settings = Lora(rank=2, alpha=7.0, targets=targets, last_layers=last_layers)
     adapters = adapter(base, settings)
     peft.save(tmp_path / "saved", adapters, architecture_of(base), settings, base=str(base))
     _, again, found, *_ = peft.load(tmp_path / "saved", architecture_of(base), base=base)
     assert (found.rank, found.alpha, set(found.targets)) == (2, 7.0, set(targets))
+    assert found.last_layers == last_layers
     assert jax.tree.structure(again) == jax.tree.structure(adapters)
     for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(adapters), strict=True):
         assert one.dtype == other.dtype and np.asarray(one).tobytes() == np.asarray(other).tobytes()
@@ -121,6 +126,15 @@ def test_names_and_shapes_are_those_of_peft(base, saved):
     assert config["peft_type"] == "LORA" and config["task_type"] == "CAUSAL_LM"
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (3, 4.5, list(PROJECTIONS))
     assert config["base_model_name_or_path"] == str(base)
+    assert "layers_to_transform" not in config
+
+
+def test_the_layers_of_an_adapter_are_named_as_peft_names_them(tmp_path, base):
+    settings = replace(SETTINGS, last_layers=1)
+    peft.save(tmp_path / "adapter", adapter(base, settings), architecture_of(base), settings, base=str(base))
+    config, tensors = read_all(tmp_path / "adapter")
+    assert config["layers_to_transform"] == [1]
+    assert len(tensors) == 2 * 7 and all(".layers.1." in name for name in tensors)
 
 
 def test_merging_adds_the_product_to_every_stored_projection(base, saved):
@@ -158,6 +172,7 @@ def test_an_adapter_of_some_layers_leaves_the_others(base, saved):
     params = weights.load(base, architecture)
     merged = lora.merge(params, adapters, settings)
     assert merged["layers_0"] is params["layers_0"]
+    assert settings.last_layers is None
     assert not np.array_equal(merged["layers_1"]["q_proj"]["kernel"], params["layers_1"]["q_proj"]["kernel"])
 
 
@@ -220,6 +235,11 @@ def test_a_base_may_be_the_current_folder(tmp_path, base, monkeypatch):
         ({"lora_alpha": "16"}, "lora_alpha = '16'"),
         ({"lora_alpha": float("nan")}, "lora_alpha = nan, not a number above 0"),
         ({"lora_alpha": 1e300}, r"lora_alpha = 1e\+300"),
+        ({"layers_to_transform": [0, 1, 2]}, r"no factors of layer 2; `model\.path` has the layers 0 to 1\. Give the"),
+        ({"layers_to_transform": [1]}, r"= \[1\], and .* has factors of layer 0 too, which peft passes over; name it"),
+        ({"layers_to_transform": 1}, r"= 1, and .* has factors of layer 0 too"),
+        ({"layers_to_transform": "1"}, r"= '1', which is no list of layers"),
+        ({"layers_to_transform": [True]}, r"= \[True\], which is no list of layers"),
         ({"r": 4}, r"layers\.0\.[\w.]+: .*\(3, .*where A \(4, .* belong\. It is an adapter for another model"),
     ],
 )
@@ -506,31 +526,42 @@ def logits_of_transformers(model):
     return found[len(cases.PROMPTS[0]) - 1 : -1]
 
 
-def test_an_adapter_saved_here_is_the_same_model_in_peft(base, saved):
+@pytest.mark.parametrize("last_layers", [None, 1])
+def test_an_adapter_saved_here_is_the_same_model_in_peft(tmp_path, base, last_layers):
     library = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
+    settings, saved = replace(SETTINGS, last_layers=last_layers), tmp_path / "ours"
+    peft.save(saved, adapter(base, settings), architecture_of(base), settings, base=str(base))
     original = AutoModelForCausalLM.from_pretrained(base, dtype="float32", attn_implementation="eager").eval()
     before = logits_of_transformers(original)
-    theirs = logits_of_transformers(library.PeftModel.from_pretrained(original, saved).eval())
-    params = {"params": weights.load(base, architecture_of(base)), "lora": adapter(base, SETTINGS)}
+    model = library.PeftModel.from_pretrained(original, saved).eval()
+    factors = [name for name, _ in model.named_parameters() if ".lora_A." in name]
+    assert len(factors) == 7 * (last_layers or 2)
+    theirs = logits_of_transformers(model)
+    params = {"params": weights.load(base, architecture_of(base)), "lora": adapter(base, settings)}
     assert np.abs(theirs - before).max() > 0.1
-    np.testing.assert_allclose(logits(base, params, SETTINGS), theirs, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(logits(base, params, settings), theirs, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
-def test_an_adapter_saved_by_peft_is_the_same_model_here(tmp_path, base, targets):
+@pytest.mark.parametrize(
+    ("targets", "layers", "last_layers"),
+    [("all-linear", None, None), (["q_proj", "down_proj"], None, None), (["up_proj"], [1], 1), (["up_proj"], 0, None)],
+)
+def test_an_adapter_saved_by_peft_is_the_same_model_here(tmp_path, base, targets, layers, last_layers):
     library = pytest.importorskip("peft")
     import torch
     from transformers import AutoModelForCausalLM
 
     original = AutoModelForCausalLM.from_pretrained(base, dtype="float32", attn_implementation="eager").eval()
-    settings = library.LoraConfig(r=4, lora_alpha=6, target_modules=targets, init_lora_weights=False)
+    settings = library.LoraConfig(
+        r=4, lora_alpha=6, target_modules=targets, layers_to_transform=layers, init_lora_weights=False
+    )
     torch.manual_seed(0)
     model = library.get_peft_model(original, settings).eval()
     model.save_pretrained(tmp_path / "theirs")
     _, adapters, found, *_ = peft.load(tmp_path / "theirs", architecture_of(base), base=base)
-    assert (found.rank, found.alpha) == (4, 6.0)
+    assert (found.rank, found.alpha, found.last_layers) == (4, 6.0, last_layers)
     assert found.targets == (PROJECTIONS if targets == "all-linear" else tuple(targets))
     params = weights.load(base, architecture_of(base))
     theirs = logits_of_transformers(model)

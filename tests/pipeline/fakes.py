@@ -34,7 +34,7 @@ from ctrl_jax.devices import parameters, programs
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import networks, weights
-from ctrl_jax.pipeline import assembly, evaluate, randomness, reward_model, rollouts, sft, stages
+from ctrl_jax.pipeline import assembly, evaluate, randomness, reward_model, rollouts, sft, stages, supervised
 from ctrl_jax.pipeline import start as start_stage
 from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.pipeline.workspace import Workspace
@@ -73,7 +73,9 @@ class Fakes:
     @contextlib.contextmanager
     def open_training(self, label, state, batches, *, directory, fingerprint, **others):
         number = self.trained(label, state, batches, directory, fingerprint)
-        yield SimpleNamespace(state=SimpleNamespace(params={"w": np.array([number], np.uint32)}), updates=lambda _: ())
+        params = {"w": np.array([number], np.uint32)}
+        state = SimpleNamespace(params=params, extra=SimpleNamespace(params=params))
+        yield SimpleNamespace(state=state, updates=lambda _: ())
 
     def trained(self, label, state, batches, directory, fingerprint):
         saved = directory / "checkpoints" / "1" / "state.json"
@@ -150,6 +152,21 @@ def fake_pretrained(workspace):
     return {"base": np.array([digest(value(fake_weights(model.path)), adapter)], np.uint32)}
 
 
+def fake_features(models, mesh):
+    """As `assembly.pooled_features`: a function of all that the real one reads."""
+
+    def features(params, prompts, responses):
+        prompts, responses = jax.tree.map(np.asarray, (prompts, responses))
+        seen, width = value(params), models.architecture.width
+        rows = zip(prompts.tokens.tolist(), responses.tokens.tolist(), strict=True)
+        found = [
+            [np.random.default_rng(digest(seen, row, text)).normal(size=width) for text in texts] for row, texts in rows
+        ]
+        return np.array(found, np.float32)
+
+    return features
+
+
 def key_data(key):
     return np.asarray(jax.random.key_data(key))
 
@@ -164,9 +181,11 @@ FAKES = {
     (parameters, "adapt_reward"): lambda parts, mesh, key, params: ({}, {"key": key_data(key), "params": params}),
     (networks, "merged"): lambda parts, params: params,
     (programs, "init_state"): lambda params, *_: SimpleNamespace(params=params),
+    (supervised, "starting"): lambda mesh, state: state,
     (assembly, "sft_step"): lambda *_, **__: None,
     (assembly, "reward_model_step"): lambda *_, **__: None,
     (assembly, "policy_step"): lambda *_, **__: None,
+    (assembly, "pooled_features"): fake_features,
     (assembly, "update"): lambda *_, **__: None,
     # Of the tokens that were drawn, which follow from the parameters.
     (assembly, "log_probs"): lambda *_, **__: (
@@ -183,6 +202,7 @@ def fakes(monkeypatch):
     monkeypatch.setattr(Objective, "beta", lambda *_: 1.0)
     monkeypatch.setattr(trained, "scorer", fakes.scorer)
     monkeypatch.setattr(classifier, "scorer", fakes.scorer)
+    monkeypatch.setattr(reward_model, "scorer", fakes.scorer)
     monkeypatch.setattr(rollouts, "_sampling", fakes.sampling)
     monkeypatch.setattr(weights, "load", fake_weights)
     monkeypatch.setattr(weights, "load_reward_head", fake_weights)

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,7 +11,7 @@ from ctrl_jax import config
 from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import calibrate, rollouts, stored
+from ctrl_jax.pipeline import assembly, calibrate, rollouts, stored
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.pipeline.workspace import Workspace
@@ -42,15 +43,17 @@ def table_of(tmp_path, monkeypatch):
     """The job's answer where the reference's rewards are these, and from which prompts on they were asked for."""
     asked = []
 
-    def call(rewards, quantiles=None, reward=None, keep=False, whole=False):
+    def call(rewards, quantiles=None, reward=None, keep=False, whole=False, size=2):
         def in_batches(*arguments, done, log_probs):
             asked.append(done)
             *_, num_samples = arguments
-            for start in range(done, B, 2):
-                drawn = rewards[start : start + 2, :num_samples]
-                yield RESPONSES, drawn, drawn / 4 if log_probs else None
+            for start in range(done, B, size):
+                drawn = rewards[start : start + size, :num_samples]
+                yield jax.tree.map(lambda x: x[:size], RESPONSES), drawn, drawn / 4 if log_probs else None
 
         monkeypatch.setattr(rollouts, "scored", in_batches)
+        features = lambda _, prompts, responses: np.zeros((*responses.lengths.shape, 2), np.float32)  # noqa: E731
+        monkeypatch.setattr(assembly, "pooled_features", lambda *_: features)
         settings = config.Calibration(prompts=B, samples_per_prompt=K, quantiles=quantiles, keep_responses=keep)
         function = config.RewardModel(function="rewards:reward")
         experiment = config.Experiment(
@@ -66,7 +69,7 @@ def table_of(tmp_path, monkeypatch):
             texts=lambda responses: [[str(token) for token in row] for row in np.asarray(responses.tokens)[..., 0]],
         )
         places = {"work_dir": tmp_path / "work", "stages_dir": tmp_path / "stages"}
-        models: Any = SimpleNamespace(architecture=SimpleNamespace(vocabulary_size=100))
+        models: Any = SimpleNamespace(architecture=SimpleNamespace(vocabulary_size=100, width=2))
         workspace = Workspace(experiment=experiment, **places, mesh=make_mesh(1))
         run = Run(**vars(workspace), corpus=corpus, models=models, fingerprints=workspace.fingerprints)
         found = calibrate.run(run, Trained(None, "sft-1"), reward or answering())
@@ -77,10 +80,10 @@ def table_of(tmp_path, monkeypatch):
 
 def test_the_table_is_sorted_and_made_once(table_of):
     rewards = np.random.default_rng(0).normal(size=(B, K)).astype(np.float32)
-    (table, seconds, _), _ = table_of(rewards)
+    (table, seconds, *_), _ = table_of(rewards)
     np.testing.assert_array_equal(table.rewards, np.sort(rewards, axis=1))
     np.testing.assert_array_equal(table.ids, np.arange(B))
-    (again, seconds_again, _), asked = table_of(np.zeros((B, K), np.float32))
+    (again, seconds_again, *_), asked = table_of(np.zeros((B, K), np.float32))
     np.testing.assert_array_equal(again.rewards, table.rewards)
     assert seconds_again == seconds
     assert asked == [0]
@@ -137,11 +140,11 @@ def superseded(tmp_path):
 
 def test_a_reward_that_answers_otherwise_than_its_key_knows_makes_the_table_anew(table_of, tmp_path, capsys):
     """As a file that the function reads, with its sign turned round."""
-    (_, _, digest), _ = table_of(RAW)
-    (_, _, same), asked = table_of(-RAW)
+    (_, _, digest, *_), _ = table_of(RAW)
+    (_, _, same, *_), asked = table_of(-RAW)
     assert same == digest and asked == [0] and superseded(tmp_path) == []
     capsys.readouterr()
-    (table, _, another), asked = table_of(-RAW, reward=answering(-1.0))
+    (table, _, another, *_), asked = table_of(-RAW, reward=answering(-1.0))
     assert asked == [0, 0] and another != digest
     np.testing.assert_array_equal(table.rewards, np.sort(-RAW, axis=1))
     printed = capsys.readouterr().out.replace("\n", "")
@@ -207,11 +210,11 @@ def with_a_flipped_high_bit(path):
 
 @pytest.mark.parametrize("damage", [shuffled, of_other_k, of_another_type, with_a_flipped_high_bit])
 def test_a_table_that_is_not_what_was_written_is_made_anew(table_of, tmp_path, damage, capsys):
-    (before, _, digest), _ = table_of(RAW)
+    (before, _, digest, *_), _ = table_of(RAW)
     before = np.array(before.rewards)
     (path,) = tmp_path.rglob("rewards.npy")
     damage(path)
-    (table, _, again), asked = table_of(RAW)
+    (table, _, again, *_), asked = table_of(RAW)
     np.testing.assert_array_equal(table.rewards, before)
     assert again == digest and asked == [0, 0]
     assert "rewards.npy is missing or not what was written" in capsys.readouterr().out.replace("\n", "")
@@ -259,7 +262,7 @@ def test_a_table_with_responses_that_was_cut_off_is_gone_on_with(table_of, tmp_p
 
 
 def test_a_kill_between_the_two_files_leaves_no_row_twice(table_of, tmp_path, monkeypatch):
-    """The responses of the second batch were written, and the table's row was not."""
+    """The responses of the third prompt were written, and the table's row was not; the next batches are larger."""
     append = RowFile.append
 
     def killed(self, rows, note=None):
@@ -269,7 +272,7 @@ def test_a_kill_between_the_two_files_leaves_no_row_twice(table_of, tmp_path, mo
 
     monkeypatch.setattr(RowFile, "append", killed)
     with pytest.raises(KeyboardInterrupt):
-        kept_of(table_of, RAW)
+        kept_of(table_of, RAW, size=1)
     monkeypatch.setattr(RowFile, "append", append)
     found, asked = kept_of(table_of, RAW)
     assert asked == [0, 2]

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Policy, RewardModel, Supervised
+from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Policy, RewardModel, Supervised, Validation
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
+from ctrl_jax.pipeline import checks
 from ctrl_jax.pipeline import data as data_stage
 from ctrl_jax.pipeline.run import prepare
 from ctrl_jax.pipeline.workspace import Workspace
@@ -123,6 +124,44 @@ def test_prompts_that_are_all_too_long_hide_no_demonstrations(tmp_path, words):
     assert found.long_prompts == ("drop" if words == 20 else "truncate")
 
 
+def test_pairs_of_long_prompts_may_serve_the_reward_model_alone(tmp_path, capsys):
+    rows = [*PAIRS, *(row | {"prompt": row["prompt"] + " Please!" * 20} for row in PAIRS)]
+    train, test = sizes(tmp_path, PAIRS)
+    fields = {
+        "data": {"demonstrations": "chosen", "prompt_length": 40},
+        "calibration": Calibration(prompts=train), "policy": Policy(prompts_per_step=8),
+        "evaluation": Evaluation(prompts=test), "sft": Supervised(batch_size=8),
+    }  # fmt: skip
+    of_all, _ = sizes(tmp_path, rows)
+    with pytest.raises(InputError, match=rf"A batch has {of_all} preference pairs .* and there are \d+; make it"):
+        corpus(tmp_path, rows, **fields, reward_model=RewardModel(batch_size=of_all))
+    options = RewardModel(batch_size=of_all, long_prompts="truncate")
+    found = corpus(tmp_path, rows, **fields, reward_model=options)
+    capsys.readouterr()
+    pairs = data_stage.pairs(found, "train", long_prompts=options.long_prompts)
+    assert len(pairs.examples.prompts.ids) == of_all and 0 < pairs.cut < of_all
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"{pairs.cut} of {of_all} train preference pairs" in said and "more than 40 tokens: its beginning" in said
+    kept = len(found.pairs("train").examples.prompts.ids)
+    assert kept == of_all - pairs.cut, "other uses of the data drop them"
+    assert found.has_pairs("test", long_prompts="truncate")
+
+
+def test_a_validation_needs_pairs(tmp_path):
+    train, test = sizes(tmp_path, PAIRS)
+    options = RewardModel(batch_size=8, validation=Validation(every=2))
+    fields = {
+        "data": {"demonstrations": "chosen", "prompt_length": 40},
+        "calibration": Calibration(prompts=train), "policy": Policy(prompts_per_step=8),
+        "evaluation": Evaluation(prompts=test), "sft": Supervised(batch_size=8), "reward_model": options,
+    }  # fmt: skip
+    found = corpus(tmp_path, PAIRS, **fields)
+    bare = replace(found, records={**found.records, "validation": []})
+    experiment = Experiment("any", **{**fields, "data": Data(source="files", path="x", prompt_length=40)})
+    with pytest.raises(InputError, match=r"no pairs in the validation split.*`reward_model\.validation\.every=0`"):
+        checks.check(experiment, bare, parts=1)
+
+
 def test_prompts_alone_want_demonstrations_and_name_what_is_not_read(tmp_path):
     rows = [{"prompt": f"What is {i} plus 1?", "solution": str(i + 1)} for i in range(40)]
     with pytest.raises(
@@ -174,7 +213,7 @@ def test_what_is_left_out_and_cut_is_said(tmp_path, capsys):
     capsys.readouterr()
     same = sum(record.chosen == record.response and record.chosen != "Me." for record in found.records["train"])
     assert 0 < same < train
-    assert data_stage.pairs(found, "train").prompts.ids.size == train - same
+    assert data_stage.pairs(found, "train").examples.prompts.ids.size == train - same
     assert f"{same} train preference pairs left out: their replies are equal in the first 6 tokens" in (
         capsys.readouterr().out.replace("\n", " ")
     )

@@ -159,9 +159,9 @@ def quality(monkeypatch, config: RewardModel, margins: list[float]) -> tuple[Rew
     """What is said of a reward that prefers the chosen responses of held-out pairs by these margins."""
     rewards = np.array([[margin, 0.0] for margin in margins], np.float32)
     monkeypatch.setattr(evaluate, "score", lambda *_: rewards)
-    pairs = SimpleNamespace(prompts=None, responses=None)
-    monkeypatch.setattr(evaluate.data, "pairs", lambda corpus, split: pairs)
-    corpus = SimpleNamespace(has_pairs=lambda split: True)
+    pairs = SimpleNamespace(examples=SimpleNamespace(prompts=None, responses=None))
+    monkeypatch.setattr(evaluate.data, "pairs", lambda corpus, split, long_prompts: pairs)
+    corpus = SimpleNamespace(has_pairs=lambda split, long_prompts: True)
     run: Any = SimpleNamespace(experiment=Experiment("a", reward_model=config), corpus=corpus)
     return evaluate._reward_quality(run, reward_model.Reward(lambda *_: None, "stage"))
 

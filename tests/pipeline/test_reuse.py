@@ -195,6 +195,8 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "reward_model.learning_rate": 0.5,
                 "reward_model.warmup_steps": 2,
                 "reward_model.checkpoint_every": 3,
+                "reward_model.long_prompts": "truncate",
+                "reward_model.validation.every": 2,
             },
         }.items()
         for name, new in options.items()
@@ -207,6 +209,9 @@ SETTINGS = {
 ELSEWHERE = {
     "data.path": "the data moved", "model.path": "the model moved", "reward_model.path": "the classifier moved",
     "model.lora.alpha": "--model.lora.rank", "model.lora.targets": "--model.lora.rank",
+    "model.lora.last_layers": "--model.lora.rank",
+    "reward_model.validation.pairs": "--reward-model.validation.every",
+    "reward_model.validation.patience": "--reward-model.validation.every",
 }  # fmt: skip
 """Options that have no row of their own, and the row that has what they do."""
 

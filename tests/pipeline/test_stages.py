@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ctrl_jax.config import Calibration, Data, Experiment, Model, Policy, PpoClip, Regression, Supervised
+from ctrl_jax.config import Calibration, Data, Experiment, Lora, Model, Policy, PpoClip, Regression, Supervised
 from ctrl_jax.pipeline.stages import (
     TABLE,
     VERSIONS,
@@ -73,11 +73,13 @@ def test_a_younger_option_is_in_no_key_until_it_changes_something():
         section, _, name = path.rpartition(".")
         tree = as_tree(EXPERIMENT)
         assert name not in (reduce(getitem, section.split("."), tree) if section else tree), path
-        assert attrgetter(path)(EXPERIMENT) == before, "the default leaves results as they were"
+        assert plain(attrgetter(path)(EXPERIMENT)) == before, "the default leaves results as they were"
     mine = replace(EXPERIMENT, data=Data(source="files", path="rows.jsonl"))
     plain_rows = replace(mine, data=replace(mine.data, format="plain"))
     assert "format" not in options_key("data", mine, CONTENTS)
     assert options_key("data", plain_rows, CONTENTS) == {**options_key("data", mine, CONTENTS), "format": "plain"}
+    last = replace(EXPERIMENT, model=Model(path="somewhere", lora=Lora(rank=2, last_layers=1)))
+    assert options_key("policy", last, CONTENTS)["lora"]["last_layers"] == 1
 
 
 def test_inputs_are_those_of_the_table():

@@ -18,6 +18,7 @@ from ctrl_jax.config import (
     Regression,
     RewardModel,
     Supervised,
+    Validation,
 )
 from ctrl_jax.devices import parameters
 from ctrl_jax.devices.mesh import make_mesh
@@ -205,6 +206,17 @@ def test_the_moments_are_what_the_optimisers_keep(optimizer, moments):
     assert sum(leaf.shape == (7,) for leaf in jax.tree.leaves(kept)) == moments
 
 
+def test_a_validation_keeps_a_copy_of_the_best():
+    def held(options: RewardModel) -> memory.Memory:
+        made = phases.stages(replace(SMALL, reward_model=options), 1)
+        return next(stage for stage in made if stage.name == "reward_model").programs["update"]
+
+    with_one = held(replace(SMALL.reward_model, validation=Validation(every=5)))
+    without = held(SMALL.reward_model)
+    assert with_one.pop("best so far, float32") == with_one["trained, float32"] == without["trained, float32"]
+    assert with_one == without
+
+
 def test_an_adapter_is_trained_alone(large):
     adapted = replace(large, model=replace(large.model, lora=Lora(rank=8), dtype="bfloat16"))
     memory = phases.policy_training(phases.stages(adapted, 1)).programs["update"]
@@ -213,6 +225,39 @@ def test_an_adapter_is_trained_alone(large):
     assert memory["reference"] == 2 * costs.parameters(found.policy)
     # Of which all of the float32 parts together are less than a tenth.
     assert memory["policy, float32"] + memory["moments"] < 0.1 * memory["reference"]
+
+
+def test_layers_without_an_adapter_are_read_once_and_have_no_backward_pass(large):
+    def training(last_layers):
+        model = replace(large.model, lora=Lora(rank=8, last_layers=last_layers))
+        training = phases.policy_training(phases.stages(replace(large, model=model), 1))
+        return {phase.name: phase.parts[0].flops for phase in training.phases}, training.programs["update"]
+
+    (whole, memory), (flops, less) = training(None), training(4)
+    # Of 16 layers 12 are read once, and 4 by both networks.
+    assert "layers that are not trained" not in whole
+    assert flops["layers that are not trained"] == pytest.approx(12 / 16 * whole["reference log-probs"])
+    for name in ("reference log-probs", "policy log-probs", "backward"):
+        assert flops[name] == pytest.approx(4 / 16 * whole[name]), name
+    assert less["moments"] == 4 / 16 * memory["moments"]
+    # Activations of the layers that have a gradient, of one more for the gradient itself, and both networks' features.
+    found, batch = sizes.sizes(large).policy, phases.policy_batch(large, 1)
+    features = 2 * 4 * found.width * batch.responses * batch.response_length
+    assert less["activations"] - features == pytest.approx(5 / 17 * (memory["activations"] - features))
+
+
+def test_a_slice_is_larger_where_fewer_layers_keep_activations(large):
+    found = replace(sizes.sizes(large), lora=Lora(rank=8), device_memory=2**34)
+    batch = phases.policy_batch(large, 1)
+    last = replace(found, lora=Lora(rank=8, last_layers=2))
+    assert memory.micro_batches(None, last, batch, False) < memory.micro_batches(None, found, batch, False)
+
+
+def test_more_adapted_layers_than_there_are_are_refused(tmp_path):
+    model = Model(path=config_only(tmp_path / "model"), lora=Lora(rank=2, last_layers=3))
+    with pytest.raises(InputError, match="last_layers is 3, and the model has 2 layers") as caught:
+        phases.stages(replace(SMALL, model=model, sft=Supervised(steps=0)), 1)
+    assert caught.value.field == "model.lora.last_layers"
 
 
 def test_micro_batches_hold_a_slice_and_one_more_copy_of_the_gradient(large):

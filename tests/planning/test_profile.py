@@ -12,7 +12,7 @@ PROGRAM = """HloModule jit_update, is_scheduled=true
 
 %fused_computation (param_0.1: f32[3]) -> f32[3] {
   %param_0.1 = f32[3]{0} parameter(0)
-  ROOT %multiply.1 = f32[3]{0} multiply(%param_0.1, %param_0.1), metadata={op_name="jit(update)/jvp(Decoder.predict)/mul" stack_frame_id=1}
+  ROOT %multiply.1 = f32[3]{0} multiply(%param_0.1, %param_0.1), metadata={op_name="jit(update)/jvp(Decoder.above)/mul" stack_frame_id=1}
 }
 
 ENTRY %main.5 (arg: f32[3]) -> f32[3] {
@@ -29,10 +29,10 @@ def test_ops_are_named_by_the_programs_text():
     names = profile.source_names(PROGRAM)
     assert names["jit_update", "add.7"] == "jit(update)/add"
     # It has no name itself: that of what it fuses.
-    assert names["jit_update", "multiply_fusion"] == "jit(update)/jvp(Decoder.predict)/mul"
+    assert names["jit_update", "multiply_fusion"] == "jit(update)/jvp(Decoder.above)/mul"
     # The compiler's own: by its operand, or, where that is an argument, by what uses it.
     assert names["jit_update", "copy.4"] == "copy after jit(update)/add"
-    assert names["jit_update", "copy.3"] == "copy after jit(update)/jvp(Decoder.predict)/mul"
+    assert names["jit_update", "copy.3"] == "copy after jit(update)/jvp(Decoder.above)/mul"
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_parts_of_sampling(name, part):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("jit(update)/transpose(jvp(Decoder.predict))/Decoder.read_responses/layers_0.finish/mul", "backward"),
-        ("jit(update)/jvp(Decoder.predict)/Decoder.read_prompts/mul", "reference, policy, loss: forward"),
+        ("jit(update)/transpose(jvp(Decoder.above))/Decoder._responses_through/layers_0.finish/mul", "backward"),
+        ("jit(update)/jvp(Decoder.above)/Decoder._prompts_through/mul", "reference, policy, loss: forward"),
         ("jit(update)/sqrt", "optimiser, metrics"),
     ],
 )

@@ -104,6 +104,10 @@ def rewards(
         "reliability_predicted": predicted,
         "reliability_observed": np.round((predicted - 0.5) * 0.88 + 0.5 + random.normal(0, 0.012, 10), 3),
         "reliability_count": count,
+        "validation_step": np.arange(10.0, 70, 10),
+        "validation_training_loss": np.array([0.69, 0.66, 0.6, 0.5, 0.35, 0.2]),
+        "validation_loss": np.array([0.69, 0.675, 0.66, 0.64, 0.66, 0.71]),
+        "validation_accuracy": np.array([0.5, 0.55, 0.58, 0.62, 0.61, 0.6]),
     }
 
 
@@ -170,6 +174,18 @@ def evaluation(arrays: dict[str, np.ndarray], transform: str, kl: float, names: 
             "accuracy_low": 0.7177,
             "accuracy_high": 0.7669,
             "ece": 0.0217,
+        },
+        "reward_training": {
+            "pairs": 1500,
+            "cut": 400,
+            "dropped": 0,
+            "steps": 60,
+            "used_step": 40,
+            "validation_pairs": 250,
+        },
+        "reward_signal": {
+            "length_correlation": {"mean": 0.121, "low": 0.052, "high": 0.191},
+            "learnability": {"mean": 0.412, "low": 0.361, "high": 0.462},
         },
         "ties": 0.0123,
         "response_length": {

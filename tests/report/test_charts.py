@@ -4,15 +4,16 @@ import re
 from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report.charts import headline
 from ctrl_jax.report.measurements import Run
-from ctrl_jax.report.panels import frontier, judges, lengths, reliability, training
+from ctrl_jax.report.panels import frontier, judges, lengths, reliability, training, validation
 from tests.report.drawing import drawn, rows
 
 
 def test_charts_of_missing_inputs_are_left_out(run: Run) -> None:
-    arrays = {name: array for name, array in run.arrays.items() if not re.match("reliability|.*(gold|lengths)", name)}
+    optional = re.compile("reliability|validation|.*(gold|lengths)")
+    arrays = {name: array for name, array in run.arrays.items() if not optional.match(name)}
     evaluation = dataclasses.replace(run.evaluation, gold_win_rates={}, judge_win_rates={})
     bare = dataclasses.replace(run, arrays=arrays, metrics={}, evaluation=evaluation)
-    assert judges.panels(bare) == training.panels(bare) == reliability.panels(bare) == []
+    assert judges.panels(bare) == training.panels(bare) == reliability.panels(bare) == validation.panels(bare) == []
     assert lengths.panels(bare) == []
     assert len(headline(bare)) == 3
 

@@ -107,6 +107,7 @@ def test_arrays_of_another_run_are_refused(work_dir: pathlib.Path, tmp_path: pat
         ("policy_lengths", lambda array: array * 0),
         ("policy_rewards", lambda array: array.astype(str)),
         ("reliability_count", lambda array: array[:-1]),
+        ("validation_loss", lambda array: array[:-1]),
     ],
 )
 def test_arrays_that_do_not_belong_together_are_refused(work_dir: pathlib.Path, name: str, change: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ctrl_jax.evaluation import Estimate, Evaluation, RewardQuality
+from ctrl_jax.evaluation import Estimate, Evaluation, RewardQuality, RewardSignal, RewardTraining
 from ctrl_jax.report import glossary, html, run_page, sweep_page
 from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.statistics import lift_share
@@ -32,7 +32,7 @@ def test_the_page_is_self_contained(run: Run) -> None:
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", text)
     assert not found.tags & {"script", "iframe", "object", "embed", "img"}
     assert len(text.encode()) < 1_500_000
-    assert len(re.findall("<svg ", text)) == 14
+    assert len(re.findall("<svg ", text)) == 15
 
 
 def another(parent: dict[str, Any], key: str) -> Any:
@@ -83,7 +83,7 @@ def test_drawings_follow_the_arrays_and_the_metrics(run: Run) -> None:
     after = drawings(dataclasses.replace(run, arrays=arrays, metrics=metrics))
     same = [old == new for old, new in zip(before, after, strict=True)]
     # Frontier (its path), calibration, six curves, gold by proxy and lengths are new; the others draw evaluation.json.
-    assert same == [False, False, True, True, *[False] * 6, True, True, False, False]
+    assert same == [False, False, True, True, *[False] * 6, True, True, True, False, False]
 
 
 def test_headline_numbers_are_those_of_the_files(words_only: None, run: Run) -> None:
@@ -120,8 +120,8 @@ def test_who_judges_is_said(words_only: None, run: Run) -> None:
 
 def test_a_function_has_no_accuracy_and_a_classifier_no_calibration(words_only: None, run: Run) -> None:
     def words(quality: RewardQuality) -> str:
-        arrays = {name: array for name, array in run.arrays.items() if "reliability" not in name}
-        evaluation = dataclasses.replace(run.evaluation, reward_model=quality)
+        arrays = {name: array for name, array in run.arrays.items() if not re.match("reliability|validation", name)}
+        evaluation = dataclasses.replace(run.evaluation, reward_model=quality, reward_training=None)
         return visible(run_page.render(dataclasses.replace(run, evaluation=evaluation, arrays=arrays)))
 
     function = words(RewardQuality(pairs=20, agreements=12, equal=3))
@@ -133,6 +133,69 @@ def test_a_function_has_no_accuracy_and_a_classifier_no_calibration(words_only: 
     assert "Reward model accuracy 60.0 % [39.0, 78.0] on 20 held-out pairs" in classifier
     assert "calibration error" not in classifier
     assert "Left out: whether a classifier" in classifier
+
+
+def test_what_the_reward_model_learned_from_and_whether_it_is_worth_climbing_is_said(
+    words_only: None, run: Run
+) -> None:
+    def words(**changes: Any) -> str:
+        evaluation = dataclasses.replace(run.evaluation, **changes)
+        return visible(run_page.render(dataclasses.replace(run, evaluation=evaluation)))
+
+    sure = words()
+    assert (
+        "The reward model was trained on 1500 pairs, 400 with the beginning of their prompt cut off. Of its 60 steps "
+        "that of step 40 is used, the best by the likelihood of 250 validation pairs."
+    ) in sure
+    assert "It ranks 74.3 % [71.8, 76.7] of 1210 held-out pairs as their labels do" in sure
+    assert "and the interval leaves that out" in sure
+    assert "no better than chance" not in sure and "say little" not in sure
+    few = words(reward_model=RewardQuality(66, 0.591, 0.47, 0.70), reward_training=RewardTraining(447, 0, 1123))
+    assert "trained on 447 pairs, 1123 more left out, for their prompt is too long." in few
+    assert "the reward model is no better than chance" in few and "leaves that out" not in few
+    assert "judged on 66 held-out pairs; fewer than 200 say little" in few
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "said"),
+    [
+        (0.41, 0.36, 0.46, "0.410 [0.360, 0.460]: go, a policy can climb this reward."),
+        (0.12, 0.05, 0.19, "0.120 [0.050, 0.190]: a policy can climb this reward a little; from 0.3 on it is a go."),
+        (
+            0.02,
+            -0.05,
+            0.09,
+            "0.020 [-0.050, 0.090]: the interval reaches 0, and a policy will hardly climb this reward.",
+        ),
+    ],
+)
+def test_whether_a_policy_can_climb_the_reward_is_said(
+    words_only: None, run: Run, mean: float, low: float, high: float, said: str
+) -> None:
+    signal = RewardSignal(learnability=Estimate(mean, low, high))
+    text = visible(run_page.render(dataclasses.replace(
+        run, evaluation=dataclasses.replace(run.evaluation, reward_signal=signal)
+    )))  # fmt: skip
+    assert f"on prompts that it was not fitted on: {said}" in text
+    assert "reward and length" not in text
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "said"),
+    [
+        (0.5, 0.4, 0.6, "longer responses have higher rewards, and a policy that climbs the reward will mostly change"),
+        (-0.1, -0.15, -0.05, "shorter responses have higher rewards."),
+        (0.05, -0.1, 0.2, "it does not show that the reward follows length."),
+    ],
+)
+def test_whether_the_reward_follows_length_is_said(
+    words_only: None, run: Run, mean: float, low: float, high: float, said: str
+) -> None:
+    signal = RewardSignal(length_correlation=Estimate(mean, low, high))
+    text = visible(run_page.render(dataclasses.replace(
+        run, evaluation=dataclasses.replace(run.evaluation, reward_signal=signal)
+    )))  # fmt: skip
+    assert f"reward and length within a prompt: {mean:.3f} [{low:.3f}, {high:.3f}]: {said}" in text
 
 
 def test_responses_that_never_end_are_a_warning_with_the_fix(words_only: None, run: Run) -> None:
@@ -155,7 +218,9 @@ def test_one_prompt_has_no_interval(words_only: None, run: Run) -> None:
     evaluation = dataclasses.replace(
         run.evaluation, win_rates=alone, gold_win_rates=alone, kl=Estimate(run.evaluation.kl.mean, None, None)
     )
-    arrays = {name: array if "reliability" in name else array[:1] for name, array in run.arrays.items()}
+    arrays = {
+        name: array if re.match("reliability|validation", name) else array[:1] for name, array in run.arrays.items()
+    }
     bare = dataclasses.replace(run, evaluation=evaluation, arrays=arrays)
     text = visible(run_page.render(bare))
     assert "tested on 1 prompt ×" in text
@@ -204,7 +269,11 @@ def test_what_steers_the_screen_is_visible(words_only: None, run: Run, text: str
 def test_what_is_missing_is_said_in_a_line(words_only: None, run: Run) -> None:
     bare = dataclasses.replace(
         run,
-        arrays={name: array for name, array in run.arrays.items() if not re.search("gold|reliability|length", name)},
+        arrays={
+            name: array
+            for name, array in run.arrays.items()
+            if not re.search("gold|reliability|validation|length", name)
+        },
         metrics={},
         samples=[],
         evaluation=dataclasses.replace(

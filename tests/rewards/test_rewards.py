@@ -363,7 +363,7 @@ def test_the_experiment_says_which_reward(tmp_path, run, write):
     def stage(**given):
         chosen = replace(run.experiment, reward_model=replace(run.experiment.reward_model, **given))
         given = SimpleNamespace(corpus=run.corpus, mesh=run.mesh, experiment=chosen, reward_function=None)
-        return reward_model.run(given, None)[0].fingerprint
+        return reward_model.run(given, None).reward.fingerprint
 
     name = write("return [float(len(text)) for text in responses]")
     assert stage(function=name) == reward_of(run, name).fingerprint

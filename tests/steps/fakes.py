@@ -41,7 +41,8 @@ def _decode(params, cache, response_cache, lengths, tokens, index):
 
 
 policy = Policy(
-    apply=_apply,
+    below=lambda params, prompts, responses: (),
+    above=lambda params, trunk, prompts, responses: _apply(params, prompts, responses),
     unembed=lambda params, features: features,
     prefill=lambda params, prompts: (params[prompts.ids % 2, 0, VOCABULARY, VOCABULARY], prompts.ids),
     start=lambda cache, num_samples, max_length: jnp.repeat(0 * cache.astype(jnp.int32) + VOCABULARY, num_samples),

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from ctrl_jax.models import costs
 from ctrl_jax.steps import logprobs
+from ctrl_jax.types import Policy, Responses
 
 B, N, T, D, V = 8, 2, 5, 6, 11
 KEYS = jax.random.split(jax.random.key(0), 5)
@@ -45,6 +48,22 @@ def test_definition_whatever_the_chunks(temperature, chunk_size):
         comparison.reference_log_probs, np.take_along_axis(other, np.asarray(TOKENS)[..., None], -1)[..., 0], atol=1e-5
     )
     np.testing.assert_allclose(comparison.kl, (np.exp(law) * (law - other)).sum(-1), atol=1e-5)
+
+
+def test_policies_are_compared_behind_one_trunk_the_reference_s():
+    read = []
+
+    def below(params, prompts, responses):
+        read.append(params)
+        return 3.0
+
+    policy = Policy(below, lambda params, trunk, *_: trunk * FEATURES, unembed, None, None, None)
+    found = logprobs.compare_policies(
+        policy, WEIGHTS, OTHER, None, Responses(TOKENS, None), temperature=1.0, chunk_size=50
+    )
+    expected = compare(WEIGHTS, 3 * FEATURES, other=3 * FEATURES)
+    assert len(read) == 1 and read[0] is OTHER
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
 
 
 def test_chunks_change_no_gradient():
