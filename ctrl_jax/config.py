@@ -467,7 +467,7 @@ class Policy:
     follows from the budget by the ideal policy, and a controller trims it."""
     kl_limit: float | None = None
     """Stop where the KL, a mean of 5 steps, exceeds so many times the budget. By default 10, or no limit where β is
-    given."""
+    given and where the KL is an estimate from stored responses."""
     steps: int = 150
     prompts_per_step: int = 32
     samples_per_prompt: int = 16
@@ -803,6 +803,11 @@ class Experiment:
         self._check_policy()
         self._check_stored()
 
+    @property
+    def trainings(self) -> dict[str, Policy]:
+        """The options of the trainings of the policy, by their section: of its start, if it has one, and its own."""
+        return {**({} if self.start is None else {"start": self.start}), "policy": self.policy}
+
     def _check_stored(self) -> None:
         """What learns from stored responses, beside the calibration that keeps them."""
         _require(
@@ -812,7 +817,7 @@ class Experiment:
             f"Experiment.start is a {type(self.start).__name__}, which does not learn from stored responses",
             "give a GroupProjection, a Regression or a WeightedLikelihood.",
         )
-        for section, stored in {"start": self.start, "policy": self.policy}.items():
+        for section, stored in self.trainings.items():
             if not isinstance(stored, Stored):
                 continue
             name, kept = type(stored).__name__, self.calibration.samples_per_prompt
@@ -877,7 +882,7 @@ class Experiment:
             f"raise it to at least {needed}.",
         )
         references = self.calibration.rewards_per_prompt
-        for section, one in {"policy": self.policy, **({} if self.start is None else {"start": self.start})}.items():
+        for section, one in reversed(self.trainings.items()):
             reached = one.objective.most_kl(references)
             _require(
                 one.beta is not None or one.kl_budget < reached,

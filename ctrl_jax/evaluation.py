@@ -5,10 +5,11 @@ KL is in nats per response; win rates and other shares lie in [0, 1]; intervals 
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 from ctrl_jax.checked_json import ROUNDING, JsonFile
 from ctrl_jax.errors import InputError
@@ -36,10 +37,27 @@ class Estimate(NamedTuple):
     """None, as `high`, where there is no interval: of a single prompt there is none."""
     high: float | None
 
+    @classmethod
+    def of(cls, mean: SupportsFloat, low: SupportsFloat, high: SupportsFloat) -> "Estimate":
+        """An interval as the steps give it, whose ends are nan where there is none."""
+        return cls(float(mean), *(None if math.isnan(float(end)) else float(end) for end in (low, high)))
+
     @property
     def bounds(self) -> tuple[float, float]:
         """(low, high), or the mean twice where there is no interval."""
         return (self.mean, self.mean) if self.low is None or self.high is None else (self.low, self.high)
+
+    def __str__(self) -> str:
+        """`0.561 [0.558, 0.565]`, or `0.561 (no interval)`."""
+        return format(self, ".3f")
+
+    def __format__(self, form: str) -> str:
+        """Each number in this form: `+0.053 [+0.031, +0.074]` in `+.3f`."""
+        if not form:
+            return str(self)
+        if self.low is None or self.high is None:
+            return f"{self.mean:{form}} (no interval)"
+        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
 class Ideals(NamedTuple):
@@ -138,7 +156,7 @@ class RewardSignal(NamedTuple):
                 text = f"{'longer' if lengths.mean > 0 else 'shorter'} responses have higher rewards"
             if abs(lengths.mean) >= LONG:
                 text += ", and a policy that climbs the reward will mostly change its length"
-            found.append(f"Rank correlation of reward and length within a prompt: {_correlated(lengths)}: {text}.")
+            found.append(f"Rank correlation of reward and length within a prompt: {lengths}: {text}.")
         if (probe := self.learnability) is not None:
             text = "go, a policy can climb this reward"
             if probe.bounds[0] <= 0:
@@ -147,7 +165,7 @@ class RewardSignal(NamedTuple):
                 text = f"a policy can climb this reward a little; from {GO:g} on it is a go"
             found.append(
                 "Learnability probe, rank correlation of a response's rank and what the reference's own features say "
-                f"of it, on prompts that it was not fitted on: {_correlated(probe)}: {text}."
+                f"of it, on prompts that it was not fitted on: {probe}: {text}."
             )
         return found
 
@@ -264,12 +282,6 @@ def _plain(value: Any) -> Any:
         case tuple():
             return [_plain(entry) for entry in value]
     return value
-
-
-def _correlated(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:.3f} (no interval)"
-    return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
 def _correlation(file: JsonFile, value: Any, where: str) -> Estimate | None:

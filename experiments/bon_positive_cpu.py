@@ -11,41 +11,19 @@ Command   make setup EXTRA=chitchat,sentiment
           make train EXP=bon_positive_cpu        make sweep EXP=bon_positive_cpu
 """
 
-from ctrl_jax.config import (
-    Calibration,
-    Data,
-    Evaluation,
-    Experiment,
-    GroupProjection,
-    Lora,
-    Model,
-    Policy,
-    RewardModel,
-    Supervised,
-    grid,
-)
+from dataclasses import replace
+
+from ctrl_jax.config import Experiment, RewardModel, grid
+from experiments import bon_helpful_hh_cpu
 
 
 def experiment() -> Experiment:
-    return Experiment(
+    helpful = bon_helpful_hh_cpu.experiment()
+    return replace(
+        helpful,
         name="bon_positive_cpu",
-        data=Data(source="chitchat", prompt_length=96, long_prompts="truncate", response_length=24),
-        model=Model(path="models/SmolLM2-135M-Instruct", lora=Lora(rank=16, alpha=32)),
-        sft=Supervised(steps=0),
+        data=replace(helpful.data, source="chitchat"),
         reward_model=RewardModel(function="experiments.rewards.sentiment:compound"),
-        calibration=Calibration(prompts=128, samples_per_prompt=32, keep_responses=True),
-        # What calibration drew is learned from first, which costs no draw; then new responses go on from there.
-        start=GroupProjection(kl_budget=0.4, steps=40, prompts_per_step=16, checkpoint_every=10),
-        policy=Policy(
-            kl_budget=0.75,
-            steps=40,
-            prompts_per_step=16,
-            samples_per_prompt=8,
-            learning_rate=3e-4,
-            warmup_steps=5,
-            checkpoint_every=10,
-        ),
-        evaluation=Evaluation(prompts=128, responses_per_prompt=32),
     )
 
 

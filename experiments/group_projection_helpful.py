@@ -2,8 +2,9 @@
 
 Claim     The responses that calibrate the reward are enough to fit the policy whose optimum is known in closed form; it
           is to be read beside bon_helpful's at equal KL.
-Cost      A fraction of bon_helpful's training, after bon_helpful, whose reference and reward model it shares; the
+Cost      About a minute of two CPU cores in all, after bon_helpful, whose reference and reward model it shares; the
           calibration table is made anew once, with its responses.
+Expected  KL .598 (.593-.602) of .6, best-of-4 win rate .870 (.863-.877); bon_helpful has .872 (.865-.879).
 Command   make train EXP=group_projection_helpful
 """
 

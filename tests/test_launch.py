@@ -580,7 +580,7 @@ def test_skypilot_reads_the_task(monkeypatch, tmp_path):
 
 # One GPU
 
-PYTHON = """#!/bin/bash
+SCRIPTED = """#!/bin/bash
 echo "$*" >>"$(dirname "$0")/calls"
 case "$*" in *" ${SLOW-none} "*) exec sleep 60 ;; esac
 case "$*" in *" ${BROKEN-none} "*) exit "${CODE-1}" ;; esac
@@ -591,7 +591,7 @@ def one_gpu(cloud, *arguments, **environment):
     """one_gpu.sh in a checkout whose Python writes down how it is called."""
     folder = cloud.checkout / ".venv" / "bin"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "python").write_text(PYTHON)
+    (folder / "python").write_text(SCRIPTED)
     (folder / "python").chmod(0o755)
     (cloud.checkout / "model").mkdir(exist_ok=True)
     (cloud.checkout / "model" / "config.json").write_text("{}")

@@ -11,15 +11,12 @@ arXiv 2402.00856), which takes KL(p || q); TPO (arXiv 2604.06159), on the policy
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
-from ctrl_jax.algorithms.stored_responses import FromStored
-from ctrl_jax.steps.masked import Mean
+from ctrl_jax.algorithms.stored_responses import FromStored, divergence
+from ctrl_jax.steps.masked import Mean, masked_mean
 
 
 @dataclass(frozen=True)
 class GroupProjection(FromStored):
     def of_log_ratios(self, log_ratio: jax.Array, log_weights: jax.Array) -> Mean:
-        q, p = (jax.nn.log_softmax(x, axis=-1) for x in (log_weights, log_ratio))
-        divergence = jnp.sum(jnp.exp(q) * (q - p), axis=-1)
-        return Mean(divergence.sum(), jnp.ones_like(divergence).sum())
+        return masked_mean(divergence(log_weights, log_ratio), None)

@@ -107,7 +107,6 @@ class FromStored(Algorithm):
         """
         ratio = jnp.exp(auxiliary)
         own_kl = ratio * kl.k3(auxiliary, jnp.zeros_like(auxiliary))
-        q, p = (jax.nn.log_softmax(x, axis=-1) for x in (targets.log_weights, auxiliary))
 
         def under_the_policy(values: jax.Array) -> Mean:
             return Mean(jnp.sum(ratio * values), jnp.sum(ratio))
@@ -116,7 +115,7 @@ class FromStored(Algorithm):
             "kl": masked_mean(own_kl, None),
             "kl_standard_error": StandardError(kl.estimate(own_kl)),
             "target_kl": masked_mean(targets.kl, None),
-            "group_divergence": masked_mean(jnp.sum(jnp.exp(q) * (q - p), axis=-1), None),
+            "group_divergence": masked_mean(divergence(targets.log_weights, auxiliary), None),
             "calibrated_reward": under_the_policy(targets.calibrated),
             "raw_reward": under_the_policy(batch.raw),
             "response_length": under_the_policy(batch.responses.lengths.astype(jnp.float32)),
@@ -127,6 +126,12 @@ class FromStored(Algorithm):
 
     def after(self, extra: None, metrics: dict[str, jax.Array]) -> tuple[None, dict[str, jax.Array]]:
         return None, {"beta": jnp.asarray(self.beta, jnp.float32)}
+
+
+def divergence(log_weights: jax.Array, log_ratio: jax.Array) -> jax.Array:
+    """KL(q || p) of w and ρ normalised within each group: [B] nats, of log w and log ρ, each [B, N]."""
+    q, p = (jax.nn.log_softmax(x, axis=-1) for x in (log_weights, log_ratio))
+    return jnp.sum(jnp.exp(q) * (q - p), axis=-1)
 
 
 def _effective(log_weights: jax.Array) -> jax.Array:

@@ -13,7 +13,6 @@ from typing import Annotated
 
 import tyro
 
-from ctrl_jax.commands import summary
 from ctrl_jax.pipeline import results
 from ctrl_jax.report.comparison import Comparison, Difference, compare, sentences
 from ctrl_jax.report.measurements import Run, read_run
@@ -39,7 +38,7 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(found.as_json(), indent=2))
         return 0
     rows = [
-        [name, f"{one.run:.3f}", f"{one.baseline:.3f}", summary.difference(one.difference), one.verdict]
+        [name, f"{one.run:.3f}", f"{one.baseline:.3f}", f"{one.difference:+.3f}", one.verdict]
         for name, one in _rows(found)
     ]
     columns = ["", "run", "baseline", "difference", "the difference is"]

@@ -124,7 +124,7 @@ def _numbers(row: Row) -> tuple[Estimate | None, ...]:
 
 
 def _shown(estimate: Estimate | None) -> str:
-    return "" if estimate is None else f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return "" if estimate is None else str(estimate)
 
 
 def _as_json(row: Row) -> dict[str, Any]:

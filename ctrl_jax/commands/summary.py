@@ -15,17 +15,17 @@ from ctrl_jax.theory import procedures
 def print_run(run: Workspace, measured: Evaluation, report: Path | None) -> None:
     experiment, policy = run.experiment, run.experiment.policy
     kl, procedure = measured.kl, procedures.parse(policy.procedure).name
-    rows = [["KL, nats per response", estimate(kl), f"{kl.mean / policy.kl_budget - 1:+.1%} of {policy.kl_budget:g}"]]
+    rows = [["KL, nats per response", str(kl), f"{kl.mean / policy.kl_budget - 1:+.1%} of {policy.kl_budget:g}"]]
     for name in dict.fromkeys((procedure, "sampling")):
         if name in measured.win_rates:
             ideal = measured.ideal[name].transform if name in measured.ideal else None
-            rows.append([f"{name} win rate", estimate(measured.win_rates[name]), f"{ideal:.3f}" if ideal else ""])
+            rows.append([f"{name} win rate", str(measured.win_rates[name]), f"{ideal:.3f}" if ideal else ""])
         for judge, win_rates in (
             ("gold", measured.gold_win_rates),
             (short_name(measured.judge), measured.judge_win_rates),
         ):
             if name in win_rates:
-                rows.append([f"{name} win rate, {judge}", estimate(win_rates[name]), ""])
+                rows.append([f"{name} win rate, {judge}", str(win_rates[name]), ""])
     for side, length in measured.response_length.items():
         limit = f"at most {experiment.data.response_length}" if side == "policy" else ""
         rows.append([f"response length of the {side}, tokens", f"{length.mean:.1f}", limit])
@@ -75,21 +75,7 @@ def quality(measured: RewardQuality) -> list[str]:
         ]
     if measured.accuracy is None:
         return []
-    accuracy = estimate(Estimate(measured.accuracy, measured.accuracy_low, measured.accuracy_high))
+    accuracy = Estimate(measured.accuracy, measured.accuracy_low, measured.accuracy_high)
     pairs = "" if measured.pairs is None else f" on {measured.pairs} held-out pairs"
     calibrated = "" if measured.ece is None else f", expected calibration error {measured.ece:.3f}"
     return [f"Reward model: accuracy {accuracy}{pairs}{calibrated}."]
-
-
-def estimate(measured: Estimate) -> str:
-    """`0.561 [0.558, 0.565]`, or `0.561 (no interval)`."""
-    if measured.low is None or measured.high is None:
-        return f"{measured.mean:.3f} (no interval)"
-    return f"{measured.mean:.3f} [{measured.low:.3f}, {measured.high:.3f}]"
-
-
-def difference(measured: Estimate) -> str:
-    """`+0.053 [+0.031, +0.074]`, or `+0.053 (no interval)`."""
-    if measured.low is None or measured.high is None:
-        return f"{measured.mean:+.3f} (no interval)"
-    return f"{measured.mean:+.3f} [{measured.low:+.3f}, {measured.high:+.3f}]"

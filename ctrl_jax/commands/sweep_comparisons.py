@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ctrl_jax.commands import summary
 from ctrl_jax.errors import InputError
 from ctrl_jax.report.comparison import Comparison, compare, sentences
 from ctrl_jax.report.measurements import Run, read_run
@@ -84,7 +83,7 @@ def show(beside: Beside) -> None:
     for one in beside.comparisons:
         found, equal = one.win_rates[one.procedure], one.at_equal_kl.get(one.procedure)
         cells = (found, one.kl, equal)
-        shown = ["" if cell is None else summary.difference(cell.difference) for cell in cells]
+        shown = ["" if cell is None else f"{cell.difference:+.3f}" for cell in cells]
         rows.append([one.run, one.baseline, *shown])
     if rows:
         columns = ["point", "less", "win rate, procedure", "KL, nats per response", "win rate at equal KL"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ctrl_jax.commands import summary, sweep_comparisons
+from ctrl_jax.commands import sweep_comparisons
 from ctrl_jax.commands.sweep_comparisons import IDENTITY
 from ctrl_jax.commands.sweep_points import Point, evaluation, is_done, note, publish, read_record
 from ctrl_jax.runtime.console import latest_lines, say, table
@@ -191,7 +191,7 @@ def _print(points: Sequence[Point]) -> None:
             procedure = procedures.parse(point.experiment.policy.procedure).name
             found = evaluation(point)
             cells = [found.kl, found.win_rates[procedure], found.win_rates["sampling"]]
-            rows.append([point.name, *map(summary.estimate, cells)])
+            rows.append([point.name, *map(str, cells)])
         else:
             rows.append([point.name, "failed", "", ""])
     table("sweep", ["point", "KL, nats per response", "win rate, procedure", "win rate, sampling"], rows)

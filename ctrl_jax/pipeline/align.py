@@ -52,6 +52,6 @@ def policy(run: Run) -> Aligned:
 
 def check_budget(experiment: Experiment) -> None:
     """Refuses a KL budget that no policy of the transform reaches. A β that is given aims at no budget."""
-    for options in (experiment.policy, experiment.start) if assembly.is_calibrated(experiment) else ():
-        if options is not None and options.beta is None:
+    for options in reversed(experiment.trainings.values()) if assembly.is_calibrated(experiment) else ():
+        if options.beta is None:
             options.objective.check(experiment.calibration.rewards_per_prompt)

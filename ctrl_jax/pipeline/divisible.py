@@ -34,14 +34,13 @@ def check_batches_divide(experiment: Experiment, devices: int) -> None:
       InputError: with the option, and the nearest sizes that can.
     """
     sft, reward, policy = experiment.sft, experiment.reward_model, experiment.policy
-    start = experiment.start or policy
+    trainings = experiment.trainings.items()
     batches = [
         (section, option, size, micro_batches or 1)
         for section, option, size, micro_batches, used in (
             ("sft", "batch_size", sft.batch_size, sft.micro_batches, sft.steps > 0),
             ("reward_model", "batch_size", reward.batch_size, reward.micro_batches, reward.trained),
-            ("start", "prompts_per_step", start.prompts_per_step, start.micro_batches, experiment.start is not None),
-            ("policy", "prompts_per_step", policy.prompts_per_step, policy.micro_batches, True),
+            *((name, "prompts_per_step", one.prompts_per_step, one.micro_batches, True) for name, one in trainings),
         )
         if used
     ]

@@ -315,9 +315,7 @@ def _points(run: Run, arrays: dict[str, np.ndarray], reference: Judged) -> tuple
 def _interval(run: Run, label: str, per_prompt: np.ndarray | jax.Array, *, bounds: tuple[float, float]) -> Estimate:
     key = randomness.stage_key(run.experiment.seed, f"interval of {label}")
     resamples = run.experiment.evaluation.bootstrap_resamples
-    interval = win_rate.interval(jnp.asarray(per_prompt), key, resamples=resamples, bounds=bounds)
-    mean, low, high = map(float, (interval.mean, interval.low, interval.high))
-    return Estimate(mean, None if math.isnan(low) else low, None if math.isnan(high) else high)
+    return Estimate.of(*win_rate.interval(jnp.asarray(per_prompt), key, resamples=resamples, bounds=bounds))
 
 
 def _win_rates(run: Run, policy: Judged, reference: Judged) -> dict[str, Any]:

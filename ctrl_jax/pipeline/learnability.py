@@ -3,18 +3,16 @@
 Does it follow their length, and can it be read off the reference's own features of them (steps/probe.py)?
 """
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax.devices.mesh import batch_parts, shard
 from ctrl_jax.evaluation import Estimate, RewardSignal
 from ctrl_jax.pipeline import assembly, randomness
+from ctrl_jax.pipeline.rollouts import at_once
 from ctrl_jax.pipeline.run import Run
-from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.stages import DONE, RowFile, Stage, read_rows
 from ctrl_jax.steps import calibration, probe, rank_correlation, win_rate
 from ctrl_jax.types import Params, Prompts, Responses
@@ -61,10 +59,7 @@ class Observer:
         samples = min(RESPONSES, rewards.shape[1])
         ranks = np.asarray(calibration.leave_one_out(jnp.asarray(rewards)))[:, :samples, None]
         responses = jax.tree.map(lambda x: x[:, :samples], responses)
-        count, parts = len(prompts.ids), batch_parts(self._run.mesh)
-        index = np.arange(-(-count // parts) * parts) % count
-        batch = shard(self._run.mesh, jax.tree.map(lambda x: x[index], (prompts, responses)))
-        features = np.asarray(hosts.fetch(self._features(self._reference, *batch)))[:count]
+        features = at_once(self._run, lambda batch: self._features(self._reference, *batch), (prompts, responses))
         return np.concatenate([features, ranks], axis=-1)
 
 
@@ -98,6 +93,4 @@ def _estimate(run: Run, label: str, correlations: Any) -> Estimate | None:
     if not found.size:
         return None
     key = randomness.stage_key(run.experiment.seed, f"interval of {label}")
-    interval = win_rate.interval(jnp.asarray(found), key, bounds=(-1, 1))
-    mean, low, high = map(float, interval)
-    return Estimate(mean, None if math.isnan(low) else low, None if math.isnan(high) else high)
+    return Estimate.of(*win_rate.interval(jnp.asarray(found), key, bounds=(-1, 1)))

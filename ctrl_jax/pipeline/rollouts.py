@@ -86,6 +86,17 @@ def score(run: Run, reward: Score, prompts: Prompts, responses: Responses) -> np
     )
 
 
+def at_once(run: Run, function: Callable[[Any], Any], tree: Any) -> np.ndarray:
+    """What `function` makes of a tree of host arrays that lead with B, in one batch, in host memory.
+
+    A batch that does not divide by the devices is filled up with its first prompts.
+    """
+    count, parts = len(jax.tree.leaves(tree)[0]), batch_parts(run.mesh)
+    index = np.arange(-(-count // parts) * parts) % count
+    batch = shard(run.mesh, jax.tree.map(lambda x: np.asarray(x)[index], tree))
+    return np.asarray(hosts.fetch(function(batch)))[:count]
+
+
 def in_batches(run: Run, label: str, function: Callable[[Any], Any], tree: Any, *, rows_per_prompt: int) -> Any:
     """`function` over batches of a tree of host arrays that lead with B; the results, joined again in host memory."""
     results = [*_batches(run, label, function, tree, rows_per_prompt=rows_per_prompt)]

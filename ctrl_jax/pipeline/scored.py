@@ -9,10 +9,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ctrl_jax.devices.mesh import batch_parts, shard
+from ctrl_jax.pipeline.rollouts import at_once
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.rewards.reward import Reward
-from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import read_arrays, write_arrays
 from ctrl_jax.types import Prompts, Responses
@@ -77,7 +76,4 @@ def changed(run: Run, reward: Reward, folder: Path) -> str | None:
 
 def _scores(run: Run, reward: Reward, prompts: Prompts, responses: Responses) -> np.ndarray:
     """Raw rewards [B, N], without the progress bar of a stage."""
-    count, parts = len(prompts.ids), batch_parts(run.mesh)
-    index = np.arange(-(-count // parts) * parts) % count
-    batch = shard(run.mesh, jax.tree.map(lambda x: x[index], (prompts, responses)))
-    return np.asarray(hosts.fetch(reward.score(*batch)))[:count]
+    return at_once(run, lambda batch: reward.score(*batch), (prompts, responses))

@@ -150,19 +150,17 @@ def options_key(name: str, experiment: Experiment, contents: Mapping[str, Any]) 
     for section, option in (("data", "path"), ("model", "path"), ("model", "adapter")):
         found = contents[section if option == "path" else option]
         tree[section][option] = found["weights"] if (section, option) == ("model", "path") and found else found
-    reads = {key: path for key, path in named(name).reads.items() if _has(tree, path)}
-    return {key: without_neutral(_field(tree, path)) for key, path in reads.items()}
+    places = {key: _place(tree, path) for key, path in named(name).reads.items()}
+    return {key: without_neutral(options[name]) for key, (options, name) in places.items() if name in options}
 
 
 def as_tree(experiment: Experiment) -> dict[str, Any]:
     """The experiment in JSON, with the names of its algorithms, and without `YOUNGER` options that change nothing."""
     tree: dict[str, Any] = plain(experiment)
-    tree["policy"] |= experiment.policy.named_algorithm
-    if experiment.start is not None:
-        tree["start"] |= experiment.start.named_algorithm
+    for section, training in experiment.trainings.items():
+        tree[section] |= training.named_algorithm
     for path, before in YOUNGER.items():
-        section, _, name = path.rpartition(".")
-        options = _field(tree, section) if section else tree
+        options, name = _place(tree, path)
         if options[name] == before:
             del options[name]
     return tree
@@ -187,12 +185,9 @@ def timings(seconds: Mapping[str, float]) -> dict[str, float]:
     return {stage.timing or stage.name: seconds[stage.name] for stage in TABLE if stage.name in seconds}
 
 
-def _has(tree: Any, path: str) -> bool:
-    section, _, name = path.rpartition(".")
-    return name in (_field(tree, section) if section else tree)
-
-
-def _field(tree: Any, path: str) -> Any:
-    for part in path.split("."):
-        tree = tree[part]
-    return tree
+def _place(tree: Any, path: str) -> tuple[dict[str, Any], str]:
+    """The part of the tree that an option is in, and the option's name there."""
+    *sections, name = path.split(".")
+    for section in sections:
+        tree = tree[section]
+    return tree, name

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from ctrl_jax.config import Policy, Supervised
+from ctrl_jax.config import Policy, Stored, Supervised
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.metrics import RECENT, Row
@@ -88,7 +88,8 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
     """
     see_it_move = moving(label, "policy", policy)
     limit = policy.kl_limit
-    if limit is None and policy.beta is None:
+    # From stored responses the KL is an estimate in which a single one of a large ratio may count for a thousand nats.
+    if limit is None and policy.beta is None and not isinstance(policy, Stored):
         limit = 10.0
     warned = False
 

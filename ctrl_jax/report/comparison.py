@@ -19,7 +19,6 @@ from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.names import spoken
 from ctrl_jax.steps import comparison, win_rate
 from ctrl_jax.steps.comparison import Curve
-from ctrl_jax.steps.win_rate import Interval
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.precision import double_precision
 
@@ -230,8 +229,9 @@ def _at_equal_kl(run: Run, baseline: Run, rules: Sequence[str]) -> tuple[float |
         both = None if ours is None or theirs is None else comparison.kl_range(ours, theirs)
         if ours is not None and theirs is not None and both is not None:
             kl = both[1]  # the same for every procedure
-            values = (float(comparison.at_kl(one, kl, _key()).mean) for one in (ours, theirs))
-            found[rule] = Difference(*values, _estimate(comparison.difference_at_kl(ours, theirs, kl, _key())))
+            run_there, baseline_there = (float(comparison.at_kl(one, kl, _key()).mean) for one in (ours, theirs))
+            difference = Estimate.of(*comparison.difference_at_kl(ours, theirs, kl, _key()))
+            found[rule] = Difference(run_there, baseline_there, difference)
     return kl, found
 
 
@@ -247,14 +247,9 @@ def _win_rates(run: Run, procedure: str, judge: str | None = None) -> np.ndarray
 
 def _paired(run: np.ndarray, baseline: np.ndarray) -> Difference:
     found = comparison.difference(jnp.asarray(run), jnp.asarray(baseline), _key())
-    return Difference(float(run.mean()), float(baseline.mean()), _estimate(found))
+    return Difference(float(run.mean()), float(baseline.mean()), Estimate.of(*found))
 
 
 def _key() -> jax.Array:
     """Draws the resamples of every difference: the same ones, so that two of them can be compared."""
     return jax.random.key(0)
-
-
-def _estimate(found: Interval) -> Estimate:
-    mean, low, high = map(float, found)
-    return Estimate(mean, *(None if np.isnan(end) else end for end in (low, high)))

@@ -12,7 +12,7 @@ from ctrl_jax.runtime.stages import exclusive, plain, write_json
 INTERVAL = {"mean": 0.7, "low": 0.6, "high": 0.8}
 
 
-def write_run(folder, *, steps=0, done=False, **policy):
+def write_run(folder, *, steps=0, done=False, interval=INTERVAL, **policy):
     experiment = Experiment(folder.name, policy=Policy(steps=40, **policy))
     write_json(folder / "config.json", plain(experiment))
     if steps:
@@ -20,7 +20,7 @@ def write_run(folder, *, steps=0, done=False, **policy):
         (folder / "metrics.jsonl").write_text(lines)
     if done:
         names = ("sampling", experiment.policy.procedure)
-        evaluation = {"kl": INTERVAL, "kl_budget": 0.75, "win_rates": dict.fromkeys(names, INTERVAL),
+        evaluation = {"kl": interval, "kl_budget": 0.75, "win_rates": dict.fromkeys(names, interval),
                       "gold_win_rates": {}, "ideal": {}, "reward_model": {}, "ties": 0.0, "timings": {}}  # fmt: skip
         write_json(folder / "evaluation.json", evaluation)
     return folder
@@ -70,6 +70,12 @@ def test_the_table_has_the_main_numbers_and_whole_addresses(folder, capsys):
         assert state in line
         assert line.count("0.700 [0.600, 0.800]") == (3 if state == "done" else 0)
     (line,) = (line for line in lines if "exponential(5) " in line and "best_of_4" in line)
+
+
+def test_a_run_of_one_prompt_has_no_interval(tmp_path, capsys):
+    write_run(tmp_path / "one", steps=40, done=True, interval={"mean": 0.7, "low": None, "high": None})
+    assert command_line.main(["runs", "--runs-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("0.700 (no interval)") == 3
 
 
 def test_json_is_for_programs(folder, capsys):

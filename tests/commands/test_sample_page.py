@@ -23,6 +23,7 @@ class Session:
     def __init__(self, sides=("policy", "reference"), has_rewards=True):
         self.sides = sides
         self.has_rewards = has_rewards
+        self.format = "chat"
         self.gate = threading.Semaphore(1000)
         self.asked, self.laws = [], []
         self.raw = {side: RAW for side in sides}

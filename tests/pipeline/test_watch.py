@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from ctrl_jax.config import Policy, Supervised
+from ctrl_jax.config import GroupProjection, Policy, Supervised
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import watch
 
@@ -54,6 +54,15 @@ def test_a_runaway_kl_stops_with_its_cause(kl, changes, others, cause):
 )
 def test_what_is_no_runaway_goes_on(kl, changes):
     watch.watcher("example", dataclasses.replace(POLICY, **changes))(rows(kl))
+
+
+def test_an_estimate_from_stored_responses_stops_nothing_unless_a_limit_is_given():
+    # One response of a large ratio is enough for such a mean: group_projection_helpful had it at a true KL of .598.
+    outlier = rows([0.6, 0.7, 0.6, 0.5, 1069])
+    stored = GroupProjection(kl_budget=0.5)
+    watch.watcher("example", stored)(outlier)
+    with pytest.raises(InputError, match="allows 20"):
+        watch.watcher("example", dataclasses.replace(stored, kl_limit=20.0))(outlier)
 
 
 def test_constant_rewards_are_told_once(capsys):

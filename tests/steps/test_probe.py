@@ -7,7 +7,7 @@ from ctrl_jax.devices.mesh import make_mesh, shard
 from ctrl_jax.devices.programs import batch_spec, reader
 from ctrl_jax.steps import probe
 from ctrl_jax.steps.rank_correlation import spearman
-from ctrl_jax.types import Policy, Prompts, Responses
+from ctrl_jax.types import Prompts, Responses
 from tests.steps import fakes
 
 PROMPTS, SAMPLES, WIDTH = 40, 8, 12
@@ -110,7 +110,7 @@ def test_too_few_prompts_are_refused():
 # The features.
 
 
-def apply(params: jax.Array, prompts: Prompts, responses: Responses) -> jax.Array:
+def above(params: jax.Array, below: jax.Array, prompts: Prompts, responses: Responses) -> jax.Array:
     """Features [B, N, T, 3] that tell position, token and prompt apart."""
     tokens = responses.tokens
     position = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape)
@@ -118,7 +118,7 @@ def apply(params: jax.Array, prompts: Prompts, responses: Responses) -> jax.Arra
     return params * jnp.stack([position, tokens, ids], axis=-1).astype(jnp.float32)
 
 
-POLICY = Policy(apply, *fakes.policy[1:])
+POLICY = fakes.policy._replace(above=above)
 TOKENS = np.random.default_rng(0).integers(0, 9, size=(8, 3, 5)).astype(np.int32)
 LENGTHS = np.random.default_rng(1).integers(1, 6, size=(8, 3)).astype(np.int32)
 ASKED = Prompts(np.zeros((8, 2), np.int32), np.ones(8, np.int32), np.arange(8, dtype=np.uint32))
