@@ -177,19 +177,16 @@ def sentences(one: Comparison) -> str:
 
 
 def _said(one: Comparison, found: Difference, place: str) -> str:
-    measured = f"{signed(found.difference.mean)} points {brackets(found.difference, sign='+')}"
+    mean, interval = signed(found.difference.mean), brackets(found.difference, sign="+")
     if found.excludes_zero is None:
-        return f"{one.run} less {one.baseline} {place}: {signed(found.difference.mean)} points, without an interval."
+        return f"{one.run} less {one.baseline} {place}: {mean} points, without an interval."
     if not found.excludes_zero:
         return (
-            f"{one.prompts} prompts show no difference between {one.run} and {one.baseline} {place}: {measured}, and "
-            "the interval includes 0."
+            f"{one.prompts} prompts show no difference between {one.run} and {one.baseline} {place}: {mean} points, "
+            f"and the interval {interval} includes 0."
         )
     more = "more" if found.difference.mean > 0 else "less"
-    return (
-        f"{one.run} wins {abs(100 * found.difference.mean):.1f} points {more} than {one.baseline} {place}: {measured}, "
-        "and the interval excludes 0."
-    )
+    return f"{one.run} wins {mean[1:]} points {more} than {one.baseline} {place}: the interval {interval} excludes 0."
 
 
 def _entries(config: Mapping[str, Any]) -> dict[str, Any]:

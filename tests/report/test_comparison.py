@@ -132,13 +132,12 @@ def test_it_says_in_words_whether_the_interval_excludes_zero(compared: Compariso
         return sentences(dataclasses.replace(compared, win_rates={"best_of_4": one}))
 
     assert said(0.042, 0.021, 0.063) == (
-        "exponential wins 4.2 points more than identity under best-of-4: +4.2 points [+2.1, +6.3], and the interval "
-        "excludes 0."
+        "exponential wins 4.2 points more than identity under best-of-4: the interval [+2.1, +6.3] excludes 0."
     )
     assert said(-0.042, -0.063, -0.021).startswith("exponential wins 4.2 points less than identity")
     assert said(0.01, -0.02, 0.04) == (
-        "40 prompts show no difference between exponential and identity under best-of-4: +1.0 points [−2.0, +4.0], and "
-        "the interval includes 0."
+        "40 prompts show no difference between exponential and identity under best-of-4: +1.0 points, and the "
+        "interval [−2.0, +4.0] includes 0."
     )
     assert said(0.01, None, None) == "exponential less identity under best-of-4: +1.0 points, without an interval."
 

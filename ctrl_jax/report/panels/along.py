@@ -59,7 +59,8 @@ def _draw(curves: Mapping[str, tuple[str, Curve]], procedure: str, axes: Axes) -
         lines.Line2D([], [], color=light(color), marker=marker, **edge(), markersize=6, linewidth=1.8, label=transform)
         for transform, (color, marker) in look.items()
     ]
-    handles.append(lines.Line2D([], [], color=light("ink"), linestyle=(0, (1, 1.6)), label="best possible"))
+    for text, color, dashes in (("ideal policies", "muted", (0, (5, 2))), ("best possible", "ink", (0, (1, 1.6)))):
+        handles.append(lines.Line2D([], [], color=light(color), linestyle=dashes, label=text))
     axes.legend(handles=handles, loc="lower right", handlelength=1.8)
     axes.set_xlim(0, kls[-1])
     axes.set_ylim(bottom=floor(lowest))
@@ -68,14 +69,19 @@ def _draw(curves: Mapping[str, tuple[str, Curve]], procedure: str, axes: Axes) -
 
 
 def _draw_run(axes: Axes, name: str, found: Curve, color: str, marker: str) -> float:
-    """Draws a curve with its band, and the points that it goes through; returns the lowest place of all, in percent."""
+    """Draws a curve with its band and the points that it goes through, the final policy's larger.
+
+    Returns the lowest place of all, in percent.
+    """
     places, (mean, low, high) = _band(found)
     axes.fill_between(places, low, high, color=light(color), alpha=0.18, linewidth=0, zorder=3)
     for end, text in ((low, "low"), (high, "high")):
         axes.plot(places, end, color=light(color), linewidth=0.5, alpha=0.4, zorder=3, label=f"{name}, {text}")
     axes.plot(places, mean, color=light(color), linewidth=1.8, zorder=4, label=name)
     points = np.asarray(found.kl).mean(axis=1), 100 * np.asarray(found.win_rate).mean(axis=1)
-    axes.plot(*points, marker, color=light(color), markersize=5, **edge(), zorder=5, label=f"{name}, measured")
+    axes.plot(*points, marker, color=light(color), markersize=4, **edge(), zorder=5, label=f"{name}, measured")
+    last = [places[-1:] for places in points]
+    axes.plot(*last, marker, color=light(color), markersize=8, **edge(), zorder=5, label=f"{name}, trained")
     return float(min(points[1].min(), np.nanmin(low) if np.isfinite(low).any() else np.inf))
 
 

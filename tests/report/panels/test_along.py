@@ -89,6 +89,7 @@ def test_each_curve_is_drawn_with_its_band_over_the_ideals(runs: dict[str, Run])
         points = np.array(series[f"{name}, measured"])
         np.testing.assert_allclose(points[:, 0], kls, atol=1e-4)
         np.testing.assert_allclose(points[:, 1], 100 * np.asarray(found.win_rate).mean(axis=1), rtol=1e-4)
+        assert series[f"{name}, trained"] == series[f"{name}, measured"][-1:]
         line, low, high = (np.array(series[label]) for label in (name, f"{name}, low", f"{name}, high"))
         np.testing.assert_allclose(np.interp(points[:, 0], *line.T), points[:, 1], rtol=1e-3)
         assert (low[:, 1] < line[:, 1]).all() and (line[:, 1] < high[:, 1]).all()
@@ -103,7 +104,7 @@ def test_each_curve_is_drawn_with_its_band_over_the_ideals(runs: dict[str, Run])
     assert {"ideal exponential(10)", "best possible"} <= series.keys()
     legend = drawn(panel).get_legend()
     assert legend and [text.get_text() for text in legend.get_texts()] == [
-        "exponential(10)", "identity", "best possible",
+        "exponential(10)", "identity", "ideal policies", "best possible",
     ]  # fmt: skip
 
 
