@@ -16,7 +16,7 @@ from ctrl_jax.config import expand_user
 from ctrl_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from ctrl_jax.commands.sweep_points import Point
+    from ctrl_jax.commands.point import Point
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     module = _module(asked.named)
     from ctrl_jax.commands import sweep_comparisons, sweep_points
     from ctrl_jax.commands.launch import started
-    from ctrl_jax.commands.sweep_points import Point
+    from ctrl_jax.commands.point import Point
 
     sweep_dir = asked.work_dir.with_name(f"{asked.work_dir.name}.sweep")
     own = arguments[1:]

@@ -1,22 +1,20 @@
 """The points of a sweep beside a baseline: which pairs are compared, and what the console shows of it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from ctrl_jax.commands.point import Point
 from ctrl_jax.errors import InputError
 from ctrl_jax.report.comparison import Comparison, compare, sentences
 from ctrl_jax.report.measurements import Run, read_run
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.theory import procedures
 
-if TYPE_CHECKING:
-    from ctrl_jax.commands.sweep_points import Point
-
 IDENTITY = "identity"
 """The baseline by default: it looks at no procedure, and what a transform for one buys is seen beside it."""
 
 
-def check(points: "Sequence[Point]", baseline: str) -> None:
+def check(points: Sequence[Point], baseline: str) -> None:
     """Refuses a baseline that is neither a transform of the sweep nor one of its points. The default may be absent."""
     known = dict.fromkeys([*(point.experiment.policy.transform for point in points), *(point.name for point in points)])
     if baseline not in (*known, IDENTITY):
@@ -38,7 +36,7 @@ class Beside(NamedTuple):
     """Why points are not among them."""
 
 
-def compared(points: "Sequence[Point]", baseline: str) -> Beside:
+def compared(points: Sequence[Point], baseline: str) -> Beside:
     """Compares points that are done.
 
     Each point is compared with the point of the baseline transform, trained for its procedure, whose measured KL is
@@ -67,7 +65,7 @@ def compared(points: "Sequence[Point]", baseline: str) -> Beside:
     return beside
 
 
-def _nearest(point: "Point", of_baseline: "Sequence[Point]", runs: dict[str, Run], baseline: str) -> "list[Point]":
+def _nearest(point: Point, of_baseline: Sequence[Point], runs: dict[str, Run], baseline: str) -> list[Point]:
     """The points that this one may be compared with, the nearest in KL first."""
     kl = runs[point.name].evaluation.kl.mean
     rule = procedures.parse(point.experiment.policy.procedure)

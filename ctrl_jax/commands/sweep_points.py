@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ctrl_jax.commands import report, sweep_comparisons, train
+from ctrl_jax.commands.point import Point
 from ctrl_jax.commands.sweep_comparisons import IDENTITY
-from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.pipeline import results
@@ -26,23 +26,6 @@ from ctrl_jax.runtime.stages import locked, plain, read_json, write_bytes, write
 from ctrl_jax.theory import procedures
 
 UNSAID = "Its process ended without a word: it was killed, perhaps for want of memory."
-
-
-class Point(NamedTuple):
-    experiment: Experiment
-    work_dir: Path
-
-    @property
-    def name(self) -> str:
-        return self.experiment.name
-
-    @property
-    def page(self) -> Path:
-        return self.work_dir / "report" / "index.html"
-
-    @property
-    def log(self) -> Path:
-        return self.work_dir / "log.txt"
 
 
 def find(points: Sequence[Point], name: str) -> Point:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ctrl_jax.commands import sweep_comparisons
+from ctrl_jax.commands.point import Point
 from ctrl_jax.commands.sweep_comparisons import IDENTITY
-from ctrl_jax.commands.sweep_points import Point, evaluation, is_done, note, publish, read_record
+from ctrl_jax.commands.sweep_points import evaluation, is_done, note, publish, read_record
 from ctrl_jax.runtime.console import latest_lines, say, table
 from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.shares import Share

@@ -14,7 +14,7 @@ import pytest
 from ctrl_jax import config
 from ctrl_jax.commands import report, summary, sweep_processes
 from ctrl_jax.commands import sweep_points as sweep
-from ctrl_jax.commands.sweep_points import Point
+from ctrl_jax.commands.point import Point
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import align, evaluate, randomness, results

@@ -8,8 +8,8 @@ import pytest
 
 from ctrl_jax import config
 from ctrl_jax.commands import report, sweep, sweep_comparisons, sweep_points
+from ctrl_jax.commands.point import Point
 from ctrl_jax.commands.sweep_comparisons import compared
-from ctrl_jax.commands.sweep_points import Point
 from ctrl_jax.errors import InputError
 from ctrl_jax.report.measurements import read_run
 from ctrl_jax.report.status import Status
