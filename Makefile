@@ -30,7 +30,7 @@ RUN := @$(BIN)/python -c "$$WITH_ARGS"
 STAMP := .venv/.installed$(if $(EXTRA),-$(EXTRA))
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
-TARGETS := help setup train sft reward-model calibrate evaluate export report sample replay runs sweep plan profile ideal \
+TARGETS := help setup train sft reward-model calibrate evaluate export report sample replay runs compare sweep plan profile ideal \
 	test test-slow mutants chaos check bench bench-kl clean
 .DEFAULT_GOAL := help
 .PHONY: $(TARGETS)
@@ -98,6 +98,9 @@ replay: $(STAMP) ## take the step again at which a training stopped as not finit
 
 runs: $(STAMP) ## the runs below runs/, with their state and main numbers
 	$(RUN) $(JOB) runs
+
+compare: $(STAMP) ## two finished runs on the same prompts: EXP=runs/a ARGS=runs/b
+	$(RUN) $(JOB) compare "$$MAKE_EXP"
 
 sweep: $(STAMP) ## every point of the experiment's sweep(), ending in the Pareto figure; ARGS="--jobs 4"
 	$(RUN) $(JOB) sweep "$$MAKE_EXP"

@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from ctrl_jax.errors import InputError
     from ctrl_jax.library.align import Aligned, align
     from ctrl_jax.library.model import Model, generate, load_model
-    from ctrl_jax.library.ranks import Interval, calibrate, interval, judged_win_rate, score, win_rate
+    from ctrl_jax.library.ranks import (
+        Interval,
+        calibrate,
+        difference,
+        interval,
+        judged_win_rate,
+        score,
+        win_rate,
+    )
     from ctrl_jax.library.theory import (
         best_of,
         best_of_poisson,
@@ -40,6 +48,7 @@ __all__ = [  # noqa: RUF022 (in the order of docs/library.md)
     # Arrays from any sampler.
     "Interval",
     "calibrate",
+    "difference",
     "interval",
     "judged_win_rate",
     "win_rate",
@@ -87,7 +96,7 @@ _MODULES = {
     "errors": ("InputError",),
     "library.align": ("Aligned", "align"),
     "library.model": ("Model", "generate", "load_model"),
-    "library.ranks": ("Interval", "calibrate", "interval", "judged_win_rate", "score", "win_rate"),
+    "library.ranks": ("Interval", "calibrate", "difference", "interval", "judged_win_rate", "score", "win_rate"),
     "library.theory": (
         *("best_of", "best_of_poisson", "ideal_policy", "mixture", "procedure", "sampling", "soft_best_of"),
         *("transform", "worst_of"),

@@ -28,6 +28,7 @@ COMMANDS = {
     "sample": "a local page to ask the policy and the reference something (--terminal: a table)",
     "replay": "take the step again at which a training stopped as not finite, and show what went wrong first",
     "runs": "the runs below runs/, with their state and main numbers",
+    "compare": "two finished runs on the same prompts: differences with paired intervals",
     "sweep": "every point of the experiment's sweep(), ending in the Pareto figure",
     "plan": "what an experiment would cost on devices that need not be here: time and memory by phase",
     "profile": "a trace of a few policy steps, and where their time went",

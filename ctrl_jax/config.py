@@ -701,6 +701,12 @@ class Evaluation:
     )
     bootstrap_resamples: int = 1000
     """Resamples of the prompts behind an interval, at least 100."""
+    along: int = 0
+    """Points evenly along the training at which KL and win rates are measured too, so that policies can be compared at
+    equal KL (docs/comparison.md). Each takes as long as the evaluation of the final policy, and keeps its trained
+    parameters in the work directory."""
+    along_responses: int | None = None
+    """Responses a prompt at each of these points; by default `responses_per_prompt`."""
     judge: str | None = None
     """An independent judge, reported beside the reward that the policy is trained on: `module:name` of a Python
     function (prompts, responses) -> floats, or a Hugging Face directory of a sequence classifier with one label. It
@@ -715,8 +721,19 @@ class Evaluation:
             f"Evaluation.bootstrap_resamples is {self.bootstrap_resamples}",
             "it must be at least 100: of fewer, the two most extreme alone make an end of a 95 % interval.",
         )
+        problem = f"Evaluation.along is {self.along}"
+        _require(self.along >= 0, "evaluation.along", self.along, problem, "it is a number of points, 0 for none.")
         found = [procedures.parse(name) for name in self.procedures]
         _set(self, procedures=tuple(procedure.name for procedure in found))
+        needed = max((procedure.num_samples for procedure in found), default=1)
+        _require(
+            self.along_responses is None or self.along_responses >= needed,
+            "evaluation.along_responses",
+            self.along_responses,
+            f"Evaluation.along_responses is {self.along_responses}, but Evaluation.procedures has one that needs "
+            f"{needed} responses a prompt",
+            f"raise it to at least {needed}, or leave that procedure out.",
+        )
         for name, procedure in zip(self.procedures, found, strict=True):
             needed = procedure.num_samples
             _require(
@@ -841,6 +858,21 @@ class Experiment:
         """The policy beside what it is calibrated and evaluated with."""
         objective = self.policy.objective
         needed = objective.procedure.num_samples
+        along, responses = self.evaluation.along, self.evaluation.along_responses
+        _require(
+            along < self.policy.steps,
+            "evaluation.along",
+            along,
+            f"Evaluation.along is {along}, but Policy.steps is {self.policy.steps}",
+            "there are no more points before the last step than that: lower the first.",
+        )
+        _require(
+            responses is None or responses >= needed,
+            "evaluation.along_responses",
+            responses,
+            f"Evaluation.along_responses is {responses}, but Policy.procedure is {self.policy.procedure!r}",
+            f"it needs {needed} responses a prompt: raise the first.",
+        )
         _require(
             needed <= self.evaluation.responses_per_prompt,
             "policy.procedure",

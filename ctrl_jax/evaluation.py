@@ -5,10 +5,11 @@ KL is in nats per response; win rates and other shares lie in [0, 1]; intervals 
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 from ctrl_jax.checked_json import ROUNDING, JsonFile
 from ctrl_jax.errors import InputError
@@ -16,6 +17,11 @@ from ctrl_jax.theory import procedures
 
 REWARD_ARRAYS = ("policy_rewards", "reference_rewards", "policy_calibrated", "reference_calibrated")
 """Arrays [B, M] of evaluation.npz, beside evaluation.json."""
+ALONG_ARRAYS = ("along_steps", "along_rewards", "along_kl")
+"""Its arrays of the policy along its training, where `evaluation.along` asked for them: P steps, raw rewards [P, B, M]
+of its responses to the same prompts, and KLs [P, B]."""
+KL_ARRAY = "kl"
+"""Its array [B] of each prompt's KL, nats per response; missing in files of older versions."""
 RELIABILITY_ARRAYS = ("reliability_predicted", "reliability_observed", "reliability_count")
 """Its columns of a reliability diagram, one entry a bin, where the reward model has one."""
 VALIDATION_ARRAYS = ("validation_step", "validation_training_loss", "validation_loss", "validation_accuracy")
@@ -31,6 +37,11 @@ class Estimate(NamedTuple):
     """None, as `high`, where there is no interval: of a single prompt there is none."""
     high: float | None
 
+    @classmethod
+    def of(cls, mean: SupportsFloat, low: SupportsFloat, high: SupportsFloat) -> "Estimate":
+        """An interval as the steps give it, whose ends are nan where there is none."""
+        return cls(float(mean), *(None if math.isnan(float(end)) else float(end) for end in (low, high)))
+
     @property
     def bounds(self) -> tuple[float, float]:
         """(low, high), or the mean twice where there is no interval."""
@@ -38,9 +49,15 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         """`0.561 [0.558, 0.565]`, or `0.561 (no interval)`."""
+        return format(self, ".3f")
+
+    def __format__(self, form: str) -> str:
+        """Each number in this form: `+0.053 [+0.031, +0.074]` in `+.3f`."""
+        if not form:
+            return str(self)
         if self.low is None or self.high is None:
-            return f"{self.mean:.3f} (no interval)"
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+            return f"{self.mean:{form}} (no interval)"
+        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
 class Ideals(NamedTuple):
@@ -153,6 +170,16 @@ class RewardSignal(NamedTuple):
         return found
 
 
+class Point(NamedTuple):
+    """The policy after a step of its training, on the same test prompts."""
+
+    step: int
+    kl: Estimate
+    """Nats per response."""
+    win_rates: Mapping[str, Estimate]
+    """By procedure, by the training reward."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What evaluation.json holds: the measurements of one run on test prompts."""
@@ -186,6 +213,8 @@ class Evaluation:
     """The share of responses without an end within the longest length, by side."""
     timings: Mapping[str, float]
     """Seconds by stage."""
+    along: tuple[Point, ...] = ()
+    """The policy along its training, by steps; empty where it was not asked for."""
 
     @classmethod
     def from_json(cls, tree: Any, *, source: pathlib.Path | str, remedy: str) -> "Evaluation":
@@ -220,6 +249,7 @@ class Evaluation:
             judge_win_rates=_by_procedure(file, tree, "judge_win_rates", _win_rate, {}),
             response_length=file.each(tree, "response_length", lambda value, where: _lengths(file, value, where)),
             unfinished=file.each(tree, "unfinished", file.share),
+            along=_points(file, tree.get("along", [])),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -234,6 +264,8 @@ class Evaluation:
         for name in ("kl_standard_error", "reward_training", "reward_signal"):
             if tree[name] in (None, {}):
                 del tree[name]
+        if not self.along:
+            del tree["along"]
         return tree
 
 
@@ -245,6 +277,10 @@ def _plain(value: Any) -> Any:
             return {name: number for name, number in value._asdict().items() if number is not None}
         case Mapping():
             return {name: _plain(entry) for name, entry in value.items()}
+        case Point():
+            return {name: _plain(entry) for name, entry in value._asdict().items()}
+        case tuple():
+            return [_plain(entry) for entry in value]
     return value
 
 
@@ -278,6 +314,25 @@ def _estimate(file: JsonFile, value: Any, where: str, read: Callable[[JsonFile, 
 
 def _win_rate(file: JsonFile, value: Any, where: str) -> Estimate:
     return _estimate(file, value, where, JsonFile.share)
+
+
+def _points(file: JsonFile, value: Any) -> tuple[Point, ...]:
+    if not isinstance(value, list):
+        raise file.refuse(value, "along", "a list of points")
+    return tuple(_point(file, point, f"along.{index}") for index, point in enumerate(value))
+
+
+def _point(file: JsonFile, value: Any, where: str) -> Point:
+    found = file.object(value, where)
+    step = found.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 1:
+        raise file.refuse(step, f"{where}.step", "a step of a training")
+    kl = _estimate(file, found.get("kl"), f"{where}.kl", _kl)
+
+    def read(file: JsonFile, value: Any, place: str) -> Estimate:
+        return _win_rate(file, value, f"{where}.{place}")
+
+    return Point(step, kl, _by_procedure(file, found, "win_rates", read))
 
 
 def _ideals(file: JsonFile, value: Any, where: str) -> Ideals:

@@ -41,7 +41,7 @@ def test_an_experiment_needs_only_a_name():
         experiment.seed = 1
 
 
-MAY_BE_0 = {(Supervised, "steps"), (RewardModel, "steps"), (Lora, "rank")}
+MAY_BE_0 = {(Evaluation, "along"), (Supervised, "steps"), (RewardModel, "steps"), (Lora, "rank")}
 
 
 def impossible_numbers():
@@ -52,7 +52,7 @@ def impossible_numbers():
         for field in dataclasses.fields(part):
             if field.name not in exempt:
                 tried = values.get(field.type, ())
-                # 0 steps of fine-tuning is a pretrained model as it is; rank 0 no adapter.
+                # 0 steps of fine-tuning is a pretrained model as it is; rank 0 no adapter; 0 points along no curve.
                 tried = tried[1:] if (part, field.name) in MAY_BE_0 else tried
                 yield from ((part, field.name, value) for value in tried)
 

@@ -12,6 +12,10 @@ from tests.report import synthetic
 NAMES = ("sampling", "best_of_4", "worst_of_4")
 
 
+POINT = {"step": 10, "kl": {"mean": 0.1, "low": 0.05, "high": 0.15},
+         "win_rates": {"best_of_4": {"mean": 0.6, "low": 0.5, "high": 0.7}}}  # fmt: skip
+
+
 def written(**changes: Any) -> dict[str, Any]:
     """What an evaluation.json may hold."""
     arrays = synthetic.rewards(np.random.default_rng(0), "exponential(10)", "best_of_4", 0.7, 40, 8)
@@ -33,6 +37,7 @@ def written(**changes: Any) -> dict[str, Any]:
         {"reward_training": {"pairs": 8, "cut": 0, "dropped": 0, "steps": 6, "used_step": 4, "validation_pairs": 2}},
         {"reward_model": {"pairs": 8, "agreements": 5, "equal": 1}},
         {"ideal": {"sampling": {"identity": 0.6, "optimal": 0.6}, "best_of_4": {}}},
+        {"along": [POINT, {**POINT, "step": 20, "win_rates": {}}]},
     ],
 )
 def test_a_file_that_is_read_and_written_again_is_the_same(changes: dict[str, Any]) -> None:
@@ -40,6 +45,21 @@ def test_a_file_that_is_read_and_written_again_is_the_same(changes: dict[str, An
     evaluation = Evaluation.from_json(tree, source="x", remedy="")
     assert evaluation.as_json() == tree
     assert Evaluation.from_json(evaluation.as_json(), source="x", remedy="") == evaluation
+
+
+@pytest.mark.parametrize(
+    ("place", "point"),
+    [
+        ("along.1", 3),
+        ("along.1.step", {**POINT, "step": 0}),
+        ("along.1.step", {**POINT, "step": 2.5}),
+        ("along.1.kl.mean", {**POINT, "kl": {"mean": -1.0, "low": None, "high": None}}),
+        ("along.1.win_rates.sampling.mean", {**POINT, "win_rates": {"sampling": {"mean": 1.5}}}),
+    ],
+)
+def test_a_bad_point_along_the_training_is_named_with_its_place(place: str, point: object) -> None:
+    with pytest.raises(InputError, match=rf"x has \S+ at {place}, where"):
+        Evaluation.from_json(written(along=[POINT, point]), source="x", remedy="")
 
 
 @pytest.mark.parametrize(
@@ -66,6 +86,7 @@ def test_a_file_that_is_read_and_written_again_is_the_same(changes: dict[str, An
         (("unfinished", "policy"), 1.5),
         (("response_length", "policy", "median"), "long"),
         (("ties",), -0.5),
+        (("along",), 3),
         (("ideal", "sampling", "identity"), math.inf),
         (("ties",), True),
         (("win_rates",), [0.5]),

@@ -10,8 +10,8 @@ from ctrl_jax.commands.options import Places
 from ctrl_jax.config import Calibration, Experiment, Regression
 
 OF_COMMANDS = (
-    "device_kind", "efficiency.bandwidth", "efficiency.matmul", "format", "jobs", "output", "point", "port", "steps",
-    "transforms", "write_jobs",
+    "baseline", "device_kind", "efficiency.bandwidth", "efficiency.matmul", "format", "jobs", "output", "point", "port",
+    "steps", "transforms", "write_jobs",
 )  # fmt: skip
 """Options of single commands that messages name."""
 

@@ -3,17 +3,18 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ctrl_jax.commands.options import Options as RunOptions
 from ctrl_jax.commands.options import read
 from ctrl_jax.pipeline import results
 from ctrl_jax.report import pictures, run_page, sweep_page, table
 from ctrl_jax.report.charts import CHARTS, headline
+from ctrl_jax.report.comparison import Comparison
 from ctrl_jax.report.measurements import Run, read_run
 from ctrl_jax.report.names import spoken
 from ctrl_jax.report.panel import Panel
-from ctrl_jax.report.panels import pareto
+from ctrl_jax.report.panels import along, pareto
 from ctrl_jax.report.statistics import lift_share
 from ctrl_jax.report.status import Status
 from ctrl_jax.runtime.stages import write_bytes
@@ -65,19 +66,37 @@ def write(work_dir: pathlib.Path) -> pathlib.Path:
     return index
 
 
-def write_sweep_report(sweep_dir: pathlib.Path, points: Sequence[Status]) -> pathlib.Path:
-    """Writes `sweep.html` and `pareto_<procedure>.{png,svg,pdf,csv}` into a sweep's directory; the page's path.
+def write_sweep_report(
+    sweep_dir: pathlib.Path,
+    points: Sequence[Status],
+    runs: Mapping[str, Run],
+    comparisons: Sequence[Comparison],
+    notes: Sequence[str],
+) -> pathlib.Path:
+    """Writes the page and the figures of a sweep into its directory; returns the page's path.
 
-    Below the table stands why points failed.
+    The figures are `pareto_<procedure>.{png,svg,pdf,csv}`, and `along_<procedure>` where trainings were measured on
+    their way.
+
+    Args:
+      sweep_dir: of the sweep.
+      points: all, with their states; below the table stands why some failed.
+      runs: what the points that are done measured, by their names.
+      comparisons: of points with the baseline.
+      notes: why others are not compared.
     """
-    notes = [f"{point.name} failed: {point.reason}" for point in points if point.reason]
+    notes = [*(f"{point.name} failed: {point.reason}" for point in points if point.reason), *notes]
     for procedure in dict.fromkeys(point.procedure for point in points):
-        panels = pareto.panels([point for point in points if point.procedure == procedure], procedure)
-        if panels:
-            name = f"pareto_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure)}"
-            _write_figure(sweep_dir / name, panels, columns=1)
+        figures = {
+            "pareto": pareto.panels([point for point in points if point.procedure == procedure], procedure),
+            "along": along.panels({name: run for name, run in runs.items() if run.procedure == procedure}, procedure),
+        }
+        for kind, panels in figures.items():
+            if panels:
+                name = f"{kind}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure)}"
+                _write_figure(sweep_dir / name, panels, columns=1)
     index = sweep_dir / "sweep.html"
-    write_bytes(index, sweep_page.render(sweep_dir.name, points, notes).encode())
+    write_bytes(index, sweep_page.render(sweep_dir.name, points, notes, comparisons, runs).encode())
     return index
 
 

@@ -16,7 +16,7 @@ from ctrl_jax.config import expand_user
 from ctrl_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from ctrl_jax.commands.sweep_points import Point
+    from ctrl_jax.commands.point import Point
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Options(RunOptions):
     """Run the point of this name alone, in this process and on all devices, as a batch job does."""
     write_jobs: Path | None = None
     """Run nothing, but write a shell script a point into this folder, to be submitted as a batch job."""
+    baseline: str = "identity"
+    """The transform, or the name of the point, that the others are compared with on the same prompts: of a transform
+    the point of the same procedure whose measured KL is nearest."""
 
     def __post_init__(self) -> None:
         expand_user(self, "write_jobs")
@@ -35,20 +38,21 @@ class Options(RunOptions):
 def main(arguments: list[str]) -> int:
     asked = read("sweep", Options, arguments)
     module = _module(asked.named)
-    from ctrl_jax.commands import sweep_points
+    from ctrl_jax.commands import sweep_comparisons, sweep_points
     from ctrl_jax.commands.launch import started
-    from ctrl_jax.commands.sweep_points import Point
+    from ctrl_jax.commands.point import Point
 
     sweep_dir = asked.work_dir.with_name(f"{asked.work_dir.name}.sweep")
     own = arguments[1:]
     points = [
         Point(parse("sweep", Options, asked.named, one, own).experiment, sweep_dir / one.name) for one in module.sweep()
     ]
+    sweep_comparisons.check(points, asked.options.baseline)
     if asked.options.point is None:
         return _run_all(sweep_dir, points, asked.options, _command_of_point(module, own))
     point = sweep_points.find(points, asked.options.point)
     with started(replace(asked, experiment=point.experiment, work_dir=point.work_dir)) as run:
-        sweep_points.run_point(run, sweep_dir, points)
+        sweep_points.run_point(run, sweep_dir, points, baseline=asked.options.baseline)
     return 0
 
 
@@ -68,11 +72,11 @@ def _run_all(sweep_dir: Path, points: "list[Point]", options: Options, command: 
 
     if options.write_jobs is not None:
         sweep_points.check(points)
-        sweep_points.write_jobs(sweep_dir, points, command, options.write_jobs)
+        sweep_points.write_jobs(sweep_dir, points, command, options.write_jobs, baseline=options.baseline)
         return 0
     found = shares.shares(options.jobs)
     sweep_points.check(points, devices=options.places.devices or found[0].devices)
-    return sweep_processes.run(sweep_dir, points, command, found)
+    return sweep_processes.run(sweep_dir, points, command, found, baseline=options.baseline)
 
 
 def _command_of_point(module: ModuleType, arguments: list[str]) -> "Callable[[Point], list[str]]":

@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ctrl_jax.commands import report, train
-from ctrl_jax.config import Experiment
+from ctrl_jax.commands import report, sweep_comparisons, train
+from ctrl_jax.commands.point import Point
+from ctrl_jax.commands.sweep_comparisons import IDENTITY
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.pipeline import results
@@ -25,23 +26,6 @@ from ctrl_jax.runtime.stages import locked, plain, read_json, write_bytes, write
 from ctrl_jax.theory import procedures
 
 UNSAID = "Its process ended without a word: it was killed, perhaps for want of memory."
-
-
-class Point(NamedTuple):
-    experiment: Experiment
-    work_dir: Path
-
-    @property
-    def name(self) -> str:
-        return self.experiment.name
-
-    @property
-    def page(self) -> Path:
-        return self.work_dir / "report" / "index.html"
-
-    @property
-    def log(self) -> Path:
-        return self.work_dir / "log.txt"
 
 
 def find(points: Sequence[Point], name: str) -> Point:
@@ -82,7 +66,7 @@ def check(points: Sequence[Point], *, devices: int = 1) -> None:
         check_claim(point.experiment, point.work_dir)
 
 
-def run_point(run: Workspace, sweep_dir: Path, points: Sequence[Point]) -> None:
+def run_point(run: Workspace, sweep_dir: Path, points: Sequence[Point], *, baseline: str = IDENTITY) -> None:
     """Trains, evaluates and reports one of `points` in this process, after any other process that runs it has ended.
 
     Of several hosts the first keeps the record and the index, and decides whether there is anything to do: a host that
@@ -98,7 +82,7 @@ def run_point(run: Workspace, sweep_dir: Path, points: Sequence[Point]) -> None:
             if not hosts.agree(is_done(point)):
                 _run_noted(run, point)
     finally:
-        publish(sweep_dir, points)
+        publish(sweep_dir, points, baseline=baseline)
 
 
 def _run_noted(run: Workspace, point: Point) -> None:
@@ -115,23 +99,35 @@ def _run_noted(run: Workspace, point: Point) -> None:
     note(point, attempt, None)
 
 
-def publish(sweep_dir: Path, points: Sequence[Point], running: Collection[str] = ()) -> Path:
-    """Writes `sweep.json`, `sweep.html` and the Pareto figures; returns the page's path.
+def publish(
+    sweep_dir: Path, points: Sequence[Point], running: Collection[str] = (), *, baseline: str = IDENTITY
+) -> Path:
+    """Writes `sweep.json`, `differences.json`, `sweep.html` and the figures; returns the page's path.
 
     The index has the state of each point (missing, running, done or failed), its attempts, and why the last one failed.
 
     Args:
       running: names of points that count as running, though they may not have their lock yet.
+      baseline: the transform or the point that others are compared with.
     """
     # Read and written under one lock: if two batch jobs end together, the last to write has seen both.
     with locked(sweep_dir / "sweep.lock"):
         found = [_status(point, sweep_dir, point.name in running) for point in points]
         write_json(sweep_dir / "sweep.json", {"points": [status.as_json() for status in found]})
-        return report.write_sweep_report(sweep_dir, found)
+        done = [point for point, status in zip(points, found, strict=True) if status.evaluation is not None]
+        beside = sweep_comparisons.compared(done, baseline)
+        tree = {"baseline": baseline, "comparisons": [one.as_json() for one in beside.comparisons]}
+        write_json(sweep_dir / "differences.json", tree)
+        return report.write_sweep_report(sweep_dir, found, beside.runs, beside.comparisons, beside.notes)
 
 
 def write_jobs(
-    sweep_dir: Path, points: Sequence[Point], command: Callable[[Point], list[str]], directory: Path
+    sweep_dir: Path,
+    points: Sequence[Point],
+    command: Callable[[Point], list[str]],
+    directory: Path,
+    *,
+    baseline: str = IDENTITY,
 ) -> None:
     """Writes `<name>.sh` for each point that is not done: a batch job that runs or resumes it."""
     missing = [point for point in points if not is_done(point)]
@@ -145,7 +141,7 @@ def write_jobs(
         write_bytes(script, ("\n".join(lines) + "\n").encode())
         readable = script.stat().st_mode
         script.chmod(readable | (readable & 0o444) >> 2)  # whoever may read it, by the umask, may run it
-    page = publish(sweep_dir, points)
+    page = publish(sweep_dir, points, baseline=baseline)
     say(f"{len(missing)} scripts in {directory}, each a batch job. On Slurm:")
     say(f'  for job in {shlex.quote(str(directory))}/*.sh; do sbatch experiments/launch/slurm.sh "$job"; done')
     say(f"As they end, they write {page} and sweep.json beside it.")

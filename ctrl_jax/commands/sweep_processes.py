@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ctrl_jax.commands.sweep_points import Point, evaluation, is_done, note, publish, read_record
+from ctrl_jax.commands import sweep_comparisons
+from ctrl_jax.commands.point import Point
+from ctrl_jax.commands.sweep_comparisons import IDENTITY
+from ctrl_jax.commands.sweep_points import evaluation, is_done, note, publish, read_record
 from ctrl_jax.runtime.console import latest_lines, say, table
 from ctrl_jax.runtime.preemption import Preempted
 from ctrl_jax.runtime.shares import Share
@@ -33,7 +36,12 @@ class Child(NamedTuple):
 
 
 def run(
-    sweep_dir: Path, points: Sequence[Point], command: Callable[[Point], list[str]], shares: Sequence[Share]
+    sweep_dir: Path,
+    points: Sequence[Point],
+    command: Callable[[Point], list[str]],
+    shares: Sequence[Share],
+    *,
+    baseline: str = IDENTITY,
 ) -> int:
     """Runs the points that are not done, one in each share of the devices at a time; returns 1 if one failed, else 0.
 
@@ -43,7 +51,11 @@ def run(
     SIGINT, SIGTERM and SIGHUP stop the points that run, which save their progress. The same command resumes.
 
     Args:
+      sweep_dir: where the index, the page and the figures go.
+      points: of the sweep.
       command: the command line that runs a point alone (`run_point`).
+      shares: of this machine's devices.
+      baseline: the transform or the point that others are compared with.
 
     Raises:
       KeyboardInterrupt: after SIGINT, when the points have ended.
@@ -55,7 +67,7 @@ def run(
     free = list(shares)
 
     def publish_all() -> Path:
-        return publish(sweep_dir, points, {child.point.name for child in running})
+        return publish(sweep_dir, points, {child.point.name for child in running}, baseline=baseline)
 
     with _signals() as received, latest_lines() as show:
         try:
@@ -91,6 +103,7 @@ def run(
             raise KeyboardInterrupt
         raise Preempted("The points were stopped, and saved what they did.")
     _print(points)
+    sweep_comparisons.show(sweep_comparisons.compared([*filter(is_done, points)], baseline))
     say(f"Pareto figure and table: {page}")
     return 0 if all(map(is_done, points)) else 1
 

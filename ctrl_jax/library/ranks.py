@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.steps import calibration
+from ctrl_jax.steps import calibration, comparison
 from ctrl_jax.steps import win_rate as steps
 from ctrl_jax.theory.objective import Objective
 from ctrl_jax.theory.precision import double_precision
@@ -185,6 +185,45 @@ def interval(
     key = jax.random.key(0) if key is None else key
     found = _computed(
         lambda row: steps.interval(row, key, level=level, resamples=resamples, bounds=bounds), np.asarray(values)
+    )
+    return Interval(*map(float, found))
+
+
+def difference(
+    first: ArrayLike, second: ArrayLike, key: jax.Array | None = None, *, level: float = 0.95, resamples: int = 1000
+) -> Interval:
+    """The mean of first − second over the same [B] prompts, with its paired interval over prompts.
+
+    Prompts that are easy for both policies, or hard for both, move both means and not their difference: the interval is
+    that of the per-prompt differences, and narrower than two separate ones suggest. Where it excludes 0, the two differ
+    by more than a choice of B prompts makes.
+
+    Args:
+      first: [B] one value a prompt, such as a policy's win rate against the reference, or its KL.
+      second: [B] another policy's on the same prompts, in the same order.
+      key: draws the resamples; by default `jax.random.key(0)`, the same interval at every call.
+      level: of confidence.
+      resamples: of the prompts, with replacement; at least 100.
+
+    Returns:
+      (mean, low, high) as `interval` does of the differences.
+
+    Raises:
+      InputError: if the two are not rows of one length, or an option is out of range.
+    """
+    ours, theirs = _array("first", first), _array("second", second)
+    if ours.ndim != 1 or ours.shape != theirs.shape:
+        raise InputError(
+            f"first has shape {ours.shape} and second {theirs.shape}",
+            field="second",
+            value=theirs.shape,
+            remedy="give two rows of one length, a number for each of the same prompts.",
+        )
+    key = jax.random.key(0) if key is None else key
+    found = _computed(
+        lambda a, b: comparison.difference(a, b, key, level=level, resamples=resamples),
+        np.asarray(ours),
+        np.asarray(theirs),
     )
     return Interval(*map(float, found))
 

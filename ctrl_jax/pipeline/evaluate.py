@@ -17,8 +17,18 @@ import numpy as np
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
-from ctrl_jax.evaluation import RELIABILITY_ARRAYS, Estimate, Evaluation, Ideals, Lengths, RewardQuality
-from ctrl_jax.pipeline import assembly, data, randomness, results, reward_model, scored
+from ctrl_jax.evaluation import (
+    ALONG_ARRAYS,
+    KL_ARRAY,
+    RELIABILITY_ARRAYS,
+    Estimate,
+    Evaluation,
+    Ideals,
+    Lengths,
+    Point,
+    RewardQuality,
+)
+from ctrl_jax.pipeline import along, assembly, data, randomness, results, reward_model, scored
 from ctrl_jax.pipeline.rollouts import in_batches, respond, score
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.stages import timings
@@ -34,7 +44,7 @@ from ctrl_jax.runtime.stages import DONE, Stage, plain, read_arrays, read_json, 
 from ctrl_jax.steps import calibration, preference, sampling, win_rate
 from ctrl_jax.theory import procedures, transforms
 from ctrl_jax.theory.objective import Objective, optimal
-from ctrl_jax.types import Responses, Rollouts
+from ctrl_jax.types import Params, Responses, Rollouts
 
 RELIABILITY_BINS = 10
 
@@ -123,11 +133,14 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
 
     results.unseal(run.work_dir)
     scored.keep(run, aligned.reward, run.work_dir, prompts.prompts, policy.responses)
-    write_arrays(run.work_dir / "evaluation.npz", **_arrays(policy, reference), **ranks, **curves)
+    before = _along(run, aligned, prompts, reference)
+    arrays = {**_arrays(policy, reference), **ranks, **curves, KL_ARRAY: kl_by_prompt, **before}
+    write_arrays(run.work_dir / "evaluation.npz", **arrays)
     _write_samples(run, prompts, {"policy": policy, "reference": reference}, ranks)
     evaluation = Evaluation(
         **_kl(run, kl_by_prompt),
         **_win_rates(run, policy, reference),
+        along=_points(run, before, reference),
         judge=config.judge,
         judge_fingerprint=None if judge is None else judge.fingerprint,
         ideal={
@@ -272,12 +285,37 @@ def _kl(run: Run, by_prompt: np.ndarray) -> dict[str, Any]:
     return {**measured, "kl_budget": run.experiment.policy.kl_budget}
 
 
+def _along(run: Run, aligned: Aligned, prompts: PromptSet, reference: Judged) -> dict[str, np.ndarray]:
+    """The arrays of the policies along the training, as they are in evaluation.npz."""
+    config = run.experiment.evaluation
+    count = config.along_responses or config.responses_per_prompt
+
+    def measure(label: str, params: Params) -> tuple[np.ndarray, np.ndarray]:
+        rollouts, rewards = respond(run, label, params, aligned.reward.score, prompts.prompts, count)
+        return rewards, _kl_by_prompt(run, aligned._replace(policy=params), rollouts)
+
+    return along.measured(run, aligned.policy, measure, beside=reference.rewards)
+
+
+def _points(run: Run, arrays: dict[str, np.ndarray], reference: Judged) -> tuple[Point, ...]:
+    """KL and win rates of each policy along the training, with their intervals."""
+    found = []
+    rivals = jnp.asarray(reference.rewards)
+    for step, rewards, kl in zip(*(arrays.get(name, ()) for name in ALONG_ARRAYS), strict=True):
+        win_rates = {
+            name: _interval(
+                run, name, win_rate.win_rate(jnp.asarray(rewards), rivals, procedures.parse(name)), bounds=(0, 1)
+            )
+            for name in _procedures(run)
+        }
+        found.append(Point(int(step), _kl(run, kl)["kl"], win_rates))
+    return tuple(found)
+
+
 def _interval(run: Run, label: str, per_prompt: np.ndarray | jax.Array, *, bounds: tuple[float, float]) -> Estimate:
     key = randomness.stage_key(run.experiment.seed, f"interval of {label}")
     resamples = run.experiment.evaluation.bootstrap_resamples
-    interval = win_rate.interval(jnp.asarray(per_prompt), key, resamples=resamples, bounds=bounds)
-    mean, low, high = map(float, (interval.mean, interval.low, interval.high))
-    return Estimate(mean, None if math.isnan(low) else low, None if math.isnan(high) else high)
+    return Estimate.of(*win_rate.interval(jnp.asarray(per_prompt), key, resamples=resamples, bounds=bounds))
 
 
 def _win_rates(run: Run, policy: Judged, reference: Judged) -> dict[str, Any]:

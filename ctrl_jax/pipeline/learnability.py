@@ -3,7 +3,6 @@
 Does it follow their length, and can it be read off the reference's own features of them (steps/probe.py)?
 """
 
-import math
 from typing import Any
 
 import jax
@@ -94,6 +93,4 @@ def _estimate(run: Run, label: str, correlations: Any) -> Estimate | None:
     if not found.size:
         return None
     key = randomness.stage_key(run.experiment.seed, f"interval of {label}")
-    interval = win_rate.interval(jnp.asarray(found), key, bounds=(-1, 1))
-    mean, low, high = map(float, interval)
-    return Estimate(mean, None if math.isnan(low) else low, None if math.isnan(high) else high)
+    return Estimate.of(*win_rate.interval(jnp.asarray(found), key, bounds=(-1, 1)))

@@ -17,10 +17,12 @@ RESULTS = "results.json"
 POLICY = "policy.json"
 SEALED = ("evaluation.json", "evaluation.npz", "samples.jsonl", "scored.npz", "metrics.jsonl")
 """What `results.json` covers."""
-_OF_EVALUATION = (RESULTS, "evaluation.json", "evaluation.npz", "samples.jsonl", "scored.npz", "report")
+_OF_EVALUATION = (
+    RESULTS, "evaluation.json", "evaluation.npz", "samples.jsonl", "scored.npz", "report", "measured_along",
+)  # fmt: skip
 _OF_POLICY = (
-    *_OF_EVALUATION, "config.json", "environment.json", POLICY, "checkpoints", "metrics.jsonl", "tensorboard", "failed",
-    "export", "export-adapter",
+    *_OF_EVALUATION, "config.json", "environment.json", POLICY, "checkpoints", "kept_along", "metrics.jsonl",
+    "tensorboard", "failed", "export", "export-adapter",
 )  # fmt: skip
 
 PATHS = {

@@ -108,6 +108,8 @@ VERSIONS = {stage.name: stage.version for stage in TABLE}
 
 YOUNGER: dict[str, Any] = {
     "data.format": "chat",
+    "evaluation.along": 0,
+    "evaluation.along_responses": None,
     "start": None,
     "model.lora.last_layers": None,
     "reward_model.long_prompts": None,

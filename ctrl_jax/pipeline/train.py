@@ -12,7 +12,7 @@ from ctrl_jax.data.pipelines import batches
 from ctrl_jax.devices import parameters, programs
 from ctrl_jax.evaluation import RewardSignal, RewardTraining
 from ctrl_jax.models import lora
-from ctrl_jax.pipeline import assembly, data, optimizers, randomness, stored, watch
+from ctrl_jax.pipeline import along, assembly, data, optimizers, randomness, stored, watch
 from ctrl_jax.pipeline.calibrate import Calibrated
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.stages import inputs_key, options_key
@@ -75,6 +75,7 @@ def run(
         devices=programs.Devices(run.mesh),
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
+        rest_at=along.steps(experiment),
         directory=run.work_dir,
         fingerprint=fingerprint({**options_key("policy", experiment, run.contents), **depends}),
         wandb=run.wandb,
@@ -84,6 +85,7 @@ def run(
             training.refuse_unsound(update)
             rows = training.report(update)
             see_its_health(rows)
+            along.keep(run, update, training.state.params)  # first: behind its checkpoint no step is made again
             training.save(update, score=watch.score(config, rows))
     return lora.overlay(reference.params, training.state.params)
 

@@ -48,7 +48,7 @@ class Phase(NamedTuple):
 
 class Stage(NamedTuple):
     name: str
-    """As in pipeline/stages.py."""
+    """As in pipeline/stages.py; `along` is the evaluation's part that measures the policy along its training."""
     times: int
     """Steps, or batches of responses."""
     phases: tuple[Phase, ...]
@@ -59,7 +59,7 @@ class Stage(NamedTuple):
 
 
 def stages(experiment: Experiment, devices: int, *, device_memory: float | None = accelerators.SMALLEST) -> list[Stage]:
-    """Those stages of a run that compute with networks, in the order of the table, for one device.
+    """Those stages of a run that compute with networks, in the order of the table, for one device; last, `along`.
 
     Raises:
       InputError: if a batch does not divide by the devices.
@@ -69,7 +69,7 @@ def stages(experiment: Experiment, devices: int, *, device_memory: float | None 
     check_batches_divide(experiment, devices)
     found = sizes(experiment, device_memory)
     made = (_stage(name, experiment, found, devices) for name in made_by(experiment))
-    return [stage for stage in made if stage is not None]
+    return [*(stage for stage in made if stage is not None), *_along(experiment, found, devices)]
 
 
 def _stage(name: str, experiment: Experiment, found: Sizes, devices: int) -> Stage | None:
@@ -210,6 +210,17 @@ def _responses(name: str, experiment: Experiment, found: Sizes, devices: int) ->
         phases = (*phases, Phase("log-probs", (*work.below, work.reference, work.vocabulary)))
     held = memory.of_responses(found, trained=name != "calibration")
     return Stage(name, times, phases, {program: {**held, **own} for program, own in programs.items()})
+
+
+def _along(experiment: Experiment, found: Sizes, devices: int) -> list[Stage]:
+    """The part of the evaluation that measures the policy along its training, where it is asked for."""
+    config = experiment.evaluation
+    if not config.along:
+        return []
+    count = config.along_responses or config.responses_per_prompt
+    of_a_point = replace(experiment, evaluation=replace(config, responses_per_prompt=count, along_responses=None))
+    one = _responses("evaluation", of_a_point, replace(found, judge=None), devices)
+    return [one._replace(name="along", times=config.along * one.times)]
 
 
 def _judge(experiment: Experiment, found: Sizes, devices: int) -> Stage:

@@ -46,6 +46,10 @@ def render(template: str, **values: Any) -> str:
         "whole_percent": lambda share: "–" if share is None else f"{100 * share:.0f} %",
         "brackets": brackets,
         "kl_brackets": lambda estimate: brackets(estimate, scale=1, digits=3),
+        "points": signed,
+        "points_brackets": lambda estimate: brackets(estimate, sign="+"),
+        "nats": lambda value: signed(value, scale=1, digits=3),
+        "nats_brackets": lambda estimate: brackets(estimate, scale=1, digits=3, sign="+"),
         "finite": finite,
         "spoken": spoken,
         "explained": lambda text: glossary.explained(finished(text), words=words),
@@ -71,8 +75,21 @@ def visible(text: str) -> str:
     return _STEERING.sub(lambda match: f"⟦U+{ord(match[0]):04X}⟧", text.replace("\r\n", "\n"))
 
 
-def brackets(estimate: Estimate, *, scale: float = 100, digits: int = 1) -> str:
-    """The interval, in percent by default, or that there is none: a single prompt has no spread to take one from."""
+def brackets(estimate: Estimate, *, scale: float = 100, digits: int = 1, sign: str = "") -> str:
+    """The interval, in percent by default, or that there is none.
+
+    Args:
+      estimate: has it.
+      scale: of what is shown.
+      digits: behind the point.
+      sign: `+` for a difference, whose ends show their signs.
+    """
     if estimate.low is None or estimate.high is None:
-        return "no interval: 1 prompt"
-    return f"[{scale * estimate.low:.{digits}f}, {scale * estimate.high:.{digits}f}]"
+        return "no interval" if sign else "no interval: 1 prompt"
+    low, high = (f"{scale * end:{sign}.{digits}f}" for end in (estimate.low, estimate.high))
+    return f"[{low}, {high}]".replace("-", "−" if sign else "-")
+
+
+def signed(value: float, *, scale: float = 100, digits: int = 1) -> str:
+    """A difference with its sign, of shares in percentage points by default."""
+    return f"{scale * value:+.{digits}f}".replace("-", "−")

@@ -15,7 +15,9 @@ import numpy as np
 from ctrl_jax.checked_json import JsonFile, finite, parse
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import (
+    ALONG_ARRAYS,
     FEW_PAIRS,
+    KL_ARRAY,
     RELIABILITY_ARRAYS,
     REWARD_ARRAYS,
     VALIDATION_ARRAYS,
@@ -33,7 +35,7 @@ class Run:
     config: Mapping[str, Any]
     evaluation: Evaluation
     arrays: Mapping[str, np.ndarray]
-    """evaluation.npz: rewards and lengths [B, M]; gold, judge and reliability arrays where they exist."""
+    """evaluation.npz: rewards and lengths [B, M], KL [B]; gold, judge and reliability arrays where they exist."""
     metrics: Mapping[str, np.ndarray]
     """metrics.jsonl by column, one entry a step; nan where a row lacks the column."""
     samples: Sequence[Mapping[str, Any]]
@@ -237,11 +239,30 @@ def _read_arrays(path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
                     f"{path} has {int(wrong.sum())} values in {f'{side}_{kind}'!r} that are not finite or out of "
                     f"range, such as {array[wrong][0]:g}; {remedy}"
                 )
+    kl = arrays.get(KL_ARRAY, np.zeros(prompts))
+    if kl.shape != (prompts,) or not np.isfinite(kl).all():
+        raise InputError(f"{path} has {KL_ARRAY!r} of shape {kl.shape} that is no finite KL a prompt; {remedy}")
+    _check_along(path, arrays, prompts, remedy)
     for what, names in (("reliability", RELIABILITY_ARRAYS), ("validation", VALIDATION_ARRAYS)):
         columns = [arrays[name] for name in names if name in arrays]
         if any(array.ndim != 1 or array.shape != columns[0].shape for array in columns):
             raise InputError(f"{path} has {what} arrays that are no columns of one table; {remedy}")
     return arrays
+
+
+def _check_along(path: pathlib.Path, arrays: Mapping[str, np.ndarray], prompts: int, remedy: str) -> None:
+    """Steps [P], rewards [P, B, M] and KLs [P, B]: all or none."""
+    found = [arrays[name] for name in ALONG_ARRAYS if name in arrays]
+    if not found:
+        return
+    shapes = [array.shape for array in found]
+    points = shapes[0][:1]
+    right = len(found) == 3 and shapes[0] == points and shapes[1][:2] == shapes[2] == (*points, prompts)
+    if not right or len(shapes[1]) != 3 or 0 in shapes[1] or not all(np.isfinite(array).all() for array in found):
+        raise InputError(
+            f"{path} has arrays along the training of shapes {shapes}, where finite ones of [points], [points, "
+            f"prompts, responses] and [points, prompts] must stand, of {prompts} prompts; {remedy}"
+        )
 
 
 def _read_samples(path: pathlib.Path, remedy: str) -> list[Mapping[str, Any]]:

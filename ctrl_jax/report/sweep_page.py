@@ -1,20 +1,31 @@
 """The report of a sweep, as a page."""
 
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctrl_jax.report import html
+from ctrl_jax.report.comparison import Comparison, sentences
+from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.names import short_name
-from ctrl_jax.report.panels import pareto
+from ctrl_jax.report.panels import along, pareto
 from ctrl_jax.report.statistics import lift_share
 from ctrl_jax.report.status import Status
 
 
-def render(name: str, points: Sequence[Status], notes: Sequence[str] = ()) -> str:
-    """The report of a sweep, as HTML: the Pareto figure of each procedure in it, and all runs with their states."""
+def render(
+    name: str,
+    points: Sequence[Status],
+    notes: Sequence[str] = (),
+    comparisons: Sequence[Comparison] = (),
+    runs: Mapping[str, Run] = {},
+) -> str:
+    """The report of a sweep, as HTML: the Pareto figure of each procedure in it, all runs with their states, and what
+    they differ by from a baseline."""
     order = list(dict.fromkeys(point.procedure for point in points))
     panels = [panel for procedure in order for panel in pareto.panels(_of(points, procedure), procedure)]
+    by_procedure = {rule: {name: run for name, run in runs.items() if run.procedure == rule} for rule in order}
+    curves = [panel for rule, found in by_procedure.items() for panel in along.panels(found, rule)]
     done = sum(point.evaluation is not None for point in points)
     judges = list(
         dict.fromkeys(p.evaluation.judge for p in points if p.evaluation is not None and p.evaluation.judge is not None)
@@ -25,11 +36,15 @@ def render(name: str, points: Sequence[Status], notes: Sequence[str] = ()) -> st
         name=name,
         lead=f"{done} of {len(points)} runs evaluated.",
         charts=html.charts("pareto", panels),
+        curves=html.charts("along", curves),
         rows=[_sweep_row(point) for point in points],
         procedures=order,
         judge=short_name(judges[0]) if judges else None,
         has_gold=any(point.evaluation is not None and point.evaluation.gold_win_rates for point in points),
         notes=notes,
+        differences=[_difference_row(one) for one in comparisons],
+        others=list(dict.fromkeys(name for one in comparisons for name in _difference_row(one)["others"])),
+        has_equal_kl=any(one.equal_kl is not None for one in comparisons),
     )  # fmt: skip
 
 
@@ -48,6 +63,21 @@ def _sweep_row(point: Status) -> dict[str, Any]:
         "ideal": ideal,
         "share": lift_share(win_rate.mean, ideal) if win_rate else None,
         "link": urllib.parse.quote(point.report) if point.report else None,
+    }
+
+
+def _difference_row(one: Comparison) -> dict[str, Any]:
+    others = {
+        "one sample": None if one.procedure == "sampling" else one.win_rates.get("sampling"),
+        "by gold": one.gold_win_rates.get(one.procedure),
+        "by the judge": one.judge_win_rates.get(one.procedure),
+    }
+    return {
+        "comparison": one,
+        "main": one.win_rates[one.procedure],
+        "others": {name: found for name, found in others.items() if found is not None},
+        "equal": one.at_equal_kl.get(one.procedure),
+        "sentences": sentences(one),
     }
 
 

@@ -14,7 +14,7 @@ that was killed goes on from its last checkpoint to the same final state, bit fo
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -98,6 +98,7 @@ def open_training(
     checkpoint_every: int,
     directory: Path,
     fingerprint: str,
+    rest_at: Collection[int] = (),
     finished: Callable[[Any], bool] = never,
     wandb: bool = False,
 ) -> Iterator["Training"]:
@@ -115,6 +116,7 @@ def open_training(
       checkpoint_every: updates between checkpoints; the last is always kept.
       directory: holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
       fingerprint: of all that the final state depends on; a checkpoint of another is refused.
+      rest_at: further steps after which the state is at rest, and saved.
       finished: whether a state is the last, before all steps are made.
       wandb: whether metrics go to Weights & Biases too.
 
@@ -131,7 +133,7 @@ def open_training(
             batches.set_state(position)
             steps = start if finished(state) else steps
         training = Training(
-            label, state, batches, metrics, devices, start, steps, checkpoint_every, directory, checkpoints
+            label, state, batches, metrics, devices, start, steps, checkpoint_every, directory, checkpoints, rest_at
         )
         if start < steps:
             training.stop_asked = stack.enter_context(preemption.deferred())
@@ -160,6 +162,7 @@ class Training:
     checkpoint_every: int
     directory: Path
     checkpoints: Checkpoints
+    rest_at: Collection[int] = ()
     writer: MetricWriter = field(init=False)
     bar: Bar = field(init=False)
     stop_asked: Callable[[], bool] = field(init=False)
@@ -205,7 +208,7 @@ class Training:
             late = update._replace(metrics=metrics)
             preemption.check()
             self.stopping = self.stop_asked()
-            if index % self.checkpoint_every == 0 or index == self.steps or self.stopping:
+            if index % self.checkpoint_every == 0 or index in (*self.rest_at, self.steps) or self.stopping:
                 yield late._replace(at_rest=True)
                 late = None
 

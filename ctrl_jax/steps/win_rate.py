@@ -141,8 +141,56 @@ def interval(
     Raises InputError for B = 0, fewer than LEAST_RESAMPLES resamples, or a level outside (0, 1).
     """
     chex.assert_rank(per_prompt, 1)
-    size = per_prompt.shape[0]
-    if size < 1:
+    check_interval(per_prompt.shape[0], resamples=resamples, level=level)
+    mean = jnp.mean(per_prompt)
+    # Equal prompts may have a spread, of rounding.
+    none = jnp.max(per_prompt) == jnp.min(per_prompt)
+    spread = jnp.where(none, jnp.nan, jnp.std(per_prompt, ddof=1))
+    drawn = per_prompt[resampled(key, per_prompt.shape[0], resamples)]
+    return bootstrap_t(
+        mean, spread, jnp.mean(drawn, axis=-1), jnp.std(drawn, axis=-1, ddof=1), level=level, bounds=bounds,
+        num_prompts=per_prompt.shape[0],
+    )  # fmt: skip
+
+
+def resampled(key: jax.Array, num_prompts: int, resamples: int) -> jax.Array:
+    """Resamples of the prompts with replacement, as their places: [resamples, B]."""
+    return jax.random.randint(key, (resamples, num_prompts), 0, num_prompts)
+
+
+def bootstrap_t(
+    estimate: jax.Array,
+    spread: jax.Array,
+    drawn: jax.Array,
+    drawn_spreads: jax.Array,
+    *,
+    level: float,
+    bounds: tuple[float, float],
+    num_prompts: int,
+) -> Interval:
+    """The bootstrap-t interval of a statistic of B prompts, from its values in resamples of them.
+
+    Args:
+      estimate: [] the statistic of the prompts.
+      spread: [] the standard deviation over prompts of what each contributes to it; nan where there is no interval.
+      drawn: [R] the statistic of each resample.
+      drawn_spreads: [R] the spread of each resample.
+      level: of confidence.
+      bounds: the interval is cut to them.
+      num_prompts: B; there is no interval for fewer than LEAST_PROMPTS.
+    """
+    if num_prompts < LEAST_PROMPTS:
+        return Interval(estimate, jnp.full_like(estimate, jnp.nan), jnp.full_like(estimate, jnp.nan))
+    # Where nearly all prompts are equal, all prompts of many a resample are, and t would be infinite.
+    t = (drawn - estimate) / jnp.maximum(drawn_spreads, spread / 4)
+    lower, upper = jnp.quantile(t, jnp.array([(1 - level) / 2, (1 + level) / 2]))
+    low, high = estimate - spread * jnp.maximum(upper, 0), estimate - spread * jnp.minimum(lower, 0)
+    return Interval(estimate, jnp.clip(low, *bounds), jnp.clip(high, *bounds))
+
+
+def check_interval(num_prompts: int, *, resamples: int, level: float) -> None:
+    """Raises InputError for an interval over no prompts, of too few resamples, or of a level outside (0, 1)."""
+    if num_prompts < 1:
         raise InputError(
             "An interval over 0 prompts was asked for", field="per_prompt", value=0, remedy="it needs at least 1."
         )
@@ -160,16 +208,3 @@ def interval(
             value=level,
             remedy="it must be between 0 and 1, such as 0.95.",
         )
-    mean = jnp.mean(per_prompt)
-    if size < LEAST_PROMPTS:
-        return Interval(mean, jnp.full_like(mean, jnp.nan), jnp.full_like(mean, jnp.nan))
-    drawn = per_prompt[jax.random.randint(key, (resamples, size), 0, size)]
-    spread = jnp.std(per_prompt, ddof=1)
-    # Where nearly all prompts are equal, all prompts of many a resample are, and t would be infinite.
-    spreads = jnp.maximum(jnp.std(drawn, axis=-1, ddof=1), spread / 4)
-    # Equal prompts may have a spread, of rounding.
-    none = jnp.max(per_prompt) == jnp.min(per_prompt)
-    t = (jnp.mean(drawn, axis=-1) - mean) / jnp.where(none, jnp.nan, spreads)
-    lower, upper = jnp.quantile(t, jnp.array([(1 - level) / 2, (1 + level) / 2]))
-    low, high = mean - spread * jnp.maximum(upper, 0), mean - spread * jnp.minimum(lower, 0)
-    return Interval(mean, jnp.clip(low, *bounds), jnp.clip(high, *bounds))

@@ -14,7 +14,7 @@ import pytest
 from ctrl_jax import config
 from ctrl_jax.commands import report, summary, sweep_processes
 from ctrl_jax.commands import sweep_points as sweep
-from ctrl_jax.commands.sweep_points import Point
+from ctrl_jax.commands.point import Point
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import align, evaluate, randomness, results
@@ -83,7 +83,7 @@ def page(tmp_path) -> Path:
 @pytest.fixture(autouse=True)
 def no_page(request, monkeypatch):
     if "page" not in request.fixturenames:
-        monkeypatch.setattr(report, "write_sweep_report", lambda sweep_dir, points: sweep_dir / "sweep.html")
+        monkeypatch.setattr(report, "write_sweep_report", lambda sweep_dir, *_: sweep_dir / "sweep.html")
 
 
 @pytest.fixture
@@ -293,7 +293,7 @@ def together(run):
         for name in ("evaluation.json", "report/index.html"):
             (folder / "a" / name).write_text("{}")
     results.seal(run.work_dir, run.claimed_config)
-train.align, sweep.publish = together, lambda *_: None
+train.align, sweep.publish = together, lambda *_, **__: None
 for _ in range(2):
     sweep.run_point(Workspace(point.experiment, point.work_dir, folder / "stages", make_mesh()), folder, [point])
     hosts.wait("the job is done")

@@ -97,6 +97,18 @@ def test_interval_is_of_floats_and_covers():
     assert wider.low < found.low and found.high < wider.high
 
 
+def test_a_difference_is_paired():
+    easy = RANDOM.normal(0.6, 0.2, size=200)
+    first, second = easy + RANDOM.normal(0.03, 0.02, 200), easy + RANDOM.normal(0, 0.02, 200)
+    found = cj.difference(first, second)
+    assert isinstance(found, cj.Interval) and found == cj.interval(first - second)
+    half = 1.96 * (first - second).std(ddof=1) / math.sqrt(200)
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.15)
+    assert found.low > 0 > -found.high == pytest.approx(cj.difference(second, first).low, abs=0.3 * half)
+    apart = cj.interval(first), cj.interval(second)
+    assert apart[0].low < apart[1].high, "two intervals apart would not have shown it"
+
+
 def test_there_is_no_interval_over_few_prompts():
     mean, low, high = cj.interval([0.25, 0.75])
     assert mean == 0.5 and math.isnan(low) and math.isnan(high)
@@ -112,6 +124,8 @@ def test_there_is_no_interval_over_few_prompts():
         (lambda: cj.calibrate(1.0, 1.0), "one row a prompt"),
         (lambda: cj.calibrate(np.ones((2, 3)), np.ones((2, 0))), "0 reference rewards"),
         (lambda: cj.win_rate(np.ones(4), np.ones(4), cj.sampling()), r"\(4,\)"),
+        (lambda: cj.difference(np.ones(4), np.ones(5)), r"first has shape \(4,\) and second \(5,\); give two rows"),
+        (lambda: cj.difference(np.ones((2, 4)), np.ones((2, 4))), r"first has shape \(2, 4\)"),
         (lambda: cj.win_rate(np.ones((1, 4)), np.ones((2, 4)), cj.sampling()), r"\(1, 4\)"),
         (lambda: cj.win_rate(np.ones((1, 4)), np.ones((1, 2)), cj.best_of(4)), "needs 4 samples"),
         (lambda: cj.win_rate(np.ones((1, 4)), np.ones((1, 4)), "best_of_4"), "'best_of_4'.*ctrl_jax.procedure"),

@@ -212,7 +212,8 @@ def test_one_prompt_has_no_interval_and_no_standard_error(monkeypatch):
     assert set(found) == {"kl", "kl_budget"}
     assert found["kl"] == (pytest.approx(0.4), None, None)
     assert evaluate._kl(run, np.array([0.3, 0.5]))["kl_standard_error"] == pytest.approx(0.1)
-    assert str(Estimate(0.4, None, None)) == "0.400 (no interval)"
+    assert str(Estimate(0.4, None, None)) == f"{Estimate(0.4, None, None)}" == "0.400 (no interval)"
+    assert f"{Estimate(0.4, -0.1, 0.9):+.2f}" == "+0.40 [-0.10, +0.90]"
 
 
 def test_a_judge_scores_the_responses_that_are_kept(tmp_path, monkeypatch):

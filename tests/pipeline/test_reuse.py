@@ -169,6 +169,8 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "evaluation.procedures": ("sampling",),
                 "evaluation.bootstrap_resamples": 121,
                 "evaluation.judge": "rewards:reward_too",
+                "evaluation.along": 2,
+                "evaluation.along_responses": 3,
                 "data.columns": ("response=chosen", "chosen=response"),
                 "data.demonstrations": "chosen",
                 "data.format": "plain",

@@ -59,6 +59,17 @@ KINDS = {
 }
 
 
+def test_points_along_the_training_cost_an_evaluation_each_without_a_judge():
+    def evaluation(**options):
+        return replace(SMALL, evaluation=replace(SMALL.evaluation, **options))
+
+    *before, along = phases.stages(evaluation(along=3, along_responses=16), 1)
+    assert before == phases.stages(SMALL, 1)
+    alone = phases.stages(evaluation(responses_per_prompt=16), 1)[-1]
+    assert along == alone._replace(name="along", times=3 * alone.times)
+    assert phases.stages(evaluation(along=2), 1)[-1].times == 2 * before[-1].times
+
+
 def kind_of(base, *, judge=None, policy=Policy):
     experiment = fakes.EXPERIMENTS[base]
     given = {field.name: getattr(experiment.policy, field.name) for field in dataclasses.fields(Policy)}

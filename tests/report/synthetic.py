@@ -25,13 +25,16 @@ def write_work_dir(
     samples: int = 32,
     names: tuple[str, ...] = PROCEDURES,
     seed: int = 0,
+    along: tuple[float, ...] = (),
 ) -> pathlib.Path:
+    """`along` are the KLs after some steps of the training."""
     random = np.random.default_rng(seed)
     work_dir.mkdir(parents=True, exist_ok=True)
     (work_dir / "config.json").write_text(json.dumps(config(work_dir.name, transform, procedure, names)))
     arrays = rewards(random, transform, procedure, kl, prompts, responses)
     if not gold:
         arrays = {name: array for name, array in arrays.items() if "gold" not in name and "judge" not in name}
+    arrays |= along_arrays(transform, procedure, along, arrays["reference_rewards"]) if along else {}
     np.savez(work_dir / "evaluation.npz", **arrays)
     (work_dir / "evaluation.json").write_text(json.dumps(evaluation(arrays, transform, kl, names)))
     with (work_dir / "metrics.jsonl").open("w") as lines:
@@ -85,6 +88,7 @@ def rewards(
         + random.normal(0, 0.35, u.shape)
         for side, u in ranks.items()
     }
+    apart = random.normal(0, 0.1 * kl, prompts)
     bins = np.linspace(0, 1, 11)
     predicted = (bins[1:] + bins[:-1]) / 2
     count = np.array([90, 240, 330, 410, 440, 440, 410, 330, 240, 90.0])
@@ -93,6 +97,7 @@ def rewards(
         "policy_calibrated": calibrated(raw["policy"], raw["reference"]),
         "reference_calibrated": (calibrated(raw["reference"], raw["reference"]) * responses - 0.5) / (responses - 1),
         **{f"{side}_gold": gold[side] for side in gold},
+        "kl": kl + apart - apart.mean(),
         # Another opinion, further from the proxy than gold is.
         **{f"{side}_judge": gold[side] + random.normal(0, 1, gold[side].shape) for side in gold},
         **{f"{side}_lengths": np.clip(random.normal(25, 8, u.shape).round(), 1, 40) for side, u in ranks.items()},
@@ -104,6 +109,23 @@ def rewards(
         "validation_loss": np.array([0.69, 0.675, 0.66, 0.64, 0.66, 0.71]),
         "validation_accuracy": np.array([0.5, 0.55, 0.58, 0.62, 0.61, 0.6]),
     }
+
+
+def along_arrays(
+    transform: str, procedure: str, kls: tuple[float, ...], reference: np.ndarray, *, responses: int = 16
+) -> dict[str, np.ndarray]:
+    """Of policies that are somewhat short of the ideal too, with fewer responses."""
+    random, grid = np.random.default_rng(len(reference)), np.linspace(0, 1, 513)
+    rewards, kl = [], []
+    for mean in kls:
+        cumulative = np.asarray(policy_of(transform, procedure, 0.85 * mean).cdf(grid), float)
+        u = np.interp(random.uniform(size=(len(reference), responses)), cumulative, grid)
+        # A rank u of the reference's rewards of the same prompt.
+        rewards.append([np.quantile(row, ranks) for row, ranks in zip(reference, u, strict=True)])
+        apart = random.normal(0, 0.05, len(reference))
+        kl.append(mean + apart - apart.mean())
+    steps = 10 * np.arange(1, len(kls) + 1)
+    return {"along_steps": steps, "along_rewards": np.array(rewards), "along_kl": np.array(kl)}
 
 
 def calibrated(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -118,8 +140,9 @@ def win_rates(arrays: dict[str, np.ndarray], judge: str, names: tuple[str, ...])
     wins = np.sign(policy[:, :, None] - reference[:, None, :]) / 2 + 0.5
     table = {}
     for name in names:
-        weights = np.asarray(procedures.parse(name).order_weights(policy.shape[1]), float)
-        table[name] = interval(np.einsum("bij,i,j->b", wins, weights, weights))
+        rule = procedures.parse(name)
+        weights = [np.asarray(rule.order_weights(side.shape[1]), float) for side in (policy, reference)]
+        table[name] = interval(np.einsum("bij,i,j->b", wins, *weights))
     return table
 
 
@@ -178,6 +201,19 @@ def evaluation(arrays: dict[str, np.ndarray], transform: str, kl: float, names: 
         "unfinished": {"policy": 0.021, "reference": 0.017},
         "timings": {"sft": 81.2, "reward_model": 64.9, "calibrate": 40.2, "train": 251.7, "evaluate": 66.3},
     }
+    if "along_steps" in arrays:
+        table["along"] = [
+            {
+                "step": int(step),
+                "kl": interval(point_kl),
+                "win_rates": win_rates(
+                    {"policy_rewards": point, "reference_rewards": arrays["reference_rewards"]}, "rewards", names
+                ),
+            }
+            for step, point, point_kl in zip(
+                arrays["along_steps"], arrays["along_rewards"], arrays["along_kl"], strict=True
+            )
+        ]
     if "policy_gold" in arrays:
         table["gold_win_rates"] = win_rates(arrays, "gold", names)
     if "policy_judge" in arrays:

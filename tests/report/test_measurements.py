@@ -118,6 +118,30 @@ def test_arrays_that_do_not_belong_together_are_refused(work_dir: pathlib.Path, 
         read_run(work_dir)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kl": np.zeros(39)},
+        {"kl": np.full(40, np.nan)},
+        {"along_kl": np.zeros((2, 39))},
+        {"along_steps": np.arange(3)},
+        {"along_rewards": np.zeros((2, 40))},
+        {"along_rewards": np.full((2, 40, 16), np.inf)},
+        {"along_rewards": None},
+    ],
+)
+def test_arrays_along_the_training_belong_together_too(work_dir: pathlib.Path, change: dict[str, Any]) -> None:
+    with np.load(work_dir / "evaluation.npz") as archive:
+        arrays = dict(archive)
+    along = synthetic.along_arrays("identity", "best_of_4", (0.2, 0.4), arrays["reference_rewards"])
+    whole = arrays | along
+    np.savez(work_dir / "evaluation.npz", **whole)
+    assert read_run(work_dir).arrays.keys() >= along.keys()
+    np.savez(work_dir / "evaluation.npz", **{k: v for k, v in (whole | change).items() if v is not None})
+    with pytest.raises(InputError, match=r"evaluation\.npz.*`make evaluate`"):
+        read_run(work_dir)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_any_damage_to_the_arrays_is_refused_or_harmless(work_dir: pathlib.Path, seed: int) -> None:
     random, path = np.random.default_rng(seed), work_dir / "evaluation.npz"

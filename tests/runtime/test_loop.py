@@ -37,7 +37,7 @@ DATA = np.arange(1, 9, dtype=np.float32)
 
 def train(
     directory, mesh, *, steps=6, every=2, diverges_at=None, data=None, before=None, score=lowest_loss,
-    opened=open_training,
+    opened=open_training, rest_at=(), rested=None,
 ):  # fmt: skip
     """Sums its batches into the parameter."""
 
@@ -66,16 +66,19 @@ def train(
         checkpoint_every=every,
         directory=directory,
         fingerprint="sum",
+        rest_at=rest_at,
     ) as training:
-        take(training, counted, score)
+        take(training, counted, score, rested)
     return float(training.state.params["final_norm"]["scale"][0])
 
 
-def take(training, step, score=lowest_loss):
+def take(training, step, score=lowest_loss, rested=None):
     """The loop as pipeline/train.py has it."""
     for update in training.updates(step):
         training.refuse_unsound(update)
         rows = training.report(update)
+        if update.at_rest and rested is not None:
+            rested[update.step] = float(training.state.params["final_norm"]["scale"][0])
         training.save(update, score=score(rows))
 
 
@@ -160,6 +163,12 @@ def test_an_update_is_reported_after_the_next_is_dispatched_and_at_once_before_a
         "dispatch 1", "dispatch 2", "read 1", "dispatch 3", "read 2", "read 3", "save 3",
         "dispatch 4", "dispatch 5", "read 4", "read 5", "save 5",
     ]  # fmt: skip
+
+
+def test_the_state_rests_at_further_steps_and_comes_to_the_same_end(tmp_path, mesh):
+    rested = {}
+    assert train(tmp_path, mesh, every=4, rest_at=(1, 3), rested=rested) == 6 * DATA.sum()
+    assert rested == {step: step * DATA.sum() for step in (1, 3, 4, 6)}
 
 
 def test_a_row_of_metrics_has_how_far_the_parameters_moved(tmp_path, mesh):

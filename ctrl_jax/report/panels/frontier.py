@@ -29,7 +29,8 @@ def panels(run: Run) -> list[Panel]:
 def _draw(run: Run, axes: Axes) -> None:
     measured, kl = run.evaluation.win_rates[run.procedure], run.evaluation.kl
     path = _path(run)
-    widest = max(kl.bounds[1], run.evaluation.kl_budget or 0, 0.05, *path[0])
+    before = [(point.kl, point.win_rates[run.procedure]) for point in run.evaluation.along]
+    widest = max(kl.bounds[1], run.evaluation.kl_budget or 0, 0.05, *path[0], *(one.bounds[1] for one, _ in before))
     kls = ideals.kl_grid(1.08 * widest)
     labels: list[tuple[float, str, str]] = []
     for transform, text, color, dashes in (
@@ -54,9 +55,11 @@ def _draw(run: Run, axes: Axes) -> None:
             "budget", (run.evaluation.kl_budget, 0.02), xycoords=("data", "axes fraction"), xytext=(-3, 0),
             textcoords="offset points", color=light("muted"), fontsize=8, va="bottom", ha="right",
         )  # fmt: skip
+    for point, (its_kl, its_win_rate) in zip(run.evaluation.along, before, strict=True):
+        cross(axes, its_kl, its_win_rate, "sky", "o", label=f"policy after step {point.step}", size=3.5)
     cross(axes, kl, measured, "policy", "o", label="policy")
     axes.set_xlim(0, kls[-1])
-    axes.set_ylim(bottom=floor([100 * measured.bounds[0], *path[1]]))
+    axes.set_ylim(bottom=floor([100 * measured.bounds[0], *path[1], *(100 * one.bounds[0] for _, one in before)]))
     axes.set_xlabel("KL, nats per response")
     above(axes, "win rate against the reference, %")
     label_ends(axes, labels)

@@ -1,0 +1,145 @@
+"""Which points of a sweep are compared with which, and what is printed and written of it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ctrl_jax import config
+from ctrl_jax.commands import report, sweep, sweep_comparisons, sweep_points
+from ctrl_jax.commands.point import Point
+from ctrl_jax.commands.sweep_comparisons import compared
+from ctrl_jax.errors import InputError
+from ctrl_jax.report.measurements import read_run
+from ctrl_jax.report.status import Status
+from tests.report import synthetic
+from tests.report.pages import visible
+
+NAMES = ("sampling", "best_of_4", "worst_of_4")
+
+
+def point(folder: Path, name: str, transform: str, kl: float, *, procedure: str = "best_of_4", seed: int = 0) -> Point:
+    policy = config.Policy(transform=transform, procedure=procedure)
+    work_dir = folder / name
+    synthetic.write_work_dir(
+        work_dir, transform=transform, procedure=procedure, kl=kl, seed=seed, names=NAMES, along=(0.2,), samples=1
+    )
+    return Point(config.Experiment(name, policy=policy), work_dir)
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory) -> list[Point]:
+    """Two budgets of two transforms, a point that was evaluated beside another reference, and one for worst-of-4."""
+    folder = tmp_path_factory.mktemp("runs") / "bon.sweep"
+    return [
+        point(folder, "identity_low", "identity", 0.5),
+        point(folder, "identity_high", "identity", 1.0),
+        point(folder, "exponential_low", "exponential(10)", 0.55),
+        point(folder, "exponential_high", "exponential(10)", 0.9),
+        point(folder, "another_seed", "exponential(10)", 0.55, seed=1),
+        point(folder, "worst", "exponential(-10)", 0.5, procedure="worst_of_4"),
+    ]
+
+
+def pairs(points: list[Point], baseline: str) -> dict[str, str]:
+    return {one.run: one.baseline for one in compared(points, baseline).comparisons}
+
+
+def test_a_point_is_compared_with_the_nearest_of_the_baseline(points):
+    assert pairs(points, "identity") == {
+        "exponential_low": "identity_low",
+        "exponential_high": "identity_high",
+    }
+    assert pairs(points, "exponential(10)") == {
+        "identity_low": "exponential_low",
+        "identity_high": "exponential_high",
+    }
+
+
+def test_a_baseline_may_be_a_point(points):
+    assert pairs(points, "identity_low") == {
+        "identity_high": "identity_low",
+        "exponential_low": "identity_low",
+        "exponential_high": "identity_low",
+        "worst": "identity_low",
+    }
+
+
+def test_a_point_beside_another_reference_is_not_compared_and_it_says_why(points):
+    beside = compared(points, "identity")
+    assert list(beside.runs) == [one.name for one in points]
+    assert [note for note in beside.notes if note.startswith("another_seed is not compared: another_seed and identity")]
+    assert len(beside.notes) == 1
+    assert compared(points, "raw").comparisons == [] == compared(points, "raw").notes
+
+
+def test_one_that_cannot_be_read_is_named_and_the_others_are_compared(points, tmp_path):
+    broken = Point(points[0].experiment, tmp_path / "nowhere")
+    beside = compared([broken, *points[1:]], "identity")
+    assert {one.run: one.baseline for one in beside.comparisons} == {
+        "exponential_low": "identity_high",
+        "exponential_high": "identity_high",
+    }
+    assert any(note.startswith("identity_low is not compared: ") for note in beside.notes)
+
+
+def test_the_console_has_the_differences_and_says_what_they_mean(points, capsys):
+    beside = compared(points[:4], "identity")
+    sweep_comparisons.show(beside)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "paired 95 % intervals" in printed and printed.count("the interval") >= 2
+    found = beside.comparisons[0].win_rates["best_of_4"].difference
+    assert f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" in re.sub(r"[│┃|] *", "", printed)
+    sweep_comparisons.show(compared([], "identity"))
+    assert capsys.readouterr().out == ""
+
+
+def statuses(points: list[Point]) -> list[Status]:
+    return [
+        Status(
+            one.name,
+            one.experiment.policy.transform,
+            one.experiment.policy.procedure,
+            0.75,
+            "done",
+            evaluation=read_run(one.work_dir).evaluation,
+        )
+        for one in points
+    ]
+
+
+def test_the_sweeps_files_have_the_differences(points, monkeypatch, tmp_path):
+    found = {one.name: status for one, status in zip(points, statuses(points), strict=True)}
+    monkeypatch.setattr(sweep_points, "_status", lambda one, *_: found[one.name])
+    page = sweep_points.publish(tmp_path, points, baseline="identity")
+    tree = json.loads((tmp_path / "differences.json").read_text())
+    beside = compared(points, "identity")
+    assert tree == {"baseline": "identity", "comparisons": [one.as_json() for one in beside.comparisons]}
+    words = visible(page.read_text())
+    for one in beside.comparisons:
+        estimate = one.win_rates["best_of_4"].difference
+        shown = f"{100 * estimate.mean:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]".replace("-", "−")
+        assert f"{one.run} {one.baseline} {shown}" in words
+        kl = f"{one.kl.difference.mean:+.3f} [{one.kl.difference.low:+.3f}, {one.kl.difference.high:+.3f}]"
+        assert kl.replace("-", "−") in words and f"at {one.equal_kl:.3f} nats" in words
+    assert "another_seed is not compared" in words and "On the same prompts" in words
+    assert {path.name for path in tmp_path.glob("along_*.png")} == {"along_best_of_4.png", "along_worst_of_4.png"}
+
+
+def test_a_page_without_a_baseline_has_no_differences(points, tmp_path):
+    page = report.write_sweep_report(tmp_path, statuses(points[:1]), {}, [], [])
+    assert "On the same prompts" not in page.read_text()
+
+
+def test_an_unknown_baseline_is_refused(points):
+    sweep_comparisons.check(points[2:], "identity")
+    sweep_comparisons.check(points, "exponential(10)")
+    sweep_comparisons.check(points, "worst")
+    with pytest.raises(InputError, match=r"`baseline` is 'identiti'; give a transform or a point of the sweep: ident"):
+        sweep_comparisons.check(points, "identiti")
+
+
+def test_the_process_of_a_point_gets_the_baseline(points):
+    command = sweep._command_of_point(sweep_comparisons, ["--baseline", "worst", "--jobs", "2"])(points[0])
+    assert command[-4:] == ["--point", "identity_low", "--baseline", "worst"]
