@@ -93,6 +93,4 @@ def update(
     error = jnp.where(state.held, 0.0, error)
     base = state.base * jnp.exp(integral * error)
     beta = base * jnp.exp(proportional * error)
-    return replace(
-        state, beta=beta, base=base, kl=kl, steps=steps, started=started, highest=highest, waited=waited
-    )
+    return replace(state, beta=beta, base=base, kl=kl, steps=steps, started=started, highest=highest, waited=waited)
