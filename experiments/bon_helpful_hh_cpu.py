@@ -2,8 +2,8 @@
 
 Claim     A real chat model that is served with best-of-4 wins more when it is trained for that: at one KL,
           exponential(10) beats the identity transform in best-of-4 win rate, on preferences that people gave.
-Cost      Not yet measured; meant for under 100 minutes of two cores for both points of the sweep. 270 MB to download.
-Expect    Not yet measured. With 40 steps of 64 responses and adapters at a learning rate of 1e-3 it gained nothing: KL
+Cost      Not yet measured; about bon_positive_cpu's and the reward model's training. 270 MB to download.
+Expect    Not yet measured in this setting. With 40 steps of 64 responses and adapters at a learning rate of 1e-3 it gained nothing: KL
           .11, best-of-4 win rate .49 (.45-.54). A local copy with 2,000 rows is enough; the download has more.
 Command   hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/SmolLM2-135M-Instruct
           make train EXP=bon_helpful_hh_cpu        make sweep EXP=bon_helpful_hh_cpu
@@ -44,10 +44,10 @@ def experiment() -> Experiment:
         start=GroupProjection(kl_budget=0.3, steps=32, prompts_per_step=16, checkpoint_every=8),
         policy=Policy(
             kl_budget=0.5,
-            steps=48,
+            steps=32,
             prompts_per_step=16,
             samples_per_prompt=16,
-            learning_rate=5e-4,
+            learning_rate=2e-4,
             warmup_steps=5,
             checkpoint_every=8,
         ),
