@@ -3,8 +3,9 @@
 Claim     A real chat model that is served with best-of-4 wins more when it is trained for that: at one KL,
           exponential(10) beats the identity transform in best-of-4 win rate, on preferences that people gave.
 Cost      Not yet measured; about bon_positive_cpu's and the reward model's training. 270 MB to download.
-Expect    Not yet measured in this setting. With 40 steps of 64 responses and adapters at a learning rate of 1e-3 it gained nothing: KL
-          .11, best-of-4 win rate .49 (.45-.54). A local copy with 2,000 rows is enough; the download has more.
+Expect    Not yet measured in this setting. With 40 steps of 64 responses and adapters at a learning rate of 1e-3 it
+          gained nothing: KL .11, best-of-4 win rate .49 (.45-.54). A local copy with 2,000 rows is enough; the download
+          has more.
 Command   hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/SmolLM2-135M-Instruct
           make train EXP=bon_helpful_hh_cpu        make sweep EXP=bon_helpful_hh_cpu
 """
