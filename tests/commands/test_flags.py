@@ -51,8 +51,8 @@ def test_every_field_is_an_option_of_that_name(capsys):
 @pytest.mark.parametrize("name", flags.OF_COMMANDS)
 def test_every_other_option_is_one_of_a_command(name):
     helps = {
-        "device_kind": "plan", "efficiency.bandwidth": "plan", "efficiency.matmul": "plan", "jobs": "sweep",
-        "format": "export", "output": "export", "point": "sweep", "port": "sample", "steps": "profile",
+        "baseline": "sweep", "device_kind": "plan", "efficiency.bandwidth": "plan", "efficiency.matmul": "plan",
+        "jobs": "sweep", "format": "export", "output": "export", "point": "sweep", "port": "sample", "steps": "profile",
         "transforms": "ideal",
         "write_jobs": "sweep",
     }  # fmt: skip

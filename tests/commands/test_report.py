@@ -100,6 +100,9 @@ def test_a_sweep_is_written_with_its_picture(index: pathlib.Path, tmp_path: path
             replace(point, name="diverged", state="failed", reason="evaluation.json of diverged has nan at ties."),
             point,
         ],
+        {},
+        [],
+        [],
     )
     assert path == tmp_path / "bon" / "sweep.html"
     for kind in KINDS:
@@ -161,7 +164,7 @@ def test_the_table_of_a_sweep_fits_a_window_and_starts_with_the_states(
     running = Status("exponential(10)_kl1", "exponential(10)", "best_of_4", 1.0, "running")
     done = replace(running, name="exponential(10)_kl0.75", kl_budget=0.75, state="done", evaluation=evaluation(index))
     points = [done, running]
-    path = report.write_sweep_report(tmp_path, points)
+    path = report.write_sweep_report(tmp_path, points, {}, [], [])
     for width in (390, 1100):
         page = open_page(path.as_uri(), width=width)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
