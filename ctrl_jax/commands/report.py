@@ -86,17 +86,19 @@ def write_sweep_report(
       notes: why others are not compared.
     """
     notes = [*(f"{point.name} failed: {point.reason}" for point in points if point.reason), *notes]
+    curves: list[Panel] = []
     for procedure in dict.fromkeys(point.procedure for point in points):
         figures = {
             "pareto": pareto.panels([point for point in points if point.procedure == procedure], procedure),
-            "along": along.panels({name: run for name, run in runs.items() if run.procedure == procedure}, procedure),
+            "along": along.panels(runs, procedure),
         }
+        curves += figures["along"]
         for kind, panels in figures.items():
             if panels:
                 name = f"{kind}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure)}"
                 _write_figure(sweep_dir / name, panels, columns=1)
     index = sweep_dir / "sweep.html"
-    write_bytes(index, sweep_page.render(sweep_dir.name, points, notes, comparisons, runs).encode())
+    write_bytes(index, sweep_page.render(sweep_dir.name, points, notes, comparisons, curves).encode())
     return index
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ctrl_jax.commands import report, sweep_comparisons, train
 from ctrl_jax.commands.point import Point
-from ctrl_jax.commands.sweep_comparisons import IDENTITY
+from ctrl_jax.commands.sweep_comparisons import IDENTITY, Beside
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.pipeline import results
@@ -101,14 +101,17 @@ def _run_noted(run: Workspace, point: Point) -> None:
 
 def publish(
     sweep_dir: Path, points: Sequence[Point], running: Collection[str] = (), *, baseline: str = IDENTITY
-) -> Path:
-    """Writes `sweep.json`, `differences.json`, `sweep.html` and the figures; returns the page's path.
+) -> tuple[Path, Beside]:
+    """Writes `sweep.json`, `differences.json`, `sweep.html` and the figures.
 
     The index has the state of each point (missing, running, done or failed), its attempts, and why the last one failed.
 
     Args:
       running: names of points that count as running, though they may not have their lock yet.
       baseline: the transform or the point that others are compared with.
+
+    Returns:
+      The page's path, and the points beside the baseline.
     """
     # Read and written under one lock: if two batch jobs end together, the last to write has seen both.
     with locked(sweep_dir / "sweep.lock"):
@@ -118,7 +121,8 @@ def publish(
         beside = sweep_comparisons.compared(done, baseline)
         tree = {"baseline": baseline, "comparisons": [one.as_json() for one in beside.comparisons]}
         write_json(sweep_dir / "differences.json", tree)
-        return report.write_sweep_report(sweep_dir, found, beside.runs, beside.comparisons, beside.notes)
+        page = report.write_sweep_report(sweep_dir, found, beside.runs, beside.comparisons, beside.notes)
+        return page, beside
 
 
 def write_jobs(
@@ -141,7 +145,7 @@ def write_jobs(
         write_bytes(script, ("\n".join(lines) + "\n").encode())
         readable = script.stat().st_mode
         script.chmod(readable | (readable & 0o444) >> 2)  # whoever may read it, by the umask, may run it
-    page = publish(sweep_dir, points, baseline=baseline)
+    page, _ = publish(sweep_dir, points, baseline=baseline)
     say(f"{len(missing)} scripts in {directory}, each a batch job. On Slurm:")
     say(f'  for job in {shlex.quote(str(directory))}/*.sh; do sbatch experiments/launch/slurm.sh "$job"; done')
     say(f"As they end, they write {page} and sweep.json beside it.")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ctrl_jax.commands import sweep_comparisons
 from ctrl_jax.commands.point import Point
-from ctrl_jax.commands.sweep_comparisons import IDENTITY
+from ctrl_jax.commands.sweep_comparisons import IDENTITY, Beside
 from ctrl_jax.commands.sweep_points import evaluation, is_done, note, publish, read_record
 from ctrl_jax.runtime.console import latest_lines, say, table
 from ctrl_jax.runtime.preemption import Preempted
@@ -66,7 +66,7 @@ def run(
     running: list[Child] = []
     free = list(shares)
 
-    def publish_all() -> Path:
+    def publish_all() -> tuple[Path, Beside]:
         return publish(sweep_dir, points, {child.point.name for child in running}, baseline=baseline)
 
     with _signals() as received, latest_lines() as show:
@@ -97,13 +97,13 @@ def run(
                 time.sleep(_POLL)
         finally:
             _end(running, received)
-    page = publish_all()
+    page, beside = publish_all()
     if received:
         if signal.SIGINT in received:
             raise KeyboardInterrupt
         raise Preempted("The points were stopped, and saved what they did.")
     _print(points)
-    sweep_comparisons.show(sweep_comparisons.compared([*filter(is_done, points)], baseline))
+    sweep_comparisons.show(beside)
     say(f"Pareto figure and table: {page}")
     return 0 if all(map(is_done, points)) else 1
 

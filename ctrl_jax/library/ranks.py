@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ctrl_jax.errors import InputError
-from ctrl_jax.steps import calibration, comparison
+from ctrl_jax.steps import calibration
 from ctrl_jax.steps import win_rate as steps
 from ctrl_jax.theory.objective import Objective
 from ctrl_jax.theory.precision import double_precision
@@ -219,13 +219,7 @@ def difference(
             value=theirs.shape,
             remedy="give two rows of one length, a number for each of the same prompts.",
         )
-    key = jax.random.key(0) if key is None else key
-    found = _computed(
-        lambda a, b: comparison.difference(a, b, key, level=level, resamples=resamples),
-        np.asarray(ours),
-        np.asarray(theirs),
-    )
-    return Interval(*map(float, found))
+    return interval(np.asarray(ours) - np.asarray(theirs), key, level=level, resamples=resamples)
 
 
 def _array(name: str, values: Any) -> Any:

@@ -62,14 +62,10 @@ def read(stage: Stage, experiment: config.Experiment, vocabulary_size: int) -> n
     return kept
 
 
-def passes(options: config.Policy, calibration: config.Calibration) -> float:
-    """How often a training reads each stored response."""
+def warning(options: config.Policy, calibration: config.Calibration) -> str | None:
+    """What to say of a training that reads each stored response more than once."""
     read = options.steps * options.prompts_per_step * options.samples_per_prompt
-    return read / (calibration.prompts * calibration.samples_per_prompt)
-
-
-def warning(passes: float) -> str | None:
-    """What to say of a training that reads the responses more than once."""
+    passes = read / (calibration.prompts * calibration.samples_per_prompt)
     if passes <= 1:
         return None
     return (

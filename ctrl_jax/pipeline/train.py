@@ -130,7 +130,7 @@ def examples(run: Run, options: Policy, calibrated: Calibrated | None) -> Any:
     if source is Source.POLICY:
         return PolicyBatch(prompts, calibrated.table.rewards)
     assert calibrated.responses is not None, "Experiment.__post_init__ asks for calibration.keep_responses"
-    if repeated := stored.warning(stored.passes(options, run.experiment.calibration)):
+    if repeated := stored.warning(options, run.experiment.calibration):
         say(repeated, style="yellow")
     return stored.examples(prompts, calibrated.responses, options.samples_per_prompt)
 

@@ -1,14 +1,14 @@
 """The report of a sweep, as a page."""
 
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ctrl_jax.report import html
 from ctrl_jax.report.comparison import Comparison, sentences
-from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.names import short_name
-from ctrl_jax.report.panels import along, pareto
+from ctrl_jax.report.panel import Panel
+from ctrl_jax.report.panels import pareto
 from ctrl_jax.report.statistics import lift_share
 from ctrl_jax.report.status import Status
 
@@ -18,14 +18,13 @@ def render(
     points: Sequence[Status],
     notes: Sequence[str] = (),
     comparisons: Sequence[Comparison] = (),
-    runs: Mapping[str, Run] = {},
+    curves: Sequence[Panel] = (),
 ) -> str:
-    """The report of a sweep, as HTML: the Pareto figure of each procedure in it, all runs with their states, and what
-    they differ by from a baseline."""
+    """The report of a sweep, as HTML: the Pareto figure of each procedure in it, curves along trainings, all runs with
+    their states, and what they differ by from a baseline."""
     order = list(dict.fromkeys(point.procedure for point in points))
     panels = [panel for procedure in order for panel in pareto.panels(_of(points, procedure), procedure)]
-    by_procedure = {rule: {name: run for name, run in runs.items() if run.procedure == rule} for rule in order}
-    curves = [panel for rule, found in by_procedure.items() for panel in along.panels(found, rule)]
+    differences = [_difference_row(one) for one in comparisons]
     done = sum(point.evaluation is not None for point in points)
     judges = list(
         dict.fromkeys(p.evaluation.judge for p in points if p.evaluation is not None and p.evaluation.judge is not None)
@@ -42,8 +41,8 @@ def render(
         judge=short_name(judges[0]) if judges else None,
         has_gold=any(point.evaluation is not None and point.evaluation.gold_win_rates for point in points),
         notes=notes,
-        differences=[_difference_row(one) for one in comparisons],
-        others=list(dict.fromkeys(name for one in comparisons for name in _difference_row(one)["others"])),
+        differences=differences,
+        others=list(dict.fromkeys(name for row in differences for name in row["others"])),
         has_equal_kl=any(one.equal_kl is not None for one in comparisons),
     )  # fmt: skip
 

@@ -112,9 +112,9 @@ def statuses(points: list[Point]) -> list[Status]:
 def test_the_sweeps_files_have_the_differences(points, monkeypatch, tmp_path):
     found = {one.name: status for one, status in zip(points, statuses(points), strict=True)}
     monkeypatch.setattr(sweep_points, "_status", lambda one, *_: found[one.name])
-    page = sweep_points.publish(tmp_path, points, baseline="identity")
+    page, beside = sweep_points.publish(tmp_path, points, baseline="identity")
     tree = json.loads((tmp_path / "differences.json").read_text())
-    beside = compared(points, "identity")
+    assert beside.comparisons == compared(points, "identity").comparisons
     assert tree == {"baseline": "identity", "comparisons": [one.as_json() for one in beside.comparisons]}
     words = visible(page.read_text())
     for one in beside.comparisons:

@@ -106,6 +106,8 @@ def test_a_second_judge_judges_what_the_training_reward_picks(evaluated, judge):
         per_prompt = judged(policy, reference, *values, name)
         assert found == pytest.approx(interval(per_prompt, name, 0, 1), rel=1e-4, abs=1e-5)
         if name != "sampling":  # where it is another number than if the judge picked too
+            other = interval(judged(*values, *values, name), name, 0, 1)
+            assert found != pytest.approx(other, rel=1e-4, abs=1e-5)
             assert np.abs(per_prompt - judged(*values, *values, name)).max() > 0.05
     assert set(evaluation[f"{judge}_win_rates"]) == set(evaluation["win_rates"])
 

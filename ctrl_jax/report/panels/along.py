@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,14 +24,27 @@ PLACES = 13
 """KLs at which a band is drawn, besides those that were measured."""
 
 
+class Drawn(NamedTuple):
+    """A run's curve with its band, which is the same in every picture of it."""
+
+    transform: str
+    curve: Curve
+    kls: np.ndarray
+    """[K] nats per response, ascending."""
+    band: np.ndarray
+    """[3, K] the curve, and the ends of its interval, in percent."""
+
+
 def panels(runs: Mapping[str, Run], procedure: str) -> list[Panel]:
-    """The curves of runs by their names, with bands, over the ideal curves of their transforms; none without curves."""
-    found: dict[str, tuple[str, Curve]] = {}
+    """The curves of the runs that were trained for a procedure, by their names, with bands, over the ideal curves of
+    their transforms; none without curves."""
+    found: dict[str, Drawn] = {}
     with double_precision():
         for name, run in runs.items():
-            measured = curve(run, procedure) if procedure in run.evaluation.win_rates else None
-            if measured is not None and comparison.kl_range(measured) is not None:
-                found[name] = run.transform, measured
+            measured = curve(run, procedure) if run.procedure == procedure else None
+            ends = None if measured is None else comparison.kl_range(measured)
+            if measured is not None and ends is not None:
+                found[name] = Drawn(run.transform, measured, *_band(measured, ends))
     if not found:
         return []
     return [
@@ -42,9 +56,9 @@ def panels(runs: Mapping[str, Run], procedure: str) -> list[Panel]:
     ]
 
 
-def _draw(curves: Mapping[str, tuple[str, Curve]], procedure: str, axes: Axes) -> None:
-    look = looks(list(dict.fromkeys(transform for transform, _ in curves.values())))
-    kls = ideals.kl_grid(1.06 * max(np.asarray(found.kl)[-1].mean() for _, found in curves.values()))
+def _draw(curves: Mapping[str, Drawn], procedure: str, axes: Axes) -> None:
+    look = looks(list(dict.fromkeys(one.transform for one in curves.values())))
+    kls = ideals.kl_grid(1.06 * max(one.kls[-1] for one in curves.values()))
     for transform in dict.fromkeys([*look, "optimal"]):
         if transform == "raw":
             continue
@@ -52,9 +66,7 @@ def _draw(curves: Mapping[str, tuple[str, Curve]], procedure: str, axes: Axes) -
         text = "best possible" if transform == "optimal" else f"ideal {transform}"
         ideal = 100 * ideals.win_rates(transform, procedure, kls)
         axes.plot(kls, ideal, color=light(color), linewidth=1.2, linestyle=dashes, alpha=0.75, zorder=2, label=text)
-    lowest = []
-    for name, (transform, found) in curves.items():
-        lowest.append(_draw_run(axes, name, found, *look[transform]))
+    lowest = [_draw_run(axes, name, one, *look[one.transform]) for name, one in curves.items()]
     handles = [
         lines.Line2D([], [], color=light(color), marker=marker, **edge(), markersize=6, linewidth=1.8, label=transform)
         for transform, (color, marker) in look.items()
@@ -68,28 +80,25 @@ def _draw(curves: Mapping[str, tuple[str, Curve]], procedure: str, axes: Axes) -
     above(axes, "win rate against the reference, %")
 
 
-def _draw_run(axes: Axes, name: str, found: Curve, color: str, marker: str) -> float:
+def _draw_run(axes: Axes, name: str, one: Drawn, color: str, marker: str) -> float:
     """Draws a curve with its band and the points that it goes through, the final policy's larger.
 
     Returns the lowest place of all, in percent.
     """
-    places, (mean, low, high) = _band(found)
+    places, (mean, low, high) = one.kls, one.band
     axes.fill_between(places, low, high, color=light(color), alpha=0.18, linewidth=0, zorder=3)
     for end, text in ((low, "low"), (high, "high")):
         axes.plot(places, end, color=light(color), linewidth=0.5, alpha=0.4, zorder=3, label=f"{name}, {text}")
     axes.plot(places, mean, color=light(color), linewidth=1.8, zorder=4, label=name)
-    points = np.asarray(found.kl).mean(axis=1), 100 * np.asarray(found.win_rate).mean(axis=1)
+    points = np.asarray(one.curve.kl).mean(axis=1), 100 * np.asarray(one.curve.win_rate).mean(axis=1)
     axes.plot(*points, marker, color=light(color), markersize=4, **edge(), zorder=5, label=f"{name}, measured")
     last = [places[-1:] for places in points]
     axes.plot(*last, marker, color=light(color), markersize=8, **edge(), zorder=5, label=f"{name}, trained")
     return float(min(points[1].min(), np.nanmin(low) if np.isfinite(low).any() else np.inf))
 
 
-def _band(found: Curve) -> tuple[np.ndarray, np.ndarray]:
+def _band(found: Curve, ends: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     """KLs [K] from the first to the last measured, and the curve with its interval there, in percent, [3, K]."""
-    with double_precision():
-        means = np.asarray(found.kl).mean(axis=1)
-        places = np.unique(np.concatenate([means, np.linspace(means[0], means[-1], PLACES)]))
-        low, high = comparison.kl_range(found) or (means[0], means[-1])
-        places = np.clip(places, low, high)
-        return places, 100 * np.array([comparison.at_kl(found, float(kl), jax.random.key(0)) for kl in places]).T
+    places = np.concatenate([np.asarray(found.kl).mean(axis=1), np.linspace(*ends, PLACES)])
+    places = np.unique(np.clip(places, *ends))
+    return places, 100 * np.array([comparison.at_kl(found, float(kl), jax.random.key(0)) for kl in places]).T
