@@ -232,14 +232,18 @@ class Trainer:
         return self.learning_rate * (0.1 + 0.9 * (0.5 * (1 + math.cos(math.pi * done))) ** 2)
 
     def control(self, kl: float) -> None:
-        """β by the mean of the last five measurements, once it has reached the budget or not risen for ten steps."""
+        """β by the mean of the last five measurements, and on the way to the budget by one that rests for ten steps."""
         self.kls.append(kl)
         average = float(np.mean(self.kls[-5:]))
+        self.started = self.started or average >= self.budget
         if average > 1.05 * self.highest:
             self.highest, self.waited = average, 0
         else:
             self.waited += 1
-        self.started = self.started or average >= self.budget or self.waited >= 10
+        if not self.started and self.waited == 10:
+            self.highest, self.waited = average, 0
+            if not self.held:
+                self.base *= max(average / self.budget, 0.25) ** 0.5
         error = float(np.clip(average / self.budget - 1, -0.5, 0.5)) if self.started and not self.held else 0.0
         self.base *= math.exp(0.03 * error)
         self.beta = self.base * math.exp(0.4 * error)

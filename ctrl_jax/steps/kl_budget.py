@@ -9,9 +9,13 @@ proportional and an integral term on log β, once the KL has first reached the b
     β    = base · exp(proportional · e)
 
 so that β rises, and the KL falls, while the policy is over its budget. Before the KL has reached the budget, an error
-only says that training has begun, and β stays where it is for as long as the KL still rises: a mean that for `patience`
-steps is not above an earlier one by `rise` has come to rest, below the budget. So does a large model, which finds less
-reward for its KL than the ideal policy.
+only says that training has begun, and β stays where it is for as long as the KL still rises. A mean that for `patience`
+steps is not above an earlier one by `rise` has come to rest below the budget, as with a large model, which finds less
+reward for its KL than the ideal policy. Near the reference the KL of any such policy goes as 1/β², so that
+
+    base ← base · √max(KL / budget, 1/4)
+
+brings it to the budget, or somewhat below, where it comes to rest again: further away the KL grows more slowly.
 
 Why both: let a policy follow β with a lag of τ steps, d log KL/dt = −(log KL + s log β) / τ near the budget, where s is
 1 to 2. The damping ratio is then (1 + s · proportional) / (2 √(τ s · integral)): with τ = 12 and s = 1.5 the defaults
@@ -38,9 +42,9 @@ class State:
     steps: jax.Array
     """[] int32, measurements so far."""
     started: jax.Array
-    """[] bool, whether the KL has reached the budget, or come to rest below it."""
+    """[] bool, whether the KL has reached the budget."""
     highest: jax.Array
-    """[] the mean that was last a rise, nats per response."""
+    """[] the mean that was last a rise or a rest, nats per response."""
     waited: jax.Array
     """[] int32, steps since then."""
     budget: jax.Array
@@ -87,10 +91,13 @@ def update(
     steps = state.steps + 1
     average = jnp.sum(kl) / jnp.minimum(steps, window)
     rises = average > (1 + rise) * state.highest
-    highest, waited = jnp.where(rises, average, state.highest), jnp.where(rises, 0, state.waited + 1)
-    started = state.started | (average >= state.budget) | (waited >= patience) | jnp.isnan(average)
+    started = state.started | (average >= state.budget) | jnp.isnan(average)
+    rests = ~started & ~rises & (state.waited + 1 >= patience)
+    highest = jnp.where(rises | rests, average, state.highest)
+    waited = jnp.where(rises | rests, 0, state.waited + 1)
     error = jnp.where(started, jnp.clip(average / state.budget - 1, -clip, clip), 0.0)
     error = jnp.where(state.held, 0.0, error)
-    base = state.base * jnp.exp(integral * error)
+    nearer = jnp.where(rests & ~state.held, jnp.sqrt(jnp.maximum(average / state.budget, 0.25)), 1.0)
+    base = state.base * nearer * jnp.exp(integral * error)
     beta = base * jnp.exp(proportional * error)
     return replace(state, beta=beta, base=base, kl=kl, steps=steps, started=started, highest=highest, waited=waited)
