@@ -5,7 +5,7 @@ Every field is an option of the command line: `policy.kl_budget` is `--policy.kl
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -544,29 +544,124 @@ class Policy:
         return Objective.parse(self.transform, self.procedure, self.kl_budget)
 
 
+def _require_an_algorithm(config: Policy, shared: type[Policy], field: str) -> None:
+    """Refuses the class of options that several algorithms share."""
+    name = shared.__name__
+    _require(
+        type(config) is not shared,
+        field,
+        name,
+        f"{name} has the options that several algorithms share, and is none",
+        f"give one of those: {_names(shared)}.",
+    )
+
+
+def _names(shared: type[Policy]) -> str:
+    """Of the algorithms' options that share a class."""
+    *names, last = sorted(one.__name__ for one in _algorithms(shared))
+    return f"{', '.join(names)} or {last}"
+
+
+def _algorithms(shared: type[Policy]) -> Iterator[type[Policy]]:
+    for one in shared.__subclasses__():
+        if "algorithm" in vars(one):
+            yield one
+        yield from _algorithms(one)
+
+
 @dataclass(frozen=True)
-class Dpo(Policy):
-    """Direct preference optimisation on the data's pairs (Rafailov et al. 2023, arXiv 2305.18290).
+class Pairs(Policy):
+    """What algorithms share that learn from the data's preference pairs.
 
     A step reads `prompts_per_step` pairs. Nothing is sampled, and the KL budget marks the figures alone.
     """
 
-    algorithm: ClassVar[str] = "dpo:Dpo"
+    algorithm: ClassVar[str]
 
     transform: str = "raw"
+
+    def __post_init__(self) -> None:
+        _require_an_algorithm(self, Pairs, "policy")
+        super().__post_init__()
+        _require(
+            self.transform == "raw",
+            "policy.transform",
+            self.transform,
+            f"{type(self).__name__}.transform is {self.transform!r}",
+            "preference pairs say nothing of ranks: leave it at raw.",
+        )
+
+
+def _require_beta(config: Policy) -> None:
+    name = type(config).__name__
+    _require(config.beta is not None, "policy.beta", None, f"{name}.beta is missing", "give the weight of the KL, 0.1.")
+
+
+@dataclass(frozen=True)
+class Dpo(Pairs):
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290)."""
+
+    algorithm: ClassVar[str] = "dpo:Dpo"
+
     beta: float | None = 0.1
     """Weight of the KL in raw rewards per nat: the smaller, the farther from the reference."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.beta is not None, "policy.beta", None, "Dpo.beta is missing", "give the weight of the KL, 0.1.")
+        _require_beta(self)
+
+
+@dataclass(frozen=True)
+class RobustDpo(Dpo):
+    """DPO where a known share of the labels is flipped by chance (Chowdhury et al. 2024, arXiv 2403.00409)."""
+
+    algorithm: ClassVar[str] = "robust_dpo:RobustDpo"
+
+    flip_probability: float = 0.1
+    """ε: the share of pairs whose labels are the wrong way round; 0 is DPO. Of pairs that are each there once, the loss
+    has no lower bound."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _between(self, 0, 0.45, "near a half the labels say nothing", "flip_probability")
+
+
+@dataclass(frozen=True)
+class Ipo(Pairs):
+    """Identity preference optimisation: the margin of a pair is fitted to 1 / (2β) (arXiv 2310.12036)."""
+
+    algorithm: ClassVar[str] = "ipo:Ipo"
+
+    beta: float | None = 0.1
+    """Weight of the KL in probabilities of being preferred per nat: the smaller, the farther from the reference."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_beta(self)
+
+
+@dataclass(frozen=True)
+class Slic(Pairs):
+    """Sequence likelihood calibration: a hinge on a pair's likelihoods, and that of the chosen (arXiv 2305.10425)."""
+
+    algorithm: ClassVar[str] = "slic:Slic"
+
+    margin: float = 1.0
+    """δ: nats by which the chosen response is to be likelier than the rejected one."""
+    regularization: float = 0.5
+    """λ: weight of the chosen response's log-likelihood beside the hinge."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _require(
-            self.transform == "raw",
-            "policy.transform",
-            self.transform,
-            f"Dpo.transform is {self.transform!r}",
-            "preference pairs say nothing of ranks: leave it at raw.",
+            self.beta is None,
+            "policy.beta",
+            self.beta,
+            f"Slic.beta is {self.beta}",
+            "no KL is in its loss: leave it out, and give `policy.margin` and `policy.regularization`.",
         )
+        _between(self, 1e-3, 1e3, "below, nothing is ranked; above, no two responses are so far apart", "margin")
+        _between(self, 1e-6, 1e3, "without it nothing keeps the policy near the data", "regularization")
 
 
 @dataclass(frozen=True)
@@ -615,13 +710,7 @@ class Stored(Policy):
     warmup_steps: int = 5
 
     def __post_init__(self) -> None:
-        _require(
-            type(self) is not Stored,
-            "start",
-            "Stored",
-            "Stored has the options that several algorithms share, and is none",
-            "give one of those: a GroupProjection, a Regression or a WeightedLikelihood.",
-        )
+        _require_an_algorithm(self, Stored, "start")
         super().__post_init__()
 
 
@@ -644,6 +733,70 @@ class WeightedLikelihood(Stored):
     """The likelihood of responses by their weight under the optimum, with a control variate."""
 
     algorithm: ClassVar[str] = "weighted_likelihood:WeightedLikelihood"
+
+
+@dataclass(frozen=True)
+class RewardDistillation(Stored):
+    """Gaps of the log-ratio are fitted to gaps of the raw reward, over the pairs of a group (arXiv 2405.19316)."""
+
+    algorithm: ClassVar[str] = "reward_distillation:RewardDistillation"
+
+    transform: str = "raw"
+
+
+@dataclass(frozen=True)
+class BestOfGroup(Stored):
+    """What algorithms share that fit the law of best-of-N, N = `samples_per_prompt`.
+
+    N alone decides the KL, log N − (N − 1) / N nats without ties. The KL budget marks the figures, in which the ideal
+    policies are those of the logarithm: best-of-N is one of them.
+    """
+
+    algorithm: ClassVar[str]
+
+    transform: str = "logarithm"
+    samples_per_prompt: int = 4
+    """N: responses in a group, of which the best is learned from; it divides `calibration.samples_per_prompt`."""
+
+    def __post_init__(self) -> None:
+        _require_an_algorithm(self, BestOfGroup, "policy")
+        super().__post_init__()
+        name = type(self).__name__
+        _require(
+            self.beta is None,
+            "policy.beta",
+            self.beta,
+            f"{name}.beta is {self.beta}",
+            "the law of best-of-N has none: leave it out, and choose N, `policy.samples_per_prompt`.",
+        )
+        _require(
+            self.transform == "logarithm",
+            "policy.transform",
+            self.transform,
+            f"{name}.transform is {self.transform!r}",
+            "the law of best-of-N is that of the logarithm: leave it there.",
+        )
+
+
+@dataclass(frozen=True)
+class BestOfNSft(BestOfGroup):
+    """The likelihood of the best response of each group: best-of-N fine-tuning, an iteration of RAFT."""
+
+    algorithm: ClassVar[str] = "best_of_n_sft:BestOfNSft"
+
+
+@dataclass(frozen=True)
+class Bonbon(BestOfGroup):
+    """BoNBoN: the likelihood of a group's best response, and IPO on its best and worst (arXiv 2406.00832)."""
+
+    algorithm: ClassVar[str] = "bonbon:Bonbon"
+
+    alpha: float = 0.005
+    """α: weight of the likelihood beside that of IPO, 1 − α."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _between(self, 0, 1, "it is the weight of one of two parts, which add up to 1", "alpha")
 
 
 @dataclass(frozen=True)
@@ -815,7 +968,7 @@ class Experiment:
             "start",
             type(self.start).__name__,
             f"Experiment.start is a {type(self.start).__name__}, which does not learn from stored responses",
-            "give a GroupProjection, a Regression or a WeightedLikelihood.",
+            f"give one that does: {_names(Stored)}.",
         )
         for section, stored in self.trainings.items():
             if not isinstance(stored, Stored):

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from ctrl_jax import __main__ as command_line
-from ctrl_jax.commands.experiments import load_experiment
+from ctrl_jax.commands.experiments import find, load_experiment
 from ctrl_jax.config import Experiment
+from ctrl_jax.errors import InputError
 
-FILES = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
-JOB = re.compile(r"make ([a-z-]+) EXP=(\w+)")
+FOLDER = Path(__file__).parents[1] / "experiments"
+FILES = sorted([*FOLDER.glob("*.py"), *FOLDER.glob("rivals/*.py")])
+JOB = re.compile(r"make ([a-z-]+) EXP=([\w/]+)")
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -29,18 +31,36 @@ def test_it_builds_under_its_own_name(path):
     assert experiment.name == path.stem
 
 
+def name(path: Path) -> str:
+    """As the command line calls the experiment."""
+    return path.relative_to(FOLDER).with_suffix("").as_posix()
+
+
+def test_it_is_found_by_its_name(path, monkeypatch):
+    monkeypatch.chdir(FOLDER.parent)
+    found = find(name(path))
+    assert (found.name, found.experiment) == (name(path), load_experiment(str(path)).experiment())
+
+
+def test_those_in_a_folder_are_named_where_there_is_none(monkeypatch):
+    monkeypatch.chdir(FOLDER.parent)
+    with pytest.raises(InputError, match=r"did you mean rivals/ipo") as caught:
+        load_experiment("rivals/ip")
+    assert "rivals/ipo" in str(caught.value).split("experiments/ has ")[1] and "sentiment" not in str(caught.value)
+
+
 def test_its_docstring_says_what_it_claims_and_how_to_run_it(path):
     docstring = ast.get_docstring(ast.parse(path.read_text()))
     assert "Claim " in docstring
     commands = JOB.findall(docstring)
-    assert ("train", path.stem) in commands
-    assert {name for _, name in commands} == {path.stem}
+    assert ("train", name(path)) in commands
+    assert {named for _, named in commands} == {name(path)}
     assert {job for job, _ in commands} <= set(command_line.COMMANDS)
 
 
 def test_its_sweep_has_valid_points_of_unique_names(path):
     module = load_experiment(str(path))
-    promised = ("sweep", path.stem) in JOB.findall(module.__doc__)
+    promised = ("sweep", name(path)) in JOB.findall(module.__doc__)
     assert hasattr(module, "sweep") == promised
     if promised:
         points = module.sweep()

@@ -69,7 +69,7 @@ MAY_IMPORT_FROM_OUTSIDE = {
 }
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+EXPERIMENTS = sorted([*(ROOT / "experiments").glob("*.py"), *(ROOT / "experiments" / "rivals").glob("*.py")])
 REWARDS = sorted((ROOT / "experiments" / "rewards").glob("*.py"))
 
 

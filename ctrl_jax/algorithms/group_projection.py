@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import jax
 
-from ctrl_jax.algorithms.stored_responses import FromStored, divergence
+from ctrl_jax.algorithms.stored_responses import Tilted, divergence
 from ctrl_jax.steps.masked import Mean, masked_mean
 
 
 @dataclass(frozen=True)
-class GroupProjection(FromStored):
+class GroupProjection(Tilted):
     def of_log_ratios(self, log_ratio: jax.Array, log_weights: jax.Array) -> Mean:
         return masked_mean(divergence(log_weights, log_ratio), None)

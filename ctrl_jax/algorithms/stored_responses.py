@@ -1,12 +1,15 @@
 """What algorithms share that learn from the reference's stored responses: targets, log-ratios and metrics.
 
-The optimum of E_{y ~ π} [Φ(C(x, y))] − β KL(π || π_ref) is known in closed form (InfAlign, arXiv 2412.19792):
+They fit a law π* = w π_ref that is known, on responses y ~ π_ref that were drawn and scored once. That of `Tilted` is
+the optimum of E_{y ~ π} [Φ(C(x, y))] − β KL(π || π_ref), in closed form (InfAlign, arXiv 2412.19792):
 
-    π* = w π_ref,    w(y) = exp(Φ(û(y)) / β) / Z(x),    Z(x) = E_{y ~ π_ref} exp(Φ(û(y)) / β)
+    w(y) = exp(Φ(û(y)) / β) / Z(x),    Z(x) = E_{y ~ π_ref} exp(Φ(û(y)) / β)
 
-so that it can be fitted on responses y ~ π_ref that were drawn and scored once. û is the rank of a response among the
-K − 1 others of its prompt. Without ties the K ranks of a prompt are 0, 1/(K − 1), ..., 1 in some order, whatever was
-drawn; so their mean of exp(Φ / β) is no estimate but the Z of such ranks, and with ties it follows those of the prompt.
+That of best_of_group.py is the law of best-of-N.
+
+û is the rank of a response among the K − 1 others of its prompt. Without ties the K ranks of a prompt are 0, 1/(K − 1),
+..., 1 in some order, whatever was drawn; so their mean of exp(Φ / β) is no estimate but the Z of such ranks, and with
+ties it follows those of the prompt.
 
 With few references û is a noisy rank, and a fit averages over that noise what its own loss is linear in: `regression`
 the logarithm, Φ(û) / β, and `weighted_likelihood` exp(Φ(û) / β) itself. Of exp(10u) the second is larger by 26 / 13 /
@@ -40,13 +43,9 @@ class Targets(NamedTuple):
 
 @dataclass(frozen=True)
 class FromStored(Algorithm):
-    """An algorithm whose loss is a function of log w and of log π/π_ref, each [B, N]."""
+    """An algorithm whose loss is a function of log π/π_ref of a group's responses, [B, N], and of their rewards."""
 
     policy: Policy
-    transformed: Transformed
-    """Φ, on (raw, calibrated)."""
-    beta: float
-    """The weight of the KL, in transformed rewards per nat."""
     temperature: float
     """Of the law whose log-probs are compared."""
     chunk_size: int
@@ -57,7 +56,6 @@ class FromStored(Algorithm):
         Metric("kl", "nats per response", "KL", guarded=True, shown=True),
         loss_in("nats per group", shown=True),
         GRADIENT,
-        Metric("beta", "transformed reward per nat"),
         Metric("target_kl", "nats per response"),
         Metric("group_divergence", "nats per group", shown=True),
         Metric("calibrated_reward", "rank in [0, 1]", shown=True),
@@ -70,32 +68,23 @@ class FromStored(Algorithm):
     )
 
     @abc.abstractmethod
-    def of_log_ratios(self, log_ratio: jax.Array, log_weights: jax.Array) -> Mean:
-        """The loss of log π/π_ref and log w, each [B, N]."""
+    def log_weights(self, batch: StoredResponses, calibrated: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """log w of a group's responses, [B, N], whose û is `calibrated`, and of all of the prompt's, [B, K]."""
 
     def targets(self, batch: StoredResponses) -> Targets:
-        every = batch.reference_rewards
-        calibrated = calibration.without_themselves(batch.raw, every)
-        exponents = self.transformed(every, calibration.leave_one_out(every)) / self.beta
-        log_mean = jax.nn.logsumexp(exponents, axis=-1, keepdims=True) - jnp.log(every.shape[-1])  # log Z
-        log_every = exponents - log_mean
-        return Targets(
-            calibrated,
-            self.transformed(batch.raw, calibrated) / self.beta - log_mean,
-            jnp.mean(jnp.exp(log_every) * log_every, axis=-1),
-            _effective(log_every),
-        )
+        calibrated = calibration.without_themselves(batch.raw, batch.reference_rewards)
+        of_group, of_every = self.log_weights(batch, calibrated)
+        target_kl = jnp.mean(jnp.exp(of_every) * of_every, axis=-1)
+        return Targets(calibrated, of_group, target_kl, _effective(of_every))
 
-    def loss(
-        self, params: Params, frozen: Params, batch: StoredResponses, targets: Targets, extra: None
-    ) -> tuple[Mean, jax.Array]:
+    def log_ratios(self, params: Params, batch: StoredResponses) -> jax.Array:
+        """log π/π_ref of whole responses, [B, N] nats."""
         # On disk tokens take 2 bytes where the vocabulary allows it.
         responses = Responses(*(x.astype(jnp.int32) for x in (batch.responses.tokens, batch.responses.lengths)))
         log_probs = logprobs.of_responses(
             self.policy, params, batch.prompts, responses, temperature=self.temperature, chunk_size=self.chunk_size
         )
-        log_ratio = log_probs - batch.log_probs
-        return self.of_log_ratios(log_ratio, targets.log_weights), log_ratio
+        return log_probs - batch.log_probs
 
     def measure(self, batch: StoredResponses, targets: Targets, auxiliary: Any) -> dict[str, Mean | StandardError]:
         """Expectations under the policy, by the responses of the reference and their ratios ρ = π/π_ref.
@@ -123,6 +112,34 @@ class FromStored(Algorithm):
             "target_effective_samples": masked_mean(targets.effective_samples, None),
             "effective_samples": masked_mean(_effective(auxiliary), None),
         }
+
+
+@dataclass(frozen=True)
+class Tilted(FromStored):
+    """An algorithm whose loss is a function of log w and of log π/π_ref, each [B, N], w = exp(Φ / β) / Z."""
+
+    transformed: Transformed
+    """Φ, on (raw, calibrated)."""
+    beta: float
+    """The weight of the KL, in transformed rewards per nat."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = (*FromStored.metrics, Metric("beta", "transformed reward per nat"))
+
+    @abc.abstractmethod
+    def of_log_ratios(self, log_ratio: jax.Array, log_weights: jax.Array) -> Mean:
+        """The loss of log π/π_ref and log w, each [B, N]."""
+
+    def log_weights(self, batch: StoredResponses, calibrated: jax.Array) -> tuple[jax.Array, jax.Array]:
+        every = batch.reference_rewards
+        exponents = self.transformed(every, calibration.leave_one_out(every)) / self.beta
+        log_mean = jax.nn.logsumexp(exponents, axis=-1, keepdims=True) - jnp.log(every.shape[-1])  # log Z
+        return self.transformed(batch.raw, calibrated) / self.beta - log_mean, exponents - log_mean
+
+    def loss(
+        self, params: Params, frozen: Params, batch: StoredResponses, targets: Targets, extra: None
+    ) -> tuple[Mean, jax.Array]:
+        log_ratio = self.log_ratios(params, batch)
+        return self.of_log_ratios(log_ratio, targets.log_weights), log_ratio
 
     def after(self, extra: None, metrics: dict[str, jax.Array]) -> tuple[None, dict[str, jax.Array]]:
         return None, {"beta": jnp.asarray(self.beta, jnp.float32)}

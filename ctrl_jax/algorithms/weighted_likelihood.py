@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.algorithms.stored_responses import FromStored
+from ctrl_jax.algorithms.stored_responses import Tilted
 from ctrl_jax.steps.masked import Mean, masked_mean
 
 
 @dataclass(frozen=True)
-class WeightedLikelihood(FromStored):
+class WeightedLikelihood(Tilted):
     def of_log_ratios(self, log_ratio: jax.Array, log_weights: jax.Array) -> Mean:
         weights = jnp.exp(log_weights)
         return masked_mean(weights * (log_weights - log_ratio) - weights + jnp.exp(log_ratio), None)

@@ -3,7 +3,7 @@
 import difflib
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -33,18 +33,21 @@ def find(name: str) -> Named:
     if os.path.exists(folder / "config.json") and not os.path.isfile(f"experiments/{name}.py"):
         return Named(name, address.read_experiment(folder), work_dir=folder)
     module = load_experiment(name)
-    return Named(module.__name__.removeprefix("experiments."), module.experiment(), module=module)
+    shown = Path(name).stem if name.endswith(".py") else name
+    return Named(shown, module.experiment(), module=module)
 
 
 def load_experiment(name: str) -> ModuleType:
     """The module `experiments/<name>.py` below the current folder, or the file whose path is `name`.
+
+    A name may have a folder of experiments/ before it: `rivals/ipo`.
 
     Raises:
       InputError: if there is none, with the nearest names.
     """
     path = Path(os.path.expanduser(name)) if name.endswith(".py") else Path("experiments") / f"{name}.py"
     if not os.path.isfile(path):  # False, not an error, for a name that no system can have
-        known = sorted(file.stem for file in Path("experiments").glob("*.py"))
+        known = sorted(_names(Path("experiments")))
         folder = Path(os.path.expanduser(name))
         if os.path.isdir(folder):
             inside = sorted(str(path.parent) for path in folder.glob("*/config.json"))
@@ -62,6 +65,13 @@ def load_experiment(name: str) -> ModuleType:
     if not hasattr(module, "experiment"):
         raise InputError(f"{path} has no experiment(); add one that returns a ctrl_jax.config.Experiment.")
     return module
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Of the experiments below the folder, where rewards and launchers are too."""
+    for file in folder.rglob("*.py"):
+        if "def experiment(" in file.read_text(encoding="utf-8"):
+            yield file.relative_to(folder).with_suffix("").as_posix()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

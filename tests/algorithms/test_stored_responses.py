@@ -17,7 +17,8 @@ from scipy.special import logsumexp, softmax
 
 from ctrl_jax.algorithms.group_projection import GroupProjection
 from ctrl_jax.algorithms.regression import Regression
-from ctrl_jax.algorithms.stored_responses import FromStored
+from ctrl_jax.algorithms.reward_distillation import RewardDistillation
+from ctrl_jax.algorithms.stored_responses import Tilted
 from ctrl_jax.algorithms.weighted_likelihood import WeightedLikelihood
 from ctrl_jax.devices import programs
 from ctrl_jax.devices.mesh import make_mesh, replicate, shard
@@ -26,7 +27,7 @@ from ctrl_jax.types import Prompts, Responses, StoredResponses
 from tests import oracle
 from tests.steps import fakes
 
-ALGORITHMS = (GroupProjection, Regression, WeightedLikelihood)
+ALGORITHMS = (GroupProjection, Regression, WeightedLikelihood, RewardDistillation)
 BETA = 0.3
 OBJECTIVE = Objective.parse("identity", "best_of_2", 0.5)
 EVERY = jax.tree.map(lambda x: np.asarray(x)[0], fakes.every_response())
@@ -39,9 +40,10 @@ RAW = np.random.default_rng(0).permutation(Y).astype(np.float32)
 TIED = RAW // 4
 
 
-def made(kind: type[FromStored], beta: float = BETA, name: str = "identity") -> FromStored:
-    transformed = dataclasses.replace(OBJECTIVE, transform=Objective.parse(name, "best_of_2", 0.5).transform)
-    return kind(fakes.policy, transformed.transformed(8), beta=beta, temperature=1.0, chunk_size=10**6)
+def made(kind: type[Tilted], beta: float = BETA, name: str = "identity") -> Tilted:
+    objective = dataclasses.replace(OBJECTIVE, transform=Objective.parse(name, "best_of_2", 0.5).transform)
+    transformed = objective.transformed(8)
+    return kind(fakes.policy, temperature=1.0, chunk_size=10**6, transformed=transformed, beta=beta)
 
 
 def stored(groups: np.ndarray, raw: np.ndarray, others: np.ndarray | None = None) -> StoredResponses:
@@ -74,16 +76,29 @@ def log_weights(raw: np.ndarray, others: np.ndarray, beta: float = BETA) -> np.n
     return ranks(raw, others) / beta - (logsumexp(ranks(others, others) / beta) - np.log(len(others)))
 
 
+def gaps(lw: np.ndarray, lr: np.ndarray) -> np.ndarray:
+    """[..., N, N] of the implicit reward less those of the explicit one, in units of β."""
+    return (lr[..., :, None] - lr[..., None, :]) - (lw[..., :, None] - lw[..., None, :])
+
+
+def number_of_pairs(lr: np.ndarray) -> float:
+    return lr.shape[-1] * (lr.shape[-1] - 1) / 2
+
+
 LOSSES = {
-    GroupProjection: lambda lw, lr: np.sum(softmax(lw) * (lw - logsumexp(lw) - lr + logsumexp(lr))),
-    Regression: lambda lw, lr: np.mean((lw - lr) ** 2),
-    WeightedLikelihood: lambda lw, lr: np.mean(np.exp(lw) * (lw - lr) - np.exp(lw) + np.exp(lr)),
+    GroupProjection: lambda lw, lr: np.sum(
+        softmax(lw, axis=-1) * (np.log(softmax(lw, axis=-1)) - np.log(softmax(lr, axis=-1))), axis=-1
+    ),
+    Regression: lambda lw, lr: np.mean((lw - lr) ** 2, axis=-1),
+    WeightedLikelihood: lambda lw, lr: np.mean(np.exp(lw) * (lw - lr) - np.exp(lw) + np.exp(lr), axis=-1),
+    RewardDistillation: lambda lw, lr: np.sum(np.triu(gaps(lw, lr)) ** 2, axis=(-2, -1)) / number_of_pairs(lr),
 }
-"""Of a group, by log w and log π/π_ref [N]."""
+"""Of groups, by log w and log π/π_ref [..., N]."""
 SLOPES = {
-    GroupProjection: lambda lw, lr: softmax(lr) - softmax(lw),
-    Regression: lambda lw, lr: -2 * (lw - lr) / len(lr),
-    WeightedLikelihood: lambda lw, lr: (np.exp(lr) - np.exp(lw)) / len(lr),
+    GroupProjection: lambda lw, lr: softmax(lr, axis=-1) - softmax(lw, axis=-1),
+    Regression: lambda lw, lr: -2 * (lw - lr) / lr.shape[-1],
+    WeightedLikelihood: lambda lw, lr: (np.exp(lr) - np.exp(lw)) / lr.shape[-1],
+    RewardDistillation: lambda lw, lr: 2 * np.sum(gaps(lw, lr), axis=-1) / number_of_pairs(lr),
 }
 """What ∇log π of each response is multiplied by."""
 
@@ -125,7 +140,7 @@ def test_padding_and_the_size_of_chunks_change_nothing(kind):
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
 
 
-def step_on(devices: int, kind: type[FromStored]):
+def step_on(devices: int, kind: type[Tilted]):
     mesh, optimizer = make_mesh(devices), optax.sgd(1.0)
     step = programs.training_step(mesh, optimizer, made(kind), micro_batches=lambda batch: 2)
     state = programs.init_state(fakes.params(jax.random.key(0), 0.5), optimizer, mesh, made(kind).start())
@@ -149,7 +164,7 @@ def as_often_as_drawn(raw: np.ndarray, references: int) -> StoredResponses:
     return stored(np.repeat(tuples, often[tuples].prod(axis=1), axis=0), raw)
 
 
-def at_the_minimum(algorithm: FromStored, batch: StoredResponses, steps: int = 400) -> np.ndarray:
+def at_the_minimum(algorithm: Tilted, batch: StoredResponses, steps: int = 400) -> np.ndarray:
     """[Y] the law of the policy of the least loss."""
     optimizer = optax.adam(optax.cosine_decay_schedule(0.2, steps))
     targets = algorithm.targets(batch)
@@ -173,7 +188,7 @@ def kl(policy: np.ndarray, reference: np.ndarray) -> float:
     return float(np.sum(policy * np.log(policy / reference)))
 
 
-def biased(kind: type[FromStored], raw: np.ndarray, references: int) -> np.ndarray:
+def biased(kind: type[Tilted], raw: np.ndarray, references: int) -> np.ndarray:
     """[Y] the law that K references are least at, by the expected loss over all tuples of them, minimised by itself."""
     tuples = np.array(list(itertools.product(range(Y), repeat=references)))
     probabilities = LAW[tuples].prod(axis=1)
@@ -186,12 +201,7 @@ def biased(kind: type[FromStored], raw: np.ndarray, references: int) -> np.ndarr
     def expected(logits):
         law = softmax(logits)
         log_ratio = (np.log(law) - np.log(LAW))[tuples]
-        if kind is Regression:
-            slopes = -2 * (found - log_ratio) / references
-            losses = np.mean((found - log_ratio) ** 2, axis=1)
-        else:
-            q, p = softmax(found, axis=1), softmax(log_ratio, axis=1)
-            slopes, losses = p - q, np.sum(q * (np.log(q) - np.log(p)), axis=1)
+        losses, slopes = LOSSES[kind](found, log_ratio), SLOPES[kind](found, log_ratio)
         of_log_prob = np.zeros(Y)
         np.add.at(of_log_prob, tuples, probabilities[:, None] * slopes)
         return probabilities @ losses, of_log_prob - law * of_log_prob.sum()
@@ -222,6 +232,14 @@ def test_of_all_references_the_minimum_is_the_optimal_policy(kind, raw):
     assert kl(found, LAW) == pytest.approx(kl(ideal, LAW), rel=0.02)
     assert kl(ideal, LAW) > 0.2
     np.testing.assert_allclose(found, ideal, rtol=0.02, atol=2e-4)
+
+
+def test_a_raw_reward_that_is_distilled_is_that_of_rlhf():
+    """∝ π_ref exp(r / β), ties and all, of groups that have every response."""
+    raw = TIED / 2
+    found = at_the_minimum(made(RewardDistillation, name="raw"), stored(np.arange(Y)[None], raw))
+    ideal = LAW * np.exp(raw / BETA)
+    np.testing.assert_allclose(found, ideal / ideal.sum(), rtol=0.01, atol=1e-4)
 
 
 def test_metrics_are_expectations_under_the_policy_by_enumeration():

@@ -22,7 +22,7 @@ from ctrl_jax.runtime.stages import fingerprint, plain, write_json
 from tests.test_command_line import refused  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
-EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+EXPERIMENTS = sorted([*(ROOT / "experiments").glob("*.py"), *(ROOT / "experiments").glob("rivals/*.py")])
 
 
 def write_config(folder: Path, experiment: Experiment, **others: object) -> Path:

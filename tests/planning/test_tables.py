@@ -44,7 +44,11 @@ def test_the_tables_say_what_does_not_fit_and_what_would(large, capsys, monkeypa
         assert text in printed
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    [*(ROOT / "experiments").glob("*.py"), *(ROOT / "experiments").glob("rivals/*.py")],
+    ids=lambda file: file.stem,
+)
 def test_every_experiment_can_be_planned(file, tmp_path):
     experiment = load_experiment(str(file)).experiment()
     if experiment.model.path is not None:
