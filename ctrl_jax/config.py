@@ -457,7 +457,7 @@ class Policy:
 
     transform: str = "exponential(10)"
     """Φ: `identity` (online IPO), `logarithm` (best-of-N distillation), `logit`, `exponential(t)`, `optimal` (Φ* of the
-    procedure at the budget), or `raw` (RLHF on the uncalibrated reward)."""
+    procedure at the budget), or `raw` (RLHF on the uncalibrated reward: RLOO, arXiv 2402.14740, with an exact KL)."""
     procedure: str = "best_of_4"
     """How the policy will be decoded: `sampling`, `best_of_N`, `worst_of_N`, ..."""
     kl_budget: float = 0.75
@@ -689,6 +689,142 @@ class PpoClip(Policy):
             f"PpoClip.minibatches is {self.minibatches} and PpoClip.prompts_per_step {self.prompts_per_step}",
             "the first must divide the second.",
         )
+
+
+@dataclass(frozen=True)
+class Grpo(PpoClip):
+    """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300), with one update a batch by default."""
+
+    algorithm: ClassVar[str] = "grpo:Grpo"
+
+    transform: str = "raw"
+    learning_rate: float = 1e-3
+    epochs: int = 1
+    minibatches: int = 1
+
+
+@dataclass(frozen=True)
+class KSample(Policy):
+    """The best of k samples as the objective (Tang et al. 2025, arXiv 2503.19595): pass@k where rewards are 0 or 1.
+
+    `procedure` is best_of_k, of rewards as `transform` makes them.
+    """
+
+    algorithm: ClassVar[str] = "k_sample:KSample"
+
+    transform: str = "raw"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _best_of(self, 2, "of one sample it is CTRL: give a Policy")
+
+
+@dataclass(frozen=True)
+class BonRl(Policy):
+    """The chance that one of N samples is a success (Chow et al. 2024, arXiv 2412.15287), for `procedure` best_of_N."""
+
+    algorithm: ClassVar[str] = "bon_rl:BonRl"
+
+    transform: str = "raw"
+    success: float = 0.75
+    """The calibrated reward above which a response is a success: .75 is better than three quarters of the reference's.
+    Raw rewards of 0 and 1 are kept apart by .5."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _best_of(self, 1, "give one")
+        _only_transform(self, "raw", "successes say nothing of ranks")
+        problem = f"BonRl.success is {self.success}"
+        remedy = "it is a share of the reference's responses, at least 0 and below 1."
+        _require(0 <= self.success < 1, "policy.success", self.success, problem, remedy)
+
+
+@dataclass(frozen=True)
+class FunctionalDerivative(Policy):
+    """The win rate under `procedure` as the objective, by its derivative at the policy's own responses."""
+
+    algorithm: ClassVar[str] = "functional_derivative:FunctionalDerivative"
+
+    transform: str = "optimal"
+    """Φ*, whose ideal policy is this objective's optimum; nothing is transformed by it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _only_transform(self, "optimal", "the optimum is that of Φ*")
+        _enough_samples(self, self.objective.procedure.num_samples + 1, "the procedure's, and one to leave out")
+
+
+@dataclass(frozen=True)
+class JBond(Policy):
+    """J-BOND (Sessa et al. 2024, arXiv 2407.14622) with the policy as its own anchor, in place of a moving average."""
+
+    algorithm: ClassVar[str] = "j_bond:JBond"
+
+    transform: str = "raw"
+    backward: float = 0.5
+    """The weight of the policy gradient on r_J; the rest is that of the likelihood of the better of two."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _only_transform(self, "raw", "it compares the responses of a group")
+        _enough_samples(self, 3, "a response and two to compare it with")
+        _between(self, 0, 1, "it is a share", "backward")
+
+
+@dataclass(frozen=True)
+class Vbon(Policy):
+    """Variational best-of-N (Amini et al. 2024, arXiv 2407.06057): β sets N = 1 + 1/β and is held.
+
+    The KL ends near log N − (N − 1)/N, and the KL budget marks the figures alone.
+    """
+
+    algorithm: ClassVar[str] = "vbon:Vbon"
+
+    transform: str = "logarithm"
+    beta: float | None = 1 / 3
+    """1/(N − 1) for the best of N: 1/3 for 4, 1/7 for 8."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        _require(
+            self.beta is not None, "policy.beta", None, f"{name}.beta is missing", "give 1/(N − 1): 1/3 for N = 4."
+        )
+        _only_transform(self, "logarithm", "best-of-N is its optimum")
+
+
+@dataclass(frozen=True)
+class Bond(Vbon):
+    """BOND (Sessa et al. 2024, arXiv 2407.14622): the Jeffreys divergence to the best of N, for N = 1 + 1/β."""
+
+    algorithm: ClassVar[str] = "bond:Bond"
+
+    backward: float = 0.5
+    """The weight of KL(policy || best of N), which alone is vBoN; the rest is that of KL(best of N || policy)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _between(self, 0, 1, "it is a share", "backward")
+
+
+def _only_transform(policy: Policy, wanted: str, why: str) -> None:
+    problem = f"{type(policy).__name__}.transform is {policy.transform!r}"
+    _require(policy.transform == wanted, "policy.transform", policy.transform, problem, f"leave it at {wanted}: {why}.")
+
+
+def _enough_samples(policy: Policy, least: int, why: str) -> None:
+    samples = policy.samples_per_prompt
+    problem = f"{type(policy).__name__}.samples_per_prompt is {samples}"
+    _require(samples >= least, "policy.samples_per_prompt", samples, problem, f"it must be at least {least}: {why}.")
+
+
+def _best_of(policy: Policy, least: int, otherwise: str) -> None:
+    procedure = policy.objective.procedure
+    problem = f"{type(policy).__name__}.procedure is {policy.procedure!r}"
+    remedy = f"it must be a best_of_N with N of at least {least}; {otherwise}."
+    right = isinstance(procedure, procedures.BestOfN) and procedure.n >= least
+    _require(right, "policy.procedure", policy.procedure, problem, remedy)
+    _enough_samples(policy, procedure.num_samples, "those that it picks among")
 
 
 @dataclass(frozen=True)

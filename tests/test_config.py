@@ -7,18 +7,25 @@ import pytest
 
 from ctrl_jax import config
 from ctrl_jax.config import (
+    Bond,
+    BonRl,
     Calibration,
     Data,
     Decoding,
     Evaluation,
     Experiment,
+    FunctionalDerivative,
     GroupProjection,
+    Grpo,
+    JBond,
+    KSample,
     Lora,
     Model,
     Policy,
     Regression,
     RewardModel,
     Supervised,
+    Vbon,
 )
 from ctrl_jax.errors import InputError
 
@@ -193,6 +200,31 @@ def test_sizes_and_rates_are_above_zero(part, field, value):
             lambda: Experiment("a", calibration=KEPT, start=Regression(kl_budget=50.0)),
             ["Start.kl_budget is 50 nats", "Lower `start.kl_budget`"],
         ),
+        (lambda: Vbon(beta=None), ["Vbon.beta is missing", "1/3 for N = 4"]),
+        (lambda: Bond(transform="identity"), ["Bond.transform is 'identity'", "leave it at logarithm"]),
+        (lambda: Bond(backward=1.5), ["Bond.backward is 1.5", "between 0 and 1"]),
+        (lambda: KSample(procedure="sampling"), ["KSample.procedure is 'sampling'", "of at least 2", "give a Policy"]),
+        (lambda: KSample(procedure="worst_of_4"), ["KSample.procedure is 'worst_of_4'", "best_of_N"]),
+        (lambda: KSample(procedure="best_of_1"), ["KSample.procedure is 'best_of_1'", "of one sample it is CTRL"]),
+        (
+            lambda: KSample(procedure="best_of_8", samples_per_prompt=7),
+            ["KSample.samples_per_prompt is 7", "at least 8", "picks among"],
+        ),
+        (lambda: BonRl(success=1.0), ["BonRl.success is 1.0", "below 1"]),
+        (lambda: BonRl(success=float("nan")), ["BonRl.success is nan", "below 1"]),
+        (lambda: BonRl(transform="identity"), ["BonRl.transform is 'identity'", "leave it at raw"]),
+        (lambda: BonRl(procedure="worst_of_2"), ["BonRl.procedure is 'worst_of_2'", "best_of_N"]),
+        (
+            lambda: FunctionalDerivative(samples_per_prompt=4),
+            ["FunctionalDerivative.samples_per_prompt is 4", "at least 5", "one to leave out"],
+        ),
+        (
+            lambda: FunctionalDerivative(transform="raw"),
+            ["FunctionalDerivative.transform is 'raw'", "leave it at optimal"],
+        ),
+        (lambda: JBond(samples_per_prompt=2), ["JBond.samples_per_prompt is 2", "at least 3"]),
+        (lambda: JBond(backward=-0.1), ["JBond.backward is -0.1", "between 0 and 1"]),
+        (lambda: Grpo(clip=1.5), ["Grpo.clip is 1.5"]),
         (lambda: config.Pairs(), ["Pairs has the options", "give one of those: Dpo, Ipo, RobustDpo or Slic"]),
         (lambda: config.Stored(), ["Stored has the options", "BestOfNSft, Bonbon, GroupProjection", "or Weighted"]),
         (lambda: config.BestOfGroup(), ["BestOfGroup has the options", "give one of those: BestOfNSft or Bonbon"]),

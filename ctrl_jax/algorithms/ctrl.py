@@ -5,6 +5,10 @@ For a prompt x, the policy's own responses y and their raw rewards r (Balashanka
     calibrate    C(x, y) = how often y beats a response of the reference policy, in [0, 1]
     transform    R(x, y) = Φ(C(x, y)), Φ chosen for the procedure that decodes the policy
     maximise     E_{y ~ π} [ R(x, y) / β − KL(π || π_ref) ] by policy gradient, with the KL exact at every token
+
+Rivals that learn from the policy's own responses are subclasses, with `rewards` or `advantages` of their own. With Φ =
+raw it is RLOO (Ahmadian et al. 2024, arXiv 2402.14740): the objective and the leave-one-out baseline are the same, and
+so is the expected gradient; RLOO takes the KL as a sampled cost in the reward, where it is exact here.
 """
 
 from dataclasses import dataclass
@@ -54,10 +58,18 @@ class Ctrl(Algorithm):
     def start(self) -> Controller:
         return kl_budget.init(self.beta, budget=self.kl_budget, held=self.hold_beta)
 
+    def rewards(self, raw: jax.Array, calibrated: jax.Array, reference_rewards: jax.Array) -> jax.Array:
+        """[B, N] what is trained on: of raw and calibrated rewards [B, N] and the reference's [B, K], ascending."""
+        return self.transformed(raw, calibrated)
+
+    def advantages(self, rewards: jax.Array) -> jax.Array:
+        """[B, N] what ∇log π of a response is multiplied by, times β, beside the KL's part: of `rewards` [B, N]."""
+        return policy_gradient.leave_one_out(rewards)
+
     def targets(self, batch: Experience) -> Targets:
         raw, reference_rewards = batch.raw, batch.reference_rewards
         calibrated = calibration.calibrate_sorted(raw, reference_rewards)
-        scored = Scored(raw, calibrated, self.transformed(raw, calibrated))
+        scored = Scored(raw, calibrated, self.rewards(raw, calibrated, reference_rewards))
         if min(raw.shape[1], reference_rewards.shape[1]) < self.procedure.num_samples:
             return Targets(scored, None)
         # Unbiased of all K rewards. Of Q quantiles, which are no sample, it is an approximation, off by some n / Q for
@@ -67,15 +79,19 @@ class Ctrl(Algorithm):
     def loss(
         self, params: Params, frozen: Params, batch: Experience, targets: Targets, extra: Controller
     ) -> tuple[Mean, Comparison]:
-        prompts, responses = batch.rollouts.prompts, batch.rollouts.responses
-        comparison = logprobs.compare_policies(
-            self.policy, params, frozen, prompts, responses, temperature=self.temperature, chunk_size=self.chunk_size
-        )
-        rewards = targets.scored.transformed
-        loss = policy_gradient.exact_kl_loss(
-            comparison.log_probs, comparison.kl, rewards, responses.lengths, beta=extra.beta
+        comparison = self.compare(params, frozen, batch)
+        advantages, lengths = self.advantages(targets.scored.transformed), batch.rollouts.responses.lengths
+        loss = policy_gradient.exact_kl_loss_by(
+            comparison.log_probs, comparison.kl, advantages, lengths, beta=extra.beta
         )
         return loss, comparison
+
+    def compare(self, params: Params, frozen: Params, batch: Experience) -> Comparison:
+        """Policy and reference on the batch's responses."""
+        prompts, responses = batch.rollouts.prompts, batch.rollouts.responses
+        return logprobs.compare_policies(
+            self.policy, params, frozen, prompts, responses, temperature=self.temperature, chunk_size=self.chunk_size
+        )
 
     def measure(self, batch: Experience, targets: Targets, auxiliary: Comparison) -> dict[str, Mean | StandardError]:
         return own_responses.measure(batch.rollouts, targets.scored, targets.win_rate, auxiliary, eos_ids=self.eos_ids)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ctrl_jax.algorithms import own_responses
 from ctrl_jax.algorithms.ctrl import Ctrl, Targets
-from ctrl_jax.steps import logprobs, policy_gradient
+from ctrl_jax.steps import policy_gradient
 from ctrl_jax.steps.kl_budget import State as Controller
 from ctrl_jax.steps.logprobs import Comparison
 from ctrl_jax.steps.masked import Mean, StandardError, length_mask, masked_mean
@@ -40,20 +40,23 @@ class PpoClip(Ctrl):
     def loss(
         self, params: Params, frozen: Params, batch: Experience, targets: Targets, extra: Controller
     ) -> tuple[Mean, Any]:
-        prompts, responses = batch.rollouts.prompts, batch.rollouts.responses
-        comparison = logprobs.compare_policies(
-            self.policy, params, frozen, prompts, responses, temperature=self.temperature, chunk_size=self.chunk_size
-        )
+        comparison, responses = self.compare(params, frozen, batch), batch.rollouts.responses
         mask = length_mask(responses.lengths, responses.tokens.shape[-1])
         kl = jnp.where(mask, comparison.kl, 0.0)
         advantages = jax.lax.stop_gradient(
-            policy_gradient.exact_kl_advantages(kl, targets.scored.transformed, beta=extra.beta)
+            policy_gradient.exact_kl_advantages(kl, self.advantages(targets.scored.transformed), beta=extra.beta)
         )
-        ratio = jnp.exp(jnp.where(mask, comparison.log_probs - batch.rollouts.log_probs, 0.0))
-        near = jnp.clip(ratio, 1 - self.clip, 1 + self.clip)
-        gain = jnp.where(mask, jnp.minimum(ratio * advantages, near * advantages), 0.0)
+        gain, ratio = self.clipped(comparison, batch, advantages, mask)
         loss = kl.sum(-1) - gain.sum(-1)
         return Mean(loss.sum(), jnp.ones_like(loss).sum()), Auxiliary(comparison, ratio)
+
+    def clipped(
+        self, comparison: Comparison, batch: Experience, advantages: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """(min(ρ A, clip(ρ) A), 0 behind a response, and ρ), each [B, N, T]: of A [B, N, T]."""
+        ratio = jnp.exp(jnp.where(mask, comparison.log_probs - batch.rollouts.log_probs, 0.0))
+        near = jnp.clip(ratio, 1 - self.clip, 1 + self.clip)
+        return jnp.where(mask, jnp.minimum(ratio * advantages, near * advantages), 0.0), ratio
 
     def measure(self, batch: Experience, targets: Targets, auxiliary: Any) -> dict[str, Mean | StandardError]:
         """CTRL's, of the policies of all updates on the batch's responses, and how many tokens are clipped."""

@@ -18,6 +18,7 @@ import enum
 from typing import Any, ClassVar
 
 from ctrl_jax.steps.masked import Mean, StandardError
+from ctrl_jax.theory.objective import Objective
 from ctrl_jax.types import Metric, Params
 
 
@@ -61,6 +62,16 @@ class Algorithm(abc.ABC):
     def guarded(self) -> tuple[str, ...]:
         """Names of the metrics that must be finite for a step to be made."""
         return tuple(metric.name for metric in self.metrics if metric.guarded)
+
+    def first_beta(self, objective: Objective, num_references: int, reference_rewards: Any) -> float:
+        """The weight of the KL for the objective's budget, where the options give none: by the ideal policy of its Φ.
+
+        Args:
+          objective: transform, procedure and KL budget.
+          num_references: K, which calibrate.
+          reference_rewards: [B, K] raw rewards of the reference, or [B, Q] quantiles of them; each row ascending.
+        """
+        return objective.beta(num_references, reference_rewards)
 
     def start(self) -> Any:
         """The extra state before the first step; None without one."""

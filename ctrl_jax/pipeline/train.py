@@ -112,12 +112,16 @@ def algorithm_of(run: Run, options: Policy, calibrated: Calibrated | None) -> Al
     num_references = calibration.rewards_per_prompt
     if assembly.learns_from_stored(options):
         num_references = calibration.samples_per_prompt
-    beta = options.beta
-    if beta is None and calibrated is not None:
-        beta = options.objective.beta(num_references, calibrated.table.rewards)
-    return assembly.algorithm(
-        run.models, run.mesh, options, beta=beta, num_references=num_references, eos_ids=run.corpus.tokenizer.eos_ids
-    )
+
+    def made(beta: float | None) -> Algorithm:
+        return assembly.algorithm(
+            run.models, run.mesh, options,
+            beta=beta, num_references=num_references, eos_ids=run.corpus.tokenizer.eos_ids,
+        )  # fmt: skip
+
+    if options.beta is not None or calibrated is None:
+        return made(options.beta)
+    return made(made(None).first_beta(options.objective, num_references, calibrated.table.rewards))
 
 
 def examples(run: Run, options: Policy, calibrated: Calibrated | None) -> Any:

@@ -29,13 +29,13 @@ def leave_one_out(values: jax.Array) -> jax.Array:
     return (values - values.mean(axis=1, keepdims=True)) * (samples / (samples - 1))
 
 
-def exact_kl_advantages(kl: jax.Array, rewards: jax.Array, *, beta: jax.Array | float) -> jax.Array:
-    """The leave-one-out of R / β − Σ_{s > t} KL_s, [B, N, T]; of kl [B, N, T], 0 behind a response, and rewards [B, N].
+def exact_kl_advantages(kl: jax.Array, advantages: jax.Array, *, beta: jax.Array | float) -> jax.Array:
+    """A / β less the leave-one-out of Σ_{s > t} KL_s: of kl [B, N, T], 0 behind a response, and A [B, N], to [B, N, T].
 
     Gradients pass through it: a loss stops them.
     """
     later_kl = jnp.flip(jnp.cumsum(jnp.flip(kl, -1), axis=-1), -1) - kl
-    return leave_one_out(rewards)[..., None] / beta - leave_one_out(later_kl)
+    return advantages[..., None] / beta - leave_one_out(later_kl)
 
 
 def exact_kl_loss(
@@ -54,9 +54,20 @@ def exact_kl_loss(
       Mean over the responses, as (sum, weight).
     """
     _check(log_probs, kl, rewards, lengths)
+    return exact_kl_loss_by(log_probs, kl, leave_one_out(rewards), lengths, beta=beta)
+
+
+def exact_kl_loss_by(
+    log_probs: jax.Array, kl: jax.Array, advantages: jax.Array, lengths: jax.Array, *, beta: jax.Array | float
+) -> Mean:
+    """As `exact_kl_loss`, by advantages A [B, N] that need not be a reward less a baseline.
+
+    Its gradient estimates −∇(V / β − KL) for the V that the advantages climb: E[A ∇log π(y)] = ∇V.
+    """
+    _check(log_probs, kl, advantages, lengths)
     mask = length_mask(lengths, log_probs.shape[-1])
     kl = jnp.where(mask, kl, 0.0)
-    return _surrogate(log_probs, exact_kl_advantages(kl, rewards, beta=beta), mask, kl.sum(-1))
+    return _surrogate(log_probs, exact_kl_advantages(kl, advantages, beta=beta), mask, kl.sum(-1))
 
 
 def sampled_kl_loss(

@@ -53,13 +53,22 @@ def win_rate(policy_scores: jax.Array, reference_scores: jax.Array, procedure: P
             )
     policy, reference = jnp.sort(policy_scores, axis=-1), jnp.sort(reference_scores, axis=-1)
     policy_weights = jnp.asarray(procedure.order_weights(policy.shape[1]))
-    # The weight of the reference scores below a_i is a prefix sum, so the M × M' comparisons are two binary searches.
-    prefix_sums = jnp.asarray(np.cumsum([0.0, *procedure.order_weights(reference.shape[1])]))
-    below, not_above = ranks(policy, reference)
-    wins = (prefix_sums[below] + prefix_sums[not_above]) / 2
+    wins = wins_against_pick(policy, reference, procedure)
     nan = jnp.isnan(policy[:, -1]) | jnp.isnan(reference[:, -1])
     # A sum and not a matrix product, which accelerators round to bfloat16 or so by default.
     return jnp.where(nan, jnp.nan, jnp.sum(wins * policy_weights[None, :], axis=-1))
+
+
+def wins_against_pick(scores: jax.Array, reference: jax.Array, procedure: Procedure) -> jax.Array:
+    """How often each score beats the procedure's pick from the reference's, ties counting ½: [B, M] to [B, M].
+
+    Σ_j v_j (1{a > b_j} + ½ 1{a = b_j}), where `reference` [B, M'] ascends. Raises InputError if the procedure needs
+    more than M' samples.
+    """
+    # The weight of the reference scores below a is a prefix sum, so the M × M' comparisons are two binary searches.
+    prefix_sums = jnp.asarray(np.cumsum([0.0, *procedure.order_weights(reference.shape[1])]))
+    below, not_above = ranks(scores, reference)
+    return (prefix_sums[below] + prefix_sums[not_above]) / 2
 
 
 def judged_win_rate(

@@ -177,7 +177,7 @@ class Objective:
         if phi is not None:
             return ideal.at_kl(phi, self.kl_budget).beta
         every = -(-len(reference_rewards) // ROWS_FOR_BETA)
-        return _empirical_beta(jnp.asarray(reference_rewards[::every]), self.kl_budget)
+        return empirical_beta(jnp.asarray(reference_rewards[::every]), self.kl_budget)
 
     def ideal(self, kl: float | None = None) -> Ideal | None:
         """The ideal policy at `kl` nats, by default the budget; None for a raw reward: the theory is one of ranks.
@@ -267,7 +267,7 @@ def _fingerprint(transform: Any) -> str:
     return f"{transform.__name__}-{digest}"
 
 
-def _empirical_beta(rewards: jax.Array, budget: float) -> float:
+def empirical_beta(rewards: jax.Array, budget: float) -> float:
     """β with E_x KL(tilted || uniform) = budget, where exp(r / β) tilts a prompt's K reference responses: [B, K]."""
 
     def mean_kl(beta: jax.Array, rewards: jax.Array) -> jax.Array:
