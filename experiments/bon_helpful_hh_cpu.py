@@ -2,10 +2,10 @@
 
 Claim     A real chat model that is served with best-of-4 wins more when it is trained for that: at one KL,
           exponential(10) beats the identity transform in best-of-4 win rate, on preferences that people gave.
-Cost      Not yet measured; about bon_positive_cpu's and the reward model's training. 270 MB to download.
-Expect    Not yet measured in this setting. With 40 steps of 64 responses and adapters at a learning rate of 1e-3 it
-          gained nothing: KL .11, best-of-4 win rate .49 (.45-.54). A local copy with 2,000 rows is enough; the download
-          has more.
+Cost      Not yet measured; about twice bon_positive_cpu's, and the reward model's training. 270 MB to download.
+Expect    Not yet measured in this setting. With 40 steps of 64 responses and adapters on all layers at a learning rate
+          of 1e-3 it gained nothing: KL .11, best-of-4 win rate .49 (.45-.54). A local copy with 2,000 rows is enough;
+          the download has more.
 Command   hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/SmolLM2-135M-Instruct
           make train EXP=bon_helpful_hh_cpu        make sweep EXP=bon_helpful_hh_cpu
 """
@@ -15,7 +15,6 @@ from ctrl_jax.config import (
     Data,
     Evaluation,
     Experiment,
-    GroupProjection,
     Lora,
     Model,
     Policy,
@@ -30,7 +29,7 @@ def experiment() -> Experiment:
     return Experiment(
         name="bon_helpful_hh_cpu",
         data=Data(source="hh_rlhf/helpful-base", prompt_length=96, long_prompts="truncate", response_length=24),
-        model=Model(path="models/SmolLM2-135M-Instruct", lora=Lora(rank=16, alpha=32)),
+        model=Model(path="models/SmolLM2-135M-Instruct", lora=Lora(rank=16, alpha=32, last_layers=10)),
         sft=Supervised(steps=0),
         reward_model=RewardModel(
             steps=150,
@@ -39,22 +38,19 @@ def experiment() -> Experiment:
             warmup_steps=10,
             validation=Validation(every=25),
         ),
-        calibration=Calibration(prompts=256, samples_per_prompt=32, keep_responses=True),
-        # What calibration drew is learned from first, which costs no draw, in one pass: in a second, a real model
-        # learns the responses by heart, and gives back what it had learned of their kind. Then new responses go on.
-        start=GroupProjection(kl_budget=0.3, steps=32, prompts_per_step=16, checkpoint_every=8),
+        calibration=Calibration(prompts=256, samples_per_prompt=16),
         policy=Policy(
-            kl_budget=0.5,
-            steps=32,
-            prompts_per_step=16,
+            kl_budget=1.2,
+            steps=80,
+            prompts_per_step=8,
             samples_per_prompt=16,
-            learning_rate=2e-4,
+            learning_rate=5e-4,
             warmup_steps=5,
-            checkpoint_every=8,
+            checkpoint_every=10,
         ),
-        evaluation=Evaluation(prompts=192, responses_per_prompt=32),
+        evaluation=Evaluation(prompts=256, responses_per_prompt=16),
     )
 
 
 def sweep() -> list[Experiment]:
-    return grid(experiment(), transforms=("identity", "exponential(10)"), kl_budgets=(0.5,))
+    return grid(experiment(), transforms=("identity", "exponential(10)"), kl_budgets=(1.2,))

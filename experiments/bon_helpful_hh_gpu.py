@@ -24,7 +24,6 @@ def experiment() -> Experiment:
         model=replace(small.model, dtype="bfloat16"),
         reward_model=replace(small.reward_model, steps=400, batch_size=32, warmup_steps=20),
         calibration=Calibration(prompts=1024, samples_per_prompt=64),
-        start=None,  # new responses are cheap here
         policy=replace(
             small.policy,
             kl_budget=1.0,

@@ -17,15 +17,13 @@ from experiments import bon_helpful_hh_cpu
 
 def experiment() -> Experiment:
     helpful = bon_helpful_hh_cpu.experiment()
-    assert helpful.start is not None
     return replace(
         helpful,
         name="won_harmless_hh_cpu",
         data=replace(helpful.data, source="hh_rlhf/harmless-base"),
-        start=replace(helpful.start, transform="exponential(-10)", procedure="worst_of_4"),
         policy=replace(helpful.policy, transform="exponential(-10)", procedure="worst_of_4"),
     )
 
 
 def sweep() -> list[Experiment]:
-    return grid(experiment(), transforms=("identity", "exponential(-10)"), kl_budgets=(0.5,))
+    return grid(experiment(), transforms=("identity", "exponential(-10)"), kl_budgets=(1.2,))
