@@ -666,7 +666,7 @@ def test_one_gpu_at_a_hundredth_of_the_size(tmp_path):
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    write_model(checkout / "model", num_hidden_layers=1, max_position_embeddings=512)
+    write_model(checkout / "model", num_hidden_layers=10, max_position_embeddings=512)  # adapters: the last 10
     row = "\n\nHuman: What is {0}?\n\nAssistant: {1}"
     pairs = [{"chosen": row.format(i, f"It is {i}."), "rejected": row.format(i, "Who knows?")} for i in range(300)]
     (checkout / "hh").mkdir()

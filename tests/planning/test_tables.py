@@ -52,7 +52,7 @@ def test_the_tables_say_what_does_not_fit_and_what_would(large, capsys, monkeypa
 def test_every_experiment_can_be_planned(file, tmp_path):
     experiment = load_experiment(str(file)).experiment()
     if experiment.model.path is not None:
-        path = config_only(tmp_path / "model", max_position_embeddings=4096)
+        path = config_only(tmp_path / "model", max_position_embeddings=4096, num_hidden_layers=12)
         experiment = replace(experiment, model=replace(experiment.model, path=path))
     found = tables.as_json(experiment, 2, expectation.Efficiency(), phases.stages(experiment, 2), KINDS["H100"])
     assert all(stage["seconds"] > 0 and math.isfinite(stage["seconds"]) for stage in found["stages"].values())
