@@ -23,6 +23,7 @@ class Served:
 
     def __init__(self):
         self.gate = threading.Semaphore(0)
+        self.at_gate = threading.Event()
         self.made: list[int] = []
         self.server = web.Server(PAGE, {"count": self.count, "gated": self.gated, "broken": self.broken})
         self.port = self.server.server_address[1]
@@ -36,6 +37,7 @@ class Served:
             yield {"kind": "number", "value": number, "half": number / 2, "pair": (number, float("nan"))}
 
     def gated(self, request):
+        self.at_gate.set()
         for number in range(request["to"]):
             self.gate.acquire()
             self.made.append(number)
@@ -128,6 +130,7 @@ def test_an_input_error_is_told_and_a_broken_answer_does_not_end_the_server(serv
 
 def test_one_answer_at_a_time_and_the_next_is_told_to_wait(served):
     first = served.request("POST", "/gated", b'{"to": 1}')
+    assert served.at_gate.wait(30)  # its headers come before its turn
     second = served.request("POST", "/count", b'{"to": 1}')
     assert json.loads(second.readline()) == {"kind": "waiting"}
     assert served.made == []
