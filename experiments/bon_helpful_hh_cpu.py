@@ -40,8 +40,8 @@ def experiment() -> Experiment:
         ),
         calibration=Calibration(prompts=256, samples_per_prompt=16),
         policy=Policy(
-            kl_budget=1.2,
-            steps=80,
+            kl_budget=0.75,
+            steps=60,
             prompts_per_step=8,
             samples_per_prompt=16,
             learning_rate=5e-4,
@@ -53,4 +53,4 @@ def experiment() -> Experiment:
 
 
 def sweep() -> list[Experiment]:
-    return grid(experiment(), transforms=("identity", "exponential(10)"), kl_budgets=(1.2,))
+    return grid(experiment(), transforms=("identity", "exponential(10)"), kl_budgets=(0.75,))

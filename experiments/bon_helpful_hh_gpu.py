@@ -11,7 +11,7 @@ Command   hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/Smo
 
 from dataclasses import replace
 
-from ctrl_jax.config import Calibration, Evaluation, Experiment, grid
+from ctrl_jax.config import Calibration, Experiment, grid
 from experiments import bon_helpful_hh_cpu
 
 
@@ -33,7 +33,7 @@ def experiment() -> Experiment:
             warmup_steps=15,
             checkpoint_every=100,
         ),
-        evaluation=Evaluation(prompts=400, responses_per_prompt=64),
+        evaluation=replace(small.evaluation, prompts=400, responses_per_prompt=64),
     )
 
 

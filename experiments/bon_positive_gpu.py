@@ -10,7 +10,7 @@ Command   make setup EXTRA=cuda12,chitchat,sentiment
 
 from dataclasses import replace
 
-from ctrl_jax.config import Calibration, Evaluation, Experiment, grid
+from ctrl_jax.config import Calibration, Experiment, grid
 from experiments import bon_positive_cpu
 
 
@@ -23,7 +23,7 @@ def experiment() -> Experiment:
         model=replace(small.model, dtype="bfloat16"),
         calibration=Calibration(prompts=1024, samples_per_prompt=64),
         policy=replace(small.policy, steps=300, prompts_per_step=32, samples_per_prompt=16, warmup_steps=20),
-        evaluation=Evaluation(prompts=400, responses_per_prompt=64),
+        evaluation=replace(small.evaluation, prompts=400, responses_per_prompt=64),
     )
 
 

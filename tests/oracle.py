@@ -124,6 +124,8 @@ class Trainer:
     started: bool = False
     highest: float = 0.0
     waited: int = 0
+    speed: float = 0.0
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         self.params, self.base = np.asarray(self.params, np.float64), self.beta
@@ -155,8 +157,13 @@ class Trainer:
             part, count = jax.tree.map(lambda x, first=first: x[first :: self.minibatches], rollouts), len(rewards)
             loss, gradient, metrics = self.loss(part, rewards[[*range(first, count, self.minibatches)]])
             rows.append(metrics | {"loss": loss, "gradient_norm": np.linalg.norm(gradient)})
+            if self.epochs * self.minibatches == 1:
+                self.brake(metrics)
             self.optimise(gradient)
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        if self.epochs * self.minibatches > 1:
+            self.brake(means)
+        return means | {"update_share": self.share}
 
     def loss(self, rollouts: Rollouts, rewards: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
         """(loss, gradient, metrics): Σ_t KL_t − Σ_t G_t a response, with A_t held fixed.
@@ -220,7 +227,7 @@ class Trainer:
         gradient = gradient * min(1, self.max_norm / np.linalg.norm(gradient))
         self.second_moment = 0.99 * self.second_moment + 0.01 * gradient**2
         mean_square = self.second_moment / (1 - 0.99 ** (self.updates + 1))
-        self.params = self.params - self.rate() * gradient / (np.sqrt(mean_square) + 1e-8)
+        self.params = self.params - self.share * self.rate() * gradient / (np.sqrt(mean_square) + 1e-8)
         self.updates += 1
 
     def rate(self) -> float:
@@ -230,6 +237,15 @@ class Trainer:
             return self.learning_rate * step / self.warmup
         done = (step - self.warmup) / (self.steps - self.warmup)
         return self.learning_rate * (0.1 + 0.9 * (0.5 * (1 + math.cos(math.pi * done))) ** 2)
+
+    def brake(self, metrics: dict[str, float]) -> None:
+        """How much of an update is made: √KL has room for three times what a whole one raised it by, less the noise."""
+        distance, before = (math.sqrt(max(kl, 0)) for kl in (metrics["kl"], self.kls[-1] if self.kls else 0.0))
+        noise = metrics["kl_standard_error"] / distance if distance else 0.0
+        self.speed = max(0.99 * self.speed, (distance - before - noise) / self.share)
+        room = max(math.sqrt(1.15 * self.budget) - distance, distance - math.sqrt(self.budget))
+        if not self.held:
+            self.share = min(max(room / max(3 * self.speed, 1e-30), 0.02), 1)
 
     def control(self, kl: float) -> None:
         """β by the mean of the last five measurements, and on the way to the budget by one that rests for ten steps."""

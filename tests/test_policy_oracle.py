@@ -46,9 +46,9 @@ CASES = {
     "logarithm": Case("logarithm", "best_of_2", micro_batches=2, tied=False, budget=5.0),
     "logarithm of quantiles": Case("logarithm", "sampling", quantiles=4),
     "raw": Case("raw", "sampling", temperature=0.7, micro_batches=2, beta=1.5),
-    "several updates": Case("exponential(10)", "best_of_2", tied=False, clip=0.1, epochs=2, minibatches=2),
+    "several updates": Case("exponential(10)", "best_of_2", tied=False, clip=0.1, epochs=2, minibatches=2, budget=5.0),
     "an epoch in minibatches": Case(
-        "identity", "best_of_2", temperature=0.7, budget=0.7, max_norm=0.1, clip=0.1, minibatches=2, learning_rate=0.3
+        "identity", "best_of_2", temperature=0.7, budget=5.0, max_norm=0.1, clip=0.1, minibatches=2, learning_rate=0.3
     ),
     "epochs of the whole": Case(
         "exponential(-10)", "worst_of_2", held=True, micro_batches=2, clip=0.2, epochs=3, learning_rate=0.1

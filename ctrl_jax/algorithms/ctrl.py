@@ -97,4 +97,8 @@ class Ctrl(Algorithm):
         return own_responses.measure(batch.rollouts, targets.scored, targets.win_rate, auxiliary, eos_ids=self.eos_ids)
 
     def after(self, extra: Controller, metrics: dict[str, jax.Array]) -> tuple[Controller, dict[str, jax.Array]]:
-        return kl_budget.update(extra, metrics["kl"]), {"beta": extra.beta}
+        controller = kl_budget.update(extra, metrics["kl"], metrics["kl_standard_error"])
+        return controller, {"beta": extra.beta, "update_share": self.share(controller)}
+
+    def share(self, extra: Controller) -> jax.Array:
+        return extra.share

@@ -16,6 +16,7 @@ METRICS = (
     loss_in("nats per response"),
     GRADIENT,
     Metric("beta", "transformed reward per nat", shown=True),
+    Metric("update_share", "share of the optimizer's update"),
     Metric("calibrated_reward", "rank in [0, 1]", shown=True),
     Metric("win_rate", "share of prompts", shown=True),
     Metric("transformed_reward", "transformed reward"),

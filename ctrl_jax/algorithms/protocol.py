@@ -10,12 +10,17 @@ files, so that one program serves any of them on any devices (devices/programs.p
         metrics = algorithm.measure(minibatch, its targets, auxiliary)
     extra, more metrics = algorithm.after(extra, mean of the metrics)
 
+Of an update, algorithm.share(extra) is made: by the extra state behind `after` where a batch gets one update, and by
+the one before where it gets several.
+
 All arrays of a batch, of targets and of what is auxiliary lead with prompts, B.
 """
 
 import abc
 import enum
 from typing import Any, ClassVar
+
+import jax
 
 from ctrl_jax.steps.masked import Mean, StandardError
 from ctrl_jax.theory.objective import Objective
@@ -100,3 +105,7 @@ class Algorithm(abc.ABC):
     def after(self, extra: Any, metrics: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """(the extra state of the next step, metrics of this one's) from the metrics of this step."""
         return extra, {}
+
+    def share(self, extra: Any) -> jax.Array | float:
+        """How much of the optimiser's update is made, in (0, 1]: by the extra state."""
+        return 1.0

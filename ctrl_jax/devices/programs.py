@@ -67,6 +67,8 @@ class Change(NamedTuple):
     gradients: Params
     extra: Any = None
     """The extra state after the step."""
+    share: jax.Array | float = 1.0
+    """Of the optimiser's update, how much is made."""
 
 
 class Trained(NamedTuple):
@@ -96,6 +98,8 @@ class Algorithm(Protocol):
     def measure(self, batch: Any, targets: Any, auxiliary: Any) -> dict[str, Any]: ...
 
     def after(self, extra: Any, metrics: Metrics) -> tuple[Any, Metrics]: ...
+
+    def share(self, extra: Any) -> jax.Array | float: ...
 
 
 def placed(mesh: Mesh, make: Callable[..., Any], *arguments: Any) -> Any:
@@ -160,7 +164,9 @@ def guarded(
     def take(state: TrainState, change: Change | Trained) -> TrainState:
         match change:
             case Change():
-                params, optimizer_state = _updated(optimizer, change.gradients, state.params, state.optimizer)
+                params, optimizer_state = _updated(
+                    optimizer, change.gradients, state.params, state.optimizer, share=change.share
+                )
             case Trained():
                 params, optimizer_state = change.params, change.optimizer
         return TrainState(state.step + 1, params, optimizer_state, change.extra)
@@ -182,10 +188,15 @@ def guarded(
 
 
 def _updated(
-    optimizer: optax.GradientTransformation, gradients: Params, params: Params, state: optax.OptState
+    optimizer: optax.GradientTransformation,
+    gradients: Params,
+    params: Params,
+    state: optax.OptState,
+    *,
+    share: jax.Array | float,
 ) -> tuple[Params, optax.OptState]:
     updates, state = optimizer.update(gradients, state, params)
-    return optax.apply_updates(params, updates), state
+    return optax.apply_updates(params, optax.tree.scale(share, updates)), state
 
 
 def training_step(
@@ -231,7 +242,7 @@ def training_step(
         if algorithm.epochs * algorithm.minibatches == 1:
             gradients, metrics = differentiate(state.params, batch, targets)
             extra, more = algorithm.after(state.extra, metrics)
-            return Change(gradients, extra), metrics | more
+            return Change(gradients, extra, algorithm.share(extra)), metrics | more
         params, optimizer_state, metrics = _several(mesh, optimizer, algorithm, differentiate, state, (batch, targets))
         extra, more = algorithm.after(state.extra, metrics)
         return Trained(params, optimizer_state, extra), metrics | more
@@ -253,11 +264,12 @@ def _several(
     """
     count = algorithm.minibatches
     minibatches = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+    share = algorithm.share(state.extra)
 
     def one(carry: tuple[Params, optax.OptState], index: jax.Array) -> tuple[tuple[Params, optax.OptState], Metrics]:
         params, optimizer_state = carry
         gradients, metrics = differentiate(params, *jax.tree.map(lambda x: x[index], minibatches))
-        return _updated(optimizer, gradients, params, optimizer_state), metrics
+        return _updated(optimizer, gradients, params, optimizer_state, share=share), metrics
 
     order = jnp.tile(jnp.arange(count), algorithm.epochs)
     (params, optimizer_state), metrics = jax.lax.scan(one, (state.params, state.optimizer), order)

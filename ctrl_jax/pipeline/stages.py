@@ -88,7 +88,7 @@ TABLE = (
         wanted=lambda experiment: experiment.evaluation.judge is not None,
     ),
     Stage(
-        "policy", 5,
+        "policy", 6,
         needs={**_REFERENCE_AND_REWARD, "calibration": "calibration", "start": "start"},
         reads={"policy": "policy", "lora": "model.lora", "table": "calibration", "seed": "seed"},
         timing="train",

@@ -121,7 +121,25 @@ def algorithm_of(run: Run, options: Policy, calibrated: Calibrated | None) -> Al
 
     if options.beta is not None or calibrated is None:
         return made(options.beta)
-    return made(made(None).first_beta(options.objective, num_references, calibrated.table.rewards))
+    beta = made(None).first_beta(options.objective, num_references, calibrated.table.rewards)
+    if assembly.is_on_policy(options):
+        beta *= learned_share(calibrated.signal)
+    return made(beta)
+
+
+LEAST_LEARNED = 0.25
+"""As far as β goes down on the word of a probe alone: two rests below the budget would bring it as far."""
+
+
+def learned_share(signal: RewardSignal) -> float:
+    """By what the ideal policy's β is multiplied for a policy that learns a part of the reward.
+
+    A policy whose log-ratio has the correlation r with the ideal one has r² of its KL at the same β, to first order in
+    1 / β, and both KLs go as 1 / β²: it meets the budget at r β. For r stands the probe's rank correlation, 1 where the
+    probe saw nothing. The controller trims β from there, as the policy learns more than a linear probe.
+    """
+    probe = signal.learnability
+    return 1.0 if probe is None or probe.bounds[0] <= 0 else max(probe.mean, LEAST_LEARNED)
 
 
 def examples(run: Run, options: Policy, calibrated: Calibrated | None) -> Any:

@@ -8,6 +8,9 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.metrics import RECENT, Row
 
+BRAKED = 0.25
+"""The share of the optimiser's update below which the brake (steps/kl_budget.py) is worth telling."""
+
 TOLERANCE = 1.1
 """Times the budget that still counts as within it: the controller swings about the budget."""
 
@@ -81,7 +84,7 @@ def _why_still(option: str, stage: Policy | Supervised, row: Row) -> str:
 
 
 def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
-    """A function of the last rows of metrics that warns once of constant rewards.
+    """A function of the last rows of metrics that warns once of constant rewards, and once of a brake that is on.
 
     It raises InputError where the KL, a mean of the rows, is beyond `policy.kl_limit` times the budget, and where the
     policy no longer changes (`moving`).
@@ -91,10 +94,10 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
     # From stored responses the KL is an estimate in which a single one of a large ratio may count for a thousand nats.
     if limit is None and policy.beta is None and not isinstance(policy, Stored):
         limit = 10.0
-    warned = False
+    warned = told = False
 
     def watch(recent: Sequence[Row]) -> None:
-        nonlocal warned
+        nonlocal warned, told
         see_it_move(recent)
         if len(recent) < RECENT or "kl" not in recent[-1]:
             return
@@ -105,6 +108,15 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
                 "every prompt were equal: there is nothing to learn from them. Either the policy writes one response "
                 "alone (lower `policy.kl_budget` or `policy.learning_rate`), or the reward gives all "
                 "responses the same.",
+                style="yellow",
+            )
+        if not told and all(row.get("update_share", 1.0) < BRAKED for row in recent):
+            told = True
+            say(
+                f"{label}: of the last {RECENT} updates, up to step {recent[-1]['step']}, "
+                f"{_mean(recent, 'update_share'):.0%} was made: whole ones would carry the KL past its budget of "
+                f"{policy.kl_budget:g}. A lower `policy.learning_rate`, which is {policy.learning_rate:g}, learns as "
+                "fast, and steadier.",
                 style="yellow",
             )
         kl = _mean(recent, "kl")

@@ -1,8 +1,9 @@
-"""The controller that trims β until the measured KL meets the budget.
+"""The controller that trims β until the measured KL meets the budget, and the brake that keeps it from running past.
 
-It starts at the ideal policy's β for the budget. The trained policy is not the ideal one, so its KL misses the budget,
-and it follows β only after a delay, so a controller that merely integrates the error swings around it. Hence a
-proportional and an integral term on log β, once the KL has first reached the budget:
+It starts at the ideal policy's β for the budget, or below by what the probe says that can be learned of the reward
+(pipeline/train.py). The trained policy is not the ideal one, so its KL misses the budget, and it follows β only after a
+delay, so a controller that merely integrates the error swings around it. Hence a proportional and an integral term on
+log β, once the KL has first reached the budget:
 
     e    = clip(KL / budget − 1, ±clip),    KL = mean of the last measurements, nats per response
     base ← base · exp(integral · e)
@@ -21,9 +22,19 @@ Why both: let a policy follow β with a lag of τ steps, d log KL/dt = −(log K
 1 to 2. The damping ratio is then (1 + s · proportional) / (2 √(τ s · integral)): with τ = 12 and s = 1.5 the defaults
 give 1.1. Twice the integral and no proportional term give .5, and let the KL swing by a third for a whole run of 150
 steps; twice the proportional term follows the noise of single steps.
+
+A learning rate that is too high carries the KL past its budget before any β can hold it. So a part of the optimiser's
+update is made where a whole one might do that. Near the reference d = √KL grows by about as much a step as before:
+
+    speed ← max(forget · speed, (d − d_before − noise) / share)        by which a whole update moved d at most
+    share ← clip(room / (margin · speed), least, 1),    room = max(√(limit · budget) − d, d − √budget)
+
+where `noise`, `allowance` standard errors of the KL over d, is what measurements of one policy differ by. The share is
+1 where learning is slow, and it is 1 again once the speed is forgotten; above the budget it leaves room for the way
+back. It is 1 where β is held, for then no budget is kept.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import chex
 import jax
@@ -51,6 +62,10 @@ class State:
     """[] nats per response. Data rather than a constant, so that all budgets share one compiled step."""
     held: jax.Array
     """[] bool, whether β stays as it is."""
+    speed: jax.Array
+    """[] by how much a whole update has raised √KL at most, with what is forgotten of it."""
+    share: jax.Array
+    """[] of the next update, how much is made."""
 
 
 def init(beta: float | jax.Array, *, budget: float, held: bool = False, window: int = 5) -> State:
@@ -66,12 +81,15 @@ def init(beta: float | jax.Array, *, budget: float, held: bool = False, window: 
         jnp.zeros((), jnp.int32),
         jnp.asarray(budget, jnp.float32),
         jnp.asarray(held),
+        jnp.zeros(()),
+        jnp.ones(()),
     )
 
 
 def update(
     state: State,
     measured_kl: jax.Array,
+    standard_error: jax.Array | float = 0.0,
     *,
     proportional: float = 0.4,
     integral: float = 0.03,
@@ -79,7 +97,7 @@ def update(
     patience: int = 10,
     rise: float = 0.05,
 ) -> State:
-    """Takes one step's measured KL [], nats per response over all devices, and trims β.
+    """Takes one step's measured KL [] and its standard error [], nats per response over all devices, and trims β.
 
     The average is over the measurements there are while they are fewer than the window. A measurement of nan makes β
     nan: a run that has lost its KL should stop, not go on at an old β. After Ziegler et al. 2019 (arXiv 1909.08593,
@@ -100,4 +118,27 @@ def update(
     nearer = jnp.where(rests & ~state.held, jnp.sqrt(jnp.maximum(average / state.budget, 0.25)), 1.0)
     base = state.base * nearer * jnp.exp(integral * error)
     beta = base * jnp.exp(proportional * error)
-    return replace(state, beta=beta, base=base, kl=kl, steps=steps, started=started, highest=highest, waited=waited)
+    speed, share = _brake(state, measured_kl, jnp.asarray(standard_error))
+    return State(beta, base, kl, steps, started, highest, waited, state.budget, state.held, speed, share)
+
+
+def _brake(
+    state: State,
+    measured_kl: jax.Array,
+    standard_error: jax.Array,
+    *,
+    limit: float = 1.15,
+    margin: float = 3.0,
+    allowance: float = 1.0,
+    forget: float = 0.99,
+    least: float = 0.02,
+) -> tuple[jax.Array, jax.Array]:
+    """(speed, share) after a measurement."""
+    tiny = jnp.finfo(measured_kl.dtype).tiny
+    last = state.kl[(state.steps - 1) % state.kl.shape[0]]
+    before, distance = (jnp.sqrt(jnp.maximum(kl, 0.0)) for kl in (last, measured_kl))
+    noise = allowance * standard_error / jnp.maximum(distance, tiny)
+    speed = jnp.maximum(forget * state.speed, (distance - before - noise) / state.share)
+    room = jnp.maximum(jnp.sqrt(limit * state.budget) - distance, distance - jnp.sqrt(state.budget))
+    share = jnp.clip(room / jnp.maximum(margin * speed, tiny), least, 1.0)
+    return speed, jnp.where(state.held, 1.0, share)

@@ -77,6 +77,17 @@ def test_constant_rewards_are_told_once(capsys):
     assert "up to 44" in printed and "nothing to learn" in printed
 
 
+def test_a_brake_that_is_on_is_told_once(capsys):
+    see = watch.watcher("example", POLICY)
+    see([*rows([0.4] * 4, update_share=0.1), *rows([0.4], update_share=0.3)])
+    assert capsys.readouterr().out == ""
+    for _ in range(3):
+        see(rows([0.4] * 5, update_share=0.1))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("10% was made") == 1 and "up to step 44" in printed
+    assert "past its budget of 0.5" in printed and "`policy.learning_rate`, which is 0.02" in printed.replace("--", "`")
+
+
 def test_the_best_checkpoint_has_the_highest_reward_within_the_budget():
     def score(kl, reward):
         return watch.score(POLICY, rows(kl, calibrated_reward=reward))

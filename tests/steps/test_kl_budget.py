@@ -105,6 +105,48 @@ def test_a_lost_kl_shows():
     assert np.isnan(run(1.0, [0.5, np.nan, 0.5, 0.5, 0.5], budget=0.5)[-1])
 
 
+def shares(kls, *, budget=1.0, errors=None, held=False):
+    state, found = kl_budget.init(1.0, budget=budget, held=held), []
+    for kl, error in zip(kls, errors or [0.0] * len(kls), strict=True):
+        state = kl_budget.update(state, jnp.float32(kl), jnp.float32(error))
+        found.append(float(state.share))
+    return np.array(found)
+
+
+def test_a_part_of_an_update_is_made_where_three_like_the_last_would_run_past_the_limit():
+    """√KL rises by .1, by .3, and by .3 with a part of an update: by more with a whole one."""
+    room = np.sqrt(1.15) - np.array([0.1, 0.4, 0.7])
+    second = room[1] / (3 * 0.3)
+    np.testing.assert_allclose(shares([0.01, 0.16, 0.49]), [1, second, room[2] / (3 * 0.3 / second)], rtol=1e-5)
+
+
+def test_slow_learning_has_whole_updates():
+    np.testing.assert_array_equal(shares(np.linspace(0, 0.94, 40) ** 2), 1)
+
+
+def test_what_two_measurements_of_one_policy_differ_by_is_no_speed():
+    """Up to a standard error of the KL over √KL, here .1."""
+    np.testing.assert_array_equal(shares([0.25, 0.36, 0.25], errors=[1.0, 0.0601, 0.05]), 1)
+    assert shares([0.9], errors=[0.05])[0] < 1
+
+
+def test_above_the_budget_there_is_room_for_the_way_back():
+    """To √budget, where that is farther than the limit; and from far above, a whole update."""
+    speed = np.sqrt(1.44)
+    np.testing.assert_allclose(shares([1.44])[-1], 0.2 / (3 * speed), rtol=1e-5)
+    assert shares([0.16, 36.0])[-1] == pytest.approx(5 / (3 * 5.6 / ((np.sqrt(1.15) - 0.4) / 1.2)), rel=1e-5)
+
+
+def test_a_share_is_never_0_and_a_speed_is_forgotten():
+    assert shares([1.0, 100.0, 1.0])[-1] == pytest.approx(0.02)
+    later = shares([0.09, 0.81] + [0.81] * 400)
+    assert later[1] < 0.1 and (np.diff(later[1:]) >= 0).all() and later[-1] == 1
+
+
+def test_beta_that_is_held_has_no_brake():
+    np.testing.assert_array_equal(shares([0.5, 4.0], held=True), 1)
+
+
 @pytest.mark.parametrize("start", [0.05, 0.3, 2.0])
 def test_it_settles_on_the_budget_of_a_policy_that_follows(start):
     state = kl_budget.init(start, budget=0.5)

@@ -1,0 +1,54 @@
+"""The β that a policy's training starts with: the ideal policy's, by what can be learned of the reward."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ctrl_jax.config import Calibration, Experiment, GroupProjection, Policy
+from ctrl_jax.devices.mesh import make_mesh
+from ctrl_jax.evaluation import Estimate, RewardSignal
+from ctrl_jax.pipeline import train
+from tests import assembled
+
+REWARDS = np.sort(np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32), axis=1)
+
+
+@pytest.mark.parametrize(
+    ("probe", "share"),
+    [
+        (None, 1.0),
+        (Estimate(0.02, -0.05, 0.09), 1.0),  # it saw nothing
+        (Estimate(0.53, 0.47, 0.58), 0.53),
+        (Estimate(0.1, 0.05, 0.15), 0.25),
+        (Estimate(0.4, None, None), 0.4),
+    ],
+)
+def test_a_policy_that_learns_a_part_of_the_reward_starts_at_a_lower_beta(probe, share):
+    assert train.learned_share(RewardSignal(learnability=probe)) == share
+
+
+def first_beta(options, probe):
+    experiment = Experiment("a", policy=options, calibration=Calibration(samples_per_prompt=32, keep_responses=True))
+    run = SimpleNamespace(
+        experiment=experiment, models=assembled.models(), mesh=make_mesh(1),
+        corpus=SimpleNamespace(tokenizer=SimpleNamespace(eos_ids=(2,))),
+    )  # fmt: skip
+    calibrated = SimpleNamespace(table=SimpleNamespace(rewards=REWARDS), signal=RewardSignal(learnability=probe))
+    return train.algorithm_of(run, options, calibrated).beta
+
+
+PROBE = Estimate(0.5, 0.4, 0.6)
+
+
+def test_the_first_beta_is_the_ideal_ones_times_the_probes_correlation():
+    policy = Policy(transform="identity", kl_budget=0.5)
+    ideal = policy.objective.beta(32, REWARDS)
+    assert first_beta(policy, None) == pytest.approx(ideal)
+    assert first_beta(policy, PROBE) == pytest.approx(0.5 * ideal)
+
+
+def test_a_beta_that_is_given_and_a_target_that_is_fitted_stay():
+    assert first_beta(Policy(transform="identity", beta=0.3), PROBE) == 0.3
+    fitted = GroupProjection(transform="identity", kl_budget=0.5)
+    assert first_beta(fitted, PROBE) == first_beta(fitted, None)
