@@ -242,7 +242,7 @@ class Trainer:
         """How much of an update is made: √KL has room for three times what a whole one raised it by, less the noise."""
         distance, before = (math.sqrt(max(kl, 0)) for kl in (metrics["kl"], self.kls[-1] if self.kls else 0.0))
         noise = metrics["kl_standard_error"] / distance if distance else 0.0
-        self.speed = max(0.99 * self.speed, (distance - before - noise) / self.share)
+        self.speed = max(0.97 * self.speed, (distance - before - noise) / self.share)
         room = max(math.sqrt(1.15 * self.budget) - distance, distance - math.sqrt(self.budget))
         if not self.held:
             self.share = min(max(room / max(3 * self.speed, 1e-30), 0.02), 1)

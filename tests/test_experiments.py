@@ -9,7 +9,10 @@ import pytest
 from ctrl_jax import __main__ as command_line
 from ctrl_jax.commands.experiments import find, load_experiment
 from ctrl_jax.config import Experiment
+from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
+from ctrl_jax.pipeline import assembly
+from tests import assembled
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 FILES = sorted([*FOLDER.glob("*.py"), *FOLDER.glob("rivals/*.py")])
@@ -40,6 +43,16 @@ def test_it_is_found_by_its_name(path, monkeypatch):
     monkeypatch.chdir(FOLDER.parent)
     found = find(name(path))
     assert (found.name, found.experiment) == (name(path), load_experiment(str(path)).experiment())
+
+
+def test_its_options_build_its_algorithm(path):
+    """Every field of an algorithm has a value, from an option of its name or from the training."""
+    experiment = load_experiment(str(path)).experiment()
+    for options in experiment.trainings.values():
+        algorithm = assembly.algorithm(
+            assembled.models(), make_mesh(1), options, beta=0.3, num_references=8, eos_ids=(2,)
+        )
+        assert isinstance(algorithm, assembly.algorithm_class(options))
 
 
 def test_those_in_a_folder_are_named_where_there_is_none(monkeypatch):

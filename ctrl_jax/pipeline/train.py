@@ -1,5 +1,6 @@
 """The main job: align a policy, by the algorithm that the experiment chooses."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -135,11 +136,12 @@ def learned_share(signal: RewardSignal) -> float:
     """By what the ideal policy's β is multiplied for a policy that learns a part of the reward.
 
     A policy whose log-ratio has the correlation r with the ideal one has r² of its KL at the same β, to first order in
-    1 / β, and both KLs go as 1 / β²: it meets the budget at r β. For r stands the probe's rank correlation, 1 where the
-    probe saw nothing. The controller trims β from there, as the policy learns more than a linear probe.
+    1 / β, and both KLs go as 1 / β²: it meets the budget at r β. The probe's rank correlation is linear, and a policy
+    learns more than that, so r is somewhere from there to 1: half way, by its root. 1 where the probe saw nothing. From
+    there the controller trims β; it finds the way down fast, and the way up slowly.
     """
     probe = signal.learnability
-    return 1.0 if probe is None or probe.bounds[0] <= 0 else max(probe.mean, LEAST_LEARNED)
+    return 1.0 if probe is None or probe.bounds[0] <= 0 else max(math.sqrt(probe.mean), LEAST_LEARNED)
 
 
 def examples(run: Run, options: Policy, calibrated: Calibrated | None) -> Any:

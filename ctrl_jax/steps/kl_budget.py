@@ -130,7 +130,7 @@ def _brake(
     limit: float = 1.15,
     margin: float = 3.0,
     allowance: float = 1.0,
-    forget: float = 0.99,
+    forget: float = 0.97,
     least: float = 0.02,
 ) -> tuple[jax.Array, jax.Array]:
     """(speed, share) after a measurement."""
