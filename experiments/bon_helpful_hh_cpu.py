@@ -2,10 +2,12 @@
 
 Claim     A real chat model that is served with best-of-4 wins more when it is trained for that: at one KL,
           exponential(10) beats the identity transform in best-of-4 win rate, on preferences that people gave.
-Cost      Not yet measured; about twice bon_positive_cpu's, and the reward model's training. 270 MB to download.
-Expect    Not yet measured in this setting. With 40 steps of 64 responses and adapters on all layers at a learning rate
-          of 1e-3 it gained nothing: KL .11, best-of-4 win rate .49 (.45-.54). A local copy with 2,000 rows is enough;
-          the download has more.
+Cost      20 minutes of two cores a point; 12 for the reward model and the calibration, which the points share. 270 MB to
+          download.
+Expect    The identity, on the 204 test prompts of a local copy with 2,000 rows: best-of-4 win rate .592 (.563-.619) at
+          KL .303 (.288-.319), 37 % of the ideal lift, by a reward model that is right on .603 of 204 pairs. That run
+          started at the ideal β and had no brake; exponential(10) is not measured. Longer responses have higher rewards
+          (rank correlation .55 within a prompt).
 Command   hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/SmolLM2-135M-Instruct
           make train EXP=bon_helpful_hh_cpu        make sweep EXP=bon_helpful_hh_cpu
 """

@@ -124,7 +124,7 @@ def test_a_whole_training_ends_at_the_ideal_policy(transform, procedure, raw, tm
     params = assembled.train_policy(
         make_mesh(1), tmp_path, reference=REFERENCE, score=reward, prompts=prompts(),
         table=assembled.table_of(raw, None), seed=SEED, transform=transform, procedure=procedure, kl_budget=BUDGET,
-        temperature=TEMPERATURE, steps=200, prompts_per_step=PROMPTS, samples_per_prompt=16, learning_rate=0.15,
+        temperature=TEMPERATURE, steps=260, prompts_per_step=PROMPTS, samples_per_prompt=16, learning_rate=0.15,
         micro_batches=1,
     )  # fmt: skip
     policies, references = [law(params, prompt) for prompt in (0, 1)], reference_laws()
