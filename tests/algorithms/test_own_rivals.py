@@ -27,6 +27,7 @@ from ctrl_jax.algorithms.k_sample import KSample
 from ctrl_jax.algorithms.vbon import Vbon
 from ctrl_jax.devices import programs
 from ctrl_jax.devices.mesh import make_mesh, replicate, shard
+from ctrl_jax.evaluation import RewardSignal
 from ctrl_jax.pipeline import train
 from ctrl_jax.theory import ideal
 from ctrl_jax.theory.objective import Objective
@@ -403,7 +404,7 @@ def test_options_make_their_algorithm_with_a_beta_for_the_budget(kind):
         models=assembled.models(), mesh=make_mesh(1), experiment=config.Experiment("any", policy=options),
         corpus=SimpleNamespace(tokenizer=SimpleNamespace(eos_ids=(fakes.EOS,))),
     )  # fmt: skip
-    calibrated = SimpleNamespace(table=SimpleNamespace(rewards=table))
+    calibrated = SimpleNamespace(table=SimpleNamespace(rewards=table), signal=RewardSignal())
     algorithm = train.algorithm_of(run, options, calibrated)
     assert type(algorithm) is OPTIONS[kind] and algorithm.updates == 1
     if isinstance(options, config.Vbon):
