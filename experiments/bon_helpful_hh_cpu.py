@@ -2,8 +2,8 @@
 
 Claim     A real chat model that is served with best-of-4 wins more when it is trained for that: at one KL,
           exponential(10) beats the identity transform in best-of-4 win rate, on preferences that people gave.
-Cost      20 minutes of two cores a point; 12 for the reward model and the calibration, which the points share. 270 MB to
-          download.
+Cost      20 minutes of two cores a point; 12 for the reward model and the calibration, which the points share.
+          270 MB to download.
 Expect    The identity, on the 204 test prompts of a local copy with 2,000 rows: best-of-4 win rate .592 (.563-.619) at
           KL .303 (.288-.319), 37 % of the ideal lift, by a reward model that is right on .603 of 204 pairs. That run
           started at the ideal β and had no brake; exponential(10) is not measured. Longer responses have higher rewards
