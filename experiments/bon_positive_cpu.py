@@ -4,8 +4,8 @@ SmolLM2-135M-Instruct, or any model directory (`--model.path`), answers conversa
 is VADER's sentiment of the answer, which any language model can steer and nobody has to train.
 
 Claim     At one KL, exponential(10) beats the identity transform in best-of-4 win rate, on a reward without noise.
-Cost      10 minutes of two fast cores a point, 25 of slow ones; 5 for what the points share: calibration and the
-          reference's evaluation. 270 MB of a model to download, no data.
+Cost      About 10 minutes of two fast cores (240 GFLOP/s) a point, and a few for what the points share: calibration
+          and the reference's evaluation. 270 MB of a model to download, no data.
 Expect    On 256 test prompts, measured once. exponential(10): best-of-4 win rate .829 (.809-.846) at KL .729
           (.707-.750), 80 % of the ideal lift. identity: .817 (.797-.834) at KL .766 (.743-.790), 92 % of the ideal
           lift. The difference of 1.1 points (-0.7 to 2.9) is not told from none here; at KL 1.2 it was 1.9 (0.6-3.3).
