@@ -160,10 +160,10 @@ class Trainer:
             if self.epochs * self.minibatches == 1:
                 self.brake(metrics)
             self.optimise(gradient)
-        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} | {"update_share": self.share}
         if self.epochs * self.minibatches > 1:
             self.brake(means)
-        return means | {"update_share": self.share}
+        return means
 
     def loss(self, rollouts: Rollouts, rewards: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
         """(loss, gradient, metrics): Σ_t KL_t − Σ_t G_t a response, with A_t held fixed.

@@ -98,7 +98,8 @@ class Ctrl(Algorithm):
 
     def after(self, extra: Controller, metrics: dict[str, jax.Array]) -> tuple[Controller, dict[str, jax.Array]]:
         controller = kl_budget.update(extra, metrics["kl"], metrics["kl_standard_error"])
-        return controller, {"beta": extra.beta, "update_share": self.share(controller)}
+        braked = controller if self.updates == 1 else extra  # protocol.py: several are made by the state before
+        return controller, {"beta": extra.beta, "update_share": self.share(braked)}
 
     def share(self, extra: Controller) -> jax.Array:
         return extra.share
