@@ -17,7 +17,7 @@ from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.config import Experiment
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
-from ctrl_jax.pipeline import align
+from ctrl_jax.pipeline import align, assembly
 from ctrl_jax.pipeline.run import prepare
 from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.runtime.console import say, table
@@ -35,11 +35,22 @@ def overshoot(kl: np.ndarray, budget: float) -> float:
 
 def trained(experiment: Experiment, work_dir: Path, stages_dir: Path) -> dict[str, np.ndarray]:
     """The metrics of the policy's training, up to where it ended if the KL ran away."""
+    metrics = work_dir / "metrics.jsonl"
     try:
         align.policy(prepare(Workspace(experiment, work_dir, stages_dir, make_mesh(1))))
     except InputError as error:
+        if not metrics.exists():
+            raise
         say(str(error), style="yellow")
-    return read_metrics(work_dir / "metrics.jsonl")
+    return read_metrics(metrics)
+
+
+def on_policy(name: str) -> Experiment:
+    """The experiment, if it samples from its policy."""
+    experiment = load_experiment(name).experiment()
+    if not assembly.is_on_policy(experiment.policy):
+        raise SystemExit(f"{name} learns from given responses, so its KL has no budget on the way; leave it out.")
+    return experiment
 
 
 def main(
@@ -54,10 +65,10 @@ def main(
       factors: what their learning rates are multiplied by.
       runs_dir: where their stages are, and the folder kl_overshoot with these trainings.
     """
+    bases = {name: on_policy(name) for name in experiments}
     setup_compilation_cache(Path(".cache/compiled"))
     rows: list[list[object]] = []
-    for name in experiments:
-        base = load_experiment(name).experiment()
+    for name, base in bases.items():
         for factor in factors:
             policy = replace(base.policy, learning_rate=factor * base.policy.learning_rate)
             work_dir = runs_dir / "kl_overshoot" / f"{name.replace('/', '_')}_x{factor:g}"
