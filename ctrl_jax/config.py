@@ -15,6 +15,7 @@ from ctrl_jax.data.rows import FIELDS, GIVEN
 from ctrl_jax.errors import InputError
 from ctrl_jax.models.architecture import Architecture, from_scratch
 from ctrl_jax.models.lora import Lora as Lora
+from ctrl_jax.steps import combination
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import Objective, Raw
 from ctrl_jax.theory.transforms import Transform
@@ -35,8 +36,9 @@ VOCABULARY = 512
 """Pieces of the trained tokenizer by default, where the data holds so many."""
 
 _SECTIONS = {
-    "Data": "data", "Model": "model", "Supervised": "sft", "RewardModel": "reward_model", "Calibration": "calibration",
-    "Validation": "reward_model.validation", "Policy": "policy", "Evaluation": "evaluation",
+    "Data": "data", "Model": "model", "Supervised": "sft", "RewardModel": "reward_model", "Combine": "combine",
+    "Calibration": "calibration", "Validation": "reward_model.validation", "Policy": "policy",
+    "Evaluation": "evaluation",
 }  # fmt: skip
 """Where an experiment has a dataclass. Fields of others have no section before their name."""
 
@@ -390,6 +392,70 @@ class RewardModel(Supervised):
     @property
     def trained(self) -> bool:
         return self.path is None and self.function is None
+
+
+@dataclass(frozen=True)
+class Combine:
+    """More rewards beside the reward model's, and how all of them make the one that is trained on and judges."""
+
+    rewards: tuple[str, ...] = ()
+    """Each `module:name` of a Python function (prompts, responses) -> floats, or a Hugging Face directory of a sequence
+    classifier with one label. Without any, the reward model's is the only one."""
+    by: str = "smallest_calibrated"
+    """`smallest_calibrated`, the lowest of their ranks among the reference's responses; `log_sigmoids(0.85)`, the sum
+    of log σ(reward − its quantile of that level among the reference's); or `weighted_sum`. For the first two,
+    `calibration.samples_per_prompt` responses more are drawn for each prompt."""
+    weights: tuple[float, ...] = ()
+    """Of `weighted_sum`: the reward model's, and that of each of `rewards`."""
+
+    def __post_init__(self) -> None:
+        _set(self, rewards=tuple(self.rewards), weights=tuple(self.weights))
+        if not self.rewards:
+            _require(
+                not self.weights and self.by == Combine.by,
+                "combine.rewards",
+                self.rewards,
+                f"combine.by is {self.by!r} and combine.weights {self.weights}, but combine.rewards names no reward "
+                "beside the reward model's",
+                "name some, such as rewards:brevity, or leave both out.",
+            )
+            return
+        _set(self, by=str(self.combination))
+        for name in self.functions:
+            _require(
+                name.count(":") == 1,
+                "combine.rewards",
+                name,
+                f"combine.rewards has {name!r}, which is neither a directory here nor module:name",
+                "give a Hugging Face directory of a sequence classifier with one label, or a Python function such as "
+                "rewards:brevity.",
+            )
+        _require(
+            len(set(self.rewards)) == len(self.rewards),
+            "combine.rewards",
+            self.rewards,
+            f"combine.rewards names one reward twice: {self.rewards}",
+            "name it once; `combine.weights` give it more weight.",
+        )
+        if self.by == "weighted_sum":
+            count = 1 + len(self.rewards)
+            _require(
+                len(self.weights) == count and all(map(math.isfinite, self.weights)) and any(self.weights),
+                "combine.weights",
+                self.weights,
+                f"combine.weights are {self.weights}, and there are {count} rewards: the reward model's and those of "
+                "combine.rewards",
+                f"give {count} finite numbers, not all 0.",
+            )
+
+    @property
+    def functions(self) -> list[str]:
+        """The Python functions among `rewards`; the others are directories."""
+        return [name for name in self.rewards if not Path(name).is_dir()]
+
+    @property
+    def combination(self) -> combination.Combination:
+        return combination.parse(self.by, self.weights)
 
 
 @dataclass(frozen=True)
@@ -1047,6 +1113,7 @@ class Experiment:
     model: Model = Model()
     sft: Supervised = Supervised(steps=600, learning_rate=1e-2)
     reward_model: RewardModel = RewardModel(steps=400, learning_rate=3e-3)
+    combine: Combine = Combine()
     calibration: Calibration = Calibration()
     policy: Policy = Policy()
     evaluation: Evaluation = Evaluation()
@@ -1089,8 +1156,21 @@ class Experiment:
             "That one judges every run already",
             "give another one, or leave the option out.",
         )
+        _require(
+            not {self.reward_model.function, self.reward_model.path} & set(self.combine.rewards),
+            "combine.rewards",
+            self.combine.rewards,
+            f"combine.rewards {self.combine.rewards} has the reward model's own reward in it",
+            "leave it out there: `combine.weights` give it more weight.",
+        )
         self._check_policy()
         self._check_stored()
+
+    @property
+    def functions(self) -> list[str]:
+        """The Python functions among its rewards, `module:name`."""
+        own = self.reward_model.function
+        return [*([] if own is None else [own]), *self.combine.functions]
 
     @property
     def trainings(self) -> dict[str, Policy]:

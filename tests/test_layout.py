@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The mesh asks the hosts where a batch's rows are.
     "devices": BASICS | {"steps", "models", "runtime"},
     # The options of adapters and the names of a row's fields belong to the rooms that use them.
-    "config": BASICS | {"theory", "models", "data"},
+    "config": BASICS | {"theory", "steps", "models", "data"},
     "report": PURE | {"checked_json", "evaluation"},
     "rewards": LIBRARY - {"algorithms", "theory"},
     "pipeline": LIBRARY | {"decoding", "rewards", "evaluation"},
@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"errors", "runtime", "commands"},
 }
 # Of a room that a row names, these modules alone.
-ONLY = {"devices": {"steps": {"masked"}}}
+ONLY = {"devices": {"steps": {"masked"}}, "config": {"steps": {"combination"}}}
 PURE_PYTHON = {
     "abc",
     "collections",

@@ -17,7 +17,7 @@ def run(workspace: Workspace) -> Evaluation:
     experiment = workspace.experiment
     with workspace.claimed():
         # Whether a function still answers alike, and whether a judge is the same, takes the data to know.
-        asks = experiment.reward_model.function is not None or experiment.evaluation.judge is not None
+        asks = bool(experiment.functions) or experiment.evaluation.judge is not None
         evaluation = None if asks else evaluate.stored(workspace)
         if evaluation is None:
             check_budget(experiment)

@@ -137,6 +137,11 @@ def _reward(experiment: Experiment, corpus: Corpus, parts: int, given: function.
             function.check(given or function.load(config.function), corpus)
         except InputError as error:
             yield Problem(str(error))
+    for name in experiment.combine.functions if corpus.records["train"] else ():
+        try:
+            function.check(function.load(name, field="combine.rewards"), corpus)
+        except InputError as error:
+            yield Problem(str(error))
     if config.trained and corpus.records["train"]:
         long_prompts = config.long_prompts or corpus.long_prompts
         found = _usable(replace(corpus, long_prompts=long_prompts), "pairs", config.batch_size)

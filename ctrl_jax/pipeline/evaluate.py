@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.data.pipelines import PromptSet
+from ctrl_jax.data.rows import listed
 from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import (
@@ -28,7 +29,7 @@ from ctrl_jax.evaluation import (
     Point,
     RewardQuality,
 )
-from ctrl_jax.pipeline import along, assembly, data, randomness, results, reward_model, scored
+from ctrl_jax.pipeline import along, assembly, data, randomness, results, reward_model, scored, sft
 from ctrl_jax.pipeline.rollouts import in_batches, respond, score
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.stages import timings
@@ -81,9 +82,10 @@ def read(run: Run) -> Evaluation | None:
     judge, evaluation = independent_judge(run), stored(run)
     if evaluation is None:
         return None
-    if run.experiment.reward_model.function is not None:
+    if run.experiment.functions:
         # What a function's answers depend on besides its source is seen by asking it again.
-        reason = scored.changed(run, reward_model.run(run, Trained({}, "")).reward, run.work_dir)
+        reference = sft.run(run) if run.experiment.combine.rewards else Trained({}, "")
+        reason = scored.changed(run, reward_model.run(run, reference).reward, run.work_dir)
         if reason:
             say(f"{reason}. What depends on it is made anew.", style="yellow")
             return None
@@ -344,6 +346,8 @@ def _training_reward(run: Run) -> str:
         else f"the function {config.function}" if config.function is not None
         else "the reward model"
     )  # fmt: skip
+    if (combine := run.experiment.combine).rewards:
+        name = f"{combine.by} of {listed([name, *combine.rewards])},"
     return f"{name} that the policy was trained on"
 
 

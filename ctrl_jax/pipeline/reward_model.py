@@ -14,7 +14,7 @@ from ctrl_jax.devices import parameters
 from ctrl_jax.devices.mesh import shard
 from ctrl_jax.evaluation import VALIDATION_ARRAYS, RewardTraining
 from ctrl_jax.models import lora
-from ctrl_jax.pipeline import assembly, data, optimizers, randomness, supervised
+from ctrl_jax.pipeline import assembly, combine, data, optimizers, randomness, supervised
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.pipeline.validation import LOSS, Validation
@@ -43,11 +43,16 @@ class Rewarded(NamedTuple):
 
 
 def run(run: Run, reference: Trained) -> Rewarded:
-    """The experiment's reward. A reward model is trained, trained on, or read.
+    """The experiment's reward: the reward model's, which is trained, trained on, or read, combined with any others.
 
     Raises:
-      InputError: if the directory or function that was given cannot be used.
+      InputError: if a directory or function that was given cannot be used.
     """
+    rewarded = _alone(run, reference)
+    return rewarded._replace(reward=combine.run(run, reference, rewarded.reward))
+
+
+def _alone(run: Run, reference: Trained) -> Rewarded:
     config = run.experiment.reward_model
     if config.path is not None:
         dtype = run.experiment.model.dtype

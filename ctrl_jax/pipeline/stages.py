@@ -111,6 +111,7 @@ YOUNGER: dict[str, Any] = {
     "evaluation.along": 0,
     "evaluation.along_responses": None,
     "start": None,
+    "combine": {"rewards": [], "by": "smallest_calibrated", "weights": []},
     "model.lora.last_layers": None,
     "reward_model.long_prompts": None,
     "reward_model.validation": {"every": 0, "pairs": 256, "patience": 3},

@@ -150,12 +150,17 @@ def contents(experiment: Experiment, given: function.Function | None = None) -> 
     of_function = None
     if reward.function is not None:
         of_function = given.sources if given is not None else function.sources_of(reward.function)
+    combined = {
+        name: function.sources_of(name) if name in experiment.combine.functions else _of_model(Path(name))
+        for name in experiment.combine.rewards
+    }
     return {
         "data": sources.fingerprint(experiment.data),
         "model": None if model.path is None else _of_model(Path(model.path)),
         "adapter": None if model.adapter is None else downloads.fingerprint(peft.files(Path(model.adapter))),
         "reward_model": None if reward.path is None else _of_model(Path(reward.path)),
         "reward_function": of_function,
+        **({"combined_rewards": combined} if combined else {}),
         "draws": randomness.random_settings(),
     }
 

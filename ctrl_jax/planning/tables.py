@@ -92,6 +92,10 @@ def show(experiment: Experiment, devices: int, efficiency: Efficiency, made: lis
     )
     if found.reward is None:
         say(f"The reward {experiment.reward_model.function} is a function of the host, and not in these tables.")
+    if (combine := experiment.combine).rewards:
+        drawn = experiment.calibration.samples_per_prompt if combine.combination.compares else 0
+        what = f", and {drawn} responses of the reference to every prompt, which they are compared with," * bool(drawn)
+        say(f"What {', '.join(combine.rewards)} take{what} is not in these tables.")
     if experiment.evaluation.judge is not None and found.judge is None:
         say(f"The judge {experiment.evaluation.judge} is a function of the host, and not in these tables.")
 

@@ -21,6 +21,7 @@ from ctrl_jax.commands import report, summary
 from ctrl_jax.commands.train import align
 from ctrl_jax.config import (
     Calibration,
+    Combine,
     Data,
     Evaluation,
     Experiment,
@@ -167,6 +168,22 @@ def fake_features(models, mesh):
     return features
 
 
+def fake_sampler(models, mesh, *, num_samples, **options):
+    """As `assembly.sampler`, for the references that rewards are compared with: of tokens alone."""
+
+    def sample(params, prompts, key):
+        settings, length = (value(params), key_data(key).tolist(), sorted(options.items())), options["max_length"]
+
+        def drawn(row, sample):
+            return np.random.default_rng(digest(settings, row, sample)).integers(3, 200, length)
+
+        rows = np.asarray(prompts.tokens).tolist()
+        tokens = np.array([[drawn(row, sample) for sample in range(num_samples)] for row in rows], np.int32)
+        return Rollouts(prompts, Responses(tokens, np.full(tokens.shape[:2], length)), np.zeros(tokens.shape))
+
+    return sample
+
+
 def key_data(key):
     return np.asarray(jax.random.key_data(key))
 
@@ -186,6 +203,7 @@ FAKES = {
     (assembly, "reward_model_step"): lambda *_, **__: None,
     (assembly, "policy_step"): lambda *_, **__: None,
     (assembly, "pooled_features"): fake_features,
+    (assembly, "sampler"): fake_sampler,
     (assembly, "update"): lambda *_, **__: None,
     # Of the tokens that were drawn, which follow from the parameters.
     (assembly, "log_probs"): lambda *_, **__: (
@@ -216,7 +234,7 @@ def fakes(monkeypatch):
     return fakes
 
 
-# What is run: three experiments, and the files that they name.
+# What is run: the experiments, and the files that they name.
 
 TRAINING = {"steps": 4, "batch_size": 4, "warmup_steps": 1}
 COMMON = {
@@ -243,6 +261,10 @@ EXPERIMENTS = {
     "classifier": Experiment(
         "run", data=JSONL, model=Model(path="model"), sft=Supervised(steps=0),
         reward_model=RewardModel(path="classifier"), **COMMON,
+    ),
+    "combined": Experiment(
+        "run", data=JSONL, model=Model(path="model"), sft=Supervised(steps=0),
+        reward_model=RewardModel(path="classifier"), combine=Combine(rewards=("rewards:reward",)), **COMMON,
     ),
     "trained": Experiment(
         "run", data=Data(dialogues=300, vocabulary_size=300, prompt_length=60), sft=Supervised(**TRAINING),

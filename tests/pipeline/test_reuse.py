@@ -95,6 +95,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "nothing (trained reward)": ("trained", nothing),
     "nothing (classifier)": ("classifier", nothing),
     "nothing (a start)": ("start", nothing),
+    "nothing (two rewards)": ("combined", nothing),
     "a row of train.jsonl": ("function", text("data/train.jsonl", "What is 3", "What was 3")),
     "a row of validation.jsonl": ("function", text("data/validation.jsonl", "What is", "What was")),
     "a row of test.jsonl": ("function", text("data/test.jsonl", "What is", "What was")),
@@ -122,6 +123,9 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "one that a function of it imports": ("function", text("lazily.py", "1", "2")),
     "a file that it reads": ("function", text("scale.json", "1.0", "-1.0")),
     "a file that it reads (a start)": ("start", text("scale.json", "1.0", "-1.0")),
+    "the module of a second reward": ("combined", text("rewards.py", "% 97", "% 89")),
+    "a file that a second reward reads": ("combined", text("scale.json", "1.0", "-1.0")),
+    "a weight of the first": ("combined", weight("classifier")),
     "a module beside it": ("function", text("unused.py", "1", "2")),
     "a weight of the classifier": ("classifier", weight("classifier")),
     "the classifier's chat template": ("classifier", added("classifier/chat_template.jinja", TEMPLATE)),
@@ -176,6 +180,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "data.format": "plain",
             },
             "start": {"start.steps": 5, "start": None},
+            "combined": {"combine.rewards": ("rewards:reward_too",), "combine.by": "log_sigmoids(0.5)"},
             "trained": {
                 "data.source": "dialogues/harmless",
                 "data.seed": 1,
@@ -210,6 +215,7 @@ ELSEWHERE = {
     "data.path": "the data moved", "model.path": "the model moved", "reward_model.path": "the classifier moved",
     "model.lora.alpha": "--model.lora.rank", "model.lora.targets": "--model.lora.rank",
     "model.lora.last_layers": "--model.lora.rank",
+    "combine.weights": "--combine.by",
     "reward_model.validation.pairs": "--reward-model.validation.every",
     "reward_model.validation.patience": "--reward-model.validation.every",
 }  # fmt: skip
