@@ -15,7 +15,7 @@ from ctrl_jax.data.rows import FIELDS, GIVEN
 from ctrl_jax.errors import InputError
 from ctrl_jax.models.architecture import Architecture, from_scratch
 from ctrl_jax.models.lora import Lora as Lora
-from ctrl_jax.steps import combination
+from ctrl_jax.steps import combination, ensemble
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import Objective, Raw
 from ctrl_jax.theory.transforms import Transform
@@ -363,10 +363,31 @@ class RewardModel(Supervised):
     """What becomes of the pairs of longer prompts: dropped, or their prompts cut on the left. By default as
     `data.long_prompts`, which keeps its word for the prompts of policies."""
     validation: Validation = Validation()
+    members: int = 1
+    """Heads on the reward model's trunk, each trained on a bootstrap sample of the pairs: several are an ensemble."""
+    ensemble: str = "mean"
+    """What makes one reward of the members': `mean`, `median`, `min`, or `penalized(1)`, the mean less the members'
+    variance times that number."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         expand_user(self, "path")
+        _positive(self, "members")
+        _set(self, ensemble=ensemble.parse(self.ensemble)[0])
+        _require(
+            self.members == 1 or self.trained,
+            "reward_model.members",
+            self.members,
+            f"RewardModel.members is {self.members}, and the reward is given: {self.path or self.function}",
+            "leave one of the two out: an ensemble is trained here.",
+        )
+        _require(
+            self.members > 1 or self.ensemble == RewardModel.ensemble,
+            "reward_model.ensemble",
+            self.ensemble,
+            f"RewardModel.ensemble is {self.ensemble!r}, of {self.members} member",
+            "ask for several (`reward_model.members=4`), or leave it out.",
+        )
         _require(
             self.path is None or self.function is None,
             "reward_model.path",

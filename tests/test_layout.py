@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"errors", "runtime", "commands"},
 }
 # Of a room that a row names, these modules alone.
-ONLY = {"devices": {"steps": {"masked"}}, "config": {"steps": {"combination"}}}
+ONLY = {"devices": {"steps": {"masked"}}, "config": {"steps": {"combination", "ensemble"}}}
 PURE_PYTHON = {
     "abc",
     "collections",

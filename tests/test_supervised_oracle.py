@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ctrl_jax.devices.mesh import make_mesh
+from ctrl_jax.steps.ensemble import bootstrap_weights
 from ctrl_jax.types import Examples, Prompts, Responses
 from tests import assembled, oracle
 from tests.steps import fakes
@@ -89,7 +90,33 @@ class AdamW:
         self.step = count
 
 
+MEMBERS = 3
+
+
+def ensemble_reward(params: jax.Array, prompts: Prompts, responses: Responses) -> jax.Array:
+    """Raw rewards [B, N, M]: each member has a table of its own."""
+    return jnp.stack([reward(params[member], prompts, responses) for member in range(MEMBERS)], axis=-1)
+
+
+def weighted_bradley_terry(params: np.ndarray, batch: Examples) -> tuple[dict[str, float], np.ndarray]:
+    """As `bradley_terry`, of each member by its bootstrap sample; the accuracy is that of the least of the members."""
+    weights = np.asarray(bootstrap_weights(jnp.asarray(batch.prompts.ids), jax.random.key(0), MEMBERS))
+    loss, gradient = 0.0, np.zeros(params.shape)
+    for row, member in np.ndindex(weights.shape):
+        values, slope = bradley_terry(params[member], jax.tree.map(lambda x, row=row: x[row : row + 1], batch))
+        loss += weights[row, member] * values["loss"] / weights.sum()
+        gradient[member] += weights[row, member] * slope / weights.sum()
+    rewards = np.asarray(ensemble_reward(*jax.tree.map(jnp.asarray, (params, batch.prompts, batch.responses)))).min(-1)
+    right = np.mean((1 + np.sign(rewards[:, 0] - rewards[:, 1])) / 2)
+    return {"loss": float(loss), "accuracy": float(right)}, gradient
+
+
 KINDS = {
+    "reward ensemble": (
+        ensemble_reward,
+        weighted_bradley_terry,
+        np.stack([REWARD_START, -REWARD_START, 0 * REWARD_START]),
+    ),
     "sft": (None, negative_log_likelihood, SFT_START),
     "reward model": (reward, bradley_terry, REWARD_START),
     "reward model, clipped": (partial(reward, scale=20), partial(bradley_terry, scale=20), REWARD_START / 20),
@@ -103,6 +130,7 @@ def test_the_assembled_steps_are_the_oracles(kind, devices, micro_batches):
     product = assembled.supervised_training(
         make_mesh(devices), start=start, reward=score, micro_batches=micro_batches,
         steps=OF, warmup_steps=WARMUP, learning_rate=RATE, batch_size=BATCH,
+        members=MEMBERS if "ensemble" in kind else 1,
     )  # fmt: skip
     expected = AdamW(np.asarray(start, np.float64))
     norms = []

@@ -19,17 +19,35 @@ class Networks(NamedTuple):
     decoder: decoder.Decoder
     policy: Policy
     reward: RewardApply
+    """Of an ensemble, [B, N, members]."""
+    members: int = 1
+    """Heads of the reward model."""
 
 
 def create(
-    architecture: Architecture, adapters: Lora, *, rematerialize: bool = False, fused_attention: bool = False
+    architecture: Architecture,
+    adapters: Lora,
+    *,
+    members: int = 1,
+    rematerialize: bool = False,
+    fused_attention: bool = False,
 ) -> Networks:
-    """The networks of an architecture; `fused_attention` as `attention.has_kernel` finds it on their mesh."""
+    """The networks of an architecture.
+
+    Args:
+      architecture: its sizes.
+      adapters: what is trained beside it, if anything.
+      members: heads of the reward model; several are an ensemble.
+      rematerialize: compute activations anew in the backward pass.
+      fused_attention: as `attention.has_kernel` finds it on their mesh.
+    """
     language_model = decoder.Decoder(architecture, adapters, rematerialize, fused_attention)
-    reward_model = reward.RewardModel(architecture, adapters, rematerialize, fused_attention)
-    return Networks(
-        architecture, adapters, language_model, decoder.policy(language_model), reward.reward_apply(reward_model)
-    )
+    reward_model = (
+        reward.RewardModel(architecture, adapters, rematerialize, fused_attention) if members == 1
+        else reward.RewardEnsemble(architecture, members, adapters, rematerialize, fused_attention)
+    )  # fmt: skip
+    policy, rewards = decoder.policy(language_model), reward.reward_apply(reward_model)
+    return Networks(architecture, adapters, language_model, policy, rewards, members)
 
 
 def initial(networks: Networks, key: jax.Array) -> Params:
@@ -45,8 +63,9 @@ def initial_adapters(networks: Networks, params: Params, key: jax.Array) -> Para
 
 
 def initial_head(networks: Networks) -> Params:
-    """A reward model's head. Zeros: every response starts with the same reward, whatever the trunk."""
-    return {"head": {"kernel": jnp.zeros((networks.architecture.width, 1)), "bias": jnp.zeros(1)}}
+    """A reward model's heads. Zeros: every response starts with the same reward, whatever the trunk."""
+    width, members = networks.architecture.width, networks.members
+    return {"head": {"kernel": jnp.zeros((width, members)), "bias": jnp.zeros(members)}}
 
 
 def merged(networks: Networks, params: Params) -> Params:

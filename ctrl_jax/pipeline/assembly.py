@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from ctrl_jax import config
 from ctrl_jax.algorithms.bradley_terry import BradleyTerry
+from ctrl_jax.algorithms.bradley_terry_ensemble import BradleyTerryEnsemble
 from ctrl_jax.algorithms.protocol import Algorithm, Source
 from ctrl_jax.algorithms.sft import Sft
 from ctrl_jax.devices import accelerators
@@ -21,6 +22,7 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, lora, networks
 from ctrl_jax.models.networks import Networks
 from ctrl_jax.steps import kl, logprobs, probe, sampling
+from ctrl_jax.steps.ensemble import Ensemble
 from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Responses, Rollouts, Score
 
 
@@ -81,6 +83,20 @@ def reward_model_step(
 ) -> Step:
     """(state, frozen, preference pairs) to (state, metrics)."""
     return update(parts, mesh, optimizer, BradleyTerry(parts.reward), micro_batches=micro_batches)
+
+
+def reward_ensemble_step(
+    parts: Networks,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation,
+    *,
+    one: Ensemble,
+    seed: int,
+    micro_batches: int | None = None,
+) -> Step:
+    """(state, frozen, preference pairs) to (state, metrics) of a reward model with several heads."""
+    algorithm = BradleyTerryEnsemble(parts.reward, parts.members, one, seed)
+    return update(parts, mesh, optimizer, algorithm, micro_batches=micro_batches)
 
 
 def algorithm_class(policy: config.Policy) -> type[Algorithm]:

@@ -7,11 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ctrl_jax.algorithms.bradley_terry import BradleyTerry
 from ctrl_jax.data.pipelines import ExampleSet
 from ctrl_jax.devices import parameters
 from ctrl_jax.devices.mesh import shard
+from ctrl_jax.devices.programs import Step
 from ctrl_jax.evaluation import VALIDATION_ARRAYS, RewardTraining
 from ctrl_jax.models import lora
 from ctrl_jax.pipeline import assembly, combine, data, optimizers, randomness, supervised
@@ -24,7 +26,7 @@ from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.metrics import read_metrics
 from ctrl_jax.runtime.stages import Stage
-from ctrl_jax.steps import preference
+from ctrl_jax.steps import ensemble, preference
 from ctrl_jax.types import Metric, Params
 
 LABEL = "reward model"
@@ -81,14 +83,29 @@ def _train(run: Run, reference: Trained) -> Rewarded:
         start=start,
         frozen=frozen,
         optimizer=optimizer,
-        step=assembly.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches),
+        step=_step(run, optimizer),
         examples=pairs.examples,
         metrics=BradleyTerry.metrics,
         validation=validation,
     )
     params = lora.overlay(frozen, done.params)
-    reward = trained.reward(run.models, run.mesh, params, fingerprint=done.stage)
+    reward = trained.reward(run.models, run.mesh, params, fingerprint=done.stage, one=_made_one(run))
     return _described(reward, done, pairs, stage, validation)
+
+
+def _step(run: Run, optimizer: optax.GradientTransformation) -> Step:
+    config, one = run.experiment.reward_model, _made_one(run)
+    if one is None:
+        return assembly.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
+    return assembly.reward_ensemble_step(
+        run.models, run.mesh, optimizer, one=one, seed=run.experiment.seed, micro_batches=config.micro_batches
+    )
+
+
+def _made_one(run: Run) -> ensemble.Ensemble | None:
+    """What makes one reward of the members'; None where there is one."""
+    config = run.experiment.reward_model
+    return ensemble.parse(config.ensemble)[1] if config.members > 1 else None
 
 
 def _validation(run: Run, frozen: Params) -> Validation:
@@ -100,7 +117,7 @@ def _validation(run: Run, frozen: Params) -> Validation:
     config = run.experiment.reward_model
     options = config.validation
     pairs = data.pairs(run.corpus, "validation", count=options.pairs, long_prompts=config.long_prompts).examples
-    score, count = scorer(run.models, run.mesh), len(pairs.prompts.ids)
+    score, one, count = scorer(run.models, run.mesh), _made_one(run), len(pairs.prompts.ids)
     # Of one size, so that it compiles once; the last is filled up from the first pairs.
     batches = [np.arange(start, start + config.batch_size) % count for start in range(0, count, config.batch_size)]
 
@@ -109,7 +126,8 @@ def _validation(run: Run, frozen: Params) -> Validation:
         for index in batches:
             batch = shard(run.mesh, jax.tree.map(lambda x, index=index: np.asarray(x)[index], pairs))
             found.append(np.asarray(hosts.fetch(score(whole, batch.prompts, batch.responses))))
-        return _quality(np.concatenate(found)[:count])
+        rewards = np.concatenate(found)[:count]
+        return _quality(rewards if one is None else np.asarray(one(jnp.asarray(rewards))))
 
     return Validation(options.every, options.patience, config.steps, count, measure, _VALIDATED)
 

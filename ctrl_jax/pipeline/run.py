@@ -60,7 +60,8 @@ def prepare(workspace: Workspace) -> Run:
 
 def networks_of(workspace: Workspace, sizes: architecture.Architecture) -> networks.Networks:
     """The networks of these sizes, with the attention that runs on the workspace's devices."""
-    model = workspace.experiment.model
+    model, members = workspace.experiment.model, workspace.experiment.reward_model.members
     return networks.create(
-        sizes, model.lora, rematerialize=model.rematerialize, fused_attention=attention.has_kernel(workspace.mesh)
-    )
+        sizes, model.lora,
+        members=members, rematerialize=model.rematerialize, fused_attention=attention.has_kernel(workspace.mesh),
+    )  # fmt: skip

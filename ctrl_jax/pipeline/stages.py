@@ -114,6 +114,8 @@ YOUNGER: dict[str, Any] = {
     "combine": {"rewards": [], "by": "smallest_calibrated", "weights": []},
     "model.lora.last_layers": None,
     "reward_model.long_prompts": None,
+    "reward_model.members": 1,
+    "reward_model.ensemble": "mean",
     "reward_model.validation": {"every": 0, "pairs": 256, "patience": 3},
 }
 """Options that came after the first results on disk, and the value that gives those results: an option that has it is

@@ -19,6 +19,12 @@ def bradley_terry(chosen: jax.Array, rejected: jax.Array, mask: jax.Array | None
     return masked_mean(jax.nn.softplus(-_margin(chosen, rejected, mask)), mask)
 
 
+def weighted_bradley_terry(chosen: jax.Array, rejected: jax.Array, weights: jax.Array) -> Mean:
+    """As `bradley_terry`, each pair with a weight [...] of 0 or more."""
+    losses = jax.nn.softplus(-_margin(chosen, rejected, weights > 0))
+    return Mean(jnp.sum(weights * losses), jnp.sum(weights))
+
+
 def accuracy(chosen: jax.Array, rejected: jax.Array, mask: jax.Array | None = None) -> Mean:
     """Mean of 1{chosen > rejected} + ½ 1{chosen = rejected} over pairs [...]."""
     return masked_mean((1 + jnp.sign(_margin(chosen, rejected, mask))) / 2, mask)

@@ -141,6 +141,20 @@ def test_a_reward_is_the_same_alone_in_a_batch_and_with_more_padding():
     assert np.std(together) > 0.1
 
 
+def test_each_head_of_an_ensemble_is_a_reward_model():
+    sizes, members = CONFIG.architecture(V), 3
+    single, ensemble = reward.RewardModel(sizes), reward.RewardEnsemble(sizes, members)
+    params = jax.jit(single.init)(KEYS[3], PROMPTS, RESPONSES)["params"]
+    kernel, bias = jax.random.normal(KEYS[0], (CONFIG.width, members)), jnp.arange(members, dtype=jnp.float32)
+    heads = {"params": params | {"head": {"kernel": kernel, "bias": bias}}}
+    together = jax.jit(reward.reward_apply(ensemble))(heads, PROMPTS, RESPONSES)
+    apply = jax.jit(reward.reward_apply(single))
+    for member in range(members):
+        head = {"kernel": kernel[:, member : member + 1], "bias": bias[member : member + 1]}
+        alone = apply({"params": params | {"head": head}}, PROMPTS, RESPONSES)
+        np.testing.assert_allclose(together[..., member], alone, atol=1e-5)
+
+
 def test_padding_changes_no_gradient():
     model, params = build()
     mask = length_mask(RESPONSES.lengths, T)

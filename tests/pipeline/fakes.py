@@ -137,6 +137,8 @@ class Fakes:
             # Some tie, and their differences are log-odds that say something.
             rewards = [[digest(seen, row, text) % 13 / 4 for text in texts] for row, texts in rows]
             self.scored.append(np.array(rewards, np.float32))
+            if models.members > 1:  # the second of an ensemble says nothing
+                return np.stack([self.scored[-1], *[0 * self.scored[-1]] * (models.members - 1)], axis=-1)
             return self.scored[-1]
 
         return score
@@ -201,6 +203,7 @@ FAKES = {
     (supervised, "starting"): lambda mesh, state: state,
     (assembly, "sft_step"): lambda *_, **__: None,
     (assembly, "reward_model_step"): lambda *_, **__: None,
+    (assembly, "reward_ensemble_step"): lambda *_, **__: None,
     (assembly, "policy_step"): lambda *_, **__: None,
     (assembly, "pooled_features"): fake_features,
     (assembly, "sampler"): fake_sampler,

@@ -202,6 +202,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "reward_model.checkpoint_every": 3,
                 "reward_model.long_prompts": "truncate",
                 "reward_model.validation.every": 2,
+                "reward_model.members": 2,
             },
         }.items()
         for name, new in options.items()
@@ -215,7 +216,7 @@ ELSEWHERE = {
     "data.path": "the data moved", "model.path": "the model moved", "reward_model.path": "the classifier moved",
     "model.lora.alpha": "--model.lora.rank", "model.lora.targets": "--model.lora.rank",
     "model.lora.last_layers": "--model.lora.rank",
-    "combine.weights": "--combine.by",
+    "combine.weights": "--combine.by", "reward_model.ensemble": "--reward-model.members",
     "reward_model.validation.pairs": "--reward-model.validation.every",
     "reward_model.validation.patience": "--reward-model.validation.every",
 }  # fmt: skip

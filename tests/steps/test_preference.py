@@ -148,3 +148,16 @@ def test_wilson_interval_matches_scipy():
     for index in range(len(wins)):
         interval = stats.binomtest(int(wins[index]), int(count[index])).proportion_ci(0.95, method="wilson")
         assert (low[index], high[index]) == pytest.approx((interval.low, interval.high), abs=1e-4)
+
+
+def test_pairs_count_by_their_weight_and_those_of_none_not_at_all(pairs):
+    weights = np.array([0.0, 1.0, 3.0], np.float32) * np.ones(pairs.shape[1:], np.float32)
+    chosen, rejected = (side.copy() for side in pairs)
+    chosen[:, 0] = np.nan  # has the weight 0
+    losses = np.log1p(np.exp(rejected - chosen))[:, 1:]
+    found = preference.weighted_bradley_terry(chosen, rejected, weights)
+    assert found.value == pytest.approx((losses * [1, 3]).sum() / 64, rel=1e-5)
+    gradient = jax.grad(lambda c: preference.weighted_bradley_terry(c, rejected, weights).value)(jnp.asarray(chosen))
+    assert np.isfinite(gradient).all() and not np.asarray(gradient)[:, 0].any()
+    ones = preference.weighted_bradley_terry(*pairs, jnp.ones(pairs.shape[1:]))
+    assert ones.value == pytest.approx(float(preference.bradley_terry(*pairs).value), rel=1e-6)
