@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         score,
         win_rate,
     )
+    from ctrl_jax.library.rewards import combined_reward
     from ctrl_jax.library.theory import (
         best_of,
         best_of_poisson,
@@ -78,6 +79,7 @@ __all__ = [  # noqa: RUF022 (in the order of docs/library.md)
     "Aligned",
     "Model",
     "align",
+    "combined_reward",
     "generate",
     "load_model",
     # Parts of a loop of your own, for jax.jit.
@@ -97,6 +99,7 @@ _MODULES = {
     "library.align": ("Aligned", "align"),
     "library.model": ("Model", "generate", "load_model"),
     "library.ranks": ("Interval", "calibrate", "difference", "interval", "judged_win_rate", "score", "win_rate"),
+    "library.rewards": ("combined_reward",),
     "library.theory": (
         *("best_of", "best_of_poisson", "ideal_policy", "mixture", "procedure", "sampling", "soft_best_of"),
         *("transform", "worst_of"),

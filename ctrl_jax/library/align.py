@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,6 +17,7 @@ from ctrl_jax.data.rows import GIVEN
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.library.model import Model, Prompt, generate, longest_prompt, records
+from ctrl_jax.library.rewards import Reward
 from ctrl_jax.pipeline import align as pipeline
 from ctrl_jax.pipeline import evaluate, export, train
 from ctrl_jax.pipeline.run import Run, prepare
@@ -31,9 +32,6 @@ PROMPT_LENGTH = 64
 """Tokens of a prompt that there is always room for, so that test prompts may be longer than those to train on."""
 TESTED = "test_prompts.jsonl"
 """The prompts of the last evaluation, in the work directory."""
-
-Reward = Callable[[list[Any], list[str]], Sequence[float]]
-"""(prompts as they were given, a response to each) to a raw reward of each."""
 
 
 @dataclass(frozen=True, eq=False)
