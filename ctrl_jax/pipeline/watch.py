@@ -1,12 +1,14 @@
 """What the metrics of a policy's training say about its health: which checkpoint is best, and when to stop."""
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 
 from ctrl_jax.config import Policy, Stored, Supervised
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.metrics import RECENT, Row
+from ctrl_jax.theory.procedures import Sampling
 
 BRAKED = 0.25
 """The share of the optimiser's update below which the brake (steps/kl_budget.py) is worth telling."""
@@ -83,13 +85,65 @@ def _why_still(option: str, stage: Policy | Supervised, row: Row) -> str:
     )
 
 
+PAID = 1 / 3
+"""The share of the ideal policy's gain in rank below which a KL is worth telling: nine tenths of it buy nothing."""
+PAID_STEPS = 20
+
+
+def paying(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
+    """A function of the last rows of metrics that says, once, where the KL buys little of the reward.
+
+    Near the reference the gain in rank goes with the root of the KL: a policy with a share s of the ideal one's gain at
+    its KL would have it for s² of that KL. The rest is what the updates move at random. Judged on PAID_STEPS steps at a
+    time, by the upper end of the 95 % interval of their mean rank.
+    """
+    rows: list[Row] = []
+    told = False
+
+    def watch(recent: Sequence[Row]) -> None:
+        nonlocal told
+        row = recent[-1]
+        if told or row["step"] <= policy.warmup_steps or not row.keys() >= {"kl", "calibrated_reward"}:
+            return
+        rows.append(row)
+        if len(rows) < PAID_STEPS:
+            return
+        rank, kl = _mean(rows, "calibrated_reward"), _mean(rows, "kl")
+        error = statistics.stdev(row["calibrated_reward"] for row in rows) / math.sqrt(PAID_STEPS)
+        rows.clear()
+        ideal = _ideal_rank(policy, kl)
+        if ideal is None or rank + 1.96 * error - 0.5 >= PAID * (ideal - 0.5):
+            return
+        told = True
+        say(
+            f"{label}: in the {PAID_STEPS} steps up to {row['step']} a response had a mean rank of {rank:.3f} at a KL "
+            f"of {kl:.3g}, for which the ideal policy has {ideal:.3f}. Most of this KL is what the updates do at "
+            f"random. A lower `policy.learning_rate`, which is {policy.learning_rate:g}, with more `policy.steps`, or "
+            "more responses a step (`policy.prompts_per_step`), gets more of the reward for it; if neither does, the "
+            "reward is one that this model can hardly learn.",
+            style="yellow",
+        )
+
+    return watch
+
+
+def _ideal_rank(policy: Policy, kl: float) -> float | None:
+    """The mean rank of the ideal policy at a KL; None of a raw reward, or where no policy has that KL."""
+    try:
+        ideal = policy.objective.ideal(kl)
+    except InputError:
+        return None
+    return None if ideal is None else ideal.win_rate(Sampling())
+
+
 def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
-    """A function of the last rows of metrics that warns once of constant rewards, and once of a brake that is on.
+    """A function of the last rows of metrics that warns once of constant rewards, of a brake that is on, and of a KL
+    that buys little (`paying`).
 
     It raises InputError where the KL, a mean of the rows, is beyond `policy.kl_limit` times the budget, and where the
     policy no longer changes (`moving`).
     """
-    see_it_move = moving(label, "policy", policy)
+    see_it_move, see_it_pay = moving(label, "policy", policy), paying(label, policy)
     limit = policy.kl_limit
     # From stored responses the KL is an estimate in which a single one of a large ratio may count for a thousand nats.
     if limit is None and policy.beta is None and not isinstance(policy, Stored):
@@ -99,6 +153,7 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
     def watch(recent: Sequence[Row]) -> None:
         nonlocal warned, told
         see_it_move(recent)
+        see_it_pay(recent)
         if len(recent) < RECENT or "kl" not in recent[-1]:
             return
         if not warned and all(row["constant_rewards"] == 1 for row in recent):

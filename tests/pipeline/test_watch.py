@@ -146,3 +146,49 @@ def test_what_changes_in_one_step_of_ten_or_by_plan_is_not_still():
     fed(see, [30], largest_update=1e-9)
     # A cosine ends near 0.
     fed(see, range(135, 151))
+
+
+def paid(rank, kl, *, noise=0.0, steps=100, policy=POLICY, **others):
+    """A watcher that sees steps of alternating ranks, rank ± noise."""
+    see, seen = watch.paying("example", policy), []
+    for step in range(1, steps + 1):
+        seen.append({"step": step, "kl": kl, "calibrated_reward": rank + noise * (-1) ** step, **others})
+        see(seen[-5:])
+
+
+def gain(policy, kl):
+    return policy.objective.ideal(kl).win_rates["sampling"] - 0.5
+
+
+def test_a_kl_that_buys_little_is_told_once(capsys):
+    kl = 0.2
+    paid(0.5 + 0.3 * gain(POLICY, kl), kl)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("Most of this KL is what the updates do at random") == 1
+    first = POLICY.warmup_steps + watch.PAID_STEPS
+    assert (
+        f"in the 20 steps up to {first} " in printed and f"the ideal policy has {0.5 + gain(POLICY, kl):.3f}" in printed
+    )
+    assert "policy.learning_rate`, which is 0.02" in printed.replace("--", "`").replace(
+        "learning-rate", "learning_rate"
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "noise", "changes"),
+    [
+        (0.4, 0.0, {}),
+        (0.2, 0.2, {}),  # too noisy to tell
+        (0.0, 0.0, {"transform": "raw"}),  # no theory of ranks
+    ],
+)
+def test_a_kl_that_pays_or_may_pay_is_not_told(capsys, share, noise, changes):
+    paid(0.5 + share * gain(POLICY, 0.2), 0.2, noise=noise, policy=dataclasses.replace(POLICY, **changes))
+    assert capsys.readouterr().out == ""
+
+
+def test_an_algorithm_that_measures_no_rank_is_not_judged(capsys):
+    see = watch.paying("example", POLICY)
+    for step in range(1, 60):
+        see([{"step": step, "loss": 0.5}])
+    assert capsys.readouterr().out == ""
