@@ -12,6 +12,7 @@ from ctrl_jax.report import pictures, run_page, sweep_page, table
 from ctrl_jax.report.charts import CHARTS, headline
 from ctrl_jax.report.comparison import Comparison
 from ctrl_jax.report.measurements import Run, read_run
+from ctrl_jax.report.methods import AtEqualKl
 from ctrl_jax.report.names import spoken
 from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.panels import along, pareto
@@ -66,12 +67,17 @@ def write(work_dir: pathlib.Path) -> pathlib.Path:
     return index
 
 
+COLUMNS = 3
+"""Panels beside each other in a picture of several."""
+
+
 def write_sweep_report(
     sweep_dir: pathlib.Path,
     points: Sequence[Status],
     runs: Mapping[str, Run],
     comparisons: Sequence[Comparison],
     notes: Sequence[str],
+    at_equal_kl: Sequence[AtEqualKl] = (),
 ) -> pathlib.Path:
     """Writes the page and the figures of a sweep into its directory; returns the page's path.
 
@@ -84,6 +90,7 @@ def write_sweep_report(
       runs: what the points that are done measured, by their names.
       comparisons: of points with the baseline.
       notes: why others are not compared.
+      at_equal_kl: of methods with several points each.
     """
     notes = [*(f"{point.name} failed: {point.reason}" for point in points if point.reason), *notes]
     curves: list[Panel] = []
@@ -96,9 +103,9 @@ def write_sweep_report(
         for kind, panels in figures.items():
             if panels:
                 name = f"{kind}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure)}"
-                _write_figure(sweep_dir / name, panels, columns=1)
+                _write_figure(sweep_dir / name, panels, columns=min(COLUMNS, len(panels)))
     index = sweep_dir / "sweep.html"
-    write_bytes(index, sweep_page.render(sweep_dir.name, points, notes, comparisons, curves).encode())
+    write_bytes(index, sweep_page.render(sweep_dir.name, points, notes, comparisons, curves, at_equal_kl).encode())
     return index
 
 

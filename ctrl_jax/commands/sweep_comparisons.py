@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 from ctrl_jax.commands.point import Point
 from ctrl_jax.errors import InputError
+from ctrl_jax.report import methods
 from ctrl_jax.report.comparison import Comparison, compare, sentences
 from ctrl_jax.report.measurements import Run, read_run
+from ctrl_jax.report.methods import AtEqualKl
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.theory import procedures
 
@@ -15,8 +17,9 @@ IDENTITY = "identity"
 
 
 def check(points: Sequence[Point], baseline: str) -> None:
-    """Refuses a baseline that is neither a transform of the sweep nor one of its points. The default may be absent."""
-    known = dict.fromkeys([*(point.experiment.policy.transform for point in points), *(point.name for point in points)])
+    """Refuses a baseline that is neither a transform or method of the sweep nor one of its points. The default may be
+    absent."""
+    known = dict.fromkeys([*(point.experiment.policy.method for point in points), *(point.name for point in points)])
     if baseline not in (*known, IDENTITY):
         raise InputError(
             f"`baseline` is {baseline!r}",
@@ -34,23 +37,25 @@ class Beside(NamedTuple):
     comparisons: list[Comparison]
     notes: list[str]
     """Why points are not among them."""
+    at_equal_kl: list[AtEqualKl]
+    """Methods with several points each, where the baseline is one."""
 
 
 def compared(points: Sequence[Point], baseline: str) -> Beside:
     """Compares points that are done.
 
-    Each point is compared with the point of the baseline transform, trained for its procedure, whose measured KL is
-    nearest to its own, among those that were evaluated beside the same responses of the reference. Where the baseline
-    is a point, all others are compared with that.
+    Each point is compared with the point of the baseline transform (or another method), trained for its procedure,
+    whose measured KL is nearest to its own, among those that were evaluated beside the same responses of the reference.
+    Where the baseline is a point, all others are compared with that.
     """
-    beside = Beside({}, [], [])
+    beside = Beside({}, [], [], [])
     for point in points:
         try:
             beside.runs[point.name] = read_run(point.work_dir)
         except InputError as error:
             beside.notes.append(f"{point.name} is not compared: {error}")
     readable = [point for point in points if point.name in beside.runs]
-    of_baseline = [point for point in readable if baseline in (point.name, point.experiment.policy.transform)]
+    of_baseline = [point for point in readable if baseline in (point.name, point.experiment.policy.method)]
     for point in readable:
         reasons: list[str] = []
         for one in [] if point in of_baseline else _nearest(point, of_baseline, beside.runs, baseline):
@@ -62,6 +67,12 @@ def compared(points: Sequence[Point], baseline: str) -> Beside:
                 reasons.append(f"{point.name} is not compared: {error}")
         else:
             beside.notes.extend(reasons[:1])
+    for procedure in dict.fromkeys(beside.runs[point.name].procedure for point in readable):
+        by_method: dict[str, list[Run]] = {}
+        for point in readable:
+            if beside.runs[point.name].procedure == procedure:
+                by_method.setdefault(point.experiment.policy.method, []).append(beside.runs[point.name])
+        beside.at_equal_kl.extend(methods.at_equal_kl(by_method, baseline, procedure))
     return beside
 
 
@@ -86,5 +97,12 @@ def show(beside: Beside) -> None:
     if rows:
         columns = ["point", "less", "win rate, procedure", "KL, nats per response", "win rate at equal KL"]
         table("differences on the same prompts, with paired 95 % intervals", columns, rows)
+    rows = [
+        [one.method, one.baseline, f"{one.kl:.3f}", f"{one.difference.run:.3f}", f"{one.difference.difference:+.3f}"]
+        for one in beside.at_equal_kl
+    ]
+    if rows:
+        columns = ["method", "less", "KL, nats per response", "win rate", "difference"]
+        table("methods at equal KL, between the points of each, with paired 95 % intervals", columns, rows)
     for line in (*map(sentences, beside.comparisons), *beside.notes):
         say(line)

@@ -16,10 +16,10 @@ from ctrl_jax.commands.point import Point
 from ctrl_jax.commands.sweep_comparisons import IDENTITY, Beside
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Evaluation
-from ctrl_jax.pipeline import results
+from ctrl_jax.pipeline import assembly, results
 from ctrl_jax.pipeline.divisible import check_batches_divide
 from ctrl_jax.pipeline.workspace import Workspace, check_claim, claimed, contents
-from ctrl_jax.report.status import Status
+from ctrl_jax.report.status import Cost, Status
 from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import locked, plain, read_json, write_bytes, write_json
@@ -119,9 +119,15 @@ def publish(
         write_json(sweep_dir / "sweep.json", {"points": [status.as_json() for status in found]})
         done = [point for point, status in zip(points, found, strict=True) if status.evaluation is not None]
         beside = sweep_comparisons.compared(done, baseline)
-        tree = {"baseline": baseline, "comparisons": [one.as_json() for one in beside.comparisons]}
+        tree = {
+            "baseline": baseline,
+            "comparisons": [one.as_json() for one in beside.comparisons],
+            "methods": [one.as_json() for one in beside.at_equal_kl],
+        }
         write_json(sweep_dir / "differences.json", tree)
-        page = report.write_sweep_report(sweep_dir, found, beside.runs, beside.comparisons, beside.notes)
+        page = report.write_sweep_report(
+            sweep_dir, found, beside.runs, beside.comparisons, beside.notes, beside.at_equal_kl
+        )
         return page, beside
 
 
@@ -195,6 +201,7 @@ def _status(point: Point, sweep_dir: Path, started: bool) -> Status:
     status = Status(
         name=point.name,
         transform=policy.transform,
+        method=policy.method,
         procedure=procedures.parse(policy.procedure).name,
         kl_budget=policy.kl_budget,
         state="done" if done else "running" if running else "failed" if failed else "missing",
@@ -205,9 +212,18 @@ def _status(point: Point, sweep_dir: Path, started: bool) -> Status:
     if not done:
         return status
     try:
-        return dataclasses.replace(status, evaluation=evaluation(point))
+        found = evaluation(point)
+        return dataclasses.replace(status, evaluation=found, cost=_cost(point, found))
     except InputError as error:  # it was written, with a number that no evaluation can have
         return dataclasses.replace(status, state="failed", reason=str(error))
+
+
+def _cost(point: Point, found: Evaluation) -> Cost:
+    policy = point.experiment.policy
+    epochs, _ = assembly.updates(policy)
+    pairs = not (assembly.is_on_policy(policy) or assembly.learns_from_stored(policy))
+    batch = policy.steps * policy.prompts_per_step * (2 if pairs else policy.samples_per_prompt)
+    return Cost(batch if assembly.is_on_policy(policy) else 0, epochs * batch, found.timings.get("train"))
 
 
 def evaluation(point: Point) -> Evaluation:

@@ -121,7 +121,7 @@ def compare(run: Run, baseline: Run, *, names: tuple[str, str]) -> Comparison:
     sides = (run, baseline)
     with double_precision():
         tables = {
-            f"{judge}_win_rates": {rule: _paired(*(_win_rates(one, rule, judge) for one in sides)) for rule in rules}
+            f"{judge}_win_rates": {rule: _paired(*(win_rates(one, rule, judge) for one in sides)) for rule in rules}
             for judge, same in judges.items()
             if same and all(f"policy_{judge}" in one.arrays for one in sides)
         }
@@ -131,7 +131,7 @@ def compare(run: Run, baseline: Run, *, names: tuple[str, str]) -> Comparison:
             baseline=names[1],
             prompts=len(run.arrays["policy_rewards"]),
             procedure=run.procedure,
-            win_rates={rule: _paired(*(_win_rates(one, rule) for one in sides)) for rule in rules},
+            win_rates={rule: _paired(*(win_rates(one, rule) for one in sides)) for rule in rules},
             kl=_paired(*(one.arrays[KL_ARRAY] for one in sides))
             if all(KL_ARRAY in one.arrays for one in sides)
             else None,
@@ -226,13 +226,17 @@ def _at_equal_kl(run: Run, baseline: Run, rules: Sequence[str]) -> tuple[float |
         both = None if ours is None or theirs is None else comparison.kl_range(ours, theirs)
         if ours is not None and theirs is not None and both is not None:
             kl = both[1]  # the same for every procedure
-            run_there, baseline_there = (float(comparison.at_kl(one, kl, _key()).mean) for one in (ours, theirs))
-            difference = Estimate.of(*comparison.difference_at_kl(ours, theirs, kl, _key()))
-            found[rule] = Difference(run_there, baseline_there, difference)
+            found[rule] = at_kl(ours, theirs, kl)
     return kl, found
 
 
-def _win_rates(run: Run, procedure: str, judge: str | None = None) -> np.ndarray:
+def at_kl(run: Curve, baseline: Curve, kl: float) -> Difference:
+    """Two curves at a KL that both have."""
+    run_there, baseline_there = (float(comparison.at_kl(one, kl, _key()).mean) for one in (run, baseline))
+    return Difference(run_there, baseline_there, Estimate.of(*comparison.difference_at_kl(run, baseline, kl, _key())))
+
+
+def win_rates(run: Run, procedure: str, judge: str | None = None) -> np.ndarray:
     """[B] of the policy's picks by the training reward, as that or another judge decides."""
     rule = procedures.parse(procedure)
     policy, reference = (jnp.asarray(run.arrays[f"{side}_rewards"]) for side in ("policy", "reference"))

@@ -2,9 +2,20 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ctrl_jax.evaluation import Evaluation
+
+
+class Cost(NamedTuple):
+    """What a policy's training took, without the stages that it shares with others."""
+
+    drawn: int
+    """Responses of the policy that were drawn and scored."""
+    learned: int
+    """Responses that updates were made by; one that several updates were made by counts as often."""
+    seconds: float | None
+    """Of the training; None where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,15 @@ class Status:
     """The path of its page, from the sweep's directory; None while there is none."""
     evaluation: Evaluation | None = None
     """None unless the state is done."""
+    method: str = ""
+    """What figures call its algorithm; without one, its transform."""
+    cost: Cost | None = None
+    """None unless the state is done."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", self.method or self.transform)
 
     def as_json(self) -> dict[str, Any]:
         """Its entry in sweep.json, which leaves the evaluation to the point's own file."""
-        return {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name != "evaluation"}
+        tree = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name != "evaluation"}
+        return tree | {"cost": None if self.cost is None else self.cost._asdict()}

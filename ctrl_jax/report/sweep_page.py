@@ -6,6 +6,7 @@ from typing import Any
 
 from ctrl_jax.report import html
 from ctrl_jax.report.comparison import Comparison, sentences
+from ctrl_jax.report.methods import AtEqualKl
 from ctrl_jax.report.names import short_name
 from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.panels import pareto
@@ -19,9 +20,10 @@ def render(
     notes: Sequence[str] = (),
     comparisons: Sequence[Comparison] = (),
     curves: Sequence[Panel] = (),
+    at_equal_kl: Sequence[AtEqualKl] = (),
 ) -> str:
     """The report of a sweep, as HTML: the Pareto figure of each procedure in it, curves along trainings, all runs with
-    their states, and what they differ by from a baseline."""
+    their states, what they differ by from a baseline, and methods at equal KL."""
     order = list(dict.fromkeys(point.procedure for point in points))
     panels = [panel for procedure in order for panel in pareto.panels(_of(points, procedure), procedure)]
     differences = [_difference_row(one) for one in comparisons]
@@ -43,6 +45,8 @@ def render(
         notes=notes,
         differences=differences,
         others=list(dict.fromkeys(name for row in differences for name in row["others"])),
+        at_equal_kl=at_equal_kl,
+        several_methods=any(point.method != point.transform for point in points),
         has_equal_kl=any(one.equal_kl is not None for one in comparisons),
     )  # fmt: skip
 

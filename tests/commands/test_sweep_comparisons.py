@@ -115,7 +115,14 @@ def test_the_sweeps_files_have_the_differences(points, monkeypatch, tmp_path):
     page, beside = sweep_points.publish(tmp_path, points, baseline="identity")
     tree = json.loads((tmp_path / "differences.json").read_text())
     assert beside.comparisons == compared(points, "identity").comparisons
-    assert tree == {"baseline": "identity", "comparisons": [one.as_json() for one in beside.comparisons]}
+    assert tree == {
+        "baseline": "identity",
+        "comparisons": [one.as_json() for one in beside.comparisons],
+        "methods": [one.as_json() for one in beside.at_equal_kl],
+    }
+    (equal,) = tree["methods"]
+    assert (equal["method"], equal["baseline"]) == ("exponential(10)", "identity")
+    assert equal["difference"] == beside.at_equal_kl[0].difference.as_json()
     words = visible(page.read_text())
     for one in beside.comparisons:
         estimate = one.win_rates["best_of_4"].difference
@@ -123,6 +130,8 @@ def test_the_sweeps_files_have_the_differences(points, monkeypatch, tmp_path):
         assert f"{one.run} {one.baseline} {shown}" in words
         kl = f"{one.kl.difference.mean:+.3f} [{one.kl.difference.low:+.3f}, {one.kl.difference.high:+.3f}]"
         assert kl.replace("-", "−") in words and f"at {one.equal_kl:.3f} nats" in words
+    found = beside.at_equal_kl[0]
+    assert f"exponential(10) identity, best-of-4 {found.kl:.3f} {100 * found.difference.run:.1f} %" in words
     assert "another_seed is not compared" in words and "On the same prompts" in words
     assert {path.name for path in tmp_path.glob("along_*.png")} == {"along_best_of_4.png", "along_worst_of_4.png"}
 

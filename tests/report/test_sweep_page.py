@@ -1,7 +1,7 @@
 from ctrl_jax.report import sweep_page
 from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.statistics import lift_share
-from ctrl_jax.report.status import Status
+from ctrl_jax.report.status import Cost, Status
 from tests.report.pages import links, visible
 
 
@@ -40,3 +40,26 @@ def test_a_sweep_shows_every_point_with_its_state(run: Run) -> None:
 def test_a_sweep_of_nothing_yet_says_so(words_only: None) -> None:
     text = sweep_page.render("bon", [Status("a", "identity", "best_of_4", 0.5, "missing")])
     assert "No run of the sweep has been evaluated yet" in text
+
+
+def test_other_algorithms_are_named_with_what_their_training_took(run: Run) -> None:
+    points = [
+        Status(
+            "ours",
+            "exponential(10)",
+            "best_of_4",
+            0.6,
+            "done",
+            evaluation=run.evaluation,
+            cost=Cost(76800, 76800, 81.4),
+        ),
+        Status(
+            "dpo", "raw", "best_of_4", 0.6, "done", evaluation=run.evaluation, method="DPO", cost=Cost(0, 9600, None)
+        ),
+        Status("later", "raw", "best_of_4", 0.6, "missing", method="DPO"),
+    ]
+    words = visible(sweep_page.render("rivals", points))
+    assert "state run method KL budget" in words and "done dpo DPO 0.6" in words
+    assert "What each training took" in words and "ours 76,800 76,800 81" in words and "dpo 0 9,600 –" in words
+    without = visible(sweep_page.render("bon", points[:1]))
+    assert "state run transform KL budget" in without and "What each training took" not in without

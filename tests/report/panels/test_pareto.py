@@ -47,3 +47,29 @@ def test_points_that_coincide_are_nested(finished: pathlib.Path) -> None:
     orders = [marks[name].get_zorder() for name in by_size]
     assert orders == sorted(orders), "the smallest in front"
     assert sizes["far"] == min(sizes.values())
+
+
+def test_of_many_methods_each_has_a_panel_beside_ctrls(finished: pathlib.Path) -> None:
+    evaluation = read_run(finished).evaluation
+    low, high = (dataclasses.replace(evaluation, kl=Estimate(kl, kl - 0.02, kl + 0.02)) for kl in (0.3, 0.9))
+    names = ["exponential(10)", "identity", "GRPO", "DPO", "IPO", "SLiC", "BOND"]
+    points = [
+        Status(
+            f"{name}_{i}", name if name in names[:2] else "raw", "best_of_4", 0.6, "done", evaluation=run, method=name
+        )
+        for name in names
+        for i, run in enumerate((high, low))
+    ]
+    panels = pareto.panels(points, "best_of_4")
+    assert [panel.title for panel in panels] == names
+    limits = set()
+    for name, panel in zip(names, panels, strict=True):
+        axes = drawn(panel)
+        limits.add((axes.get_xlim(), axes.get_ylim()))
+        assert sorted(x for x, _ in marks(axes)) == [0.3, 0.9], "its own runs"
+        legend = axes.get_legend()
+        assert legend is not None
+        texts = [text.get_text() for text in legend.get_texts()]
+        assert texts == ["best possible", *names[:2], *([] if name in names[:2] else [name])]
+    assert len(limits) == 1, "all on the same axes"
+    assert len(pareto.panels([point for point in points if point.method != "BOND"], "best_of_4")) == 1
