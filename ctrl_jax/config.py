@@ -365,35 +365,17 @@ class RewardModel(Supervised):
     validation: Validation = Validation()
     members: int = 1
     """Heads on the reward model's trunk, each trained on a bootstrap sample of the pairs: several are an ensemble."""
-    ensemble: str = "mean"
-    """What makes one reward of the members': `mean`, `median`, `min`, or `penalized(1)`, the mean less the members'
-    variance times that number."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         expand_user(self, "path")
         _positive(self, "members")
-        _set(self, ensemble=ensemble.parse(self.ensemble)[0])
         _require(
             self.members == 1 or self.trained,
             "reward_model.members",
             self.members,
             f"RewardModel.members is {self.members}, and the reward is given: {self.path or self.function}",
             "leave one of the two out: an ensemble is trained here.",
-        )
-        _require(
-            self.members > 1 or self.ensemble == RewardModel.ensemble,
-            "reward_model.ensemble",
-            self.ensemble,
-            f"RewardModel.ensemble is {self.ensemble!r}, of {self.members} member",
-            "ask for several (`reward_model.members=4`), or leave it out.",
-        )
-        _require(
-            self.path is None or self.function is None,
-            "reward_model.path",
-            self.path,
-            f"RewardModel.path is {self.path!r} and RewardModel.function {self.function!r}",
-            "give one of them.",
         )
         _require(
             self.function is None or self.function.count(":") == 1,
@@ -417,11 +399,14 @@ class RewardModel(Supervised):
 
 @dataclass(frozen=True)
 class Combine:
-    """More rewards beside the reward model's, and how all of them make the one that is trained on and judges."""
+    """How several rewards make the one that is trained on and judges: those of an ensemble, and others beside it."""
 
+    ensemble: str = "mean"
+    """What makes one reward of an ensemble's members (`reward_model.members`): `mean`, `median`, `min`, or
+    `penalized(1)`, the mean less the members' variance times that number."""
     rewards: tuple[str, ...] = ()
-    """Each `module:name` of a Python function (prompts, responses) -> floats, or a Hugging Face directory of a sequence
-    classifier with one label. Without any, the reward model's is the only one."""
+    """More rewards beside the reward model's, each `module:name` of a Python function (prompts, responses) -> floats,
+    or a Hugging Face directory of a sequence classifier with one label."""
     by: str = "smallest_calibrated"
     """`smallest_calibrated`, the lowest of their ranks among the reference's responses; `log_sigmoids(0.85)`, the sum
     of log σ(reward − its quantile of that level among the reference's); or `weighted_sum`. For the first two,
@@ -430,26 +415,23 @@ class Combine:
     """Of `weighted_sum`: the reward model's, and that of each of `rewards`."""
 
     def __post_init__(self) -> None:
-        _set(self, rewards=tuple(self.rewards), weights=tuple(self.weights))
-        if not self.rewards:
+        _set(self, ensemble=ensemble.parse(self.ensemble)[0], rewards=tuple(map(os.path.expanduser, self.rewards)))
+        _set(self, weights=tuple(self.weights), by=str(self.combination))
+        _require(
+            bool(self.rewards) or (not self.weights and self.by == Combine.by),
+            "combine.rewards",
+            self.rewards,
+            f"combine.by is {self.by!r} and combine.weights {self.weights}, but combine.rewards names no reward beside "
+            "the reward model's",
+            "name some, such as rewards:brevity, or leave both out.",
+        )
+        for name in self.rewards:
             _require(
-                not self.weights and self.by == Combine.by,
-                "combine.rewards",
-                self.rewards,
-                f"combine.by is {self.by!r} and combine.weights {self.weights}, but combine.rewards names no reward "
-                "beside the reward model's",
-                "name some, such as rewards:brevity, or leave both out.",
-            )
-            return
-        _set(self, by=str(self.combination))
-        for name in self.functions:
-            _require(
-                name.count(":") == 1,
+                _is_directory(name) or name.count(":") == 1,
                 "combine.rewards",
                 name,
-                f"combine.rewards has {name!r}, which is neither a directory here nor module:name",
-                "give a Hugging Face directory of a sequence classifier with one label, or a Python function such as "
-                "rewards:brevity.",
+                f"combine.rewards has {name!r}, which is neither module:name nor a directory",
+                "give a Python function such as rewards:brevity, or a path with a / in it of a sequence classifier.",
             )
         _require(
             len(set(self.rewards)) == len(self.rewards),
@@ -458,25 +440,40 @@ class Combine:
             f"combine.rewards names one reward twice: {self.rewards}",
             "name it once; `combine.weights` give it more weight.",
         )
-        if self.by == "weighted_sum":
-            count = 1 + len(self.rewards)
-            _require(
-                len(self.weights) == count and all(map(math.isfinite, self.weights)) and any(self.weights),
-                "combine.weights",
-                self.weights,
-                f"combine.weights are {self.weights}, and there are {count} rewards: the reward model's and those of "
-                "combine.rewards",
-                f"give {count} finite numbers, not all 0.",
-            )
+        count = 1 + len(self.rewards)
+        _require(
+            not self.rewards
+            or self.by != "weighted_sum"
+            or (len(self.weights) == count and all(map(math.isfinite, self.weights)) and any(self.weights)),
+            "combine.weights",
+            self.weights,
+            f"combine.weights are {self.weights}, and there are {count} rewards: the reward model's and those of "
+            "combine.rewards",
+            f"give {count} finite numbers, not all 0.",
+        )
 
     @property
     def functions(self) -> list[str]:
-        """The Python functions among `rewards`; the others are directories."""
-        return [name for name in self.rewards if not Path(name).is_dir()]
+        """The Python functions among `rewards`."""
+        return [name for name in self.rewards if not _is_directory(name)]
+
+    @property
+    def directories(self) -> list[str]:
+        return [name for name in self.rewards if _is_directory(name)]
+
+    @property
+    def compares(self) -> bool:
+        """Whether responses are compared with the reference's."""
+        return bool(self.rewards) and self.combination.compares
 
     @property
     def combination(self) -> combination.Combination:
         return combination.parse(self.by, self.weights)
+
+
+def _is_directory(name: str) -> bool:
+    """By its looks: a run is read where the directory is gone, too."""
+    return os.sep in name
 
 
 @dataclass(frozen=True)
@@ -1195,12 +1192,19 @@ class Experiment:
         )
         _require(
             self.evaluation.judge is None
-            or self.evaluation.judge not in (self.reward_model.function, self.reward_model.path),
+            or self.evaluation.judge not in (self.reward_model.function, self.reward_model.path, *self.combine.rewards),
             "evaluation.judge",
             self.evaluation.judge,
             f"Evaluation.judge is {self.evaluation.judge!r}, which is also the reward that the policy is trained on. "
             "That one judges every run already",
             "give another one, or leave the option out.",
+        )
+        _require(
+            self.reward_model.members > 1 or self.combine.ensemble == Combine.ensemble,
+            "combine.ensemble",
+            self.combine.ensemble,
+            f"combine.ensemble is {self.combine.ensemble!r}, of {self.reward_model.members} member",
+            "ask for several (`reward_model.members=4`), or leave it out.",
         )
         _require(
             not {self.reward_model.function, self.reward_model.path} & set(self.combine.rewards),

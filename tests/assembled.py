@@ -21,7 +21,7 @@ from ctrl_jax.devices.mesh import replicate, shard
 from ctrl_jax.models import networks
 from ctrl_jax.pipeline import assembly, optimizers, randomness, watch
 from ctrl_jax.runtime import loop
-from ctrl_jax.steps import calibration, ensemble
+from ctrl_jax.steps import calibration
 from ctrl_jax.types import Examples, Experience, PolicyBatch, Prompts, Responses, RewardApply, Rollouts
 from tests.steps import fakes
 
@@ -186,9 +186,7 @@ def supervised_training(
     optimizer = optimizers.supervised(config.Supervised(**stage))
     if members > 1:
         parts = models(reward)._replace(members=members)
-        step = assembly.reward_ensemble_step(
-            parts, mesh, optimizer, one=ensemble.least, seed=0, micro_batches=micro_batches
-        )
+        step = assembly.reward_ensemble_step(parts, mesh, optimizer, seed=0, micro_batches=micro_batches)
     else:
         make = assembly.sft_step if reward is None else assembly.reward_model_step
         step = make(models(reward), mesh, optimizer, micro_batches=micro_batches)

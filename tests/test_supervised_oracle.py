@@ -99,14 +99,14 @@ def ensemble_reward(params: jax.Array, prompts: Prompts, responses: Responses) -
 
 
 def weighted_bradley_terry(params: np.ndarray, batch: Examples) -> tuple[dict[str, float], np.ndarray]:
-    """As `bradley_terry`, of each member by its bootstrap sample; the accuracy is that of the least of the members."""
+    """As `bradley_terry`, of each member by its bootstrap sample; the accuracy is that of their mean."""
     weights = np.asarray(bootstrap_weights(jnp.asarray(batch.prompts.ids), jax.random.key(0), MEMBERS))
     loss, gradient = 0.0, np.zeros(params.shape)
     for row, member in np.ndindex(weights.shape):
         values, slope = bradley_terry(params[member], jax.tree.map(lambda x, row=row: x[row : row + 1], batch))
         loss += weights[row, member] * values["loss"] / weights.sum()
         gradient[member] += weights[row, member] * slope / weights.sum()
-    rewards = np.asarray(ensemble_reward(*jax.tree.map(jnp.asarray, (params, batch.prompts, batch.responses)))).min(-1)
+    rewards = np.asarray(ensemble_reward(*jax.tree.map(jnp.asarray, (params, batch.prompts, batch.responses)))).mean(-1)
     right = np.mean((1 + np.sign(rewards[:, 0] - rewards[:, 1])) / 2)
     return {"loss": float(loss), "accuracy": float(right)}, gradient
 

@@ -2,7 +2,8 @@
 
     L = Σ_i Σ_m w_im softplus(−(r_m(chosen_i) − r_m(rejected_i))) / Σ_i Σ_m w_im,    w_im ~ Poisson(1)
 
-as in bradley_terry.py for each member. The heads start alike, at 0: what tells the members apart is their pairs.
+as in bradley_terry.py for each member; the accuracy is that of their mean. The heads start alike, at 0: what tells the
+members apart is their pairs.
 """
 
 from dataclasses import dataclass
@@ -22,8 +23,6 @@ class BradleyTerryEnsemble(Algorithm):
     reward: RewardApply
     """To [B, 2, M]."""
     members: int
-    one: ensemble.Ensemble
-    """What makes one reward of the members', whose accuracy is reported."""
     seed: int
     """Of the bootstrap samples."""
 
@@ -40,5 +39,5 @@ class BradleyTerryEnsemble(Algorithm):
         return preference.weighted_bradley_terry(rewards[:, 0], rewards[:, 1], targets), rewards
 
     def measure(self, batch: PreferencePairs, targets: Any, auxiliary: jax.Array) -> dict[str, Mean | StandardError]:
-        rewards = self.one(auxiliary)
+        rewards = ensemble.mean(auxiliary)
         return {"accuracy": preference.accuracy(rewards[:, 0], rewards[:, 1])}

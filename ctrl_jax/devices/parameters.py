@@ -32,11 +32,11 @@ def adapt_decoder(parts: Networks, mesh: Mesh, key: jax.Array, params: Params) -
 def adapt_reward(parts: Networks, mesh: Mesh, key: jax.Array, reference: Params) -> tuple[Params, Params]:
     """(frozen, trained) parameters of a reward model whose trunk starts as the reference."""
     trunk = reference["params"]
-    head = placed(mesh, functools.partial(networks.initial_head, parts))["head"]
+    head = placed(mesh, functools.partial(networks.initial_head, parts))
     if parts.lora.rank == 0:
-        return {}, {"params": {"trunk": trunk, "head": head}}
+        return {}, {"params": {"trunk": trunk, **head}}
     adapters = _init_adapters(parts, mesh, key, trunk)
-    return {"params": {"trunk": trunk}}, {"params": {"head": head}, "lora": {"trunk": adapters}}
+    return {"params": {"trunk": trunk}}, {"params": head, "lora": {"trunk": adapters}}
 
 
 def _init_adapters(parts: Networks, mesh: Mesh, key: jax.Array, params: Params) -> Params:

@@ -27,6 +27,9 @@ _NORMS = ("attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm", 
 
 RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("embedding", "embedding"): ("vocabulary", "width"),
+    # Of an ensemble of reward models: a column a member.
+    ("heads", "kernel"): ("width", None),
+    ("heads", "bias"): (None,),
     **{(name, "kernel"): axes for name, axes in _KERNELS.items()},
     # Vectors over the width are as small as they are many: whole on each device.
     **{(name, "bias"): (None if out == "width" else out,) for name, (_, out) in _KERNELS.items()},

@@ -109,7 +109,7 @@ class Aligned:
                 _write_rows(self.work_dir / TESTED, found)
                 assert run.reward_function is not None and asked_run.given is not None, "align gives both"
                 reward = function.reward(run.reward_function, asked_run.given)
-                evaluation = evaluate.run(asked_run, self._trained._replace(reward=reward))
+                evaluation = evaluate.run(asked_run, self._trained._replace(reward=reward, alone=reward))
         return evaluation
 
     def report(self) -> Path:

@@ -1,13 +1,19 @@
 """Several rewards of texts as one, for `align` and for trainers of your own."""
 
-from collections.abc import Callable, Sequence
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ctrl_jax.errors import InputError
 from ctrl_jax.library.model import Model, Prompt, generate
-from ctrl_jax.steps import combination
+from ctrl_jax.models import weights as weight_files
+from ctrl_jax.rewards import function
+from ctrl_jax.runtime.stages import fingerprint
+from ctrl_jax.steps import calibration, combination
 
 Reward = Callable[[list[Any], list[str]], Sequence[float]]
 """(prompts as they were given, a response to each) to a raw reward of each."""
@@ -51,17 +57,19 @@ def combined_reward(
     Raises:
       InputError: for an option that cannot be used.
     """
-    made, weights = combination.parse(by, tuple(weights)), tuple(weights)
+    made, given = combination.parse(by, tuple(weights)), tuple(weights)
     if len(rewards) < 2:
         raise InputError(
             f"rewards has {len(rewards)}", field="rewards", value=len(rewards), remedy="give at least two functions."
         )
-    if isinstance(made, combination.WeightedSum) and len(weights) != len(rewards):
+    if isinstance(made, combination.WeightedSum) and not (
+        len(given) == len(rewards) and all(map(math.isfinite, given))
+    ):
         raise InputError(
-            f"There are {len(weights)} weights and {len(rewards)} rewards",
+            f"weights is {given}, and there are {len(rewards)} rewards",
             field="weights",
-            value=weights,
-            remedy="give one for each.",
+            value=given,
+            remedy="give a finite number for each.",
         )
     if made.compares and reference is None:
         raise InputError(
@@ -70,28 +78,67 @@ def combined_reward(
             value=None,
             remedy="give the model that the policy starts from, as load_model returns it.",
         )
-    known: dict[str, np.ndarray] = {}  # [K, R] by the prompt
+    draws = {"num_samples": references, "max_length": max_length, "temperature": temperature, "seed": seed}
+    return Combined(tuple(rewards), made, reference if made.compares else None, draws)
 
-    def scores(prompts: list[Any], responses: list[str]) -> np.ndarray:
-        return np.stack([np.asarray(reward(prompts, responses), np.float32) for reward in rewards], axis=-1)
 
-    def of_references(prompts: list[Prompt]) -> np.ndarray:
-        new = {repr(prompt): prompt for prompt in prompts if repr(prompt) not in known}
-        if new:
-            assert reference is not None, "refused above"
-            texts = generate(
-                reference, [*new.values()],
-                num_samples=references, max_length=max_length, temperature=temperature, seed=seed,
-            )  # fmt: skip
-            asked = [prompt for prompt in new.values() for _ in range(references)]
-            found = scores(asked, [text for row in texts for text in row])
-            known.update(zip(new, found.reshape(len(new), references, -1), strict=True))
-        return np.stack([known[repr(prompt)] for prompt in prompts])
+@dataclass(eq=False)
+class Combined:
+    """A combination of rewards as a function of texts, which `combined_reward` makes."""
 
-    def combined(prompts: list[Any], responses: list[str]) -> list[float]:
-        values = scores(prompts, responses)[:, None]
-        compared = of_references(prompts) if made.compares else None
-        ones: list[float] = np.asarray(made(values, compared))[:, 0].tolist()  # type: ignore[arg-type]
+    rewards: tuple[Reward, ...]
+    combination: combination.Combination
+    reference: Model | None
+    """None where nothing is compared."""
+    draws: Mapping[str, Any]
+    """How the reference is drawn from: options of `generate`."""
+    _known: dict[str, np.ndarray] = field(default_factory=dict)
+    """[K, R] by the prompt: what the rewards gave the reference's responses to it."""
+
+    def __call__(self, prompts: list[Any], responses: list[str]) -> list[float]:
+        values = self._scores(prompts, responses)[:, None]
+        compared = None if self.reference is None else self._of_references(self.reference, prompts)
+        ones: list[float] = np.asarray(self.combination(values, compared))[:, 0].tolist()  # type: ignore[arg-type]
         return ones
 
-    return combined
+    @functools.cached_property
+    def known_by(self) -> dict[str, str]:
+        """What its answers depend on, by which `align` recognises it."""
+        parts = [function.given(reward).sources for reward in self.rewards]
+        reference = self.reference and {
+            "weights": weight_files.fingerprint(self.reference.path),
+            **vars(self.reference),
+        }
+        named = ("weights", "path", "adapter", "dtype", "format")
+        return {
+            "rewards": fingerprint({"parts": parts}),
+            "combination": repr(self.combination),
+            "reference": repr(reference and {name: str(reference[name]) for name in named}),
+            "draws": repr(dict(self.draws)),
+        }
+
+    def _scores(self, prompts: list[Any], responses: list[str]) -> np.ndarray:
+        """[n, R]"""
+        found = []
+        for place, reward in enumerate(self.rewards):
+            values = np.asarray(reward(prompts, responses), np.float32)
+            if values.shape != (len(responses),) or calibration.out_of_range(values).any():
+                raise InputError(
+                    f"rewards[{place}] returned an array of shape {values.shape} for {len(responses)} responses, or "
+                    "one with a number that is not finite",
+                    field=f"rewards[{place}]",
+                    value=values.shape,
+                    remedy="return one finite float for each.",
+                )
+            found.append(values)
+        return np.stack(found, axis=-1)
+
+    def _of_references(self, reference: Model, prompts: list[Prompt]) -> np.ndarray:
+        """[n, K, R]"""
+        new = {repr(prompt): prompt for prompt in prompts if repr(prompt) not in self._known}
+        if new:
+            texts = generate(reference, [*new.values()], **self.draws)
+            asked = [prompt for prompt, row in zip(new.values(), texts, strict=True) for _ in row]
+            found = self._scores(asked, [text for row in texts for text in row])
+            self._known.update(zip(new, found.reshape(len(new), -1, len(self.rewards)), strict=True))
+        return np.stack([self._known[repr(prompt)] for prompt in prompts])

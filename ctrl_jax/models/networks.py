@@ -63,9 +63,10 @@ def initial_adapters(networks: Networks, params: Params, key: jax.Array) -> Para
 
 
 def initial_head(networks: Networks) -> Params:
-    """A reward model's heads. Zeros: every response starts with the same reward, whatever the trunk."""
+    """The head of a reward model, or those of an ensemble. Zeros: every response starts with the same reward."""
     width, members = networks.architecture.width, networks.members
-    return {"head": {"kernel": jnp.zeros((width, members)), "bias": jnp.zeros(members)}}
+    name = "head" if members == 1 else "heads"
+    return {name: {"kernel": jnp.zeros((width, members)), "bias": jnp.zeros(members)}}
 
 
 def merged(networks: Networks, params: Params) -> Params:

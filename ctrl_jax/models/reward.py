@@ -37,12 +37,12 @@ class RewardEnsemble(nn.Module):
 
     def setup(self) -> None:
         self.trunk = Decoder(self.architecture, self.lora, self.rematerialize, self.fused_attention)
-        self.head = nn.Dense(self.members, kernel_init=nn.initializers.zeros)
+        self.heads = nn.Dense(self.members, kernel_init=nn.initializers.zeros)
 
     def __call__(self, prompts: Prompts, responses: Responses) -> jax.Array:
         """Raw rewards [B, N, members]."""
-        heads: jax.Array = self.head(_last_features(self.trunk, prompts, responses))
-        return heads
+        rewards: jax.Array = self.heads(_last_features(self.trunk, prompts, responses))
+        return rewards
 
 
 def _last_features(trunk: Decoder, prompts: Prompts, responses: Responses) -> jax.Array:

@@ -47,7 +47,9 @@ def policy(run: Run) -> Aligned:
     policy = train.run(run, reference, reward, calibrated, begun)
     depends = train.depends_on(run, reference, reward, calibrated, begun)
     signal = RewardSignal() if calibrated is None else calibrated.signal
-    return Aligned(policy, reference, reward, seconds, depends, rewarded.training, signal, rewarded.curve)
+    return Aligned(
+        policy, reference, reward, rewarded.alone, seconds, depends, rewarded.training, signal, rewarded.curve
+    )
 
 
 def check_budget(experiment: Experiment) -> None:

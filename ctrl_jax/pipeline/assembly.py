@@ -22,7 +22,6 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, lora, networks
 from ctrl_jax.models.networks import Networks
 from ctrl_jax.steps import kl, logprobs, probe, sampling
-from ctrl_jax.steps.ensemble import Ensemble
 from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Responses, Rollouts, Score
 
 
@@ -90,12 +89,11 @@ def reward_ensemble_step(
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     *,
-    one: Ensemble,
     seed: int,
     micro_batches: int | None = None,
 ) -> Step:
     """(state, frozen, preference pairs) to (state, metrics) of a reward model with several heads."""
-    algorithm = BradleyTerryEnsemble(parts.reward, parts.members, one, seed)
+    algorithm = BradleyTerryEnsemble(parts.reward, parts.members, seed)
     return update(parts, mesh, optimizer, algorithm, micro_batches=micro_batches)
 
 

@@ -101,7 +101,7 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
 def _stale(run: Run, stage: Stage, reward: Reward) -> str | None:
     """Why the table, or what there is of it, is not the reward's."""
     if (stage.directory / scored.FILE).exists():
-        return scored.changed(run, reward, stage.directory)
+        return scored.changed(run, reward.asked, stage.directory)
     unfinished = (stage.directory / f"{TABLE}.partial").exists()
     return f"{stage.directory} has rewards without the {scored.FILE} that says whose they are" if unfinished else None
 
@@ -139,7 +139,7 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
     ):  # fmt: skip
         _check(batch, reward)
         if row == 0:
-            scored.keep(run, reward, stage.directory, prompts, responses)
+            scored.keep(run, reward.asked, stage.directory, prompts, responses)
         observer.note(row, responses, batch)
         if kept is not None and row + len(batch) > kept.rows:
             assert log_probs is not None, "asked for above"

@@ -49,6 +49,10 @@ def check_models(experiment: Experiment) -> None:
         folder = Path(reward.path)
         weights.check(folder, huggingface.architecture(folder, dtype=model.dtype), reward=True)
         classifier.check_format(folder, experiment.data.format)
+    for name in experiment.combine.directories:
+        folder = Path(name)
+        weights.check(folder, huggingface.architecture(folder, dtype=model.dtype), reward=True)
+        classifier.check_format(folder, experiment.data.format, field="combine.rewards")
     judge = experiment.evaluation.judge
     if judge is not None and Path(judge).is_dir():
         classifier.check_format(Path(judge), experiment.data.format, field="evaluation.judge")

@@ -29,11 +29,11 @@ from ctrl_jax.evaluation import (
     Point,
     RewardQuality,
 )
-from ctrl_jax.pipeline import along, assembly, data, randomness, results, reward_model, scored, sft
+from ctrl_jax.pipeline import along, assembly, data, randomness, results, reward_model, scored
 from ctrl_jax.pipeline.rollouts import in_batches, respond, score
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.stages import timings
-from ctrl_jax.pipeline.supervised import Trained, training_seconds
+from ctrl_jax.pipeline.supervised import training_seconds
 from ctrl_jax.pipeline.train import Aligned
 from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.rewards import gold
@@ -84,8 +84,7 @@ def read(run: Run) -> Evaluation | None:
         return None
     if run.experiment.functions:
         # What a function's answers depend on besides its source is seen by asking it again.
-        reference = sft.run(run) if run.experiment.combine.rewards else Trained({}, "")
-        reason = scored.changed(run, reward_model.run(run, reference).reward, run.work_dir)
+        reason = scored.changed(run, reward_model.functions(run), run.work_dir)
         if reason:
             say(f"{reason}. What depends on it is made anew.", style="yellow")
             return None
@@ -129,12 +128,12 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
     judged = None if judge is None else score(run, judge.score, prompts.prompts, responses)
     policy = Judged(responses, rewards, _gold(run, prompts, responses), judged)
     kl_by_prompt = _kl_by_prompt(run, aligned, rollouts)
-    reward_quality, reliability = _reward_quality(run, aligned.reward)
+    reward_quality, reliability = _reward_quality(run, aligned.alone)
     curves = {**reliability, **aligned.validation}
     ranks = _ranks(policy, reference)
 
     results.unseal(run.work_dir)
-    scored.keep(run, aligned.reward, run.work_dir, prompts.prompts, policy.responses)
+    scored.keep(run, aligned.reward.asked, run.work_dir, prompts.prompts, policy.responses)
     before = _along(run, aligned, prompts, reference)
     arrays = {**_arrays(policy, reference), **ranks, **curves, KL_ARRAY: kl_by_prompt, **before}
     write_arrays(run.work_dir / "evaluation.npz", **arrays)
@@ -178,7 +177,7 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
     )
     path = stage.directory / "responses.npz"
     with stage.exclusive():
-        if stage.complete and (reason := scored.changed(run, aligned.reward, stage.directory)):
+        if stage.complete and (reason := scored.changed(run, aligned.reward.asked, stage.directory)):
             place = stage.supersede()
             say(f"{reason}. The reference is evaluated anew; the old one is in {place}.", style="yellow")
         if not stage.complete:
@@ -194,7 +193,7 @@ def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, 
                 config.responses_per_prompt,
             )
             responses = rollouts.responses
-            scored.keep(run, aligned.reward, stage.directory, prompts.prompts, responses)
+            scored.keep(run, aligned.reward.asked, stage.directory, prompts.prompts, responses)
             gold = _gold(run, prompts, responses)
             golden = {} if gold is None else {"gold": gold}
             write_arrays(path, tokens=responses.tokens, lengths=responses.lengths, rewards=rewards, **golden)
@@ -380,7 +379,7 @@ def _ideal(objective: Objective, name: str, kl: float) -> Ideals:
 
 
 def _reward_quality(run: Run, reward: Reward) -> tuple[RewardQuality, dict[str, np.ndarray]]:
-    """How the reward ranks held-out pairs, and the arrays of its reliability diagram; nothing without pairs.
+    """How a reward ranks held-out pairs, and the arrays of its reliability diagram; nothing without pairs.
 
     Of a reward model that was trained here: accuracy with its 95 % interval (Wilson), and expected calibration error,
     for its differences are log-odds of the Bradley-Terry model. Whether those of a classifier from a directory are is

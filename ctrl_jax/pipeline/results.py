@@ -30,6 +30,7 @@ PATHS = {
     "model.path": "contents.model",
     "model.adapter": "contents.adapter",
     "reward_model.path": "contents.reward_model",
+    "combine.rewards": "contents.combined_rewards",
 }
 """Options that name places of files. Fingerprints have their contents, and a result depends on those alone."""
 # These change when an update is saved, how it is computed, or what else is kept, but for rounding not what it is.

@@ -26,7 +26,7 @@ from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.metrics import read_metrics
 from ctrl_jax.runtime.stages import Stage
-from ctrl_jax.steps import ensemble, preference
+from ctrl_jax.steps import preference
 from ctrl_jax.types import Metric, Params
 
 LABEL = "reward model"
@@ -36,6 +36,9 @@ _VALIDATED = (Metric(LOSS, "nats per pair", shown=True), Metric(ACCURACY, "share
 
 class Rewarded(NamedTuple):
     reward: Reward
+    """The one that is trained on: the reward model's, with all others that it is combined with."""
+    alone: Reward
+    """The reward model's own."""
     seconds: float = 0.0
     """What its training took."""
     training: RewardTraining | None = None
@@ -54,14 +57,30 @@ def run(run: Run, reference: Trained) -> Rewarded:
     return rewarded._replace(reward=combine.run(run, reference, rewarded.reward))
 
 
+def functions(run: Run) -> list[Reward]:
+    """Those of its rewards that are Python functions, which take nothing that was trained.
+
+    Raises:
+      InputError: if one cannot be used.
+    """
+    own, others = run.experiment.reward_model.function, run.experiment.combine.functions
+    loaded = [] if own is None else [run.reward_function or function.load(own)]
+    loaded += [function.load(name, field=combine.FIELD) for name in others]
+    return [function.reward(one, run.corpus) for one in loaded]
+
+
 def _alone(run: Run, reference: Trained) -> Rewarded:
     config = run.experiment.reward_model
     if config.path is not None:
         dtype = run.experiment.model.dtype
-        return Rewarded(classifier.reward(Path(config.path), run.corpus, run.mesh, dtype=dtype))
+        return _given(classifier.reward(Path(config.path), run.corpus, run.mesh, dtype=dtype))
     if config.function is not None:
-        return Rewarded(function.reward(run.reward_function or function.load(config.function), run.corpus))
+        return _given(function.reward(run.reward_function or function.load(config.function), run.corpus))
     return _train(run, reference)
+
+
+def _given(reward: Reward) -> Rewarded:
+    return Rewarded(reward, reward)
 
 
 def _train(run: Run, reference: Trained) -> Rewarded:
@@ -89,23 +108,22 @@ def _train(run: Run, reference: Trained) -> Rewarded:
         validation=validation,
     )
     params = lora.overlay(frozen, done.params)
-    reward = trained.reward(run.models, run.mesh, params, fingerprint=done.stage, one=_made_one(run))
+    reward = trained.reward(run.models, run.mesh, params, fingerprint=done.stage, members=_members(run))
     return _described(reward, done, pairs, stage, validation)
 
 
 def _step(run: Run, optimizer: optax.GradientTransformation) -> Step:
-    config, one = run.experiment.reward_model, _made_one(run)
-    if one is None:
+    config = run.experiment.reward_model
+    if config.members == 1:
         return assembly.reward_model_step(run.models, run.mesh, optimizer, micro_batches=config.micro_batches)
     return assembly.reward_ensemble_step(
-        run.models, run.mesh, optimizer, one=one, seed=run.experiment.seed, micro_batches=config.micro_batches
+        run.models, run.mesh, optimizer, seed=run.experiment.seed, micro_batches=config.micro_batches
     )
 
 
-def _made_one(run: Run) -> ensemble.Ensemble | None:
+def _members(run: Run) -> str | None:
     """What makes one reward of the members'; None where there is one."""
-    config = run.experiment.reward_model
-    return ensemble.parse(config.ensemble)[1] if config.members > 1 else None
+    return run.experiment.combine.ensemble if run.experiment.reward_model.members > 1 else None
 
 
 def _validation(run: Run, frozen: Params) -> Validation:
@@ -117,7 +135,7 @@ def _validation(run: Run, frozen: Params) -> Validation:
     config = run.experiment.reward_model
     options = config.validation
     pairs = data.pairs(run.corpus, "validation", count=options.pairs, long_prompts=config.long_prompts).examples
-    score, one, count = scorer(run.models, run.mesh), _made_one(run), len(pairs.prompts.ids)
+    score, several, count = scorer(run.models, run.mesh), config.members > 1, len(pairs.prompts.ids)
     # Of one size, so that it compiles once; the last is filled up from the first pairs.
     batches = [np.arange(start, start + config.batch_size) % count for start in range(0, count, config.batch_size)]
 
@@ -127,7 +145,7 @@ def _validation(run: Run, frozen: Params) -> Validation:
             batch = shard(run.mesh, jax.tree.map(lambda x, index=index: np.asarray(x)[index], pairs))
             found.append(np.asarray(hosts.fetch(score(whole, batch.prompts, batch.responses))))
         rewards = np.concatenate(found)[:count]
-        return _quality(rewards if one is None else np.asarray(one(jnp.asarray(rewards))))
+        return _quality(rewards.mean(axis=-1) if several else rewards)
 
     return Validation(options.every, options.patience, config.steps, count, measure, _VALIDATED)
 
@@ -146,7 +164,7 @@ def _described(
     counts = {"pairs": len(pairs.examples.prompts.ids), "cut": pairs.cut, "dropped": pairs.dropped}
     metrics = read_metrics(stage.directory / "metrics.jsonl")
     if validation is None or LOSS not in metrics:
-        return Rewarded(reward, done.seconds, RewardTraining(**counts))
+        return Rewarded(reward, reward, done.seconds, RewardTraining(**counts))
     rows = np.flatnonzero(np.isfinite(metrics[LOSS]))
     best = rows[np.argmin(metrics[LOSS][rows])]
     steps, used = (int(metrics["step"][row]) for row in (-1, best))
@@ -155,7 +173,7 @@ def _described(
     means = np.array([metrics["loss"][start : end + 1].mean() for start, end in zip(since, rows, strict=True)])
     columns = (metrics["step"][rows], means, metrics[LOSS][rows], metrics[ACCURACY][rows])
     training = RewardTraining(**counts, steps=steps, used_step=used, validation_pairs=validation.size)
-    return Rewarded(reward, done.seconds, training, dict(zip(VALIDATION_ARRAYS, columns, strict=True)))
+    return Rewarded(reward, reward, done.seconds, training, dict(zip(VALIDATION_ARRAYS, columns, strict=True)))
 
 
 def _say_which(loss: float, accuracy: float, used: int, steps: int, validation: Validation) -> None:

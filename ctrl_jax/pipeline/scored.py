@@ -4,6 +4,7 @@ A key knows a reward by its weights, its options and its source. What else it de
 a service that it asks, a package that is loaded by a computed name) shows in its answers alone.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,21 +21,23 @@ FILE = "scored.npz"
 PROMPTS, RESPONSES = 4, 4
 
 
-def keep(run: Run, reward: Reward, folder: Path, prompts: Prompts, responses: Responses) -> None:
-    """Writes a few of these responses [B, N] to `scored.npz`, with their rewards twice: do they come out alike?
+def keep(run: Run, asked: Sequence[Reward], folder: Path, prompts: Prompts, responses: Responses) -> None:
+    """Writes a few of these responses [B, N] to `scored.npz`, with the rewards of each that is asked, twice: do they
+    come out alike?
 
     They are scored as `changed` will score them, in a batch of their own: in another a network rounds otherwise.
     """
     count = min(PROMPTS, len(responses.lengths))
     prompts = jax.tree.map(lambda x: np.asarray(x)[:count], prompts)
     responses = jax.tree.map(lambda x: np.asarray(x)[:count, :RESPONSES], responses)
-    rewards, again = (_scores(run, reward, prompts, responses) for _ in range(2))
-    if not np.array_equal(rewards, again):
-        say(
-            f"The reward {reward.name} does not answer alike twice (up to {np.abs(rewards - again).max():.3g} apart). "
-            "So nobody can know whether it has changed when its answers are used again.",
-            style="yellow",
-        )
+    rewards, again = (np.stack([_scores(run, one, prompts, responses) for one in asked]) for _ in range(2))
+    for one, first, second in zip(asked, rewards, again, strict=True):
+        if not np.array_equal(first, second):
+            say(
+                f"The reward {one.name} does not answer alike twice (up to {np.abs(first - second).max():.3g} apart). "
+                "So nobody can know whether it has changed when its answers are used again.",
+                style="yellow",
+            )
     write_arrays(
         folder / FILE,
         prompts=prompts.tokens,
@@ -42,19 +45,26 @@ def keep(run: Run, reward: Reward, folder: Path, prompts: Prompts, responses: Re
         ids=prompts.ids,
         responses=responses.tokens,
         lengths=responses.lengths,
-        rewards=rewards,
-        again=again,
+        rewards=rewards.squeeze(0) if len(asked) == 1 else rewards,
+        again=again.squeeze(0) if len(asked) == 1 else again,
     )
 
 
-def changed(run: Run, reward: Reward, folder: Path) -> str | None:
-    """How the reward answers other than when `keep` wrote to the folder; None where it does not."""
+def changed(run: Run, asked: Sequence[Reward], folder: Path) -> str | None:
+    """How one of the rewards answers other than when `keep` wrote to the folder; None where none does."""
     kept = read_arrays(folder / FILE)
-    stored, again = kept["rewards"], kept["again"]
-    if not np.array_equal(stored, again):
-        return None  # it was said when it was kept
     prompts = Prompts(*(kept[name] for name in ("prompts", "prompt_lengths", "ids")))  # type: ignore[arg-type]
     responses = Responses(*(kept[name] for name in ("responses", "lengths")))  # type: ignore[arg-type]
+    stored, again = (kept[name].reshape(len(asked), *kept["lengths"].shape) for name in ("rewards", "again"))
+    reasons = (_changed(run, *one, prompts, responses) for one in zip(asked, stored, again, strict=True))
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _changed(
+    run: Run, reward: Reward, stored: np.ndarray, again: np.ndarray, prompts: Prompts, responses: Responses
+) -> str | None:
+    if not np.array_equal(stored, again):
+        return None  # it was said when it was kept
     now = _scores(run, reward, prompts, responses)
     apart = np.abs(now - stored)
     if apart.max() <= reward.tolerance * np.abs(stored).max():

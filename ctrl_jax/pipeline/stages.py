@@ -61,6 +61,16 @@ TABLE = (
         wanted=lambda experiment: experiment.reward_model.trained,
     ),
     Stage(
+        "combine", 1,
+        needs={"corpus": "data", "reference": "sft", "rewards": "reward_model"},
+        reads={
+            "samples": "calibration.samples_per_prompt", "train_prompts": "calibration.prompts",
+            "test_prompts": "evaluation.prompts", "temperature": "policy.temperature", "seed": "seed",
+        },
+        wanted=lambda experiment: experiment.combine.compares,
+        younger=True,
+    ),
+    Stage(
         "calibration", 4,
         needs=_REFERENCE_AND_REWARD,
         reads={"calibration": "calibration", "temperature": "policy.temperature", "seed": "seed"},
@@ -111,11 +121,10 @@ YOUNGER: dict[str, Any] = {
     "evaluation.along": 0,
     "evaluation.along_responses": None,
     "start": None,
-    "combine": {"rewards": [], "by": "smallest_calibrated", "weights": []},
+    "combine": {"ensemble": "mean", "rewards": [], "by": "smallest_calibrated", "weights": []},
     "model.lora.last_layers": None,
     "reward_model.long_prompts": None,
     "reward_model.members": 1,
-    "reward_model.ensemble": "mean",
     "reward_model.validation": {"every": 0, "pairs": 256, "patience": 3},
 }
 """Options that came after the first results on disk, and the value that gives those results: an option that has it is

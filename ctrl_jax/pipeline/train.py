@@ -29,6 +29,8 @@ class Aligned(NamedTuple):
     """The whole policy: what was trained over what was frozen."""
     reference: Trained
     reward: Reward
+    alone: Reward
+    """The reward model's own, without those that it is combined with."""
     seconds: dict[str, float]
     """What the stages before took."""
     depends: dict[str, Any]

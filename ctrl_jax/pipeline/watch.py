@@ -95,7 +95,8 @@ def paying(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
 
     Near the reference the gain in rank goes with the root of the KL: a policy with a share s of the ideal one's gain at
     its KL would have it for s² of that KL. The rest is what the updates move at random. Judged on PAID_STEPS steps at a
-    time, by the upper end of the 95 % interval of their mean rank.
+    time, by the upper end of the 95 % interval of their mean rank, and from a quarter of the budget on: below, a mean
+    rank has as much noise as there is to gain.
     """
     rows: list[Row] = []
     told = False
@@ -111,7 +112,7 @@ def paying(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
         rank, kl = _mean(rows, "calibrated_reward"), _mean(rows, "kl")
         error = statistics.stdev(row["calibrated_reward"] for row in rows) / math.sqrt(PAID_STEPS)
         rows.clear()
-        ideal = _ideal_rank(policy, kl)
+        ideal = _ideal_rank(policy, kl) if kl >= 0.25 * policy.kl_budget else None
         if ideal is None or rank + 1.96 * error - 0.5 >= PAID * (ideal - 0.5):
             return
         told = True
@@ -120,7 +121,7 @@ def paying(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
             f"of {kl:.3g}, for which the ideal policy has {ideal:.3f}. Most of this KL is what the updates do at "
             f"random. A lower `policy.learning_rate`, which is {policy.learning_rate:g}, with more `policy.steps`, or "
             "more responses a step (`policy.prompts_per_step`), gets more of the reward for it; if neither does, the "
-            "reward is one that this model can hardly learn.",
+            "reward is one that this model can hardly learn, or gives many responses the same.",
             style="yellow",
         )
 
@@ -146,14 +147,16 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
     see_it_move, see_it_pay = moving(label, "policy", policy), paying(label, policy)
     limit = policy.kl_limit
     # From stored responses the KL is an estimate in which a single one of a large ratio may count for a thousand nats.
-    if limit is None and policy.beta is None and not isinstance(policy, Stored):
+    estimated = isinstance(policy, Stored)
+    if limit is None and policy.beta is None and not estimated:
         limit = 10.0
     warned = told = False
 
     def watch(recent: Sequence[Row]) -> None:
         nonlocal warned, told
         see_it_move(recent)
-        see_it_pay(recent)
+        if not estimated:
+            see_it_pay(recent)
         if len(recent) < RECENT or "kl" not in recent[-1]:
             return
         if not warned and all(row["constant_rewards"] == 1 for row in recent):

@@ -150,10 +150,11 @@ def contents(experiment: Experiment, given: function.Function | None = None) -> 
     of_function = None
     if reward.function is not None:
         of_function = given.sources if given is not None else function.sources_of(reward.function)
-    combined = {
-        name: function.sources_of(name) if name in experiment.combine.functions else _of_model(Path(name))
+    functions = experiment.combine.functions
+    combined = [
+        {"function": name, **function.sources_of(name)} if name in functions else _of_model(Path(name))
         for name in experiment.combine.rewards
-    }
+    ]
     return {
         "data": sources.fingerprint(experiment.data),
         "model": None if model.path is None else _of_model(Path(model.path)),

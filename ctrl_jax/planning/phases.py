@@ -79,7 +79,7 @@ def _stage(name: str, experiment: Experiment, found: Sizes, devices: int) -> Sta
             return None
         case "sft" | "reward_model":
             return _supervised(name, experiment, found, devices)
-        case "calibration" | "reference_evaluation" | "evaluation":
+        case "calibration" | "reference_evaluation" | "evaluation" | "combine":
             return _responses(name, experiment, found, devices)
         case "reference_judge":
             return _judge(experiment, found, devices) if found.judge else None
@@ -191,11 +191,11 @@ def _supervised(name: str, experiment: Experiment, found: Sizes, devices: int) -
 def _responses(name: str, experiment: Experiment, found: Sizes, devices: int) -> Stage:
     """Responses and their scores; a policy's with their KL and the judge's scores too, kept ones with log-probs."""
     calibration, evaluation = experiment.calibration, experiment.evaluation
-    batch, times = (
-        _scored(experiment, found, devices, calibration.prompts, calibration.samples_per_prompt)
-        if name == "calibration"
-        else _scored(experiment, found, devices, evaluation.prompts, evaluation.responses_per_prompt)
-    )
+    prompts, samples = {
+        "calibration": (calibration.prompts, calibration.samples_per_prompt),
+        "combine": (calibration.prompts + evaluation.prompts, calibration.samples_per_prompt),
+    }.get(name, (evaluation.prompts, evaluation.responses_per_prompt))
+    batch, times = _scored(experiment, found, devices, prompts, samples)
     drawing, caches = _sampling(found, batch)
     scoring, read = _scoring(found.reward, found.reward_lora, batch, "reward scores")
     phases, programs = (*drawing, *scoring), {**caches, "scoring": read}
@@ -208,7 +208,7 @@ def _responses(name: str, experiment: Experiment, found: Sizes, devices: int) ->
     if name == "calibration" and calibration.keep_responses:
         work = _log_probs(found, batch)
         phases = (*phases, Phase("log-probs", (*work.below, work.reference, work.vocabulary)))
-    held = memory.of_responses(found, trained=name != "calibration")
+    held = memory.of_responses(found, trained=name not in ("calibration", "combine"))
     return Stage(name, times, phases, {program: {**held, **own} for program, own in programs.items()})
 
 

@@ -62,6 +62,7 @@ def as_json(
         "capacity": capacity,
         "stages": {one.name: stage(one) for one in made},
         "stored_responses": _stored_bytes(experiment),
+        "not_counted": not_counted(experiment),
         "remedies": {
             one.name: [
                 remedy._asdict()
@@ -75,7 +76,7 @@ def as_json(
 
 def show(experiment: Experiment, devices: int, efficiency: Efficiency, made: list[Stage], device: Accelerator) -> None:
     """Prints the plan: a step of the policy's training, its memory, every stage, and whether all of it fits."""
-    capacity, found = USABLE * device.memory, sizes(experiment)
+    capacity = USABLE * device.memory
     _show_step(experiment, devices, efficiency, policy_training(made), device)
     _show_memory(policy_training(made), capacity)
     say(_activations(experiment, devices, device.own_memory))
@@ -90,14 +91,23 @@ def show(experiment: Experiment, devices: int, efficiency: Efficiency, made: lis
         "attention scores written to memory; parameters, gradients and moments whole on every device, batches split "
         f"over them; {USABLE:.0%} of the memory usable. Compilation, the host's work and checkpoints come on top."
     )
+    for sentence in not_counted(experiment):
+        say(sentence)
+
+
+def not_counted(experiment: Experiment) -> list[str]:
+    """What a plan has not in it, in sentences."""
+    found, combine, judge = sizes(experiment), experiment.combine, experiment.evaluation.judge
+    sentences = []
     if found.reward is None:
-        say(f"The reward {experiment.reward_model.function} is a function of the host, and not in these tables.")
-    if (combine := experiment.combine).rewards:
-        drawn = experiment.calibration.samples_per_prompt if combine.combination.compares else 0
-        what = f", and {drawn} responses of the reference to every prompt, which they are compared with," * bool(drawn)
-        say(f"What {', '.join(combine.rewards)} take{what} is not in these tables.")
-    if experiment.evaluation.judge is not None and found.judge is None:
-        say(f"The judge {experiment.evaluation.judge} is a function of the host, and not in these tables.")
+        sentences.append(
+            f"The reward {experiment.reward_model.function} is a function of the host, and not in these tables."
+        )
+    if combine.rewards:
+        sentences.append(f"What {', '.join(combine.rewards)} take is not in these tables.")
+    if judge is not None and found.judge is None:
+        sentences.append(f"The judge {judge} is a function of the host, and not in these tables.")
+    return sentences
 
 
 def _stored_bytes(experiment: Experiment) -> dict[str, int]:

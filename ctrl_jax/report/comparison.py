@@ -23,7 +23,7 @@ from ctrl_jax.theory import procedures
 from ctrl_jax.theory.precision import double_precision
 
 OF_THE_REFERENCE = (
-    "contents", "seed", "data", "model", "sft", "reward_model", "policy.temperature", "evaluation.prompts",
+    "contents", "seed", "data", "model", "sft", "reward_model", "combine", "policy.temperature", "evaluation.prompts",
     "evaluation.responses_per_prompt",
 )  # fmt: skip
 """The entries of config.json that the reference's evaluation depends on."""

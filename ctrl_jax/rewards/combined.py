@@ -11,47 +11,50 @@ from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.steps.combination import Combination
 from ctrl_jax.types import Prompts, Responses
 
-References = Callable[[Prompts], Responses]
-"""The reference policy's own responses [B, K] to prompts, the same ones whenever a prompt is asked for."""
+Compared = Callable[[Prompts], np.ndarray]
+"""Of prompts, what each of the R rewards gives the reference's own responses: [B, K, R]."""
+
+
+def scores(parts: Sequence[Reward], prompts: Prompts, responses: Responses) -> np.ndarray:
+    """What each reward gives: [B, N, R], in the memory of every host."""
+    return np.stack([np.asarray(hosts.fetch(part.score(prompts, responses))) for part in parts], axis=-1)
+
+
+def functions(parts: Sequence[Reward]) -> tuple[Reward, ...]:
+    """Those of the rewards that are Python functions."""
+    return tuple(part for part in parts if part.fingerprint.startswith("function-"))
 
 
 def reward(
-    parts: Sequence[Reward], combination: Combination, references: References | None = None, *, drawn: str = ""
+    parts: Sequence[Reward], combination: Combination, compared: Compared | None = None, *, drawn: str = ""
 ) -> Reward:
     """The reward that a combination makes of its R parts.
-
-    Where the combination compares, the reference's responses to a prompt are drawn and scored when the prompt is first
-    seen, and what the parts gave them is kept in memory.
 
     Args:
       parts: R rewards.
       combination: what is made of them.
-      references: asked for where the combination compares.
-      drawn: names the policy, the options and the keys by which `references` draws; part of the fingerprint.
+      compared: asked for where the combination compares.
+      drawn: names what `compared` follows from besides the parts; it enters the fingerprint where it is asked for.
     """
-    known: dict[int, np.ndarray] = {}  # [K, R] by the prompt's id
-
-    def scores(prompts: Prompts, responses: Responses) -> np.ndarray:
-        each = [np.asarray(hosts.fetch(part.score(prompts, responses))) for part in parts]
-        return np.stack(each, axis=-1)
-
-    def of_references(prompts: Prompts) -> np.ndarray:
-        assert references is not None, "a combination that compares is given them"
-        ids = np.asarray(hosts.fetch(prompts.ids)).tolist()
-        if not known.keys() >= set(ids):
-            known.update(zip(ids, scores(prompts, references(prompts)), strict=True))
-        return np.stack([known[prompt_id] for prompt_id in ids])
 
     def score(prompts: Prompts, responses: Responses) -> np.ndarray:
-        compared = jnp.asarray(of_references(prompts)) if combination.compares else None
-        return np.asarray(combination(jnp.asarray(scores(prompts, responses)), compared))
+        references = None
+        if combination.compares:
+            assert compared is not None, "a combination that compares is given it"
+            references = jnp.asarray(compared(prompts))
+        return np.asarray(combination(jnp.asarray(scores(parts, prompts, responses)), references))
 
-    weights = getattr(combination, "weights", ())
-    made_of = {"parts": [part.fingerprint for part in parts], "by": str(combination), "weights": weights}
+    made_of = {
+        "parts": [part.fingerprint for part in parts],
+        "by": str(combination),
+        "weights": getattr(combination, "weights", ()),
+        "drawn": drawn if combination.compares else "",
+    }
     return Reward(
         score,
-        f"combined-{fingerprint(made_of | {'drawn': drawn if combination.compares else ''})}",
+        f"combined-{fingerprint(made_of)}",
         name=f"{combination} of {', '.join(part.name for part in parts)}",
         tolerance=max(part.tolerance for part in parts),
         columns=tuple(dict.fromkeys(column for part in parts for column in part.columns)),
+        functions=functions(parts),
     )

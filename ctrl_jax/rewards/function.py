@@ -117,7 +117,7 @@ def given(function: TextReward, name: str | None = None) -> Function:
     else it depends on, as a global variable, shows when its answers are compared with those before (scored.py).
 
     Args:
-      function: (prompts, responses) to a float each.
+      function: (prompts, responses) to a float each. Where it has a dictionary `known_by`, that stands for its source.
       name: in reports and messages; by default its own. It is part of the fingerprint.
 
     Raises:
@@ -134,6 +134,8 @@ def given(function: TextReward, name: str | None = None) -> Function:
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError):
         source = ""
+    if isinstance(known := getattr(function, "known_by", None), dict):
+        return Function(f"__main__:{name or 'combined_reward'}", function, known)
     own = getattr(function, "__name__", None)
     if name is None and (own is None or not source):
         raise InputError(

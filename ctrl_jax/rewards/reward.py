@@ -20,6 +20,13 @@ class Reward(NamedTuple):
     small, but not 0: it may be a network as well, on another machine than before."""
     columns: tuple[str, ...] = ()
     """Columns of the data that it reads beside prompts and responses."""
+    functions: tuple["Reward", ...] = ()
+    """Of a combination, the Python functions in it: what their answers depend on besides their source, no key knows."""
+
+    @property
+    def asked(self) -> tuple["Reward", ...]:
+        """Whose answers are asked again before what was made of them is used (pipeline/scored.py)."""
+        return self.functions or (self,)
 
 
 ROUNDING = {"float32": 0.02, "bfloat16": 0.1}

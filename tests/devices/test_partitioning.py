@@ -59,6 +59,12 @@ def test_every_parameter_has_a_place():
     assert all(part["scale"] == P() for part in [trunk["final_norm"], *(layer[name] for name in norms)])
 
 
+def test_the_members_of_an_ensemble_are_on_every_device():
+    """Of three, none divides by two."""
+    heads = {"heads": {"kernel": np.zeros((8, 3)), "bias": np.zeros(3)}}
+    assert partitioning.specs(mesh(2, 2, 2), heads) == {"heads": {"kernel": P("fsdp"), "bias": P()}}
+
+
 def test_the_tensors_of_a_directory_have_the_places_of_the_parameters():
     params = variables()[0]["params"]
     for target in weights.targets(SIZES).values():

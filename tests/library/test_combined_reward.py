@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import ctrl_jax as cj
+from ctrl_jax.rewards import function
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -58,10 +59,35 @@ def test_a_weighted_sum_needs_no_reference():
     [
         ([length], {}, "give at least two"),
         ([length, vowels], {}, r"smallest_calibrated compares .*; give the model"),
-        ([length, vowels], {"by": "weighted_sum", "weights": (1.0,)}, "There are 1 weights and 2 rewards"),
+        ([length, vowels], {"by": "weighted_sum", "weights": (1.0,)}, r"weights is \(1\.0,\), and there are 2 rewards"),
+        ([length, vowels], {"by": "weighted_sum", "weights": (float("nan"), 1.0)}, "a finite number for each"),
         ([length, vowels], {"by": "product"}, "product"),
     ],
 )
 def test_what_makes_no_reward_is_refused(rewards, options, match):
     with pytest.raises(cj.InputError, match=match):
         cj.combined_reward(rewards, **options)
+
+
+@pytest.mark.parametrize("returned", [[1.0], [1.0, float("nan")], [[1.0, 2.0]]])
+def test_a_part_that_returns_something_else_is_named(returned):
+    broken = cj.combined_reward([length, lambda *_: returned], by="weighted_sum", weights=(1, 1))
+    with pytest.raises(cj.InputError, match=r"rewards\[1\] returned an array of shape"):
+        broken(["a", "b"], ["c", "d"])
+
+
+def test_it_is_recognised_by_all_that_its_answers_depend_on(model):
+    def known(*rewards, **options):
+        return function.given(
+            cj.combined_reward(rewards or (length, vowels), **{"reference": model, **DRAWN, **options})
+        )
+
+    def other(prompts, responses):
+        return [0.0 for _ in responses]
+
+    seen = [
+        known(), known(length, other), known(by="log_sigmoids"), known(references=7), known(seed=1),
+        known(by="weighted_sum", weights=(1, 2)), known(by="weighted_sum", weights=(1, 3)),
+    ]  # fmt: skip
+    assert len({str(one.sources) for one in seen}) == len(seen)
+    assert known().sources == seen[0].sources

@@ -146,7 +146,7 @@ def test_each_head_of_an_ensemble_is_a_reward_model():
     single, ensemble = reward.RewardModel(sizes), reward.RewardEnsemble(sizes, members)
     params = jax.jit(single.init)(KEYS[3], PROMPTS, RESPONSES)["params"]
     kernel, bias = jax.random.normal(KEYS[0], (CONFIG.width, members)), jnp.arange(members, dtype=jnp.float32)
-    heads = {"params": params | {"head": {"kernel": kernel, "bias": bias}}}
+    heads = {"params": {"trunk": params["trunk"], "heads": {"kernel": kernel, "bias": bias}}}
     together = jax.jit(reward.reward_apply(ensemble))(heads, PROMPTS, RESPONSES)
     apply = jax.jit(reward.reward_apply(single))
     for member in range(members):

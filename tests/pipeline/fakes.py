@@ -137,8 +137,8 @@ class Fakes:
             # Some tie, and their differences are log-odds that say something.
             rewards = [[digest(seen, row, text) % 13 / 4 for text in texts] for row, texts in rows]
             self.scored.append(np.array(rewards, np.float32))
-            if models.members > 1:  # the second of an ensemble says nothing
-                return np.stack([self.scored[-1], *[0 * self.scored[-1]] * (models.members - 1)], axis=-1)
+            if models.members > 1:
+                return np.stack([self.scored[-1] % (2 + member) for member in range(models.members)], axis=-1)
             return self.scored[-1]
 
         return score
@@ -170,22 +170,6 @@ def fake_features(models, mesh):
     return features
 
 
-def fake_sampler(models, mesh, *, num_samples, **options):
-    """As `assembly.sampler`, for the references that rewards are compared with: of tokens alone."""
-
-    def sample(params, prompts, key):
-        settings, length = (value(params), key_data(key).tolist(), sorted(options.items())), options["max_length"]
-
-        def drawn(row, sample):
-            return np.random.default_rng(digest(settings, row, sample)).integers(3, 200, length)
-
-        rows = np.asarray(prompts.tokens).tolist()
-        tokens = np.array([[drawn(row, sample) for sample in range(num_samples)] for row in rows], np.int32)
-        return Rollouts(prompts, Responses(tokens, np.full(tokens.shape[:2], length)), np.zeros(tokens.shape))
-
-    return sample
-
-
 def key_data(key):
     return np.asarray(jax.random.key_data(key))
 
@@ -206,7 +190,6 @@ FAKES = {
     (assembly, "reward_ensemble_step"): lambda *_, **__: None,
     (assembly, "policy_step"): lambda *_, **__: None,
     (assembly, "pooled_features"): fake_features,
-    (assembly, "sampler"): fake_sampler,
     (assembly, "update"): lambda *_, **__: None,
     # Of the tokens that were drawn, which follow from the parameters.
     (assembly, "log_probs"): lambda *_, **__: (
@@ -267,7 +250,11 @@ EXPERIMENTS = {
     ),
     "combined": Experiment(
         "run", data=JSONL, model=Model(path="model"), sft=Supervised(steps=0),
-        reward_model=RewardModel(path="classifier"), combine=Combine(rewards=("rewards:reward",)), **COMMON,
+        reward_model=RewardModel(path="classifier"), combine=Combine(rewards=("rewards:reward", "./second")), **COMMON,
+    ),
+    "members": Experiment(
+        "run", data=JSONL, model=Model(path="model"), sft=Supervised(steps=0),
+        reward_model=RewardModel(members=2, **TRAINING), **COMMON,
     ),
     "trained": Experiment(
         "run", data=Data(dialogues=300, vocabulary_size=300, prompt_length=60), sft=Supervised(**TRAINING),
@@ -320,6 +307,7 @@ def write_inputs(folder: Path) -> None:
     write_model(folder / "model", num_hidden_layers=1)
     write_adapter(folder / "adapter")
     write_model(folder / "classifier", num_hidden_layers=1, **CLASSIFIER)
+    write_model(folder / "second", num_hidden_layers=1, **CLASSIFIER)
 
 
 def write_adapter(folder: Path) -> None:

@@ -59,10 +59,10 @@ def weight(name: str, file: str = "model.safetensors") -> Change:
     return change
 
 
-def moved(option: str, name: str) -> Change:
+def moved(option: str, name: str, value: Callable[[str], Any] = str) -> Change:
     def change(folder: Path, experiment: Experiment) -> Experiment:
         (folder / name).rename(folder / "elsewhere")
-        return with_option(experiment, option, "elsewhere")
+        return with_option(experiment, option, value("elsewhere"))
 
     return change
 
@@ -126,6 +126,8 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "the module of a second reward": ("combined", text("rewards.py", "% 97", "% 89")),
     "a file that a second reward reads": ("combined", text("scale.json", "1.0", "-1.0")),
     "a weight of the first": ("combined", weight("classifier")),
+    "a weight of a third": ("combined", weight("second")),
+    "a third reward moved": ("combined", moved("combine.rewards", "second", lambda to: ("rewards:reward", f"./{to}"))),
     "a module beside it": ("function", text("unused.py", "1", "2")),
     "a weight of the classifier": ("classifier", weight("classifier")),
     "the classifier's chat template": ("classifier", added("classifier/chat_template.jinja", TEMPLATE)),
@@ -180,7 +182,11 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "data.format": "plain",
             },
             "start": {"start.steps": 5, "start": None},
-            "combined": {"combine.rewards": ("rewards:reward_too",), "combine.by": "log_sigmoids(0.5)"},
+            "combined": {
+                "combine.rewards": ("rewards:reward_too", "./second"),
+                "combine.by": "log_sigmoids(0.5)",
+            },
+            "members": {"combine.ensemble": "min"},
             "trained": {
                 "data.source": "dialogues/harmless",
                 "data.seed": 1,
@@ -216,7 +222,7 @@ ELSEWHERE = {
     "data.path": "the data moved", "model.path": "the model moved", "reward_model.path": "the classifier moved",
     "model.lora.alpha": "--model.lora.rank", "model.lora.targets": "--model.lora.rank",
     "model.lora.last_layers": "--model.lora.rank",
-    "combine.weights": "--combine.by", "reward_model.ensemble": "--reward-model.members",
+    "combine.weights": "--combine.by",
     "reward_model.validation.pairs": "--reward-model.validation.every",
     "reward_model.validation.patience": "--reward-model.validation.every",
 }  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ctrl_jax.config import Calibration, Data, Experiment, Lora, Model, Policy, PpoClip, Regression, Supervised
+from ctrl_jax.config import Calibration, Combine, Data, Experiment, Lora, Model, Policy, PpoClip, Regression, Supervised
 from ctrl_jax.pipeline.stages import (
     TABLE,
     VERSIONS,
@@ -96,7 +96,9 @@ def test_what_an_experiment_does_not_use_changes_none_of_its_keys():
     )
     kept = replace(EXPERIMENT, calibration=Calibration(keep_responses=True), start=Regression())
     assert as_tree(kept)["start"]["algorithm"] == Regression.algorithm
-    assert versions(kept) == VERSIONS
+    several = replace(kept, combine=Combine(rewards=("a:b",)))
+    assert versions(several) == VERSIONS and "combine" not in versions(kept)
+    assert options_key("reward_model", several, CONTENTS) == options_key("reward_model", EXPERIMENT, CONTENTS)
     assert options_key("calibration", kept, CONTENTS) == options_key("calibration", EXPERIMENT, CONTENTS)
     assert options_key("start", kept, CONTENTS)["start"]["algorithm"] == Regression.algorithm
 
@@ -144,7 +146,7 @@ def test_a_stage_whose_results_change_has_another_version(smoke):
 
 
 def test_the_golden_numbers_are_of_every_stage_that_the_run_has():
-    assert set(read_json(golden.FILE)) == {stage.name for stage in TABLE} - {"reference_judge", "start"}
+    assert set(read_json(golden.FILE)) == {stage.name for stage in TABLE} - {"reference_judge", "start", "combine"}
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax.config import Combine, Experiment, RewardModel
+from ctrl_jax.config import Combine, Evaluation, Experiment, RewardModel
 from ctrl_jax.errors import InputError
 from ctrl_jax.rewards import combined
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.steps.combination import LogSigmoids, SmallestCalibrated, WeightedSum
 from ctrl_jax.types import Prompts, Responses
-
-REFERENCES = 6
 
 
 def prompts(*ids):
@@ -36,34 +34,29 @@ def number(scale, modulus):
 FIRST, SECOND = number(1.0, 100), number(1000.0, 7)
 
 
-class Reference:
-    """Draws by the prompt's id, and counts what it is asked for."""
+def drawn(prompts):
+    """The reference's responses to prompts: by their ids."""
+    return responses([[(13 * i + 5 * k) % 50 for k in range(6)] for i in np.asarray(prompts.ids).tolist()])
 
-    def __init__(self):
-        self.asked = []
 
-    def __call__(self, prompts):
-        ids = np.asarray(prompts.ids).tolist()
-        self.asked.append(ids)
-        return responses([[(13 * i + 5 * k) % 50 for k in range(REFERENCES)] for i in ids])
+def compared(prompts):
+    return combined.scores([FIRST, SECOND], prompts, drawn(prompts))
 
 
 @pytest.mark.parametrize("how", [LogSigmoids(0.5), SmallestCalibrated()], ids=str)
 def test_each_prompt_is_compared_with_its_own_references_whatever_its_batch(how):
-    reference = Reference()
-    reward = combined.reward([FIRST, SECOND], how, reference)
+    reward = combined.reward([FIRST, SECOND], how, compared)
     given = responses([[1, 20, 48], [3, 9, 40]])
     found = reward.score(prompts(4, 9), given)
 
     def parts(prompts, responses):
         return jnp.stack([FIRST.score(prompts, responses), SECOND.score(prompts, responses)], -1)
 
-    drawn = Reference()(prompts(4, 9))
-    np.testing.assert_allclose(found, how(parts(prompts(4, 9), given), parts(prompts(4, 9), drawn)), rtol=1e-6)
+    references = drawn(prompts(4, 9))
+    np.testing.assert_allclose(found, how(parts(prompts(4, 9), given), parts(prompts(4, 9), references)), rtol=1e-6)
     assert found.dtype == np.float32
     again = reward.score(prompts(9, 9), responses([[3, 9, 40], [40, 3, 9]]))
     np.testing.assert_allclose(again, [found[1], found[1][[2, 0, 1]]], rtol=1e-6)
-    assert reference.asked == [[4, 9]], "what is known of a prompt is not drawn again"
 
 
 def test_a_weighted_sum_draws_nothing():
@@ -73,7 +66,7 @@ def test_a_weighted_sum_draws_nothing():
 
 def test_it_is_known_by_all_that_its_answers_depend_on():
     def known(parts=(FIRST, SECOND), how=None, drawn="reference"):
-        return combined.reward(parts, how or SmallestCalibrated(), Reference(), drawn=drawn).fingerprint
+        return combined.reward(parts, how or SmallestCalibrated(), compared, drawn=drawn).fingerprint
 
     seen = [
         known(), known(parts=(FIRST, number(2.0, 7))), known(how=LogSigmoids(0.5)), known(how=LogSigmoids(0.6)),
@@ -84,18 +77,26 @@ def test_it_is_known_by_all_that_its_answers_depend_on():
 
 
 def test_it_says_what_it_is_made_of():
-    reward = combined.reward([FIRST, SECOND], SmallestCalibrated(), Reference())
+    reward = combined.reward([FIRST, SECOND], SmallestCalibrated(), compared)
     assert reward.name == "smallest_calibrated of number 1.0, number 1000.0"
     assert (reward.tolerance, reward.columns) == (1e-2, ("a",))
+    assert reward.asked == (reward,), "of no function in it"
+    function = SECOND._replace(fingerprint="function-1")
+    assert combined.reward([FIRST, function], SmallestCalibrated(), compared).asked == (function,)
 
 
 @pytest.mark.parametrize(
     ("given", "match"),
     [
         ({"by": "weighted_sum"}, r"combine\.by is 'weighted_sum'.*names no reward"),
-        ({"weights": (1.0,)}, r"combine\.weights \(1\.0,\), but combine\.rewards names no reward"),
+        (
+            {"by": "weighted_sum", "weights": (1.0,)},
+            r"combine\.weights \(1\.0,\), but combine\.rewards names no reward",
+        ),
+        ({"weights": (1.0,)}, "smallest_calibrated has no weights"),
         ({"rewards": ("a:b", "a:b")}, "one reward twice"),
-        ({"rewards": ("nowhere",)}, "'nowhere', which is neither a directory here nor module:name"),
+        ({"rewards": ("nowhere",)}, "'nowhere', which is neither module:name nor a directory"),
+        ({"ensemble": "max"}, "ensemble"),
         ({"rewards": ("a:b",), "by": "weighted_sum"}, "there are 2 rewards"),
         ({"rewards": ("a:b",), "by": "weighted_sum", "weights": (1.0, 2.0, 3.0)}, "there are 2 rewards"),
         ({"rewards": ("a:b",), "by": "weighted_sum", "weights": (0.0, 0.0)}, "not all 0"),
@@ -106,6 +107,19 @@ def test_it_says_what_it_is_made_of():
 def test_a_combination_that_cannot_be_is_refused(given, match):
     with pytest.raises(InputError, match=match):
         Combine(**given)
+
+
+def test_an_ensemble_of_one_is_refused():
+    with pytest.raises(InputError, match=r"combine\.ensemble is 'min', of 1 member; ask for several"):
+        Experiment("one", combine=Combine(ensemble="min"))
+    Experiment("several", combine=Combine(ensemble="min"), reward_model=RewardModel(members=3))
+    with pytest.raises(InputError, match=r"RewardModel\.members is 3, and the reward is given: a:b"):
+        RewardModel(members=3, function="a:b")
+
+
+def test_a_reward_that_is_trained_on_is_no_independent_judge():
+    with pytest.raises(InputError, match="also the reward that the policy is trained on"):
+        Experiment("judge", combine=Combine(rewards=("a:b",)), evaluation=Evaluation(judge="a:b"))
 
 
 def test_the_reward_models_own_reward_is_no_other():

@@ -1,0 +1,95 @@
+"""The reward that several make: each prompt beside the reference's own responses to it, which are drawn once."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ctrl_jax.config import Combine
+from ctrl_jax.devices.mesh import make_mesh
+from ctrl_jax.pipeline import combine
+from ctrl_jax.pipeline.run import prepare
+from ctrl_jax.pipeline.supervised import Trained
+from ctrl_jax.pipeline.workspace import Workspace
+from ctrl_jax.rewards import combined
+from ctrl_jax.rewards.reward import Reward
+from ctrl_jax.steps.combination import SmallestCalibrated
+from ctrl_jax.types import Responses
+from tests.pipeline.fakes import EXPERIMENTS
+
+REFERENCE = Trained({"w": np.arange(3, dtype=np.float32)}, "reference")
+EXPERIMENT = replace(EXPERIMENTS["combined"], combine=Combine(rewards=("rewards:reward",)))
+
+
+def main_reward(prompts, responses):
+    """Of the first token, and of the prompt."""
+    tokens = np.asarray(responses.tokens)[..., 0].astype(np.float32)
+    return tokens + np.asarray(prompts.tokens)[:, :1] % 7
+
+
+MAIN = Reward(main_reward, "main")
+
+
+@pytest.fixture
+def run(prepared, fakes):
+    prepared("combined")
+    fakes.experiment = EXPERIMENT
+    return prepare(Workspace(EXPERIMENT, Path("runs/work"), Path("runs/stages"), make_mesh(1)))
+
+
+def some(prompts):
+    tokens = np.random.default_rng(0).integers(97, 122, (len(prompts.ids), 4, 8)).astype(np.int32)
+    return Responses(tokens, np.full(tokens.shape[:2], 8, np.int32))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_each_prompt_is_compared_with_its_own_references_in_any_batch(run, fakes, split):
+    reward = combine.run(run, REFERENCE, MAIN)
+    prompts = run.corpus.prompts(split, 5).prompts
+    responses = some(prompts)
+    found = reward.score(prompts, responses)
+    parts = [MAIN, *combine.others(run)]
+    drawn, _ = fakes.sampling(run, combine.LABEL, REFERENCE.params, MAIN.score, 8)(prompts)
+    expected = SmallestCalibrated()(
+        combined.scores(parts, prompts, responses), combined.scores(parts, prompts, drawn.responses)
+    )
+    np.testing.assert_allclose(found, expected)
+    assert len(np.unique(found)) >= 3
+    back = jax.tree.map(lambda x: np.asarray(x)[::-1], (prompts, responses))
+    np.testing.assert_array_equal(reward.score(*back), found[::-1])
+
+
+def test_what_is_there_is_read_and_a_prompt_of_no_data_set_is_drawn_for(run, fakes):
+    first = combine.run(run, REFERENCE, MAIN)
+    fakes.sampled.clear()
+    again = combine.run(run, REFERENCE, MAIN)
+    prompts = run.corpus.prompts("test", 5).prompts
+    responses = some(prompts)
+    np.testing.assert_array_equal(again.score(prompts, responses), first.score(prompts, responses))
+    assert again.fingerprint == first.fingerprint and combine.LABEL not in fakes.sampled
+    others = run.corpus.prompts("validation", 2).prompts
+    found = again.score(others, some(others))
+    assert combine.LABEL in fakes.sampled
+    fakes.sampled.clear()
+    np.testing.assert_array_equal(again.score(others, some(others)), found)
+    assert combine.LABEL not in fakes.sampled, "it was kept"
+    assert combine.run(run, REFERENCE._replace(stage="another"), MAIN).fingerprint == first.fingerprint, "drew the same"
+    other_reference = Trained({"w": np.ones(3, np.float32)}, "third")
+    assert combine.run(run, other_reference, MAIN).fingerprint != first.fingerprint
+
+
+def test_a_reward_alone_stays_itself(run):
+    alone = replace(run, experiment=replace(EXPERIMENT, combine=Combine()))
+    assert combine.run(alone, REFERENCE, MAIN) is MAIN
+
+
+def test_a_weighted_sum_draws_nothing(run, fakes):
+    weighted = Combine(rewards=("rewards:reward",), by="weighted_sum", weights=(1.0, 0.5))
+    reward = combine.run(replace(run, experiment=replace(EXPERIMENT, combine=weighted)), REFERENCE, MAIN)
+    prompts = run.corpus.prompts("test", 5).prompts
+    responses = some(prompts)
+    values = combined.scores([MAIN, *combine.others(run)], prompts, responses)
+    np.testing.assert_allclose(reward.score(prompts, responses), values[..., 0] + 0.5 * values[..., 1], rtol=1e-6)
+    assert combine.LABEL not in fakes.sampled
