@@ -31,12 +31,13 @@ def test_there_are_experiments():
 def test_it_builds_under_its_own_name(path):
     experiment = load_experiment(str(path)).experiment()
     assert isinstance(experiment, Experiment)
-    assert experiment.name == path.stem
+    assert experiment.name == name(path).rpartition("/")[2]
 
 
 def name(path: Path) -> str:
     """As the command line calls the experiment."""
-    return path.relative_to(FOLDER).with_suffix("").as_posix()
+    whole = path.parent if path.stem == "__init__" else path.with_suffix("")
+    return whole.relative_to(FOLDER).as_posix()
 
 
 def test_it_is_found_by_its_name(path, monkeypatch):

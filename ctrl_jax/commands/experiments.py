@@ -40,12 +40,12 @@ def find(name: str) -> Named:
 def load_experiment(name: str) -> ModuleType:
     """The module `experiments/<name>.py` below the current folder, or the file whose path is `name`.
 
-    A name may have a folder of experiments/ before it: `rivals/ipo`.
+    A name may have a folder of experiments/ before it, `rivals/ipo`, or be a folder whose __init__.py is one: `rivals`.
 
     Raises:
       InputError: if there is none, with the nearest names.
     """
-    path = Path(os.path.expanduser(name)) if name.endswith(".py") else Path("experiments") / f"{name}.py"
+    path = Path(os.path.expanduser(name)) if name.endswith(".py") else _path(Path("experiments"), name)
     if not os.path.isfile(path):  # False, not an error, for a name that no system can have
         known = sorted(_names(Path("experiments")))
         folder = Path(os.path.expanduser(name))
@@ -67,11 +67,17 @@ def load_experiment(name: str) -> ModuleType:
     return module
 
 
+def _path(folder: Path, name: str) -> Path:
+    whole = folder / name / "__init__.py"
+    return whole if os.path.isfile(whole) else folder / f"{name}.py"
+
+
 def _names(folder: Path) -> Iterator[str]:
     """Of the experiments below the folder, where rewards and launchers are too."""
     for file in folder.rglob("*.py"):
         if "def experiment(" in file.read_text(encoding="utf-8"):
-            yield file.relative_to(folder).with_suffix("").as_posix()
+            whole = file.parent if file.stem == "__init__" else file.with_suffix("")
+            yield whole.relative_to(folder).as_posix()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

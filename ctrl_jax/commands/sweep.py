@@ -27,9 +27,10 @@ class Options(RunOptions):
     """Run the point of this name alone, in this process and on all devices, as a batch job does."""
     write_jobs: Path | None = None
     """Run nothing, but write a shell script a point into this folder, to be submitted as a batch job."""
-    baseline: str = "identity"
-    """The transform, or the name of the point, that the others are compared with on the same prompts: of a transform
-    the point of the same procedure whose measured KL is nearest."""
+    baseline: str | None = None
+    """The transform or other method, or the name of the point, that the others are compared with on the same prompts:
+    of a method the point of the same procedure whose measured KL is nearest. By default the sweep's BASELINE, or else
+    identity."""
 
     def __post_init__(self) -> None:
         expand_user(self, "write_jobs")
@@ -47,12 +48,13 @@ def main(arguments: list[str]) -> int:
     points = [
         Point(parse("sweep", Options, asked.named, one, own).experiment, sweep_dir / one.name) for one in module.sweep()
     ]
-    sweep_comparisons.check(points, asked.options.baseline)
+    baseline = asked.options.baseline or str(getattr(module, "BASELINE", sweep_comparisons.IDENTITY))
+    sweep_comparisons.check(points, baseline)
     if asked.options.point is None:
-        return _run_all(sweep_dir, points, asked.options, _command_of_point(module, own))
+        return _run_all(sweep_dir, points, asked.options, _command_of_point(module, own), baseline)
     point = sweep_points.find(points, asked.options.point)
     with started(replace(asked, experiment=point.experiment, work_dir=point.work_dir)) as run:
-        sweep_points.run_point(run, sweep_dir, points, baseline=asked.options.baseline)
+        sweep_points.run_point(run, sweep_dir, points, baseline=baseline)
     return 0
 
 
@@ -65,18 +67,20 @@ def _module(named: Named) -> ModuleType:
     return named.module
 
 
-def _run_all(sweep_dir: Path, points: "list[Point]", options: Options, command: "Callable[[Point], list[str]]") -> int:
+def _run_all(
+    sweep_dir: Path, points: "list[Point]", options: Options, command: "Callable[[Point], list[str]]", baseline: str
+) -> int:
     """Touches no device: those are for the processes of the points."""
     from ctrl_jax.commands import sweep_points, sweep_processes
     from ctrl_jax.runtime import shares
 
     if options.write_jobs is not None:
         sweep_points.check(points)
-        sweep_points.write_jobs(sweep_dir, points, command, options.write_jobs, baseline=options.baseline)
+        sweep_points.write_jobs(sweep_dir, points, command, options.write_jobs, baseline=baseline)
         return 0
     found = shares.shares(options.jobs)
     sweep_points.check(points, devices=options.places.devices or found[0].devices)
-    return sweep_processes.run(sweep_dir, points, command, found, baseline=options.baseline)
+    return sweep_processes.run(sweep_dir, points, command, found, baseline=baseline)
 
 
 def _command_of_point(module: ModuleType, arguments: list[str]) -> "Callable[[Point], list[str]]":

@@ -152,3 +152,27 @@ def test_an_unknown_baseline_is_refused(points):
 def test_the_process_of_a_point_gets_the_baseline(points):
     command = sweep._command_of_point(sweep_comparisons, ["--baseline", "worst", "--jobs", "2"])(points[0])
     assert command[-4:] == ["--point", "identity_low", "--baseline", "worst"]
+
+
+SWEEP = """
+from ctrl_jax.config import Experiment, grid
+
+BASELINE = "exponential(10)"
+
+
+def experiment():
+    return Experiment("mine")
+
+
+def sweep():
+    return grid(experiment(), transforms=("identity", "exponential(10)"), kl_budgets=(0.5,))
+"""
+
+
+@pytest.mark.parametrize(("options", "baseline"), [([], "exponential(10)"), (["--baseline", "identity"], "identity")])
+def test_a_sweep_may_name_its_own_baseline(tmp_path, monkeypatch, options, baseline):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(SWEEP)
+    assert sweep.main(["mine.py", "--write-jobs", "jobs", *options]) == 0
+    (found,) = Path("runs").glob("*.sweep/differences.json")
+    assert json.loads(found.read_text())["baseline"] == baseline

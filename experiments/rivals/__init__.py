@@ -1,0 +1,101 @@
+"""Every algorithm at three strengths on one axis: best-of-4 win rate against KL, with one reference, data and reward.
+
+Claim     At equal KL the algorithms that train for best-of-4 are ahead of those that do not, and CTRL's exponential(10)
+          is among the first.
+Cost      Not yet measured: 60 points of a minute or two, after bon_helpful's stages, which they share.
+Expected  Not yet measured.
+Command   make train EXP=rivals        make sweep EXP=rivals
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+from ctrl_jax.config import Calibration, Experiment
+from experiments import (
+    baseline_identity,
+    baseline_raw,
+    bon_helpful,
+    dpo_helpful,
+    group_projection_helpful,
+    ppo_clip_helpful,
+    regression_helpful,
+    weighted_likelihood_helpful,
+)
+from experiments.rivals import (
+    best_of_n_sft,
+    bon_rl,
+    bonbon,
+    bond,
+    functional_derivative,
+    grpo,
+    ipo,
+    j_bond,
+    k_sample,
+    reward_distillation,
+    robust_dpo,
+    slic,
+    vbon,
+)
+
+BASELINE = "exponential(10)"
+"""The method beside which the others are set."""
+
+BUDGETS = [{"kl_budget": kl} for kl in (0.3, 0.6, 1.0)]
+BEST_OF = [{"samples_per_prompt": n, "prompts_per_step": 512 // n} for n in (2, 4, 8)]
+"""The law of best-of-n has the KL log n − (n − 1) / n: .19, .64 and 1.20 nats."""
+HELD = [{"beta": 1 / (n - 1)} for n in (2.5, 3.9, 6.3)]
+"""Of vBoN and BOND, whose optimum is best-of-n at β = 1 / (n − 1): .32, .62 and 1.00 nats."""
+
+STRENGTHS: dict[ModuleType, list[dict[str, Any]]] = {
+    bon_helpful: BUDGETS,
+    baseline_identity: BUDGETS,
+    ppo_clip_helpful: BUDGETS,
+    baseline_raw: BUDGETS,
+    grpo: BUDGETS,
+    k_sample: BUDGETS,
+    bon_rl: BUDGETS,
+    functional_derivative: BUDGETS,
+    j_bond: BUDGETS,
+    vbon: HELD,
+    bond: HELD,
+    regression_helpful: BUDGETS,
+    group_projection_helpful: BUDGETS,
+    weighted_likelihood_helpful: BUDGETS,
+    reward_distillation: BUDGETS,
+    best_of_n_sft: BEST_OF,
+    bonbon: BEST_OF,
+    dpo_helpful: [{"beta": beta} for beta in (0.3, 0.1, 0.03)],
+    robust_dpo: [{"beta": beta} for beta in (0.3, 0.1, 0.03)],
+    ipo: [{"beta": beta} for beta in (0.3, 0.1, 0.03)],
+    slic: [{"margin": margin} for margin in (0.3, 1.0, 3.0)],
+}
+"""The options that make each algorithm's runs weaker or stronger, by its experiment."""
+
+
+SHORT = {"kl_budget": "kl", "samples_per_prompt": "n"}
+
+
+def experiment() -> Experiment:
+    """CTRL, beside which the others are set."""
+    return replace(bon_helpful.experiment(), name="rivals")
+
+
+def sweep() -> list[Experiment]:
+    return list(_points())
+
+
+def _points() -> Iterator[Experiment]:
+    """All with kept responses, so that they share one calibration table."""
+    for module, strengths in STRENGTHS.items():
+        base = module.experiment()
+        for options in strengths:
+            option, value = next(iter(options.items()))
+            said = f"{SHORT.get(option, option)}{value:.2g}"
+            yield replace(
+                base,
+                name=f"{base.name}_{said}",
+                calibration=Calibration(keep_responses=True),
+                policy=replace(base.policy, **options),
+            )
