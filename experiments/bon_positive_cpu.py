@@ -28,8 +28,9 @@ def experiment() -> Experiment:
         name="bon_positive_cpu",
         data=replace(helpful.data, source="chitchat", prompt_length=64, response_length=16),
         reward_model=RewardModel(function="experiments.rewards.sentiment:compound"),
+        policy=replace(helpful.policy, kl_budget=1.2, steps=80),
     )
 
 
 def sweep() -> list[Experiment]:
-    return grid(experiment(), transforms=("identity", "exponential(10)"), kl_budgets=(0.75,))
+    return grid(experiment(), transforms=("identity", "exponential(10)"), kl_budgets=(1.2,))
