@@ -363,6 +363,9 @@ class RewardModel(Supervised):
     """What becomes of the pairs of longer prompts: dropped, or their prompts cut on the left. By default as
     `data.long_prompts`, which keeps its word for the prompts of policies."""
     validation: Validation = Validation()
+    head_only: bool = False
+    """Train the head alone, on what the reference makes of a response: a linear function, which takes a fraction of the
+    work and which few pairs suffice for, and which a policy on the same trunk can climb."""
     members: int = 1
     """Heads on the reward model's trunk, each trained on a bootstrap sample of the pairs: several are an ensemble."""
 
@@ -370,6 +373,13 @@ class RewardModel(Supervised):
         super().__post_init__()
         expand_user(self, "path")
         _positive(self, "members")
+        _require(
+            self.trained or not self.head_only,
+            "reward_model.head_only",
+            self.head_only,
+            f"RewardModel.head_only is True, and the reward is given: {self.path or self.function}",
+            "leave one of the two out: a head is trained here.",
+        )
         _require(
             self.members == 1 or self.trained,
             "reward_model.members",

@@ -90,7 +90,7 @@ def _train(run: Run, reference: Trained) -> Rewarded:
     stage = run.stage("reward_model", corpus=data.key(run.corpus, *splits), reference=reference.stage)
     optimizer = optimizers.supervised(config)
     key = randomness.stage_key(experiment.seed, "reward_model")
-    frozen, start = parameters.adapt_reward(run.models, run.mesh, key, reference.params)
+    frozen, start = parameters.adapt_reward(run.models, run.mesh, key, reference.params, head_only=config.head_only)
     pairs = data.pairs(run.corpus, "train", long_prompts=config.long_prompts)
     validation = _validation(run, frozen) if config.validation.every else None
     done = supervised.train(

@@ -181,7 +181,10 @@ FAKES = {
         "sizes": np.array([digest(parts.architecture)]),
     },
     (parameters, "adapt_decoder"): lambda parts, mesh, key, params: {"key": key_data(key), "params": params},
-    (parameters, "adapt_reward"): lambda parts, mesh, key, params: ({}, {"key": key_data(key), "params": params}),
+    (parameters, "adapt_reward"): lambda parts, mesh, key, params, head_only: (
+        {},
+        {"key": key_data(key), "params": params},
+    ),
     (networks, "merged"): lambda parts, params: params,
     (programs, "init_state"): lambda params, *_: SimpleNamespace(params=params),
     (supervised, "starting"): lambda mesh, state: state,
