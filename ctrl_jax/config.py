@@ -548,8 +548,8 @@ class Policy:
     algorithm: ClassVar[str] = "ctrl:Ctrl"
     """A file of algorithms/, and the class in it. Its fields get their values from the options of the same names, or
     from those that a training offers (pipeline/assembly.py)."""
-    label: ClassVar[str] = "{transform}"
-    """What figures call it, of its fields."""
+    label: ClassVar[str | None] = "{transform}"
+    """What figures call it, of its fields. A subclass without one of its own is called by its class."""
 
     transform: str = "exponential(10)"
     """Φ: `identity` (online IPO), `logarithm` (best-of-N distillation), `logit`, `exponential(t)`, `optimal` (Φ* of the
@@ -636,7 +636,13 @@ class Policy:
     @property
     def method(self) -> str:
         """What tables and figures call it: CTRL by its transform, another algorithm by its name."""
-        return self.label.format(**vars(self))
+        own = vars(type(self)).get("label") if type(self) is not Policy else Policy.label
+        return type(self).__name__ if own is None else str(own).format(**vars(self))
+
+    @property
+    def aims(self) -> bool:
+        """Whether the training aims at the KL budget, which otherwise marks the figures alone."""
+        return self.beta is None
 
     @property
     def objective(self) -> Objective:
@@ -681,6 +687,10 @@ class Pairs(Policy):
 
     transform: str = "raw"
 
+    @property
+    def aims(self) -> bool:
+        return False
+
     def __post_init__(self) -> None:
         _require_an_algorithm(self, Pairs, "policy")
         super().__post_init__()
@@ -703,7 +713,7 @@ class Dpo(Pairs):
     """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290)."""
 
     algorithm: ClassVar[str] = "dpo:Dpo"
-    label: ClassVar[str] = "DPO"
+    label: ClassVar[str | None] = "DPO"
 
     beta: float | None = 0.1
     """Weight of the KL in raw rewards per nat: the smaller, the farther from the reference."""
@@ -718,7 +728,7 @@ class RobustDpo(Dpo):
     """DPO where a known share of the labels is flipped by chance (Chowdhury et al. 2024, arXiv 2403.00409)."""
 
     algorithm: ClassVar[str] = "robust_dpo:RobustDpo"
-    label: ClassVar[str] = "robust DPO"
+    label: ClassVar[str | None] = "robust DPO"
 
     flip_probability: float = 0.1
     """ε: the share of pairs whose labels are the wrong way round; 0 is DPO. Of pairs that are each there once, the loss
@@ -734,7 +744,7 @@ class Ipo(Pairs):
     """Identity preference optimisation: the margin of a pair is fitted to 1 / (2β) (arXiv 2310.12036)."""
 
     algorithm: ClassVar[str] = "ipo:Ipo"
-    label: ClassVar[str] = "IPO"
+    label: ClassVar[str | None] = "IPO"
 
     beta: float | None = 0.1
     """Weight of the KL in probabilities of being preferred per nat: the smaller, the farther from the reference."""
@@ -749,7 +759,7 @@ class Slic(Pairs):
     """Sequence likelihood calibration: a hinge on a pair's likelihoods, and that of the chosen (arXiv 2305.10425)."""
 
     algorithm: ClassVar[str] = "slic:Slic"
-    label: ClassVar[str] = "SLiC"
+    label: ClassVar[str | None] = "SLiC"
 
     margin: float = 1.0
     """δ: nats by which the chosen response is to be likelier than the rejected one."""
@@ -774,7 +784,7 @@ class PpoClip(Policy):
     """CTRL's reward with several updates a batch of responses (Schulman et al. 2017, arXiv 1707.06347)."""
 
     algorithm: ClassVar[str] = "ppo_clip:PpoClip"
-    label: ClassVar[str] = "PPO-clip, {transform}"
+    label: ClassVar[str | None] = "PPO-clip, {transform}"
 
     learning_rate: float = 3e-4
     clip: float = 0.2
@@ -802,7 +812,7 @@ class Grpo(PpoClip):
     """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300), with one update a batch by default."""
 
     algorithm: ClassVar[str] = "grpo:Grpo"
-    label: ClassVar[str] = "GRPO"
+    label: ClassVar[str | None] = "GRPO"
 
     transform: str = "raw"
     learning_rate: float = 1e-3
@@ -818,7 +828,7 @@ class KSample(Policy):
     """
 
     algorithm: ClassVar[str] = "k_sample:KSample"
-    label: ClassVar[str] = "k-sample"
+    label: ClassVar[str | None] = "k-sample"
 
     transform: str = "raw"
 
@@ -832,7 +842,7 @@ class BonRl(Policy):
     """The chance that one of N samples is a success (Chow et al. 2024, arXiv 2412.15287), for `procedure` best_of_N."""
 
     algorithm: ClassVar[str] = "bon_rl:BonRl"
-    label: ClassVar[str] = "BoN-RL"
+    label: ClassVar[str | None] = "BoN-RL"
 
     transform: str = "raw"
     success: float = 0.75
@@ -853,7 +863,7 @@ class FunctionalDerivative(Policy):
     """The win rate under `procedure` as the objective, by its derivative at the policy's own responses."""
 
     algorithm: ClassVar[str] = "functional_derivative:FunctionalDerivative"
-    label: ClassVar[str] = "functional derivative"
+    label: ClassVar[str | None] = "functional derivative"
 
     transform: str = "optimal"
     """Φ*, whose ideal policy is this objective's optimum; nothing is transformed by it."""
@@ -869,7 +879,7 @@ class JBond(Policy):
     """J-BOND (Sessa et al. 2024, arXiv 2407.14622) with the policy as its own anchor, in place of a moving average."""
 
     algorithm: ClassVar[str] = "j_bond:JBond"
-    label: ClassVar[str] = "J-BOND"
+    label: ClassVar[str | None] = "J-BOND"
 
     transform: str = "raw"
     backward: float = 0.5
@@ -890,7 +900,7 @@ class Vbon(Policy):
     """
 
     algorithm: ClassVar[str] = "vbon:Vbon"
-    label: ClassVar[str] = "vBoN"
+    label: ClassVar[str | None] = "vBoN"
 
     transform: str = "logarithm"
     beta: float | None = 1 / 3
@@ -910,7 +920,7 @@ class Bond(Vbon):
     """BOND (Sessa et al. 2024, arXiv 2407.14622): the Jeffreys divergence to the best of N, for N = 1 + 1/β."""
 
     algorithm: ClassVar[str] = "bond:Bond"
-    label: ClassVar[str] = "BOND"
+    label: ClassVar[str | None] = "BOND"
 
     backward: float = 0.5
     """The weight of KL(policy || best of N), which alone is vBoN; the rest is that of KL(best of N || policy)."""
@@ -968,7 +978,7 @@ class GroupProjection(Stored):
     """A group's shares under the policy are fitted to those under the optimum: −Σ q log p (group_projection.py)."""
 
     algorithm: ClassVar[str] = "group_projection:GroupProjection"
-    label: ClassVar[str] = "group projection, {transform}"
+    label: ClassVar[str | None] = "group projection, {transform}"
 
 
 @dataclass(frozen=True)
@@ -976,7 +986,7 @@ class Regression(Stored):
     """The log-ratio of each response to the reference is fitted to the optimum's: QRPO (arXiv 2507.08068)."""
 
     algorithm: ClassVar[str] = "regression:Regression"
-    label: ClassVar[str] = "QRPO, {transform}"
+    label: ClassVar[str | None] = "QRPO, {transform}"
 
 
 @dataclass(frozen=True)
@@ -984,7 +994,7 @@ class WeightedLikelihood(Stored):
     """The likelihood of responses by their weight under the optimum, with a control variate."""
 
     algorithm: ClassVar[str] = "weighted_likelihood:WeightedLikelihood"
-    label: ClassVar[str] = "weighted likelihood, {transform}"
+    label: ClassVar[str | None] = "weighted likelihood, {transform}"
 
 
 @dataclass(frozen=True)
@@ -992,7 +1002,7 @@ class RewardDistillation(Stored):
     """Gaps of the log-ratio are fitted to gaps of the raw reward, over the pairs of a group (arXiv 2405.19316)."""
 
     algorithm: ClassVar[str] = "reward_distillation:RewardDistillation"
-    label: ClassVar[str] = "reward distillation"
+    label: ClassVar[str | None] = "reward distillation"
 
     transform: str = "raw"
 
@@ -1010,6 +1020,10 @@ class BestOfGroup(Stored):
     transform: str = "logarithm"
     samples_per_prompt: int = 4
     """N: responses in a group, of which the best is learned from; it divides `calibration.samples_per_prompt`."""
+
+    @property
+    def aims(self) -> bool:
+        return False
 
     def __post_init__(self) -> None:
         _require_an_algorithm(self, BestOfGroup, "policy")
@@ -1036,7 +1050,7 @@ class BestOfNSft(BestOfGroup):
     """The likelihood of the best response of each group: best-of-N fine-tuning, an iteration of RAFT."""
 
     algorithm: ClassVar[str] = "best_of_n_sft:BestOfNSft"
-    label: ClassVar[str] = "best-of-N fine-tuning"
+    label: ClassVar[str | None] = "best-of-N fine-tuning"
 
 
 @dataclass(frozen=True)
@@ -1044,7 +1058,7 @@ class Bonbon(BestOfGroup):
     """BoNBoN: the likelihood of a group's best response, and IPO on its best and worst (arXiv 2406.00832)."""
 
     algorithm: ClassVar[str] = "bonbon:Bonbon"
-    label: ClassVar[str] = "BoNBoN"
+    label: ClassVar[str | None] = "BoNBoN"
 
     alpha: float = 0.005
     """α: weight of the likelihood beside that of IPO, 1 − α."""

@@ -293,3 +293,19 @@ def test_a_held_beta_aims_at_no_budget():
 def test_a_table_has_all_rewards_or_their_quantiles():
     assert Calibration(samples_per_prompt=32).rewards_per_prompt == 32
     assert Calibration(samples_per_prompt=32, quantiles=8).rewards_per_prompt == 8
+
+
+def test_an_algorithm_is_called_by_its_label_or_its_class():
+    @dataclasses.dataclass(frozen=True)
+    class Mine(config.Grpo):
+        pass
+
+    found = [
+        config.Policy(), config.Policy(transform="identity"), config.Grpo(), config.PpoClip(transform="identity"),
+        Mine(), config.Regression(), config.Bond(),
+    ]  # fmt: skip
+    assert [policy.method for policy in found] == [
+        "exponential(10)", "identity", "GRPO", "PPO-clip, identity", "Mine", "QRPO, exponential(10)", "BOND",
+    ]  # fmt: skip
+    assert [policy.aims for policy in found] == [True] * 6 + [False]
+    assert not config.Dpo().aims and not config.Slic().aims and not config.Bonbon().aims

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from ctrl_jax import __main__ as command_line
+from ctrl_jax.commands import sweep_points
 from ctrl_jax.commands.experiments import find, load_experiment
+from ctrl_jax.commands.point import Point
 from ctrl_jax.config import Experiment
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
@@ -72,7 +74,7 @@ def test_its_docstring_says_what_it_claims_and_how_to_run_it(path):
     assert {job for job, _ in commands} <= set(command_line.COMMANDS)
 
 
-def test_its_sweep_has_valid_points_of_unique_names(path):
+def test_its_sweep_has_valid_points_of_unique_names(path, tmp_path):
     module = load_experiment(str(path))
     promised = ("sweep", name(path)) in JOB.findall(module.__doc__)
     assert hasattr(module, "sweep") == promised
@@ -81,5 +83,7 @@ def test_its_sweep_has_valid_points_of_unique_names(path):
         assert len(points) >= 2
         assert all(isinstance(point, Experiment) for point in points)
         assert len({point.name for point in points}) == len(points)
+        if points[0].model.path is None:  # else its directory is asked for
+            sweep_points.check([Point(point, tmp_path / point.name) for point in points])
         # What sweeps are for: no point repeats the stages that come before the policy.
         assert len({(point.seed, point.data, point.model, point.sft, point.reward_model) for point in points}) == 1

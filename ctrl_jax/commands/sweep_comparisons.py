@@ -72,7 +72,10 @@ def compared(points: Sequence[Point], baseline: str) -> Beside:
         for point in readable:
             if beside.runs[point.name].procedure == procedure:
                 by_method.setdefault(point.experiment.policy.method, []).append(beside.runs[point.name])
-        beside.at_equal_kl.extend(methods.at_equal_kl(by_method, baseline, procedure))
+        if baseline in by_method:
+            found = methods.at_equal_kl(by_method, baseline, procedure)
+            beside.at_equal_kl.extend(found.found)
+            beside.notes.extend(found.notes if any(len(runs) > 1 for runs in by_method.values()) else [])
     return beside
 
 

@@ -18,11 +18,12 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.pipeline import assembly, results
 from ctrl_jax.pipeline.divisible import check_batches_divide
+from ctrl_jax.pipeline.stages import as_tree
 from ctrl_jax.pipeline.workspace import Workspace, check_claim, claimed, contents
 from ctrl_jax.report.status import Cost, Status
 from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.console import say
-from ctrl_jax.runtime.stages import locked, plain, read_json, write_bytes, write_json
+from ctrl_jax.runtime.stages import locked, read_json, write_bytes, write_json
 from ctrl_jax.theory import procedures
 
 UNSAID = "Its process ended without a word: it was killed, perhaps for want of memory."
@@ -53,7 +54,7 @@ def check(points: Sequence[Point], *, devices: int = 1) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"Two points of the sweep are called {twice!r}, and would share a work directory; rename one.")
-    settings = [{**plain(point.experiment), "name": None} for point in points]
+    settings = [{**as_tree(point.experiment), "name": None} for point in points]
     for index in range(len(points)):
         if settings[index] in settings[:index]:
             same = names[settings.index(settings[index])]
@@ -202,6 +203,7 @@ def _status(point: Point, sweep_dir: Path, started: bool) -> Status:
         name=point.name,
         transform=policy.transform,
         method=policy.method,
+        aims=policy.aims,
         procedure=procedures.parse(policy.procedure).name,
         kl_budget=policy.kl_budget,
         state="done" if done else "running" if running else "failed" if failed else "missing",

@@ -10,8 +10,8 @@ import numpy as np
 
 from ctrl_jax.errors import InputError
 from ctrl_jax.library.model import Model, Prompt, generate
-from ctrl_jax.models import weights as weight_files
 from ctrl_jax.rewards import function
+from ctrl_jax.runtime import checksums
 from ctrl_jax.runtime.stages import fingerprint
 from ctrl_jax.steps import calibration, combination
 
@@ -105,15 +105,11 @@ class Combined:
     def known_by(self) -> dict[str, str]:
         """What its answers depend on, by which `align` recognises it."""
         parts = [function.given(reward).sources for reward in self.rewards]
-        reference = self.reference and {
-            "weights": weight_files.fingerprint(self.reference.path),
-            **vars(self.reference),
-        }
-        named = ("weights", "path", "adapter", "dtype", "format")
+        model = self.reference
         return {
             "rewards": fingerprint({"parts": parts}),
             "combination": repr(self.combination),
-            "reference": repr(reference and {name: str(reference[name]) for name in named}),
+            "reference": repr(model and (checksums.of_arrays(model.params), model.dtype, model.format)),
             "draws": repr(dict(self.draws)),
         }
 

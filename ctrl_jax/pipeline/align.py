@@ -38,6 +38,7 @@ def policy(run: Run) -> Aligned:
     reference = sft.run(run)
     rewarded = reward_model.run(run, reference)
     reward, seconds = rewarded.reward, {"sft": reference.seconds, "reward_model": rewarded.seconds}
+    seconds |= {} if rewarded.combine_seconds is None else {"combine": rewarded.combine_seconds}
     calibrated = begun = None
     if assembly.is_calibrated(run.experiment):
         calibrated = calibrate.run(run, reference, reward)

@@ -1,7 +1,8 @@
 """The reward of an experiment that has several: all of them, made one, with what they are compared with."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,11 +15,11 @@ from ctrl_jax.rewards.named import named
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say
-from ctrl_jax.runtime.stages import Stage, read_arrays, write_arrays
+from ctrl_jax.runtime.stages import RowFile, Stage, read_rows
 from ctrl_jax.types import Params, Prompts, Responses
 
 FIELD, LABEL = "combine.rewards", "combine"
-TABLE = "rewards.npz"
+TABLE = "rewards.npy"
 
 
 def others(run: Run) -> list[Reward]:
@@ -32,7 +33,13 @@ def others(run: Run) -> list[Reward]:
     return [named(text, run.corpus, run.mesh, dtype=dtype, field=FIELD) for text in names]
 
 
-def run(run: Run, reference: Trained, reward: Reward) -> Reward:
+class Combined(NamedTuple):
+    reward: Reward
+    seconds: float | None = None
+    """What it took to draw what is compared with; None where nothing is."""
+
+
+def run(run: Run, reference: Trained, reward: Reward) -> Combined:
     """The combination of the reward model's reward with the others; that reward itself where there are none.
 
     Raises:
@@ -40,25 +47,27 @@ def run(run: Run, reference: Trained, reward: Reward) -> Reward:
     """
     config = run.experiment.combine
     if not config.rewards:
-        return reward
+        return Combined(reward)
     parts = [reward, *others(run)]
     if not config.combination.compares:
-        return combined.reward(parts, config.combination)
+        return Combined(combined.reward(parts, config.combination))
     stage = run.stage(
         "combine",
         corpus=data.key(run.corpus, "train", "test"),
         reference=reference.stage,
         rewards=[part.fingerprint for part in parts],
     )
+    prompts = _prompts(run)
     with stage.exclusive():
         functions = combined.functions(parts)
-        if stage.complete and functions and (reason := scored.changed(run, functions, stage.directory)):
+        asked = functions and (stage.directory / scored.FILE).exists()
+        if asked and (reason := scored.changed(run, functions, stage.directory)):
             say(f"{reason}. What depends on it is made anew.", style="yellow")
             stage.supersede()
         if not stage.complete:
-            _make(run, stage, reference.params, parts)
-    table = read_arrays(stage.directory / TABLE)
-    known = dict(zip(table["ids"].tolist(), table["rewards"], strict=True))
+            _make(run, stage, reference.params, parts, prompts)
+    table = read_rows(stage.directory / TABLE)
+    known = dict(zip(np.asarray(prompts.ids).tolist(), table, strict=True))
 
     def compared(prompts: Prompts) -> np.ndarray:
         ids = np.asarray(hosts.fetch(prompts.ids)).tolist()
@@ -66,34 +75,46 @@ def run(run: Run, reference: Trained, reward: Reward) -> Reward:
         if new:  # of no data set: somebody asks the policy something
             rows = np.array([*new.values()])
             asked = jax.tree.map(lambda x: np.asarray(x)[rows], hosts.fetch(prompts))
-            known.update(zip(new, _drawn(run, reference.params, parts, asked)[1], strict=True))
+            drawn = [rewards for _, rewards in _drawn(run, reference.params, parts, asked)]
+            known.update(zip(new, np.concatenate(drawn), strict=True))
         return np.stack([known[prompt_id] for prompt_id in ids])
 
-    return combined.reward(parts, config.combination, compared, drawn=stage.summary["table"])
+    of_training = checksums.of_arrays(np.asarray(table[: run.experiment.calibration.prompts]))
+    named = combined.reward(parts, config.combination, compared, drawn=f"{reference.stage}-{of_training}")
+    return Combined(named, stage.summary["seconds"])
 
 
-def _make(run: Run, stage: Stage, reference: Params, parts: Sequence[Reward]) -> None:
-    """Writes what the rewards give the reference's responses to all prompts that are trained on or evaluated."""
-    experiment, started = run.experiment, time.monotonic()
+def _prompts(run: Run) -> Prompts:
+    """All that are trained on, and behind them those of the evaluation that are not among these."""
+    experiment = run.experiment
     splits = (("train", experiment.calibration.prompts), ("test", experiment.evaluation.prompts))
-    prompts = jax.tree.map(lambda *x: np.concatenate(x), *(run.corpus.prompts(*one).prompts for one in splits))
-    _, first = np.unique(prompts.ids, return_index=True)  # a prompt may be in both
-    prompts = jax.tree.map(lambda x: np.asarray(x)[np.sort(first)], prompts)
-    responses, rewards = _drawn(run, reference, parts, prompts)
-    write_arrays(stage.directory / TABLE, ids=prompts.ids, rewards=rewards)
-    if functions := combined.functions(parts):
-        scored.keep(run, functions, stage.directory, prompts, responses)
-    digest = checksums.of_file(stage.directory / TABLE)[:16] if hosts.first() else None
-    stage.finish({"table": digest, "seconds": time.monotonic() - started})
+    prompts: Prompts = jax.tree.map(lambda *x: np.concatenate(x), *(run.corpus.prompts(*one).prompts for one in splits))
+    _, first = np.unique(prompts.ids, return_index=True)
+    return jax.tree.map(lambda x: np.asarray(x)[np.sort(first)], prompts)
 
 
-def _drawn(run: Run, reference: Params, parts: Sequence[Reward], prompts: Prompts) -> tuple[Responses, np.ndarray]:
-    """The reference's own responses [B, K], and what each reward gives them [B, K, R]; by batches that fit."""
+def _make(run: Run, stage: Stage, reference: Params, parts: Sequence[Reward], prompts: Prompts) -> None:
+    """Writes what the rewards give the reference's responses, or goes on where an earlier process was killed."""
+    shape = len(prompts.ids), run.experiment.calibration.samples_per_prompt, len(parts)
+    file = RowFile(stage.directory / TABLE, shape, np.float32)
+    functions, before, started = combined.functions(parts), file.note or 0.0, time.monotonic()
+    for responses, rewards in _drawn(run, reference, parts, prompts, done=file.rows):
+        if file.rows == 0 and functions:
+            scored.keep(run, functions, stage.directory, prompts, responses)
+        file.append(rewards, before + time.monotonic() - started)
+    seconds = file.note or 0.0
+    file.finish()
+    stage.finish({"seconds": seconds})
+
+
+def _drawn(
+    run: Run, reference: Params, parts: Sequence[Reward], prompts: Prompts, *, done: int = 0
+) -> Iterator[tuple[Responses, np.ndarray]]:
+    """The reference's own responses [b, K], and what each reward gives them [b, K, R]; by batches from `done` on."""
 
     def score(prompts: Prompts, responses: Responses) -> np.ndarray:
         return combined.scores(parts, prompts, responses)
 
     samples = run.experiment.calibration.samples_per_prompt
-    found = [*rollouts.scored(run, LABEL, reference, score, prompts, samples)]
-    responses = jax.tree.map(lambda *x: np.concatenate(x), *(batch for batch, _, _ in found))
-    return responses, np.concatenate([rewards for _, rewards, _ in found])
+    for responses, rewards, _ in rollouts.scored(run, LABEL, reference, score, prompts, samples, done=done):
+        yield responses, rewards

@@ -43,6 +43,8 @@ class Rewarded(NamedTuple):
     """What its training took."""
     training: RewardTraining | None = None
     """None where it was not trained here."""
+    combine_seconds: float | None = None
+    """What it took to draw what a combination compares with."""
     curve: dict[str, np.ndarray] = {}  # noqa: RUF012 (nobody writes to it)
     """VALIDATION_ARRAYS, where the training was validated."""
 
@@ -54,7 +56,8 @@ def run(run: Run, reference: Trained) -> Rewarded:
       InputError: if a directory or function that was given cannot be used.
     """
     rewarded = _alone(run, reference)
-    return rewarded._replace(reward=combine.run(run, reference, rewarded.reward))
+    found = combine.run(run, reference, rewarded.reward)
+    return rewarded._replace(reward=found.reward, combine_seconds=found.seconds)
 
 
 def functions(run: Run) -> list[Reward]:
@@ -173,7 +176,7 @@ def _described(
     means = np.array([metrics["loss"][start : end + 1].mean() for start, end in zip(since, rows, strict=True)])
     columns = (metrics["step"][rows], means, metrics[LOSS][rows], metrics[ACCURACY][rows])
     training = RewardTraining(**counts, steps=steps, used_step=used, validation_pairs=validation.size)
-    return Rewarded(reward, reward, done.seconds, training, dict(zip(VALIDATION_ARRAYS, columns, strict=True)))
+    return Rewarded(reward, reward, done.seconds, training, curve=dict(zip(VALIDATION_ARRAYS, columns, strict=True)))
 
 
 def _say_which(loss: float, accuracy: float, used: int, steps: int, validation: Validation) -> None:

@@ -12,8 +12,8 @@ class Cost(NamedTuple):
 
     drawn: int
     """Responses of the policy that were drawn and scored."""
-    learned: int
-    """Responses that updates were made by; one that several updates were made by counts as often."""
+    read: int
+    """Responses that updates read; one that several updates read counts as often."""
     seconds: float | None
     """Of the training; None where it was not measured."""
 
@@ -38,6 +38,8 @@ class Status:
     """None unless the state is done."""
     method: str = ""
     """What figures call its algorithm; without one, its transform."""
+    aims: bool = True
+    """Whether its training aims at the KL budget."""
     cost: Cost | None = None
     """None unless the state is done."""
 

@@ -25,7 +25,10 @@ def render(
     """The report of a sweep, as HTML: the Pareto figure of each procedure in it, curves along trainings, all runs with
     their states, what they differ by from a baseline, and methods at equal KL."""
     order = list(dict.fromkeys(point.procedure for point in points))
-    panels = [panel for procedure in order for panel in pareto.panels(_of(points, procedure), procedure)]
+    charts = []
+    for index, procedure in enumerate(order):
+        if panels := html.charts(f"pareto-{index}", pareto.panels(_of(points, procedure), procedure)):
+            charts.append({"title": pareto.title(procedure), "panels": panels})
     differences = [_difference_row(one) for one in comparisons]
     done = sum(point.evaluation is not None for point in points)
     judges = list(
@@ -36,7 +39,7 @@ def render(
         title=f"{name}: sweep",
         name=name,
         lead=f"{done} of {len(points)} runs evaluated.",
-        charts=html.charts("pareto", panels),
+        charts=charts,
         curves=html.charts("along", curves),
         rows=[_sweep_row(point) for point in points],
         procedures=order,

@@ -134,10 +134,16 @@ def given(function: TextReward, name: str | None = None) -> Function:
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError):
         source = ""
-    if isinstance(known := getattr(function, "known_by", None), dict):
-        return Function(f"__main__:{name or 'combined_reward'}", function, known)
     own = getattr(function, "__name__", None)
-    if name is None and (own is None or not source):
+    try:
+        made_of = getattr(function, "known_by", None)
+    except InputError:  # a part of it has neither a source nor a name
+        if name is None:
+            raise
+        made_of = None
+    if isinstance(made_of, dict):
+        own, source = own or type(function).__name__, ""
+    elif name is None and (own is None or not source):
         raise InputError(
             f"The reward {function!r:.80} has no Python source to recognise it by",
             field="reward",
@@ -145,8 +151,9 @@ def given(function: TextReward, name: str | None = None) -> Function:
             remedy="give it a name, and another one whenever it changes.",
         )
     module, _, attribute = (name or f"{getattr(function, '__module__', None) or '__main__'}:{own}").rpartition(":")
-    known = hashlib.sha256(source.encode()).hexdigest()[:16] if source else "no source"
-    return Function(f"{module or '__main__'}:{attribute}", function, {"source": known})
+    known = {"source": hashlib.sha256(source.encode()).hexdigest()[:16] if source else "no source"}
+    sources = made_of if isinstance(made_of, dict) else known
+    return Function(f"{module or '__main__'}:{attribute}", function, sources)
 
 
 def sources_of(name: str) -> dict[str, str]:

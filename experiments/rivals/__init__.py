@@ -2,7 +2,8 @@
 
 Claim     At equal KL the algorithms that train for best-of-4 are ahead of those that do not, and CTRL's exponential(10)
           is among the first.
-Cost      Not yet measured: 60 points of a minute or two, after bon_helpful's stages, which they share.
+Cost      Not yet measured: 63 points of a minute or two, after bon_helpful's stages, which they share; the calibration
+          table is made anew once, with its responses.
 Expected  Not yet measured.
 Command   make train EXP=rivals        make sweep EXP=rivals
 """
@@ -87,7 +88,7 @@ def sweep() -> list[Experiment]:
 
 
 def _points() -> Iterator[Experiment]:
-    """All with kept responses, so that they share one calibration table."""
+    """All with kept responses, so that their calibration table is made once."""
     for module, strengths in STRENGTHS.items():
         base = module.experiment()
         for options in strengths:

@@ -1,5 +1,7 @@
 """Several rewards of texts as one, beside the definition on texts that the reference draws."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -91,3 +93,12 @@ def test_it_is_recognised_by_all_that_its_answers_depend_on(model):
     ]  # fmt: skip
     assert len({str(one.sources) for one in seen}) == len(seen)
     assert known().sources == seen[0].sources
+
+
+def test_a_part_without_a_source_is_named_by_the_whole():
+    part = functools.partial(length)
+    combined = cj.combined_reward([part, vowels], by="weighted_sum", weights=(1, 1))
+    with pytest.raises(cj.InputError, match="has no Python source to recognise it by; give it a name"):
+        function.given(combined)
+    named = function.given(combined, "mine:both")
+    assert named.name == "mine:both" and named.sources == {"source": "no source"}

@@ -9,7 +9,7 @@ import pytest
 
 from ctrl_jax.config import Combine
 from ctrl_jax.devices.mesh import make_mesh
-from ctrl_jax.pipeline import combine
+from ctrl_jax.pipeline import combine, rollouts
 from ctrl_jax.pipeline.run import prepare
 from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.pipeline.workspace import Workspace
@@ -46,7 +46,7 @@ def some(prompts):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_each_prompt_is_compared_with_its_own_references_in_any_batch(run, fakes, split):
-    reward = combine.run(run, REFERENCE, MAIN)
+    reward = combine.run(run, REFERENCE, MAIN).reward
     prompts = run.corpus.prompts(split, 5).prompts
     responses = some(prompts)
     found = reward.score(prompts, responses)
@@ -62,9 +62,9 @@ def test_each_prompt_is_compared_with_its_own_references_in_any_batch(run, fakes
 
 
 def test_what_is_there_is_read_and_a_prompt_of_no_data_set_is_drawn_for(run, fakes):
-    first = combine.run(run, REFERENCE, MAIN)
+    first = combine.run(run, REFERENCE, MAIN).reward
     fakes.sampled.clear()
-    again = combine.run(run, REFERENCE, MAIN)
+    again = combine.run(run, REFERENCE, MAIN).reward
     prompts = run.corpus.prompts("test", 5).prompts
     responses = some(prompts)
     np.testing.assert_array_equal(again.score(prompts, responses), first.score(prompts, responses))
@@ -75,21 +75,52 @@ def test_what_is_there_is_read_and_a_prompt_of_no_data_set_is_drawn_for(run, fak
     fakes.sampled.clear()
     np.testing.assert_array_equal(again.score(others, some(others)), found)
     assert combine.LABEL not in fakes.sampled, "it was kept"
-    assert combine.run(run, REFERENCE._replace(stage="another"), MAIN).fingerprint == first.fingerprint, "drew the same"
     other_reference = Trained({"w": np.ones(3, np.float32)}, "third")
-    assert combine.run(run, other_reference, MAIN).fingerprint != first.fingerprint
+    assert combine.run(run, other_reference, MAIN).reward.fingerprint != first.fingerprint
 
 
 def test_a_reward_alone_stays_itself(run):
     alone = replace(run, experiment=replace(EXPERIMENT, combine=Combine()))
-    assert combine.run(alone, REFERENCE, MAIN) is MAIN
+    assert combine.run(alone, REFERENCE, MAIN) == (MAIN, None)
 
 
 def test_a_weighted_sum_draws_nothing(run, fakes):
     weighted = Combine(rewards=("rewards:reward",), by="weighted_sum", weights=(1.0, 0.5))
-    reward = combine.run(replace(run, experiment=replace(EXPERIMENT, combine=weighted)), REFERENCE, MAIN)
+    reward = combine.run(replace(run, experiment=replace(EXPERIMENT, combine=weighted)), REFERENCE, MAIN).reward
     prompts = run.corpus.prompts("test", 5).prompts
     responses = some(prompts)
     values = combined.scores([MAIN, *combine.others(run)], prompts, responses)
     np.testing.assert_allclose(reward.score(prompts, responses), values[..., 0] + 0.5 * values[..., 1], rtol=1e-6)
     assert combine.LABEL not in fakes.sampled
+
+
+def test_a_killed_drawing_goes_on_where_it_was(run, fakes, monkeypatch):
+    whole = combine.run(run, REFERENCE, MAIN).reward
+    monkeypatch.setattr(rollouts, "prompts_at_a_time", lambda *_: 2)
+    drawn, killed = [], {"at": 4}
+
+    def sampling(*arguments):
+        both = fakes.sampling(*arguments)
+
+        def of_batch(batch):
+            drawn.append(np.asarray(batch.ids).tolist())
+            if len(drawn) == killed["at"]:
+                raise KeyboardInterrupt
+            return both(batch)
+
+        return of_batch
+
+    monkeypatch.setattr(rollouts, "_sampling", sampling)
+    elsewhere = replace(run, stages_dir=Path("runs/other_stages"))
+    with pytest.raises(KeyboardInterrupt):
+        combine.run(elsewhere, REFERENCE, MAIN)
+    killed["at"] = 0
+    again = combine.run(elsewhere, REFERENCE, MAIN).reward
+    assert drawn[3] == drawn[4] and len(drawn) == 7, "three batches were kept, of six"
+    assert again.fingerprint == whole.fingerprint
+
+
+def test_another_evaluation_is_no_other_reward(run):
+    fewer = replace(EXPERIMENT, evaluation=replace(EXPERIMENT.evaluation, prompts=4))
+    first = combine.run(run, REFERENCE, MAIN).reward
+    assert combine.run(replace(run, experiment=fewer), REFERENCE, MAIN).reward.fingerprint == first.fingerprint

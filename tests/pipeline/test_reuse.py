@@ -123,6 +123,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "one that a function of it imports": ("function", text("lazily.py", "1", "2")),
     "a file that it reads": ("function", text("scale.json", "1.0", "-1.0")),
     "a file that it reads (a start)": ("start", text("scale.json", "1.0", "-1.0")),
+    "a row of test.jsonl (two rewards)": ("combined", text("data/test.jsonl", "What is", "What was")),
     "the module of a second reward": ("combined", text("rewards.py", "% 97", "% 89")),
     "a file that a second reward reads": ("combined", text("scale.json", "1.0", "-1.0")),
     "a weight of the first": ("combined", weight("classifier")),

@@ -41,7 +41,7 @@ def means(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_each_method_is_on_its_line_at_the_kls_of_the_baselines_runs(runs):
-    found = methods.at_equal_kl(runs, "exponential(10)", PROCEDURE)
+    found, notes = methods.at_equal_kl(runs, "exponential(10)", PROCEDURE)
     kls, theirs = means(runs["exponential(10)"])
     assert {(one.method, round(one.kl, 6)) for one in found} == {
         ("GRPO", round(kls[0], 6)),
@@ -55,9 +55,29 @@ def test_each_method_is_on_its_line_at_the_kls_of_the_baselines_runs(runs):
         estimate = one.difference.difference
         assert estimate.mean == pytest.approx(one.difference.run - one.difference.baseline, abs=1e-6)
         assert estimate.low is not None and estimate.low < estimate.mean < estimate.high
-    assert methods.at_equal_kl(runs, "nobody", PROCEDURE) == []
+    assert methods.at_equal_kl(runs, "nobody", PROCEDURE) == ([], [])
+    assert [note.split(" ")[0] for note in notes] == ["far", "single"], notes
+    assert "have no KL in common" in notes[0] and "no two runs of unlike KL" in notes[1]
 
 
 def test_the_order_of_the_runs_does_not_matter(runs):
     backwards = {name: found[::-1] for name, found in runs.items()}
     assert methods.at_equal_kl(backwards, "GRPO", PROCEDURE) == methods.at_equal_kl(runs, "GRPO", PROCEDURE)
+
+
+def test_runs_beside_other_responses_of_the_reference_are_apart(runs):
+    """Also those of the baseline, and whatever comes first."""
+    both = {"exponential(10)": [*runs["another"], *runs["exponential(10)"]], "GRPO": runs["GRPO"]}
+    alone = {"exponential(10)": runs["exponential(10)"], "GRPO": runs["GRPO"]}
+    expected = methods.at_equal_kl(alone, "exponential(10)", PROCEDURE)
+    assert methods.at_equal_kl(both, "exponential(10)", PROCEDURE) == expected
+    backwards = {"GRPO": runs["GRPO"], "exponential(10)": both["exponential(10)"][::-1]}
+    assert methods.at_equal_kl(backwards, "exponential(10)", PROCEDURE) == expected
+    assert expected.found
+
+
+def test_a_run_whose_kl_is_that_of_the_next_is_left_out_with_a_word(runs):
+    twice = {**runs, "DPO": [*runs["DPO"], runs["DPO"][1]]}
+    assert any(
+        "1 of the 3 runs of DPO are left out" in note for note in methods.at_equal_kl(twice, "GRPO", PROCEDURE).notes
+    )

@@ -54,12 +54,20 @@ def test_other_algorithms_are_named_with_what_their_training_took(run: Run) -> N
             cost=Cost(76800, 76800, 81.4),
         ),
         Status(
-            "dpo", "raw", "best_of_4", 0.6, "done", evaluation=run.evaluation, method="DPO", cost=Cost(0, 9600, None)
+            "dpo",
+            "raw",
+            "best_of_4",
+            0.6,
+            "done",
+            evaluation=run.evaluation,
+            method="DPO",
+            aims=False,
+            cost=Cost(0, 9600, None),
         ),
         Status("later", "raw", "best_of_4", 0.6, "missing", method="DPO"),
     ]
     words = visible(sweep_page.render("rivals", points))
-    assert "state run method KL budget" in words and "done dpo DPO 0.6" in words
+    assert "state run method KL budget" in words and "done dpo DPO – " in words
     assert "What each training took" in words and "ours 76,800 76,800 81" in words and "dpo 0 9,600 –" in words
     without = visible(sweep_page.render("bon", points[:1]))
     assert "state run transform KL budget" in without and "What each training took" not in without

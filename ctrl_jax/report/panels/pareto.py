@@ -15,8 +15,9 @@ from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.status import Status
 from ctrl_jax.report.style import light, looks
 
-MOST_IN_A_LEGEND = 6
-"""Methods that colours and marks tell apart; of more, each has a panel of its own."""
+
+def title(procedure: str) -> str:
+    return f"Win rate under {spoken(procedure)} against KL"
 
 
 def panels(points: Sequence[Status], procedure: str) -> list[Panel]:
@@ -25,18 +26,18 @@ def panels(points: Sequence[Status], procedure: str) -> list[Panel]:
     if not measured:
         return []
     methods = dict.fromkeys(point.method for point in measured)
-    if len(methods) > MOST_IN_A_LEGEND:
+    if len(set(looks(list(methods)).values())) < len(methods):  # colours and marks do not tell them apart
         return [
             Panel(
                 method,
-                f"Win rate under {spoken(procedure)} against KL: its runs with 95 % intervals, beside CTRL's.",
+                f"{title(procedure)}: its runs with 95 % intervals, beside CTRL's.",
                 functools.partial(_draw_one, method, measured, procedure),
             )
             for method in methods
         ]
     return [
         Panel(
-            f"Win rate under {spoken(procedure)} against KL",
+            title(procedure),
             f"{len(measured)} runs with 95 % intervals over the ideal curves of their transforms.",
             functools.partial(_draw, measured, procedure),
         )
@@ -96,7 +97,7 @@ def _draw_one(method: str, points: Sequence[Status], procedure: str, axes: Axes)
     kls = ideals.kl_grid(1.06 * far)
     _draw_ideal(axes, "optimal", procedure, kls, "ink")
     handles = [lines.Line2D([], [], color=light("ink"), linestyle=(0, (1, 1.6)), linewidth=1.2, label="best possible")]
-    look = {**looks(transforms), **({} if method in transforms else {method: ("pink", "D")})}
+    look = looks(list(dict.fromkeys([*transforms, method])))
     for name, (color, marker) in look.items():
         found = sorted(runs[name], key=lambda run: run.kl.mean)
         where = [run.kl.mean for run in found], [100 * run.win_rates[procedure].mean for run in found]
