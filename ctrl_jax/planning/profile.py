@@ -29,7 +29,7 @@ from ctrl_jax.planning import phases
 from ctrl_jax.planning.expectation import Efficiency, expect
 from ctrl_jax.planning.sizes import Sizes
 from ctrl_jax.planning.sizes import sizes as sizes_of
-from ctrl_jax.planning.tables import quantity
+from ctrl_jax.planning.tables import not_counted, quantity
 from ctrl_jax.rewards.reward import scorer
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.runtime.stages import write_json
@@ -87,6 +87,8 @@ def run(experiment: Experiment, mesh: Mesh, work_dir: Path, *, steps: int) -> di
     result = _result(experiment, mesh, steps, compiling, whole, programs, ops, traced, _texts(found))
     write_json(folder / "profile.json", result)
     _print(result, folder)
+    for sentence in not_counted(experiment):
+        say(sentence)
     return result
 
 
