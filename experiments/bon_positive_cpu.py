@@ -4,12 +4,12 @@ SmolLM2-135M-Instruct, or any model directory (`--model.path`), answers conversa
 is VADER's sentiment of the answer, which any language model can steer and nobody has to train.
 
 Claim     At one KL, exponential(10) beats the identity transform in best-of-4 win rate, on a reward without noise.
-Cost      About 10 minutes of two fast cores (240 GFLOP/s) a point, and a few for what the points share: calibration
-          and the reference's evaluation. 270 MB of a model to download, no data.
-Expect    On 256 test prompts, measured once. exponential(10): best-of-4 win rate .829 (.809-.846) at KL .729
-          (.707-.750), 80 % of the ideal lift. identity: .817 (.797-.834) at KL .766 (.743-.790), 92 % of the ideal
-          lift. The difference of 1.1 points (-0.7 to 2.9) is not told from none here; at KL 1.2 it was 1.9 (0.6-3.3).
-          More in docs/real_models.md.
+Cost      20 to 30 minutes of two cores (210 GFLOP/s) a point, and 6 for what the points share: calibration and the
+          reference's evaluation. 270 MB of a model to download, no data.
+Expect    On 256 test prompts, measured once. exponential(10): best-of-4 win rate .891 (.876-.904) at KL 1.313
+          (1.276-1.349), 86 % of the ideal lift. identity: .879 (.864-.892) at KL 1.277 (1.241-1.313), 94 % of the ideal
+          lift. The difference is 1.2 points (0.0-2.4); at an earlier controller's KLs it was 1.9 (0.6-3.3). More in
+          docs/real_models.md.
 Command   make setup EXTRA=chitchat,sentiment
           hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/SmolLM2-135M-Instruct
           make train EXP=bon_positive_cpu        make sweep EXP=bon_positive_cpu
