@@ -388,6 +388,13 @@ class RewardModel(Supervised):
             "leave one of the two out: an ensemble is trained here.",
         )
         _require(
+            self.path is None or self.function is None,
+            "reward_model.path",
+            self.path,
+            f"RewardModel.path is {self.path!r} and RewardModel.function {self.function!r}",
+            "give one of them.",
+        )
+        _require(
             self.function is None or self.function.count(":") == 1,
             "reward_model.function",
             self.function,

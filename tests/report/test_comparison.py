@@ -123,7 +123,8 @@ def test_what_the_references_evaluation_depends_on_is_what_its_stage_reads() -> 
     named = comparison.OF_THE_REFERENCE
     read = reads("reference_evaluation")
     assert all(any(path == name or path.startswith(f"{name}.") for name in named) for path in read)
-    assert all(name == "contents" or any(path.startswith(name) for path in read) for name in named)
+    # What is in `combine`, the reward's fingerprint has.
+    assert all(name in ("contents", "combine") or any(path.startswith(name) for path in read) for name in named)
 
 
 def test_it_says_in_words_whether_the_interval_excludes_zero(compared: Comparison) -> None:
