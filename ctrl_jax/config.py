@@ -364,8 +364,7 @@ class RewardModel(Supervised):
     `data.long_prompts`, which keeps its word for the prompts of policies."""
     validation: Validation = Validation()
     head_only: bool = False
-    """Train the head alone, on what the reference makes of a response: a linear function, which takes a fraction of the
-    work and which few pairs suffice for, and which a policy on the same trunk can climb."""
+    """Train the head alone, on what the reference makes of a response: a linear function of its last features."""
     members: int = 1
     """Heads on the reward model's trunk, each trained on a bootstrap sample of the pairs: several are an ensemble."""
 

@@ -22,7 +22,9 @@ def experiment() -> Experiment:
         data=replace(small.data, prompt_length=128, response_length=64),
         model=replace(small.model, dtype="bfloat16"),
         calibration=Calibration(prompts=1024, samples_per_prompt=64),
-        policy=replace(small.policy, steps=300, prompts_per_step=32, samples_per_prompt=16, warmup_steps=20),
+        policy=replace(
+            small.policy, kl_budget=0.75, steps=300, prompts_per_step=32, samples_per_prompt=16, warmup_steps=20
+        ),
         evaluation=replace(small.evaluation, prompts=400, responses_per_prompt=64),
     )
 

@@ -132,14 +132,11 @@ def _demonstrations(experiment: Experiment, corpus: Corpus, parts: int) -> Itera
 
 def _reward(experiment: Experiment, corpus: Corpus, parts: int, given: function.Function | None) -> Iterator[Problem]:
     config = experiment.reward_model
-    if config.function is not None and corpus.records["train"]:
+    own = [] if config.function is None else [(config.function, function.FIELD, given)]
+    others = [(name, "combine.rewards", None) for name in experiment.combine.functions]
+    for name, field, at_hand in [*own, *others] if corpus.records["train"] else ():
         try:
-            function.check(given or function.load(config.function), corpus)
-        except InputError as error:
-            yield Problem(str(error))
-    for name in experiment.combine.functions if corpus.records["train"] else ():
-        try:
-            function.check(function.load(name, field="combine.rewards"), corpus)
+            function.check(at_hand or function.load(name, field=field), corpus)
         except InputError as error:
             yield Problem(str(error))
     if config.trained and corpus.records["train"]:

@@ -75,13 +75,13 @@ def run(run: Run, reference: Trained, reward: Reward) -> Combined:
         if new:  # of no data set: somebody asks the policy something
             rows = np.array([*new.values()])
             asked = jax.tree.map(lambda x: np.asarray(x)[rows], hosts.fetch(prompts))
-            drawn = [rewards for _, rewards in _drawn(run, reference.params, parts, asked)]
-            known.update(zip(new, np.concatenate(drawn), strict=True))
+            found = [rewards for _, rewards in _drawn(run, reference.params, parts, asked)]
+            known.update(zip(new, np.concatenate(found), strict=True))
         return np.stack([known[prompt_id] for prompt_id in ids])
 
     of_training = checksums.of_arrays(np.asarray(table[: run.experiment.calibration.prompts]))
-    named = combined.reward(parts, config.combination, compared, drawn=f"{reference.stage}-{of_training}")
-    return Combined(named, stage.summary["seconds"])
+    drawn = f"{reference.stage}-{of_training}"
+    return Combined(combined.reward(parts, config.combination, compared, drawn=drawn), stage.summary["seconds"])
 
 
 def _prompts(run: Run) -> Prompts:

@@ -45,14 +45,11 @@ def check_models(experiment: Experiment) -> None:
     if model.path is not None:
         pretrained_architecture(experiment)
         pretrained.check(Path(model.path), model.adapter_path, dtype=model.dtype)
-    if reward.path is not None:
-        folder = Path(reward.path)
-        weights.check(folder, huggingface.architecture(folder, dtype=model.dtype), reward=True)
-        classifier.check_format(folder, experiment.data.format)
-    for name in experiment.combine.directories:
+    given = [] if reward.path is None else [(reward.path, classifier.FIELD)]
+    for name, field in [*given, *((name, "combine.rewards") for name in experiment.combine.directories)]:
         folder = Path(name)
         weights.check(folder, huggingface.architecture(folder, dtype=model.dtype), reward=True)
-        classifier.check_format(folder, experiment.data.format, field="combine.rewards")
+        classifier.check_format(folder, experiment.data.format, field=field)
     judge = experiment.evaluation.judge
     if judge is not None and Path(judge).is_dir():
         classifier.check_format(Path(judge), experiment.data.format, field="evaluation.judge")

@@ -10,21 +10,10 @@ Command   make train EXP=rivals/bonbon
 
 from dataclasses import replace
 
-from ctrl_jax.config import Bonbon, Calibration, Experiment
-from experiments import bon_helpful
+from ctrl_jax.config import Bonbon, Experiment
+from experiments.rivals import best_of_n_sft
 
 
 def experiment() -> Experiment:
-    return replace(
-        bon_helpful.experiment(),
-        name="bonbon",
-        calibration=Calibration(keep_responses=True),
-        policy=Bonbon(
-            procedure="best_of_4",
-            kl_budget=0.6,
-            steps=150,
-            prompts_per_step=128,
-            samples_per_prompt=4,
-            learning_rate=1e-3,
-        ),
-    )
+    base = best_of_n_sft.experiment()
+    return replace(base, name="bonbon", policy=Bonbon(**vars(base.policy)))
