@@ -363,8 +363,10 @@ class RewardModel(Supervised):
     """What becomes of the pairs of longer prompts: dropped, or their prompts cut on the left. By default as
     `data.long_prompts`, which keeps its word for the prompts of policies."""
     validation: Validation = Validation()
-    head_only: bool = False
-    """Train the head alone, on what the reference makes of a response: a linear function of its last features."""
+    linear: bool = False
+    """Fit a linear function of what the reference itself makes of a response, the mean of its last features, instead of
+    training its network: to the first `steps` × `batch_size` pairs, with the penalty that predicts held-out ones best.
+    A policy learns such a reward from fewer responses. Of the options of the training no other counts."""
     members: int = 1
     """Heads on the reward model's trunk, each trained on a bootstrap sample of the pairs: several are an ensemble."""
 
@@ -373,11 +375,18 @@ class RewardModel(Supervised):
         expand_user(self, "path")
         _positive(self, "members")
         _require(
-            self.trained or not self.head_only,
-            "reward_model.head_only",
-            self.head_only,
-            f"RewardModel.head_only is True, and the reward is given: {self.path or self.function}",
-            "leave one of the two out: a head is trained here.",
+            self.trained or not self.linear,
+            "reward_model.linear",
+            self.linear,
+            f"RewardModel.linear is True, and the reward is given: {self.path or self.function}",
+            "leave one of the two out: a linear reward is fitted here.",
+        )
+        _require(
+            not self.linear or self.validation.every == 0,
+            "reward_model.validation.every",
+            self.validation.every,
+            f"RewardModel.linear is True, and RewardModel.validation.every is {self.validation.every}",
+            "make it 0: a linear reward is fitted at once, and all training pairs validate it in turn.",
         )
         _require(
             self.members == 1 or self.trained,
@@ -783,6 +792,22 @@ class Slic(Pairs):
         )
         _between(self, 1e-3, 1e3, "below, nothing is ranked; above, no two responses are so far apart", "margin")
         _between(self, 1e-6, 1e3, "without it nothing keeps the policy near the data", "regularization")
+
+
+@dataclass(frozen=True)
+class ActorCritic(Policy):
+    """CTRL with a critic, by which each token is moved by what it changed (Schulman et al. 2016, arXiv 1506.02438)."""
+
+    algorithm: ClassVar[str] = "actor_critic:ActorCritic"
+    label: ClassVar[str | None] = "{transform} with a critic"
+
+    trace: float = 0.7
+    """λ: how much of what the next tokens changed counts for a token. At 1 the gradient has no bias, whatever the
+    critic says; with less it has less noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _between(self, 0.0, 1.0, "it is the share of the next tokens' changes", "trace")
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ Command   hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/Smo
 """
 
 from ctrl_jax.config import (
+    ActorCritic,
     Calibration,
     Data,
     Evaluation,
     Experiment,
     Lora,
     Model,
-    Policy,
     RewardModel,
     Supervised,
     Validation,
@@ -41,7 +41,7 @@ def experiment() -> Experiment:
             validation=Validation(every=25),
         ),
         calibration=Calibration(prompts=256, samples_per_prompt=16),
-        policy=Policy(
+        policy=ActorCritic(
             kl_budget=0.75,
             steps=60,
             prompts_per_step=8,

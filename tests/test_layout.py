@@ -64,7 +64,7 @@ MAY_IMPORT_FROM_OUTSIDE = {
     "errors": PURE_PYTHON,
     "types": PURE_PYTHON | {"jax"},
     "theory": PURE_PYTHON | {"contextlib", "difflib", "hashlib", "inspect", "jax", "numpy"},
-    "steps": PURE_PYTHON | {"chex", "jax", "numpy"},
+    "steps": PURE_PYTHON | {"chex", "jax", "numpy", "scipy"},
     "decoding": PURE_PYTHON | {"chex", "jax", "numpy"},
 }
 

@@ -53,6 +53,8 @@ class Algorithm(abc.ABC):
     source: ClassVar[Source]
     metrics: ClassVar[tuple[Metric, ...]]
     """In the order in which a step computes them."""
+    internal: ClassVar[tuple[str, ...]] = ()
+    """Names of measurements that `after` alone reads: they are no metrics."""
     epochs: int = 1
     """How often a step learns from its batch."""
     minibatches: int = 1

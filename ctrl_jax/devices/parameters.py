@@ -29,14 +29,10 @@ def adapt_decoder(parts: Networks, mesh: Mesh, key: jax.Array, params: Params) -
     return {"lora": _init_adapters(parts, mesh, key, params["params"])}
 
 
-def adapt_reward(
-    parts: Networks, mesh: Mesh, key: jax.Array, reference: Params, *, head_only: bool = False
-) -> tuple[Params, Params]:
-    """(frozen, trained) parameters of a reward model whose trunk starts as the reference, or stays it (`head_only`)."""
+def adapt_reward(parts: Networks, mesh: Mesh, key: jax.Array, reference: Params) -> tuple[Params, Params]:
+    """(frozen, trained) parameters of a reward model whose trunk starts as the reference."""
     trunk = reference["params"]
     head = placed(mesh, functools.partial(networks.initial_head, parts))
-    if head_only:
-        return {"params": {"trunk": trunk}}, {"params": head}
     if parts.lora.rank == 0:
         return {}, {"params": {"trunk": trunk, **head}}
     adapters = _init_adapters(parts, mesh, key, trunk)

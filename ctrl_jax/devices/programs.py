@@ -91,6 +91,9 @@ class Algorithm(Protocol):
     @property
     def guarded(self) -> Sequence[str]: ...
 
+    @property
+    def internal(self) -> Sequence[str]: ...
+
     def targets(self, batch: Any) -> Any: ...
 
     def loss(self, params: Params, frozen: Params, batch: Any, targets: Any, extra: Any) -> tuple[Mean, Any]: ...
@@ -232,6 +235,9 @@ def training_step(
             measured = algorithm.measure(batch, targets, auxiliary)
             return mean, sums, {name: found.across(_batch_axes(mesh)).value for name, found in measured.items()}
 
+        def reported(metrics: Metrics) -> Metrics:
+            return {name: value for name, value in metrics.items() if name not in algorithm.internal}
+
         mapped = _mapped(mesh, gradient, (split, split_frozen, P(), part, part), (P(), split, P()))
 
         def differentiate(params: Params, batch: Any, targets: Any) -> tuple[Params, Metrics]:
@@ -242,10 +248,10 @@ def training_step(
         if algorithm.epochs * algorithm.minibatches == 1:
             gradients, metrics = differentiate(state.params, batch, targets)
             extra, more = algorithm.after(state.extra, metrics)
-            return Change(gradients, extra, algorithm.share(extra)), metrics | more
+            return Change(gradients, extra, algorithm.share(extra)), reported(metrics | more)
         params, optimizer_state, metrics = _several(mesh, optimizer, algorithm, differentiate, state, (batch, targets))
         extra, more = algorithm.after(state.extra, metrics)
-        return Trained(params, optimizer_state, extra), metrics | more
+        return Trained(params, optimizer_state, extra), reported(metrics | more)
 
     return guarded(mesh, optimizer, update, algorithm.guarded)
 

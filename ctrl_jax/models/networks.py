@@ -20,6 +20,8 @@ class Networks(NamedTuple):
     policy: Policy
     reward: RewardApply
     """Of an ensemble, [B, N, members]."""
+    features: RewardApply
+    """(a decoder's parameters, prompts, responses) to what the heads read of each response, [B, N, D]."""
     members: int = 1
     """Heads of the reward model."""
 
@@ -29,6 +31,7 @@ def create(
     adapters: Lora,
     *,
     members: int = 1,
+    pooling: reward.Pooling = "last",
     rematerialize: bool = False,
     fused_attention: bool = False,
 ) -> Networks:
@@ -38,16 +41,17 @@ def create(
       architecture: its sizes.
       adapters: what is trained beside it, if anything.
       members: heads of the reward model; several are an ensemble.
+      pooling: what of the response's features they read.
       rematerialize: compute activations anew in the backward pass.
       fused_attention: as `attention.has_kernel` finds it on their mesh.
     """
     language_model = decoder.Decoder(architecture, adapters, rematerialize, fused_attention)
-    reward_model = (
-        reward.RewardModel(architecture, adapters, rematerialize, fused_attention) if members == 1
-        else reward.RewardEnsemble(architecture, members, adapters, rematerialize, fused_attention)
+    trunk = (architecture, adapters, rematerialize, fused_attention, pooling)
+    reward_model = reward.RewardModel(*trunk) if members == 1 else reward.RewardEnsemble(*trunk, members)
+    return Networks(
+        architecture, adapters, language_model, decoder.policy(language_model),
+        reward.reward_apply(reward_model), reward.features_apply(reward_model), members,
     )  # fmt: skip
-    policy, rewards = decoder.policy(language_model), reward.reward_apply(reward_model)
-    return Networks(architecture, adapters, language_model, policy, rewards, members)
 
 
 def initial(networks: Networks, key: jax.Array) -> Params:

@@ -165,6 +165,7 @@ def algorithm(
         "hold_beta": policy.beta is not None,
         "eos_ids": eos_ids,
         "chunk_size": chunk_size(parts, mesh),
+        "width": parts.architecture.width,
     }
     made = algorithm_class(policy)
     names = [field.name for field in dataclasses.fields(cast(Any, made))]
@@ -249,6 +250,12 @@ def pooled_features(parts: Networks, mesh: Mesh) -> Callable[[Params, Prompts, R
 
     batch = batch_spec(mesh)
     return reader(mesh, pooled, (batch, batch), batch)
+
+
+def reward_features(parts: Networks, mesh: Mesh) -> Callable[[Params, Prompts, Responses], jax.Array]:
+    """(a decoder's params, prompts, responses [B, N]) to what the reward model's head reads, [B, N, D] float32."""
+    batch = batch_spec(mesh)
+    return reader(mesh, parts.features, (batch, batch), batch)
 
 
 def log_probs(parts: Networks, mesh: Mesh, *, temperature: float) -> Callable[[Params, Prompts, Responses], jax.Array]:

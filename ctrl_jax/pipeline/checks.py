@@ -4,13 +4,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from ctrl_jax.config import Experiment
+import numpy as np
+
+from ctrl_jax.config import Experiment, RewardModel
 from ctrl_jax.data.conversations import transcript
 from ctrl_jax.data.corpus import Corpus
 from ctrl_jax.data.pipelines import Demonstrations
 from ctrl_jax.data.rows import listed
 from ctrl_jax.errors import InputError
 from ctrl_jax.rewards import function
+from ctrl_jax.steps import linear_reward
 
 LONGEST_PROMPT = 512
 """Tokens, up to which a longer context is proposed rather than a cut."""
@@ -144,6 +147,13 @@ def _reward(experiment: Experiment, corpus: Corpus, parts: int, given: function.
         found = _usable(replace(corpus, long_prompts=long_prompts), "pairs", config.batch_size)
         if found:
             yield from _batch("preference pairs", found, config.batch_size, "reward_model.batch_size", parts)
+            if config.linear and (prompts := _prompts_of(corpus, config)) < linear_reward.LEAST:
+                yield Problem(
+                    f"The first {config.steps * config.batch_size} preference pairs have {prompts} prompts, and a "
+                    f"linear reward (`reward_model.linear`) needs pairs of {linear_reward.LEAST} to choose its penalty "
+                    "by. Give it more, or train the network: `reward_model.linear=False`.",
+                    {"reward_model.linear": False},
+                )
             if config.validation.every and not corpus.has_pairs("validation", long_prompts=long_prompts):
                 yield Problem(
                     "There are no pairs in the validation split, by which the reward model's training is stopped. Give "
@@ -155,6 +165,12 @@ def _reward(experiment: Experiment, corpus: Corpus, parts: int, given: function.
                 f"There are no preference pairs to train the reward model on{_columns(corpus)}. Give rows with "
                 "'chosen' and 'rejected', or a reward that needs none: `reward_model.path` or `reward_model.function`."
             )
+
+
+def _prompts_of(corpus: Corpus, config: RewardModel) -> int:
+    """The distinct prompts of the pairs that a linear reward is fitted to."""
+    pairs = corpus.pairs("train", count=config.steps * config.batch_size, long_prompts=config.long_prompts)
+    return len(np.unique(pairs.examples.prompts.ids))
 
 
 def _batch(what: str, found: int, batch: int, option: str, parts: int) -> Iterator[Problem]:

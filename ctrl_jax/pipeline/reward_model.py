@@ -16,7 +16,7 @@ from ctrl_jax.devices.mesh import shard
 from ctrl_jax.devices.programs import Step
 from ctrl_jax.evaluation import VALIDATION_ARRAYS, RewardTraining
 from ctrl_jax.models import lora
-from ctrl_jax.pipeline import assembly, combine, data, optimizers, randomness, supervised
+from ctrl_jax.pipeline import assembly, combine, data, linear, optimizers, randomness, supervised
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.pipeline.validation import LOSS, Validation
@@ -79,7 +79,7 @@ def _alone(run: Run, reference: Trained) -> Rewarded:
         return _given(classifier.reward(Path(config.path), run.corpus, run.mesh, dtype=dtype))
     if config.function is not None:
         return _given(function.reward(run.reward_function or function.load(config.function), run.corpus))
-    return _train(run, reference)
+    return _fit(run, reference) if config.linear else _train(run, reference)
 
 
 def _given(reward: Reward) -> Rewarded:
@@ -93,7 +93,7 @@ def _train(run: Run, reference: Trained) -> Rewarded:
     stage = run.stage("reward_model", corpus=data.key(run.corpus, *splits), reference=reference.stage)
     optimizer = optimizers.supervised(config)
     key = randomness.stage_key(experiment.seed, "reward_model")
-    frozen, start = parameters.adapt_reward(run.models, run.mesh, key, reference.params, head_only=config.head_only)
+    frozen, start = parameters.adapt_reward(run.models, run.mesh, key, reference.params)
     pairs = data.pairs(run.corpus, "train", long_prompts=config.long_prompts)
     validation = _validation(run, frozen) if config.validation.every else None
     done = supervised.train(
@@ -113,6 +113,12 @@ def _train(run: Run, reference: Trained) -> Rewarded:
     params = lora.overlay(frozen, done.params)
     reward = trained.reward(run.models, run.mesh, params, fingerprint=done.stage, members=_members(run))
     return _described(reward, done, pairs, stage, validation)
+
+
+def _fit(run: Run, reference: Trained) -> Rewarded:
+    fitted = linear.fit(run, reference)
+    reward = trained.reward(run.models, run.mesh, fitted.params, fingerprint=fitted.stage, members=_members(run))
+    return Rewarded(reward, reward, fitted.seconds, _counts(fitted.pairs))
 
 
 def _step(run: Run, optimizer: optax.GradientTransformation) -> Step:
@@ -164,10 +170,9 @@ def _described(
     reward: Reward, done: Trained, pairs: ExampleSet, stage: Stage, validation: Validation | None
 ) -> Rewarded:
     """The reward with how its training went; says which step's reward model is used, where several were compared."""
-    counts = {"pairs": len(pairs.examples.prompts.ids), "cut": pairs.cut, "dropped": pairs.dropped}
     metrics = read_metrics(stage.directory / "metrics.jsonl")
     if validation is None or LOSS not in metrics:
-        return Rewarded(reward, reward, done.seconds, RewardTraining(**counts))
+        return Rewarded(reward, reward, done.seconds, _counts(pairs))
     rows = np.flatnonzero(np.isfinite(metrics[LOSS]))
     best = rows[np.argmin(metrics[LOSS][rows])]
     steps, used = (int(metrics["step"][row]) for row in (-1, best))
@@ -175,8 +180,12 @@ def _described(
     since = np.concatenate([[0], rows[:-1] + 1])
     means = np.array([metrics["loss"][start : end + 1].mean() for start, end in zip(since, rows, strict=True)])
     columns = (metrics["step"][rows], means, metrics[LOSS][rows], metrics[ACCURACY][rows])
-    training = RewardTraining(**counts, steps=steps, used_step=used, validation_pairs=validation.size)
+    training = _counts(pairs)._replace(steps=steps, used_step=used, validation_pairs=validation.size)
     return Rewarded(reward, reward, done.seconds, training, curve=dict(zip(VALIDATION_ARRAYS, columns, strict=True)))
+
+
+def _counts(pairs: ExampleSet) -> RewardTraining:
+    return RewardTraining(len(pairs.examples.prompts.ids), pairs.cut, pairs.dropped)
 
 
 def _say_which(loss: float, accuracy: float, used: int, steps: int, validation: Validation) -> None:

@@ -51,7 +51,8 @@ def scored(
         rollouts, rewards = both(batch)
         return rollouts.responses, rewards, measure(params, batch, rollouts.responses) if log_probs else None
 
-    yield from _batches(run, stage, without_rollouts, prompts, rows_per_prompt=num_samples, done=done)
+    together = _together(run, prompts, num_samples)
+    yield from batches(run, stage, without_rollouts, prompts, together=together, done=done)
 
 
 def _sampling(
@@ -99,33 +100,38 @@ def at_once(run: Run, function: Callable[[Any], Any], tree: Any) -> np.ndarray:
 
 def in_batches(run: Run, label: str, function: Callable[[Any], Any], tree: Any, *, rows_per_prompt: int) -> Any:
     """`function` over batches of a tree of host arrays that lead with B; the results, joined again in host memory."""
-    results = [*_batches(run, label, function, tree, rows_per_prompt=rows_per_prompt)]
+    results = [*batches(run, label, function, tree, together=_together(run, tree, rows_per_prompt))]
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
-def _batches(
-    run: Run, label: str, function: Callable[[Any], Any], tree: Any, *, rows_per_prompt: int, done: int = 0
+def batches(
+    run: Run, label: str, function: Callable[[Any], Any], tree: Any, *, together: int, done: int = 0
 ) -> Iterator[Any]:
     """What `function` makes of each batch of a tree of host arrays that lead with B, in host memory.
 
-    All batches have one size, so that it compiles once; the last is filled up by repeating its last prompt.
+    It starts at row `done`. All batches have `together` rows, so that it compiles once; the last is filled up by
+    repeating its last row.
 
     Raises:
       Preempted: on SIGTERM; on all of several processes, when it came to one, after a batch was taken.
     """
-    devices = batch_parts(run.mesh)
     size = len(jax.tree.leaves(tree)[0])
-    most = prompts_at_a_time(run.architecture, run.experiment.data, rows_per_prompt)
-    batch_size = devices * min(most, -(-size // devices))
     with progress(label, size, start=done) as bar:
-        for start in range(done, size, batch_size):
-            index = np.minimum(np.arange(start, start + batch_size), size - 1)
+        for start in range(done, size, together):
+            index = np.minimum(np.arange(start, start + together), size - 1)
             batch = shard(run.mesh, jax.tree.map(lambda x, index=index: np.asarray(x)[index], tree))
             result = hosts.fetch(function(batch))
             preemption.check()  # a reward function that catches everything has returned something else
             yield jax.tree.map(lambda x, real=size - start: np.asarray(x)[:real], result)
-            bar.update(min(start + batch_size, size))
+            bar.update(min(start + together, size))
             preemption.stop_together()
+
+
+def _together(run: Run, tree: Any, rows_per_prompt: int) -> int:
+    """Prompts that all devices take at a time, of a tree that leads with B of them."""
+    devices, size = batch_parts(run.mesh), len(jax.tree.leaves(tree)[0])
+    most = prompts_at_a_time(run.architecture, run.experiment.data, rows_per_prompt)
+    return devices * min(most, -(-size // devices))
 
 
 def prompts_at_a_time(sizes: Architecture, data: Data, rows_per_prompt: int) -> int:

@@ -60,8 +60,9 @@ def prepare(workspace: Workspace) -> Run:
 
 def networks_of(workspace: Workspace, sizes: architecture.Architecture) -> networks.Networks:
     """The networks of these sizes, with the attention that runs on the workspace's devices."""
-    model, members = workspace.experiment.model, workspace.experiment.reward_model.members
+    model, reward = workspace.experiment.model, workspace.experiment.reward_model
     return networks.create(
         sizes, model.lora,
-        members=members, rematerialize=model.rematerialize, fused_attention=attention.has_kernel(workspace.mesh),
+        members=reward.members, pooling="mean" if reward.linear else "last",
+        rematerialize=model.rematerialize, fused_attention=attention.has_kernel(workspace.mesh),
     )  # fmt: skip

@@ -124,7 +124,7 @@ YOUNGER: dict[str, Any] = {
     "combine": {"ensemble": "mean", "rewards": [], "by": "smallest_calibrated", "weights": []},
     "model.lora.last_layers": None,
     "reward_model.long_prompts": None,
-    "reward_model.head_only": False,
+    "reward_model.linear": False,
     "reward_model.members": 1,
     "reward_model.validation": {"every": 0, "pairs": 256, "patience": 3},
 }

@@ -77,6 +77,8 @@ def _stage(name: str, experiment: Experiment, found: Sizes, devices: int) -> Sta
     match name:
         case "data":
             return None
+        case "reward_model" if experiment.reward_model.linear:
+            return _linear(experiment, found, devices)
         case "sft" | "reward_model":
             return _supervised(name, experiment, found, devices)
         case "calibration" | "reference_evaluation" | "evaluation" | "combine":
@@ -186,6 +188,16 @@ def _supervised(name: str, experiment: Experiment, found: Sizes, devices: int) -
     slices = memory.micro_batches(config.micro_batches, found, batch, rematerialize)
     needed = memory.update(found, batch, slices, rematerialize, length=length, networks=0 if pairs else 1)
     return Stage(name, config.steps, phases, {"update": {**held, **needed}}, batch=(name, "batch_size"))
+
+
+def _linear(experiment: Experiment, found: Sizes, devices: int) -> Stage:
+    """The reference's features of pairs, once; the fit to them is the host's."""
+    config, data = experiment.reward_model, experiment.data
+    batch = Batch(config.batch_size // devices, 2, data.prompt_length, data.response_length)
+    reading, read = _scoring(found.policy, Lora(), batch, "features")
+    held = {"reference": memory.held(found)["reference"]}
+    programs = {"scoring": {**held, **read}}
+    return Stage("reward_model", config.steps, reading, programs, batch=("reward_model", "batch_size"))
 
 
 def _responses(name: str, experiment: Experiment, found: Sizes, devices: int) -> Stage:

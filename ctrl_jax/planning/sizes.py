@@ -53,6 +53,8 @@ def sizes(experiment: Experiment, device_memory: float | None = accelerators.SMA
         classifier = huggingface.architecture(Path(reward.path), dtype=model.dtype)
         held = costs.itemsize(classifier) * costs.parameters(classifier)
         return Sizes(policy, model.lora, classifier, Lora(), held, judge, device_memory)
+    if reward.linear:
+        return Sizes(policy, model.lora, policy, Lora(), 0, judge, device_memory)
     trained = costs.adapter_parameters(policy, model.lora) or costs.parameters(policy)
     return Sizes(policy, model.lora, policy, model.lora, costs.FLOAT32 * trained, judge, device_memory)
 

@@ -40,17 +40,23 @@ def compare_policies(
     temperature: float,
     chunk_size: int,
 ) -> Comparison:
-    """A policy and a reference of one network on given responses, as `compare` compares their features.
-
-    The layers below the first that is trained are read once for both, by the reference's parameters.
-    """
-    trunk = policy.below(reference, prompts, responses)
-    features = policy.above(params, trunk, prompts, responses)
-    reference_features = policy.above(reference, trunk, prompts, responses)
+    """A policy and a reference of one network on given responses, as `compare` compares their features."""
+    features, reference_features = read_policies(policy, params, reference, prompts, responses)
     return compare(
         policy.unembed, params, features, reference, reference_features, responses.tokens,
         temperature=temperature, chunk_size=chunk_size,
     )  # fmt: skip
+
+
+def read_policies(
+    policy: Policy, params: Params, reference: Params, prompts: Prompts, responses: Responses
+) -> tuple[jax.Array, jax.Array]:
+    """The policy's and the reference's features [B, N, T, D], from each of which a token is predicted.
+
+    The layers below the first that is trained are read once for both, by the reference's parameters.
+    """
+    trunk = policy.below(reference, prompts, responses)
+    return policy.above(params, trunk, prompts, responses), policy.above(reference, trunk, prompts, responses)
 
 
 def sampling_law(

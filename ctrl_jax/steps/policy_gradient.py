@@ -30,12 +30,13 @@ def leave_one_out(values: jax.Array) -> jax.Array:
 
 
 def exact_kl_advantages(kl: jax.Array, advantages: jax.Array, *, beta: jax.Array | float) -> jax.Array:
-    """A / β less the leave-one-out of Σ_{s > t} KL_s: of kl [B, N, T], 0 behind a response, and A [B, N], to [B, N, T].
+    """A / β less the leave-one-out of Σ_{s > t} KL_s: of kl [B, N, T], 0 behind a response, to [B, N, T].
 
-    Gradients pass through it: a loss stops them.
+    A is [B, N], of whole responses, or [B, N, T], of each token. Gradients pass through it: a loss stops them.
     """
     later_kl = jnp.flip(jnp.cumsum(jnp.flip(kl, -1), axis=-1), -1) - kl
-    return advantages[..., None] / beta - leave_one_out(later_kl)
+    by_token = advantages if advantages.ndim == kl.ndim else advantages[..., None]
+    return by_token / beta - leave_one_out(later_kl)
 
 
 def exact_kl_loss(
@@ -60,11 +61,11 @@ def exact_kl_loss(
 def exact_kl_loss_by(
     log_probs: jax.Array, kl: jax.Array, advantages: jax.Array, lengths: jax.Array, *, beta: jax.Array | float
 ) -> Mean:
-    """As `exact_kl_loss`, by advantages A [B, N] that need not be a reward less a baseline.
+    """As `exact_kl_loss`, by advantages A [B, N] or [B, N, T] that need not be a reward less a baseline.
 
     Its gradient estimates −∇(V / β − KL) for the V that the advantages climb: E[A ∇log π(y)] = ∇V.
     """
-    _check(log_probs, kl, advantages, lengths)
+    _check(log_probs, kl, advantages[..., 0] if advantages.ndim == 3 else advantages, lengths)
     mask = length_mask(lengths, log_probs.shape[-1])
     kl = jnp.where(mask, kl, 0.0)
     return _surrogate(log_probs, exact_kl_advantages(kl, advantages, beta=beta), mask, kl.sum(-1))

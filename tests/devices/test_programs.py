@@ -106,20 +106,6 @@ def reward_model_of_adapters(mesh: Mesh):
     return step, state, lambda i: (frozen, shard(mesh, examples(2, i)))
 
 
-def reward_model_of_a_head(mesh: Mesh):
-    """A head alone, on a trunk that stays the reference though the network has adapters."""
-    optimizer = optimizers.supervised(SUPERVISED)
-    step = assembly.reward_model_step(ADAPTED, mesh, optimizer)
-    frozen, trained = parameters.adapt_reward(ADAPTED, mesh, jax.random.key(7), params(mesh)[0], head_only=True)
-    assert jax.tree.map(np.shape, trained) == {"params": {"head": {"kernel": (SIZES.width, 1), "bias": (1,)}}}
-    assert frozen == {"params": {"trunk": params(mesh)[0]["params"]}}
-    return (
-        step,
-        programs.init_state(moved(trained, mesh), optimizer, mesh),
-        lambda i: (frozen, shard(mesh, examples(2, i))),
-    )
-
-
 def policy(mesh: Mesh, beta: float | None = None, parts: networks.Networks = WHOLE):
     start, reference, reward = params(mesh)
     optimizer = optimizers.policy(POLICY)
@@ -192,8 +178,7 @@ def test_the_share_of_responses_without_an_end_is_that_of_the_rollouts():
 
 
 STEPS = [
-    sft, sft_of_adapters, reward_model, reward_model_of_adapters, reward_model_of_a_head,
-    policy, policy_of_adapters, policy_of_last_layers,
+    sft, sft_of_adapters, reward_model, reward_model_of_adapters, policy, policy_of_adapters, policy_of_last_layers
 ]  # fmt: skip
 
 
@@ -235,7 +220,6 @@ ALL_ON_ALL = [
     )
     for make in STEPS
     for axes in SPLIT
-    if (make, axes) != (reward_model_of_a_head, "1,1,8")  # of a head, `model` splits nothing
 ]
 
 

@@ -181,10 +181,7 @@ FAKES = {
         "sizes": np.array([digest(parts.architecture)]),
     },
     (parameters, "adapt_decoder"): lambda parts, mesh, key, params: {"key": key_data(key), "params": params},
-    (parameters, "adapt_reward"): lambda parts, mesh, key, params, head_only: (
-        {},
-        {"key": key_data(key), "params": params},
-    ),
+    (parameters, "adapt_reward"): lambda parts, mesh, key, params: ({}, {"key": key_data(key), "params": params}),
     (networks, "merged"): lambda parts, params: params,
     (programs, "init_state"): lambda params, *_: SimpleNamespace(params=params),
     (supervised, "starting"): lambda mesh, state: state,
@@ -193,6 +190,7 @@ FAKES = {
     (assembly, "reward_ensemble_step"): lambda *_, **__: None,
     (assembly, "policy_step"): lambda *_, **__: None,
     (assembly, "pooled_features"): fake_features,
+    (assembly, "reward_features"): fake_features,
     (assembly, "update"): lambda *_, **__: None,
     # Of the tokens that were drawn, which follow from the parameters.
     (assembly, "log_probs"): lambda *_, **__: (

@@ -210,7 +210,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "reward_model.long_prompts": "truncate",
                 "reward_model.validation.every": 2,
                 "reward_model.members": 2,
-                "reward_model.head_only": True,
+                "reward_model.linear": True,
             },
         }.items()
         for name, new in options.items()
