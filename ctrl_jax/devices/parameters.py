@@ -39,5 +39,11 @@ def adapt_reward(parts: Networks, mesh: Mesh, key: jax.Array, reference: Params)
     return {"params": {"trunk": trunk}}, {"params": head, "lora": {"trunk": adapters}}
 
 
+def reward_of(parts: Networks, mesh: Mesh, reference: Params, kernel: jax.Array) -> Params:
+    """A reward model on the reference itself, whose head has this kernel [D, members]."""
+    head = placed(mesh, functools.partial(networks.head, parts), kernel)
+    return {"params": {"trunk": reference["params"], **head}}
+
+
 def _init_adapters(parts: Networks, mesh: Mesh, key: jax.Array, params: Params) -> Params:
     return placed(mesh, functools.partial(networks.initial_adapters, parts), params, key)

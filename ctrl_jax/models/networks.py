@@ -68,9 +68,12 @@ def initial_adapters(networks: Networks, params: Params, key: jax.Array) -> Para
 
 def initial_head(networks: Networks) -> Params:
     """The head of a reward model, or those of an ensemble. Zeros: every response starts with the same reward."""
-    width, members = networks.architecture.width, networks.members
-    name = "head" if members == 1 else "heads"
-    return {name: {"kernel": jnp.zeros((width, members)), "bias": jnp.zeros(members)}}
+    return head(networks, jnp.zeros((networks.architecture.width, networks.members)))
+
+
+def head(networks: Networks, kernel: jax.Array) -> Params:
+    """The head, or those of an ensemble, with a kernel [D, members]; no reward is added to what that gives."""
+    return {"head" if networks.members == 1 else "heads": {"kernel": kernel, "bias": jnp.zeros(networks.members)}}
 
 
 def merged(networks: Networks, params: Params) -> Params:

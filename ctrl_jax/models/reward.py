@@ -22,7 +22,7 @@ def _last(features: jax.Array, lengths: jax.Array) -> jax.Array:
 
 def _mean(features: jax.Array, lengths: jax.Array) -> jax.Array:
     """[B, N, D], the mean over each response's real tokens."""
-    real = (jnp.arange(features.shape[2]) < lengths[..., None])[..., None]
+    real = (jnp.arange(features.shape[2])[None, None] < lengths[..., None])[..., None]
     return jnp.where(real, features, 0).sum(axis=2) / lengths[..., None]
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.data.pipelines import ExampleSet
+from ctrl_jax.devices import parameters
 from ctrl_jax.pipeline import assembly, data, rollouts
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
@@ -46,9 +47,8 @@ def fit(run: Run, reference: Trained) -> Fitted:
         f"where guessing has {np.log(2):.3f}, accuracy {summary['accuracy']:.3f} [{low:.3f}, {high:.3f}].",
         style="yellow" if low <= 0.5 else None,
     )
-    names = {"kernel": jnp.asarray(head["kernel"]), "bias": jnp.zeros(head["kernel"].shape[1])}
-    params = {"trunk": reference.params["params"], "head" if config.members == 1 else "heads": names}
-    return Fitted({"params": params}, f"{stage.directory.name}-{summary['params']}", summary["seconds"], pairs)
+    params = parameters.reward_of(run.models, run.mesh, reference.params, jnp.asarray(head["kernel"]))
+    return Fitted(params, f"{stage.directory.name}-{summary['params']}", summary["seconds"], pairs)
 
 
 def _make(run: Run, stage: Stage, reference: Params, pairs: PreferencePairs) -> None:
@@ -75,5 +75,8 @@ def _make(run: Run, stage: Stage, reference: Params, pairs: PreferencePairs) -> 
     weights = [linear_reward.fit(differences, chosen.strength, counts) / spread for counts in drawn]
     kernel = np.stack(weights, axis=-1).astype(np.float32)
     write_arrays(stage.directory / HEAD, kernel=kernel)
+    hosts.wait("head fitted")
+    if hosts.first():
+        (stage.directory / FEATURES).unlink()  # of many pairs it is large, and nothing reads it again
     digest, seconds = checksums.of_arrays(kernel)[:16], before + time.monotonic() - started
     stage.finish({**chosen._asdict(), "params": digest, "seconds": seconds})

@@ -2,7 +2,7 @@
 
 Claim     At equal KL the algorithms that train for best-of-4 are ahead of those that do not, and CTRL's exponential(10)
           is among the first.
-Cost      Not yet measured: 63 points of a minute or two, after bon_helpful's stages, which they share; the calibration
+Cost      Not yet measured: 66 points of a minute or two, after bon_helpful's stages, which they share; the calibration
           table is made anew once, with its responses.
 Expected  Not yet measured.
 Command   make train EXP=rivals        make sweep EXP=rivals
@@ -15,6 +15,7 @@ from typing import Any
 
 from ctrl_jax.config import Calibration, Experiment
 from experiments import (
+    actor_critic_helpful,
     baseline_identity,
     baseline_raw,
     bon_helpful,
@@ -52,6 +53,7 @@ HELD = [{"beta": 1 / (n - 1)} for n in (2.5, 3.9, 6.3)]
 STRENGTHS: dict[ModuleType, list[dict[str, Any]]] = {
     bon_helpful: BUDGETS,
     baseline_identity: BUDGETS,
+    actor_critic_helpful: BUDGETS,
     ppo_clip_helpful: BUDGETS,
     baseline_raw: BUDGETS,
     grpo: BUDGETS,

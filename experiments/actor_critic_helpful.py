@@ -1,0 +1,16 @@
+"""CTRL with a critic on the embedded dialogues: bon_helpful's reward, transform and KL budget.
+
+Claim     A token that is moved by what it changed, and not by what all the others did, learns more from each response;
+          its policy is to be read beside bon_helpful's at equal KL.
+Cost      About three minutes on two CPU cores after bon_helpful, whose stages it shares.
+Command   make train EXP=actor_critic_helpful
+"""
+
+from ctrl_jax.config import ActorCritic, Experiment
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        name="actor_critic_helpful",
+        policy=ActorCritic(transform="exponential(10)", procedure="best_of_4", kl_budget=0.6),
+    )
