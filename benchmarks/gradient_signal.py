@@ -32,7 +32,7 @@ from ctrl_jax.pipeline.run import Run, prepare
 from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.runtime.console import progress, table
 from ctrl_jax.runtime.platform import setup_compilation_cache
-from ctrl_jax.types import Experience, Prompts
+from ctrl_jax.types import Experience, Params, Prompts
 
 Gradients = dict[str, np.ndarray]
 """Of each estimator, [batches, parameters]."""
@@ -50,16 +50,17 @@ def signal(gradients: Gradients, ctrl: str) -> list[list[str]]:
     rows, expected = [], apart(gradients[ctrl], gradients[ctrl])
     for name, found in gradients.items():
         size = float(np.mean(np.sum(found**2, axis=1)))
-        along = apart(found, gradients[ctrl]) ** 2 / max(expected * size, 1e-30)
+        along = apart(found, gradients[ctrl]) ** 2 / (expected * size) if expected > 0 else float("nan")
         rows.append([name, f"{apart(found, found) / size:.3f}", f"{along:.3f}"])
     return rows
 
 
-def experiences(run: Run, count: int, score, table_of: np.ndarray, prompts: Prompts):  # type: ignore[no-untyped-def]
+def experiences(  # type: ignore[no-untyped-def]
+    run: Run, count: int, reference: Params, score, table_of: np.ndarray, prompts: Prompts
+):
     """Batches of the reference's own responses to training prompts, with their rewards."""
     policy = run.experiment.policy
     size, key = policy.prompts_per_step, randomness.stage_key(run.experiment.seed, "gradient_signal")
-    reference = sft.run(run).params
     sample = assembly.sampler(
         run.models, run.mesh, num_samples=policy.samples_per_prompt, max_length=run.experiment.data.response_length,
         eos_ids=run.corpus.tokenizer.eos_ids, temperature=policy.temperature,
@@ -130,7 +131,9 @@ def main(
     gradients = jax.jit(gradient, static_argnums=0)
     start = extra = algorithm.start()
     found: dict[str, list[np.ndarray]] = {}
-    for index, batch in enumerate(experiences(run, taught + batches, reward.score, calibrated.table.rewards, prompts)):
+    for index, batch in enumerate(
+        experiences(run, taught + batches, reference.params, reward.score, calibrated.table.rewards, prompts)
+    ):
         if index < taught:
             extra = learn(extra, batch)
             continue

@@ -366,7 +366,7 @@ class RewardModel(Supervised):
     linear: bool = False
     """Fit a linear function of what the reference itself makes of a response, the mean of its last features, instead of
     training its network: to the first `steps` × `batch_size` pairs, with the penalty that predicts held-out ones best.
-    A policy learns such a reward from fewer responses. Of the options of the training no other counts."""
+    What the reference sees, a policy can climb. The options of the training besides these change nothing."""
     members: int = 1
     """Heads on the reward model's trunk, each trained on a bootstrap sample of the pairs: several are an ensemble."""
 
@@ -803,7 +803,7 @@ class ActorCritic(Policy):
 
     trace: float = 0.7
     """λ: how much of what the next tokens changed counts for a token. At 1 the gradient has no bias, whatever the
-    critic says; with less it has less noise."""
+    critic says; with less it has less noise, and what the critic does not know yet counts for the last tokens alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

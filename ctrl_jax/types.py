@@ -213,7 +213,7 @@ class Policy(NamedTuple):
 
 
 class RewardApply(Protocol):
-    """Raw rewards [B, N]: the score of a response read with its prompt, at its last real token."""
+    """Raw rewards [B, N]: the score of a response read with its prompt."""
 
     def __call__(self, params: Params, prompts: Prompts, responses: Responses) -> jax.Array: ...
 

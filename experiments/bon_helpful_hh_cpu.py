@@ -13,15 +13,16 @@ Command   hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/Smo
 """
 
 from ctrl_jax.config import (
-    ActorCritic,
     Calibration,
     Data,
     Evaluation,
     Experiment,
     Lora,
     Model,
+    Policy,
     RewardModel,
     Supervised,
+    Validation,
     grid,
 )
 
@@ -32,14 +33,20 @@ def experiment() -> Experiment:
         data=Data(source="hh_rlhf/helpful-base", prompt_length=96, long_prompts="truncate", response_length=24),
         model=Model(path="models/SmolLM2-135M-Instruct", lora=Lora(rank=16, alpha=32, last_layers=10)),
         sft=Supervised(steps=0),
-        reward_model=RewardModel(linear=True, steps=125, batch_size=16),
+        reward_model=RewardModel(
+            steps=150,
+            batch_size=16,
+            learning_rate=2e-4,
+            warmup_steps=10,
+            validation=Validation(every=25),
+        ),
         calibration=Calibration(prompts=256, samples_per_prompt=16),
-        policy=ActorCritic(
+        policy=Policy(
             kl_budget=0.75,
             steps=60,
             prompts_per_step=8,
             samples_per_prompt=16,
-            learning_rate=1e-3,
+            learning_rate=5e-4,
             warmup_steps=5,
             checkpoint_every=10,
         ),

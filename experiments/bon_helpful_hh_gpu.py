@@ -11,7 +11,7 @@ Command   hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/Smo
 
 from dataclasses import replace
 
-from ctrl_jax.config import Calibration, Experiment, RewardModel, Validation, grid
+from ctrl_jax.config import Calibration, Experiment, grid
 from experiments import bon_helpful_hh_cpu
 
 
@@ -22,9 +22,7 @@ def experiment() -> Experiment:
         name="bon_helpful_hh_gpu",
         data=replace(small.data, prompt_length=192, response_length=64),
         model=replace(small.model, dtype="bfloat16"),
-        reward_model=RewardModel(
-            steps=400, batch_size=32, learning_rate=2e-4, warmup_steps=20, validation=Validation(every=25)
-        ),
+        reward_model=replace(small.reward_model, steps=400, batch_size=32, warmup_steps=20),
         calibration=Calibration(prompts=1024, samples_per_prompt=64),
         policy=replace(
             small.policy,
@@ -32,7 +30,6 @@ def experiment() -> Experiment:
             steps=300,
             prompts_per_step=32,
             samples_per_prompt=16,
-            learning_rate=5e-4,
             warmup_steps=15,
             checkpoint_every=100,
         ),

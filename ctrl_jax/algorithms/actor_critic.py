@@ -6,9 +6,9 @@ takes the place of CTRL's advantage R at every token (steps/critic.py; Schulman 
 16). The optimum is CTRL's where V is right, and for λ = 1 always. V is no network: two ridge regressions, on the hidden
 states of the reference, which the KL needs anyway. It is that of the steps before, so that no response judges itself.
 
-A reward says one number of a whole response. Of the gradient of a token's probability, what the other tokens did to
-that number is noise: on SmolLM2-135M and responses of 24 tokens, 97 % of a step's squared gradient, or 75 with a critic
-(benchmarks/gradient_signal.py).
+A reward says one number of a whole response. In the gradient of a token's probability, what the other tokens did to
+that number is noise; benchmarks/gradient_signal.py measures how much of it the critic takes away. What the critic does
+not know yet counts, with λ < 1, for the last tokens alone.
 """
 
 import dataclasses

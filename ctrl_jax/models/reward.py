@@ -1,4 +1,4 @@
-"""The reward model: the policy's trunk with a scalar head at the end of the response; or with several."""
+"""The reward model: the policy's trunk with a scalar head on what it makes of the response; or with several."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -17,17 +17,17 @@ Pooling = Literal["last", "mean"]
 
 def _last(features: jax.Array, lengths: jax.Array) -> jax.Array:
     """[B, N, D] at each response's last real token."""
-    return jnp.take_along_axis(features, (lengths - 1)[..., None, None], axis=2)[:, :, 0]
+    return jnp.take_along_axis(features, (lengths - 1)[..., None, None], axis=2)[:, :, 0].astype(jnp.float32)
 
 
 def _mean(features: jax.Array, lengths: jax.Array) -> jax.Array:
     """[B, N, D], the mean over each response's real tokens."""
     real = (jnp.arange(features.shape[2])[None, None] < lengths[..., None])[..., None]
-    return jnp.where(real, features, 0).sum(axis=2) / lengths[..., None]
+    return jnp.where(real, features.astype(jnp.float32), 0).sum(axis=2) / lengths[..., None]
 
 
 POOLED: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"last": _last, "mean": _mean}
-"""(features [B, N, T, D], lengths [B, N]) to those that a head reads, [B, N, D]."""
+"""(features [B, N, T, D], lengths [B, N]) to those that a head reads, [B, N, D] float32."""
 
 
 class Pooled(nn.Module):
@@ -46,7 +46,7 @@ class Pooled(nn.Module):
         """[B, N, D] of the responses, float32. Each token's features have read it and all before it."""
         _, cache = self.trunk.read_prompts(prompts)
         features = self.trunk.read_responses(cache, prompts.lengths, responses.tokens)
-        return POOLED[self.pooling](features.astype(jnp.float32), responses.lengths)
+        return POOLED[self.pooling](features, responses.lengths)
 
 
 class RewardModel(Pooled):

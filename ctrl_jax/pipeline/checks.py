@@ -151,8 +151,7 @@ def _reward(experiment: Experiment, corpus: Corpus, parts: int, given: function.
                 yield Problem(
                     f"The first {config.steps * config.batch_size} preference pairs have {prompts} prompts, and a "
                     f"linear reward (`reward_model.linear`) needs pairs of {linear_reward.LEAST} to choose its penalty "
-                    "by. Give it more, or train the network: `reward_model.linear=False`.",
-                    {"reward_model.linear": False},
+                    "by. Give it more (`reward_model.steps`), or leave it out and train the network.",
                 )
             if config.validation.every and not corpus.has_pairs("validation", long_prompts=long_prompts):
                 yield Problem(

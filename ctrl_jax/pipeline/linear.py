@@ -9,6 +9,7 @@ import numpy as np
 
 from ctrl_jax.data.pipelines import ExampleSet
 from ctrl_jax.devices import parameters
+from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import assembly, data, rollouts
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
@@ -41,10 +42,12 @@ def fit(run: Run, reference: Trained) -> Fitted:
             _make(run, stage, reference.params, pairs.examples)
     head, summary = read_arrays(stage.directory / HEAD), stage.summary
     low, high = preference.wilson(summary["accuracy"], len(pairs.examples.prompts.ids))
+    count = len(pairs.examples.prompts.ids)
     say(
-        f"The reward is linear in the reference's features, fitted to {len(pairs.examples.prompts.ids)} pairs with a "
-        f"penalty of {summary['strength']:.2g}. Pairs that it was not fitted on: {summary['loss']:.3f} nats a pair, "
-        f"where guessing has {np.log(2):.3f}, accuracy {summary['accuracy']:.3f} [{low:.3f}, {high:.3f}].",
+        f"The reward is linear in the reference's features, fitted to {count} pairs with a penalty of "
+        f"{summary['strength']:.2g}: of several the best on pairs that it is not fitted on. These have "
+        f"{summary['loss']:.3f} nats a pair, where guessing has {np.log(2):.3f}, and an accuracy of "
+        f"{summary['accuracy']:.3f} [{low:.3f}, {high:.3f}].",
         style="yellow" if low <= 0.5 else None,
     )
     params = parameters.reward_of(run.models, run.mesh, reference.params, jnp.asarray(head["kernel"]))
@@ -52,19 +55,17 @@ def fit(run: Run, reference: Trained) -> Fitted:
 
 
 def _make(run: Run, stage: Stage, reference: Params, pairs: PreferencePairs) -> None:
-    """Writes the features of the pairs, or goes on where an earlier process was killed, and then the head."""
-    config, count = run.experiment.reward_model, len(pairs.prompts.ids)
-    file = RowFile(stage.directory / FEATURES, (count, 2, run.architecture.width), np.float32)
-    features, before, started = assembly.reward_features(run.models, run.mesh), file.note or 0.0, time.monotonic()
-    read = rollouts.batches(
-        run, LABEL, lambda batch: features(reference, batch.prompts, batch.responses), pairs,
-        together=config.batch_size, done=file.rows,
-    )  # fmt: skip
-    for rows in read:
-        file.append(rows, before + time.monotonic() - started)
-    file.finish()
-    hosts.wait("features written")
+    """Writes the head, from the features of the pairs; goes on where an earlier process was killed."""
+    config = run.experiment.reward_model
+    seconds, started = _read(run, stage, reference, pairs), time.monotonic()
     found = np.asarray(read_rows(stage.directory / FEATURES), np.float64)
+    if not np.isfinite(found).all():
+        raise InputError(
+            f"Some of the reference's features of the preference pairs are not finite, in {run.experiment.model.dtype}",
+            field="model.dtype",
+            value=run.experiment.model.dtype,
+            remedy="Its weights are damaged, or too large for that type: try `model.dtype=float32`.",
+        )
     spread = linear_reward.spread(found)
     differences = (found[:, 0] - found[:, 1]) / spread
     chosen = linear_reward.choose(differences, np.asarray(pairs.prompts.ids))
@@ -78,5 +79,24 @@ def _make(run: Run, stage: Stage, reference: Params, pairs: PreferencePairs) -> 
     hosts.wait("head fitted")
     if hosts.first():
         (stage.directory / FEATURES).unlink()  # of many pairs it is large, and nothing reads it again
-    digest, seconds = checksums.of_arrays(kernel)[:16], before + time.monotonic() - started
+    digest, seconds = checksums.of_arrays(kernel)[:16], seconds + time.monotonic() - started
     stage.finish({**chosen._asdict(), "params": digest, "seconds": seconds})
+
+
+def _read(run: Run, stage: Stage, reference: Params, pairs: PreferencePairs) -> float:
+    """Writes the features of the pairs, or what is missing of them; returns the seconds that this took now."""
+    path, count = stage.directory / FEATURES, len(pairs.prompts.ids)
+    if hosts.agree(path.exists()):  # whole: it was killed in the fit
+        return 0.0
+    file = RowFile(path, (count, 2, run.architecture.width), np.float32)
+    features, before, started = assembly.reward_features(run.models, run.mesh), file.note or 0.0, time.monotonic()
+    read = rollouts.batches(
+        run, LABEL, lambda batch: features(reference, batch.prompts, batch.responses), pairs,
+        together=run.experiment.reward_model.batch_size, done=file.rows,
+    )  # fmt: skip
+    for rows in read:
+        file.append(rows, before + time.monotonic() - started)
+    seconds: float = file.note or 0.0
+    file.finish()
+    hosts.wait("features written")
+    return seconds

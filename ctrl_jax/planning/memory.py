@@ -39,6 +39,13 @@ def trained(found: Sizes) -> float:
     return float((1 + POLICY_MOMENTS) * costs.FLOAT32 * found.trained)
 
 
+def critic(found: Sizes, batch: Batch) -> float:
+    """Bytes of a critic (steps/critic.py): the prefixes of a device's whole batch twice, and six matrices [D, D]."""
+    width = found.policy.width
+    prefixes = batch.prompts * batch.samples * batch.response_length * width
+    return float(costs.FLOAT32 * (2 * prefixes + 6 * width**2))
+
+
 def cast(found: Sizes) -> Memory:
     """Weights that are trained are float32, and computed with in the model's own type."""
     if found.lora.rank or costs.itemsize(found.policy) == costs.FLOAT32:

@@ -8,7 +8,7 @@ as the steps do it.
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from ctrl_jax.config import Experiment, Lora, Stored, Supervised
+from ctrl_jax.config import ActorCritic, Experiment, Lora, Stored, Supervised
 from ctrl_jax.devices import accelerators
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs
@@ -133,6 +133,8 @@ def _policy(experiment: Experiment, found: Sizes, devices: int) -> Stage:
     programs = {
         "update": memory.update(found, part, slices, rematerialize, length=part.response_length - 1, networks=2)
     }
+    if isinstance(config, ActorCritic):
+        programs["update"]["critic"] = memory.critic(found, update_batch(experiment, devices))
     if updates > 1:
         programs["update"]["parameters and moments between updates"] = memory.trained(found)
     if assembly.is_on_policy(config):
@@ -197,7 +199,7 @@ def _linear(experiment: Experiment, found: Sizes, devices: int) -> Stage:
     reading, read = _scoring(found.policy, Lora(), batch, "features")
     held = {"reference": memory.held(found)["reference"]}
     programs = {"scoring": {**held, **read}}
-    return Stage("reward_model", config.steps, reading, programs, batch=("reward_model", "batch_size"))
+    return Stage("reward_model", config.steps, reading, programs)
 
 
 def _responses(name: str, experiment: Experiment, found: Sizes, devices: int) -> Stage:

@@ -15,9 +15,9 @@ from scipy import optimize
 
 FOLDS = 5
 """Parts of the pairs, by their prompts: λ is judged by each as the others fit it."""
-STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-4, 5))
+STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-6, 5))
 LEAST = 2 * FOLDS
-"""Pairs that a fit needs at least."""
+"""Prompts, whose pairs a fit needs at least."""
 
 
 class Chosen(NamedTuple):

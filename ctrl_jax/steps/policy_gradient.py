@@ -65,6 +65,8 @@ def exact_kl_loss_by(
 
     Its gradient estimates −∇(V / β − KL) for the V that the advantages climb: E[A ∇log π(y)] = ∇V.
     """
+    if advantages.ndim == 3:
+        chex.assert_equal_shape([log_probs, advantages])
     _check(log_probs, kl, advantages[..., 0] if advantages.ndim == 3 else advantages, lengths)
     mask = length_mask(lengths, log_probs.shape[-1])
     kl = jnp.where(mask, kl, 0.0)

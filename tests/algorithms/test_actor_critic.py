@@ -122,7 +122,7 @@ def test_its_steps_are_those_of_the_definition(devices):
     batches = [test_ppo_clip.experience(seed) for seed in range(3)]
     B, N = batches[0].raw.shape
     algorithm = made(ActorCritic, trace=trace, width=WIDTH, prompts_per_step=B, samples_per_prompt=N)
-    step = programs.training_step(mesh, optimizer, algorithm, micro_batches=lambda batch: 1)
+    step = programs.training_step(mesh, optimizer, algorithm, micro_batches=lambda batch: 2)
     state, params, oracle = programs.init_state(POLICY, optimizer, mesh, algorithm.start()), POLICY, Oracle()
     for batch in batches:
         targets = algorithm.targets(jax.tree.map(jnp.asarray, batch))

@@ -106,10 +106,10 @@ def reward_model_of_adapters(mesh: Mesh):
     return step, state, lambda i: (frozen, shard(mesh, examples(2, i)))
 
 
-def policy(mesh: Mesh, beta: float | None = None, parts: networks.Networks = WHOLE):
+def policy(mesh: Mesh, beta: float | None = None, parts: networks.Networks = WHOLE, options: config.Policy = POLICY):
     start, reference, reward = params(mesh)
     optimizer = optimizers.policy(POLICY)
-    given = dataclasses.replace(POLICY, beta=beta)
+    given = dataclasses.replace(options, beta=beta)
     score = scorer(WHOLE, mesh)
     algorithm = assembly.algorithm(parts, mesh, given, beta=beta or 0.2, num_references=16, eos_ids=(EOS,))
     step = assembly.policy_step(
@@ -137,6 +137,10 @@ def policy_of_adapters(mesh: Mesh):
 
 def policy_of_last_layers(mesh: Mesh):
     return policy(mesh, parts=LAST)
+
+
+def policy_with_a_critic(mesh: Mesh):
+    return policy(mesh, options=config.ActorCritic(**dataclasses.asdict(POLICY)))
 
 
 COMPILED: list[str] = []
@@ -178,7 +182,8 @@ def test_the_share_of_responses_without_an_end_is_that_of_the_rollouts():
 
 
 STEPS = [
-    sft, sft_of_adapters, reward_model, reward_model_of_adapters, policy, policy_of_adapters, policy_of_last_layers
+    sft, sft_of_adapters, reward_model, reward_model_of_adapters,
+    policy, policy_of_adapters, policy_of_last_layers, policy_with_a_critic,
 ]  # fmt: skip
 
 

@@ -143,7 +143,7 @@ def test_a_reward_is_the_same_alone_in_a_batch_and_with_more_padding():
 
 def test_each_head_of_an_ensemble_is_a_reward_model():
     sizes, members = CONFIG.architecture(V), 3
-    single, ensemble = reward.RewardModel(sizes), reward.RewardEnsemble(sizes, members)
+    single, ensemble = reward.RewardModel(sizes), reward.RewardEnsemble(sizes, members=members)
     params = jax.jit(single.init)(KEYS[3], PROMPTS, RESPONSES)["params"]
     kernel, bias = jax.random.normal(KEYS[0], (CONFIG.width, members)), jnp.arange(members, dtype=jnp.float32)
     heads = {"params": {"trunk": params["trunk"], "heads": {"kernel": kernel, "bias": bias}}}

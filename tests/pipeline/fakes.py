@@ -35,7 +35,7 @@ from ctrl_jax.devices import parameters, programs
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import networks, weights
-from ctrl_jax.pipeline import assembly, evaluate, randomness, reward_model, rollouts, sft, stages, supervised
+from ctrl_jax.pipeline import assembly, evaluate, linear, randomness, reward_model, rollouts, sft, stages, supervised
 from ctrl_jax.pipeline import start as start_stage
 from ctrl_jax.pipeline.results import without_neutral
 from ctrl_jax.pipeline.workspace import Workspace
@@ -182,6 +182,10 @@ FAKES = {
     },
     (parameters, "adapt_decoder"): lambda parts, mesh, key, params: {"key": key_data(key), "params": params},
     (parameters, "adapt_reward"): lambda parts, mesh, key, params: ({}, {"key": key_data(key), "params": params}),
+    (parameters, "reward_of"): lambda parts, mesh, reference, kernel: {
+        "params": reference,
+        "kernel": np.asarray(kernel),
+    },
     (networks, "merged"): lambda parts, params: params,
     (programs, "init_state"): lambda params, *_: SimpleNamespace(params=params),
     (supervised, "starting"): lambda mesh, state: state,
@@ -204,6 +208,8 @@ def fakes(monkeypatch):
     fakes = Fakes()
     for (module, name), fake in FAKES.items():
         monkeypatch.setattr(module, name, fake)
+    made = linear._make
+    monkeypatch.setattr(linear, "_make", lambda *given: (fakes.made.append("reward_model"), made(*given))[1])
     monkeypatch.setattr(Objective, "beta", lambda *_: 1.0)
     monkeypatch.setattr(trained, "scorer", fakes.scorer)
     monkeypatch.setattr(classifier, "scorer", fakes.scorer)

@@ -10,6 +10,7 @@ from scipy import optimize
 
 from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Model, Policy, RewardModel, Supervised
 from ctrl_jax.devices.mesh import make_mesh
+from ctrl_jax.errors import InputError
 from ctrl_jax.models import networks
 from ctrl_jax.pipeline import assembly, linear, reward_model
 from ctrl_jax.pipeline.run import prepare
@@ -144,5 +145,5 @@ def test_eight_devices_fit_the_same(tmp_path):
 def test_pairs_of_too_few_prompts_are_refused_before_anything_is_made(tmp_path):
     experiment = replace(EXPERIMENT, reward_model=RewardModel(linear=True, steps=1, batch_size=8, warmup_steps=0))
     workspace = Workspace(experiment, tmp_path / "work", tmp_path / "stages", make_mesh(1))
-    with pytest.raises(Exception, match=r"have [1-8] prompts, and a linear reward \(`reward_model.linear`\) needs"):
+    with pytest.raises(InputError, match=r"have [1-8] prompts, and a linear reward \(`reward_model.linear`\) needs"):
         prepare(workspace)

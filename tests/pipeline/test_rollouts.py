@@ -26,6 +26,6 @@ def test_a_batch_in_which_sigterm_was_swallowed_is_not_kept(mesh, monkeypatch):
 
     kept = []
     with pytest.raises(preemption.Preempted), preemption.raising():
-        for part in rollouts._batches(run, "rewards", reward, np.arange(24), rows_per_prompt=1):
+        for part in rollouts.batches(run, "rewards", reward, np.arange(24), together=8):
             kept.append(part)
     np.testing.assert_array_equal(kept, [np.arange(8)])

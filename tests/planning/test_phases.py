@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from ctrl_jax.config import (
+    ActorCritic,
     Calibration,
     Data,
     Dpo,
@@ -56,6 +57,7 @@ KINDS = {
     "a judge that is a network": ("function", {"judge": "classifier"}),
     "several updates a batch": ("function", {"policy": PpoClip}),
     "preference pairs": ("trained", {"policy": Dpo}),
+    "a critic": ("trained", {"policy": ActorCritic}),
 }
 
 
