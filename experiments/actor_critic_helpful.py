@@ -1,7 +1,7 @@
 """CTRL with a critic on the embedded dialogues: bon_helpful's reward, transform and KL budget.
 
-Claim     A token that is moved by what it changed, and not by what all the others did, learns more from each response;
-          its policy is to be read beside bon_helpful's at equal KL.
+Claim     A token that is moved by what it changed has a gradient with less noise, and with λ < 1 a bias.
+Expect    82 % of the ideal lift at its KL, measured once, where bon_helpful has 96 %: here the bias costs more.
 Cost      About three minutes on two CPU cores after bon_helpful, whose stages it shares.
 Command   make train EXP=actor_critic_helpful
 """
