@@ -13,6 +13,8 @@ g_i·g_j (i ≠ j) estimates |E g|² without bias, and the mean of |g_i|² has t
 where c are CTRL's gradients. Where the critic is wrong, `along` is what counts: signal may be of another direction.
 """
 
+import functools
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,12 +29,13 @@ from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.devices import parameters
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.models import lora
-from ctrl_jax.pipeline import assembly, calibrate, randomness, reward_model, sft, train
+from ctrl_jax.pipeline import calibrate, randomness, reward_model, sft, train
+from ctrl_jax.pipeline.rollouts import respond
 from ctrl_jax.pipeline.run import Run, prepare
 from ctrl_jax.pipeline.workspace import Workspace
-from ctrl_jax.runtime.console import progress, table
+from ctrl_jax.runtime.console import table
 from ctrl_jax.runtime.platform import setup_compilation_cache
-from ctrl_jax.types import Experience, Params, Prompts
+from ctrl_jax.types import Experience, Params, Prompts, Score
 
 Gradients = dict[str, np.ndarray]
 """Of each estimator, [batches, parameters]."""
@@ -55,24 +58,16 @@ def signal(gradients: Gradients, ctrl: str) -> list[list[str]]:
     return rows
 
 
-def experiences(  # type: ignore[no-untyped-def]
-    run: Run, count: int, reference: Params, score, table_of: np.ndarray, prompts: Prompts
-):
+def experiences(
+    run: Run, count: int, reference: Params, score: Score, references: np.ndarray, prompts: Prompts
+) -> Iterator[Experience]:
     """Batches of the reference's own responses to training prompts, with their rewards."""
-    policy = run.experiment.policy
-    size, key = policy.prompts_per_step, randomness.stage_key(run.experiment.seed, "gradient_signal")
-    sample = assembly.sampler(
-        run.models, run.mesh, num_samples=policy.samples_per_prompt, max_length=run.experiment.data.response_length,
-        eos_ids=run.corpus.tokenizer.eos_ids, temperature=policy.temperature,
-    )  # fmt: skip
-    with progress("batches", count) as bar:
-        for batch in range(count):
-            rows = np.arange(batch * size, (batch + 1) * size) % len(prompts.ids)
-            some = jax.tree.map(lambda x, rows=rows: jnp.asarray(np.asarray(x)[rows]), prompts)
-            rollouts = sample(reference, some, jax.random.fold_in(key, batch))
-            raw = jnp.asarray(score(some, rollouts.responses), jnp.float32)
-            yield Experience(rollouts, raw, jnp.asarray(table_of[rows]))
-            bar.update(batch + 1)
+    size, samples = run.experiment.policy.prompts_per_step, run.experiment.policy.samples_per_prompt
+    for batch in range(count):
+        rows = np.arange(batch * size, (batch + 1) * size) % len(prompts.ids)
+        some = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], prompts)
+        rollouts, raw = respond(run, f"gradient signal {batch + 1}/{count}", reference, score, some, samples)
+        yield Experience(rollouts, raw, references[rows])
 
 
 def main(
@@ -113,33 +108,32 @@ def main(
     trained = parameters.adapt_decoder(run.models, run.mesh, key, reference.params)
 
     @jax.jit
-    def learn(extra: Extra, batch: Experience) -> Extra:
+    def learn(reference: Params, extra: Extra, batch: Experience) -> Extra:
         targets = algorithm.targets(batch)
-        _, auxiliary = algorithm.loss(reference.params, reference.params, batch, targets, extra)
+        _, auxiliary = algorithm.loss(reference, reference, batch, targets, extra)
         measured = algorithm.measure(batch, targets, auxiliary)
         return algorithm.after(extra, {name: found.value for name, found in measured.items()})[0]
 
-    def gradient(trace: float, trained, extra: Extra, batch: Experience) -> jax.Array:  # type: ignore[no-untyped-def]
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradient(trace: float, reference: Params, trained: Params, extra: Extra, batch: Experience) -> jax.Array:
         one = replace(algorithm, trace=trace)
 
-        def loss(trained):  # type: ignore[no-untyped-def]
-            params = lora.overlay(reference.params, trained)
-            return one.loss(params, reference.params, batch, one.targets(batch), extra)[0].value
+        def loss(trained: Params) -> jax.Array:
+            return one.loss(lora.overlay(reference, trained), reference, batch, one.targets(batch), extra)[0].value
 
         return jnp.concatenate([x.ravel() for x in jax.tree.leaves(jax.grad(loss)(trained))])
 
-    gradients = jax.jit(gradient, static_argnums=0)
     start = extra = algorithm.start()
     found: dict[str, list[np.ndarray]] = {}
-    for index, batch in enumerate(
-        experiences(run, taught + batches, reference.params, reward.score, calibrated.table.rewards, prompts)
-    ):
+    made = experiences(run, taught + batches, reference.params, reward.score, calibrated.table.rewards, prompts)
+    for index, batch in enumerate(made):
         if index < taught:
-            extra = learn(extra, batch)
+            extra = learn(reference.params, extra, batch)
             continue
-        found.setdefault("CTRL", []).append(np.asarray(gradients(1.0, trained, start, batch)))
-        for trace in traces:
-            found.setdefault(f"critic, λ = {trace:g}", []).append(np.asarray(gradients(trace, trained, extra, batch)))
+        estimators = [("CTRL", 1.0, start), *((f"critic, λ = {trace:g}", trace, extra) for trace in traces)]
+        for name, trace, state in estimators:
+            of_batch = gradient(trace, reference.params, trained, state, batch)
+            found.setdefault(name, []).append(np.asarray(of_batch))
     rows = signal({name: np.stack(each).astype(np.float64) for name, each in found.items()}, "CTRL")
     table(f"Signal in the gradient of {experiment}", ["gradient", "signal", "along"], rows)
 

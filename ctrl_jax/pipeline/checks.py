@@ -167,9 +167,13 @@ def _reward(experiment: Experiment, corpus: Corpus, parts: int, given: function.
 
 
 def _prompts_of(corpus: Corpus, config: RewardModel) -> int:
-    """The distinct prompts of the pairs that a linear reward is fitted to."""
-    pairs = corpus.pairs("train", count=config.steps * config.batch_size, long_prompts=config.long_prompts)
-    return len(np.unique(pairs.examples.prompts.ids))
+    """The distinct prompts of the pairs that a linear reward is fitted to, or of the first where these are enough."""
+    every, found = config.steps * config.batch_size, 0
+    for count in (min(every, 8 * linear_reward.LEAST), every):
+        if found < linear_reward.LEAST:
+            pairs = corpus.pairs("train", count=count, long_prompts=config.long_prompts)
+            found = len(np.unique(pairs.examples.prompts.ids))
+    return found
 
 
 def _batch(what: str, found: int, batch: int, option: str, parts: int) -> Iterator[Problem]:

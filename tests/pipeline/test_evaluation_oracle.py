@@ -173,7 +173,8 @@ def test_the_reward_models_quality_is_that_of_its_pairs(evaluated):
     assert np.mean(margin == 0) > 0
     # Wilson: the shares p whose z-test at 1.96 standard errors, √(p (1 − p) / n), does not exclude the one observed.
     for end in (quality["accuracy_low"], quality["accuracy_high"]):
-        assert (end - share) ** 2 == pytest.approx(1.96**2 * end * (1 - end) / count, rel=1e-4)  # of a share in float32
+        observed = quality["accuracy"]  # the share, as float32 has it
+        assert (end - observed) ** 2 == pytest.approx(1.96**2 * end * (1 - end) / count)
     assert quality["accuracy_low"] < share < quality["accuracy_high"]
     predicted = 1 / (1 + np.exp(-np.concatenate([margin, -margin])))
     happened = np.repeat([1.0, 0.0], count)
