@@ -15,7 +15,7 @@ where c are CTRL's gradients. Where the critic is wrong, `along` is what counts:
 
 import functools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jax
@@ -91,8 +91,8 @@ def main(
       runs_dir: where the experiment's stages are.
     """
     base = load_experiment(experiment).experiment()
-    fields = {name: getattr(base.policy, name) for name in config.Policy.__dataclass_fields__}
-    base = replace(base, policy=config.ActorCritic(**fields))
+    options = {field.name: getattr(base.policy, field.name) for field in fields(config.Policy)}
+    base = replace(base, policy=config.ActorCritic(**options))
     base = base if data_path is None else replace(base, data=replace(base.data, path=data_path))
     if test_prompts is not None:
         base = replace(base, evaluation=replace(base.evaluation, prompts=test_prompts))

@@ -26,6 +26,10 @@ from ctrl_jax.steps.logprobs import Comparison
 from ctrl_jax.steps.masked import Mean, StandardError, length_mask, masked_mean
 from ctrl_jax.types import Experience, Metric, Params
 
+OF_RANK, OF_REWARD = 1000.0, 10.0
+"""Penalties of the two regressions, in responses (critic.learned): the first has hundreds of features or more, the
+second six."""
+
 
 class Extra(NamedTuple):
     controller: Controller
@@ -107,13 +111,13 @@ class ActorCritic(Ctrl):
     def after(self, extra: Extra, metrics: dict[str, Any]) -> tuple[Extra, dict[str, Any]]:  # type: ignore[override]
         controller, more = super().after(extra.controller, metrics)
         count = self.prompts_per_step * self.samples_per_prompt
-        of_rank = critic.learned(extra.of_rank, metrics["rank_gram"], metrics["rank_moment"], count, penalty=1000.0)
+        of_rank = critic.learned(extra.of_rank, metrics["rank_gram"], metrics["rank_moment"], count, penalty=OF_RANK)
         of_reward = critic.learned(
-            extra.of_reward, metrics["reward_gram"], metrics["reward_moment"], count, penalty=10.0
+            extra.of_reward, metrics["reward_gram"], metrics["reward_moment"], count, penalty=OF_REWARD
         )
         squares = metrics["squares"]
         explains = jnp.where(squares > 0, 1 - metrics["errors"] / jnp.where(squares > 0, squares, 1), 0)
         return Extra(controller, of_rank, of_reward), more | {"critic_explains": explains}
 
-    def share(self, extra: Extra | Controller) -> jax.Array:
-        return super().share(extra.controller if isinstance(extra, Extra) else extra)
+    def share(self, extra: Extra) -> jax.Array:  # type: ignore[override]
+        return super().share(extra.controller)

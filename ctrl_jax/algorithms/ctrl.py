@@ -99,7 +99,7 @@ class Ctrl(Algorithm):
     def after(self, extra: Controller, metrics: dict[str, jax.Array]) -> tuple[Controller, dict[str, jax.Array]]:
         controller = kl_budget.update(extra, metrics["kl"], metrics["kl_standard_error"])
         braked = controller if self.updates == 1 else extra  # protocol.py: several are made by the state before
-        return controller, {"beta": extra.beta, "update_share": self.share(braked)}
+        return controller, {"beta": extra.beta, "update_share": braked.share}
 
     def share(self, extra: Controller) -> jax.Array:
         return extra.share
