@@ -576,6 +576,10 @@ class Policy:
     beta: float | None = None
     """Weight of the KL against Φ on its range [0, 1]. Given, it is held, and the budget only reported against; else it
     follows from the budget by the ideal policy, and a controller trims it."""
+    beta_share: float | None = None
+    """β starts at this share of the ideal policy's, in (0, 1]. A policy whose log-ratio has the correlation r with the
+    ideal one's has r² of its KL at the same β, and so meets the budget at the share r. By default the root of the
+    learnability probe's correlation. Of a linear reward that probe says nothing, for it reads the same features."""
     kl_limit: float | None = None
     """Stop where the KL, a mean of 5 steps, exceeds so many times the budget. By default 10, or no limit where β is
     given and where the KL is an estimate from stored responses."""
@@ -617,6 +621,15 @@ class Policy:
             self.beta,
             f"Policy.beta is {self.beta}",
             "it must be greater than 0, or left out.",
+        )
+        if self.beta_share is not None:
+            _between(self, 1e-3, 1.0, "it is a share of the ideal policy's β", "beta_share")
+        _require(
+            self.beta is None or self.beta_share is None,
+            "policy.beta_share",
+            self.beta_share,
+            f"Policy.beta_share is {self.beta_share}, and Policy.beta is {self.beta}",
+            "leave one of the two out: a β that is given is not the ideal policy's.",
         )
         objective = self.objective
         if self.beta is not None and isinstance(objective.transform, Raw):
@@ -801,9 +814,10 @@ class ActorCritic(Policy):
     algorithm: ClassVar[str] = "actor_critic:ActorCritic"
     label: ClassVar[str | None] = "{transform} with a critic"
 
-    trace: float = 0.7
+    trace: float = 1.0
     """λ: how much of what the next tokens changed counts for a token. At 1 the gradient has no bias, whatever the
-    critic says; with less it has less noise, and what the critic does not know yet counts for the last tokens alone."""
+    critic says; with less it has less noise, and what the critic does not know yet counts for the last tokens alone.
+    benchmarks/gradient_signal.py says what a λ gains, and what its bias costs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,6 +30,7 @@ def experiment() -> Experiment:
             steps=300,
             prompts_per_step=32,
             samples_per_prompt=16,
+            learning_rate=1e-3,
             warmup_steps=15,
             checkpoint_every=100,
         ),

@@ -17,7 +17,7 @@ Command   make setup EXTRA=chitchat,sentiment
 
 from dataclasses import replace
 
-from ctrl_jax.config import Experiment, RewardModel, grid
+from ctrl_jax.config import Experiment, Policy, RewardModel, grid
 from experiments import bon_helpful_hh_cpu
 
 
@@ -28,7 +28,15 @@ def experiment() -> Experiment:
         name="bon_positive_cpu",
         data=replace(helpful.data, source="chitchat", prompt_length=64, response_length=16),
         reward_model=RewardModel(function="experiments.rewards.sentiment:compound"),
-        policy=replace(helpful.policy, kl_budget=1.2, steps=80),
+        policy=Policy(
+            kl_budget=1.2,
+            steps=80,
+            prompts_per_step=8,
+            samples_per_prompt=16,
+            learning_rate=5e-4,
+            warmup_steps=5,
+            checkpoint_every=10,
+        ),
     )
 
 

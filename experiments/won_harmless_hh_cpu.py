@@ -26,4 +26,4 @@ def experiment() -> Experiment:
 
 
 def sweep() -> list[Experiment]:
-    return grid(experiment(), transforms=("identity", "exponential(-10)"), kl_budgets=(0.75,))
+    return grid(experiment(), transforms=("identity", "exponential(-10)"), kl_budgets=(1.4,))

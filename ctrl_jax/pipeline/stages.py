@@ -123,6 +123,7 @@ YOUNGER: dict[str, Any] = {
     "start": None,
     "combine": {"ensemble": "mean", "rewards": [], "by": "smallest_calibrated", "weights": []},
     "model.lora.last_layers": None,
+    "policy.beta_share": None,
     "reward_model.long_prompts": None,
     "reward_model.linear": False,
     "reward_model.members": 1,

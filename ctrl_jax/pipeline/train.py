@@ -125,7 +125,9 @@ def algorithm_of(run: Run, options: Policy, calibrated: Calibrated | None) -> Al
     if options.beta is not None or calibrated is None:
         return made(options.beta)
     beta = made(None).first_beta(options.objective, num_references, calibrated.table.rewards)
-    if assembly.is_on_policy(options):
+    if options.beta_share is not None:
+        beta *= options.beta_share
+    elif assembly.is_on_policy(options):
         beta *= learned_share(calibrated.signal)
     return made(beta)
 

@@ -81,7 +81,8 @@ def reward_warnings(evaluation: Evaluation) -> list[str]:
         found.append(
             "As far as these held-out pairs show, the reward model is no better than chance: a policy that climbs "
             "it may gain nothing. Give it more pairs (`data.prompt_length`, `reward_model.long_prompts=truncate`), or "
-            "stop its training where it begins to learn by heart (`reward_model.validation.every`)."
+            "stop its training where it begins to learn by heart (`reward_model.validation.every`), or fit a linear "
+            "one (`reward_model.linear`)."
         )
     if quality.accuracy is not None and quality.pairs is not None and quality.pairs < FEW_PAIRS:
         found.append(

@@ -11,8 +11,8 @@ log β, once the KL has first reached the budget:
 
 so that β rises, and the KL falls, while the policy is over its budget. Before the KL has reached the budget, an error
 only says that training has begun, and β stays where it is for as long as the KL still rises. A mean that for `patience`
-steps is not above an earlier one by `rise` has come to rest below the budget, as with a large model, which finds less
-reward for its KL than the ideal policy. Near the reference the KL of any such policy goes as 1/β², so that
+steps is not above an earlier one by `rise` has come to rest below the budget, or creeps, as with a large model, which
+finds less reward for its KL than the ideal policy. Near the reference the KL of any such policy goes as 1/β², so that
 
     base ← base · √max(KL / budget, 1/4)
 
@@ -95,7 +95,7 @@ def update(
     integral: float = 0.03,
     clip: float = 0.5,
     patience: int = 10,
-    rise: float = 0.05,
+    rise: float = 0.15,
 ) -> State:
     """Takes one step's measured KL [] and its standard error [], nats per response over all devices, and trims β.
 

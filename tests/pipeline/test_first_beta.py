@@ -7,6 +7,7 @@ import pytest
 
 from ctrl_jax.config import Calibration, Experiment, GroupProjection, Policy
 from ctrl_jax.devices.mesh import make_mesh
+from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Estimate, RewardSignal
 from ctrl_jax.pipeline import train
 from tests import assembled
@@ -52,3 +53,20 @@ def test_a_beta_that_is_given_and_a_target_that_is_fitted_stay():
     assert first_beta(Policy(transform="identity", beta=0.3), PROBE) == 0.3
     fitted = GroupProjection(transform="identity", kl_budget=0.5)
     assert first_beta(fitted, PROBE) == first_beta(fitted, None)
+
+
+def test_a_share_that_is_given_takes_the_place_of_the_probes():
+    policy = Policy(transform="identity", kl_budget=0.5, beta_share=0.3)
+    ideal = policy.objective.beta(32, REWARDS)
+    assert first_beta(policy, PROBE) == first_beta(policy, None) == pytest.approx(0.3 * ideal)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5, float("nan")])
+def test_a_share_is_a_share(share):
+    with pytest.raises(InputError, match=r"beta_share"):
+        Policy(beta_share=share)
+
+
+def test_a_share_of_a_beta_that_is_given_is_refused():
+    with pytest.raises(InputError, match=r"leave one of the two out"):
+        Policy(beta=0.3, beta_share=0.5)

@@ -161,6 +161,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "policy.procedure": "best_of_3",
                 "policy.kl_budget": 0.5,
                 "policy.beta": 0.5,
+                "policy.beta_share": 0.5,
                 "policy.kl_limit": 5.0,
                 "policy.steps": 5,
                 "policy.prompts_per_step": 5,
