@@ -74,11 +74,12 @@ def compile_fast() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def modules_of_a_test_end_with_it() -> Iterator[None]:
-    """Reward functions of two tests may have one module's name."""
-    before = set(sys.modules)
+    """Reward functions of two tests may have one module's name. The checkout's own stay, wherever that is."""
+    before, checkout = set(sys.modules), str(Path(__file__).parents[1])
     yield
     for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(tempfile.gettempdir()):
+        path = str(getattr(sys.modules[name], "__file__", None))
+        if path.startswith(tempfile.gettempdir()) and not path.startswith(checkout):
             del sys.modules[name]
 
 
