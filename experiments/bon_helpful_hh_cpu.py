@@ -6,7 +6,8 @@ Cost      15 minutes of two cores for the reward model and the calibration, whic
           reference's evaluation, and 33 for a point and its evaluation. 270 MB to download.
 Expect    exponential(10), on 192 test prompts of a local copy with 2,000 rows: best-of-4 win rate .833 (.807-.854) at
           KL 1.56 (1.44-1.70), 72 % of the ideal lift, by a linear reward that is right on .569 of 204 pairs of which
-          most are cut at 16 tokens.
+          most are cut at 16 tokens. The claim is not measured yet: the identity, at the same share of its β, ran
+          past the budget, and was broken off.
 Command   hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/SmolLM2-135M-Instruct
           make train EXP=bon_helpful_hh_cpu        make sweep EXP=bon_helpful_hh_cpu
 """

@@ -75,11 +75,11 @@ def compile_fast() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def modules_of_a_test_end_with_it() -> Iterator[None]:
     """Reward functions of two tests may have one module's name. The checkout's own stay, wherever that is."""
-    before, checkout = set(sys.modules), str(Path(__file__).parents[1])
+    before, checkout = set(sys.modules), Path(__file__).parents[1]
     yield
     for name in set(sys.modules) - before:
-        path = str(getattr(sys.modules[name], "__file__", None))
-        if path.startswith(tempfile.gettempdir()) and not path.startswith(checkout):
+        path = Path(str(getattr(sys.modules[name], "__file__", None)))
+        if path.is_relative_to(tempfile.gettempdir()) and not path.is_relative_to(checkout):
             del sys.modules[name]
 
 
