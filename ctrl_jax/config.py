@@ -136,9 +136,22 @@ class Data:
     """What becomes of longer prompts: dropped and counted, or cut on the left."""
     response_length: int = 36
     """T: the longest response, in tokens with its EOS; longer ones are cut there, in training and in sampling."""
+    corrupted: float = 0.0
+    """The share of the preference pairs that a wrong preference puts in order, to see what a policy makes of a reward
+    model that learned from them. The pairs of the test split stay as they are."""
+    corrupted_prefers: str = "length"
+    """What it prefers: `length`, the longer reply, or a word, the reply that has it."""
 
     def __post_init__(self) -> None:
         expand_user(self, "path")
+        _between(self, 0.0, 1.0, "it is a share of the pairs", "corrupted")
+        _require(
+            bool(self.corrupted_prefers.strip()),
+            "data.corrupted_prefers",
+            self.corrupted_prefers,
+            f"Data.corrupted_prefers is {self.corrupted_prefers!r}",
+            "give `length`, or a word.",
+        )
         _positive(self, "dialogues", "prompt_length", "response_length")
         if self.vocabulary_size is not None:
             _positive(self, "vocabulary_size")
@@ -171,6 +184,10 @@ class Data:
             "a response has at least 2 tokens, a word and its end.",
         )
         _seed(self)
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        """What is read of a row, and how."""
         _require(
             self.own or not self.columns,
             "data.columns",
@@ -434,8 +451,8 @@ class Combine:
     or a Hugging Face directory of a sequence classifier with one label."""
     by: str = "smallest_calibrated"
     """`smallest_calibrated`, the lowest of their ranks among the reference's responses; `log_sigmoids(0.85)`, the sum
-    of log σ(reward − its quantile of that level among the reference's); or `weighted_sum`. For the first two,
-    `calibration.samples_per_prompt` responses more are drawn for each prompt."""
+    of log σ(reward − its quantile of that level among the reference's), of the reward model's alone, too; or
+    `weighted_sum`. For the first two, `calibration.samples_per_prompt` responses more are drawn for each prompt."""
     weights: tuple[float, ...] = ()
     """Of `weighted_sum`: the reward model's, and that of each of `rewards`."""
 
@@ -443,7 +460,7 @@ class Combine:
         _set(self, ensemble=ensemble.parse(self.ensemble)[0], rewards=tuple(map(os.path.expanduser, self.rewards)))
         _set(self, weights=tuple(self.weights), by=str(self.combination))
         _require(
-            bool(self.rewards) or (not self.weights and self.by == Combine.by),
+            bool(self.rewards) or (not self.weights and self.by != "weighted_sum"),
             "combine.rewards",
             self.rewards,
             f"combine.by is {self.by!r} and combine.weights {self.weights}, but combine.rewards names no reward beside "
@@ -487,9 +504,14 @@ class Combine:
         return [name for name in self.rewards if _is_directory(name)]
 
     @property
+    def changes(self) -> bool:
+        """Whether the reward is another than the reward model's own. A rank alone is what calibration makes of it."""
+        return bool(self.rewards) or self.by != Combine.by
+
+    @property
     def compares(self) -> bool:
         """Whether responses are compared with the reference's."""
-        return bool(self.rewards) and self.combination.compares
+        return self.changes and self.combination.compares
 
     @property
     def combination(self) -> combination.Combination:

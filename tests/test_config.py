@@ -48,7 +48,7 @@ def test_an_experiment_needs_only_a_name():
         experiment.seed = 1
 
 
-MAY_BE_0 = {(Evaluation, "along"), (Supervised, "steps"), (RewardModel, "steps"), (Lora, "rank")}
+MAY_BE_0 = {(Data, "corrupted"), (Evaluation, "along"), (Supervised, "steps"), (RewardModel, "steps"), (Lora, "rank")}
 
 
 def impossible_numbers():

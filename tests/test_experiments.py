@@ -85,5 +85,6 @@ def test_its_sweep_has_valid_points_of_unique_names(path, tmp_path):
         assert len({point.name for point in points}) == len(points)
         if points[0].model.path is None:  # else its directory is asked for
             sweep_points.check([Point(point, tmp_path / point.name) for point in points])
-        # What sweeps are for: no point repeats the stages that come before the policy.
-        assert len({(point.seed, point.data, point.model, point.sft, point.reward_model) for point in points}) == 1
+        # What sweeps are for: the stages that come before the policy are made once, or once for many points.
+        stages = {(point.seed, point.data, point.model, point.sft, point.reward_model) for point in points}
+        assert len(stages) == 1 or 10 * len(stages) <= len(points)

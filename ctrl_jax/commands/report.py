@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ctrl_jax.commands.options import Options as RunOptions
 from ctrl_jax.commands.options import read
 from ctrl_jax.pipeline import results
-from ctrl_jax.report import pictures, run_page, sweep_page, table
+from ctrl_jax.report import overoptimization, pictures, run_page, sweep_page, table
 from ctrl_jax.report.charts import CHARTS, headline
 from ctrl_jax.report.comparison import Comparison
 from ctrl_jax.report.measurements import Run, read_run
@@ -16,6 +16,7 @@ from ctrl_jax.report.methods import AtEqualKl
 from ctrl_jax.report.names import spoken
 from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.panels import along, pareto
+from ctrl_jax.report.panels import overoptimization as overoptimized
 from ctrl_jax.report.statistics import lift_share
 from ctrl_jax.report.status import Status
 from ctrl_jax.runtime.stages import write_bytes
@@ -81,8 +82,8 @@ def write_sweep_report(
 ) -> pathlib.Path:
     """Writes the page and the figures of a sweep into its directory; returns the page's path.
 
-    The figures are `pareto_<procedure>.{png,svg,pdf,csv}`, and `along_<procedure>` where trainings were measured on
-    their way.
+    The figures are `pareto_<procedure>.{png,svg,pdf,csv}`, `along_<procedure>` where trainings were measured on their
+    way, and `overoptimization` where a gold reward judges several policies of one method.
 
     Args:
       sweep_dir: of the sweep.
@@ -104,8 +105,13 @@ def write_sweep_report(
             if panels:
                 name = f"{kind}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure)}"
                 _write_figure(sweep_dir / name, panels, columns=min(COLUMNS, len(panels)))
+    laws = overoptimization.methods(runs.values())
+    gains = overoptimized.panels(laws, overoptimization.references(runs.values()))
+    if gains:
+        _write_figure(sweep_dir / "overoptimization", gains, columns=COLUMNS)
     index = sweep_dir / "sweep.html"
-    write_bytes(index, sweep_page.render(sweep_dir.name, points, notes, comparisons, curves, at_equal_kl).encode())
+    page = sweep_page.render(sweep_dir.name, points, notes, comparisons, curves, at_equal_kl, gains, laws)
+    write_bytes(index, page.encode())
     return index
 
 

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from ctrl_jax.commands.point import Point
 from ctrl_jax.errors import InputError
-from ctrl_jax.report import methods
+from ctrl_jax.evaluation import Estimate
+from ctrl_jax.report import methods, overoptimization
 from ctrl_jax.report.comparison import Comparison, compare, sentences
 from ctrl_jax.report.measurements import Run, read_run
 from ctrl_jax.report.methods import AtEqualKl
@@ -107,5 +108,21 @@ def show(beside: Beside) -> None:
     if rows:
         columns = ["method", "less", "KL, nats per response", "win rate", "difference"]
         table("methods at equal KL, between the points of each, with paired 95 % intervals", columns, rows)
+    rows = [
+        [method.name, judge, ", ".join(_nats(seed.peak(judge)) for seed in method.seeds), _peak(method.peak(judge))]
+        for method in overoptimization.methods(beside.runs.values())
+        for judge in overoptimization.JUDGES
+    ]
+    if rows:
+        columns = ["reward", "judge", "KL of each seed's peak, nats", "over seeds"]
+        table("where rewards are highest, by Gao et al.'s law; a dash where they still grow", columns, rows)
     for line in (*map(sentences, beside.comparisons), *beside.notes):
         say(line)
+
+
+def _nats(kl: float | None) -> str:
+    return "–" if kl is None else f"{kl:.2f}"
+
+
+def _peak(found: Estimate | None) -> str:
+    return "–" if found is None else f"{found:.2f}"

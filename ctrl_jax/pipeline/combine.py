@@ -1,4 +1,4 @@
-"""The reward of an experiment that has several: all of them, made one, with what they are compared with."""
+"""The reward of an experiment that combines rewards: all of them, made one, with what they are compared with."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -40,13 +40,13 @@ class Combined(NamedTuple):
 
 
 def run(run: Run, reference: Trained, reward: Reward) -> Combined:
-    """The combination of the reward model's reward with the others; that reward itself where there are none.
+    """The combination of the reward model's reward with the others; that reward itself where nothing is made of it.
 
     Raises:
       InputError: if another reward cannot be used.
     """
     config = run.experiment.combine
-    if not config.rewards:
+    if not config.changes:
         return Combined(reward)
     parts = [reward, *others(run)]
     if not config.combination.compares:

@@ -2,10 +2,11 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from ctrl_jax import config
-from ctrl_jax.data import sources, tokenizers
+from ctrl_jax.data import corruption, sources, tokenizers
 from ctrl_jax.data.conversations import Record
 from ctrl_jax.data.corpus import Corpus
 from ctrl_jax.data.forms import FORMS
@@ -23,7 +24,7 @@ def prepare(data: config.Data, stage: Stage, tokenizer: tokenizers.Tokenizer | N
     with stage.exclusive(), hosts.first_then_others():
         if hosts.first() and not stage.complete:
             _discard_unfinished(stage)
-        loaded = sources.load(data, stage.directory / "tfds")
+        loaded = _corrupted(data, sources.load(data, stage.directory / "tfds"))
         sizes = {split: len(rows) for split, rows in loaded.records.items()}
         origin = _origin(data, loaded, sizes)
         if tokenizer is None:
@@ -55,6 +56,18 @@ def _discard_unfinished(stage: Stage) -> None:
             shutil.rmtree(path)
         elif path.is_file():
             path.unlink()
+
+
+def _corrupted(data: config.Data, loaded: Loaded) -> Loaded:
+    if not data.corrupted:
+        return loaded
+    found = corruption.corrupt(loaded.records, share=data.corrupted, prefers=data.corrupted_prefers, seed=data.seed)
+    say(
+        f"{found.ordered} preference pairs are in the order of {data.corrupted_prefers!r} (`data.corrupted`), "
+        f"{found.turned} of them turned round.",
+        style="yellow",
+    )
+    return replace(loaded, records=found.records)
 
 
 def _origin(data: config.Data, loaded: Loaded, sizes: Mapping[str, int]) -> str:

@@ -345,7 +345,7 @@ def _training_reward(run: Run) -> str:
         else f"the function {config.function}" if config.function is not None
         else "the reward model"
     )  # fmt: skip
-    if (combine := run.experiment.combine).rewards:
+    if (combine := run.experiment.combine).changes:
         name = f"{combine.by} of {listed([name, *combine.rewards])},"
     return f"{name} that the policy was trained on"
 

@@ -117,6 +117,8 @@ TABLE = (
 VERSIONS = {stage.name: stage.version for stage in TABLE}
 
 YOUNGER: dict[str, Any] = {
+    "data.corrupted": 0.0,
+    "data.corrupted_prefers": "length",
     "data.format": "chat",
     "evaluation.along": 0,
     "evaluation.along_responses": None,

@@ -8,6 +8,7 @@ from ctrl_jax.report import html
 from ctrl_jax.report.comparison import Comparison, sentences
 from ctrl_jax.report.methods import AtEqualKl
 from ctrl_jax.report.names import short_name
+from ctrl_jax.report.overoptimization import JUDGES, Method
 from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.panels import pareto
 from ctrl_jax.report.statistics import lift_share
@@ -21,9 +22,11 @@ def render(
     comparisons: Sequence[Comparison] = (),
     curves: Sequence[Panel] = (),
     at_equal_kl: Sequence[AtEqualKl] = (),
+    gains: Sequence[Panel] = (),
+    laws: Sequence[Method] = (),
 ) -> str:
     """The report of a sweep, as HTML: the Pareto figure of each procedure in it, curves along trainings, all runs with
-    their states, what they differ by from a baseline, and methods at equal KL."""
+    their states, what they differ by from a baseline, methods at equal KL, and where they overoptimise."""
     order = list(dict.fromkeys(point.procedure for point in points))
     charts = []
     for index, procedure in enumerate(order):
@@ -49,6 +52,8 @@ def render(
         differences=differences,
         others=list(dict.fromkeys(name for row in differences for name in row["others"])),
         at_equal_kl=at_equal_kl,
+        gains=html.charts("gain", gains),
+        laws=[_law_row(method, judge) for method in laws for judge in JUDGES],
         several_methods=any(point.method != point.transform for point in points),
         has_equal_kl=any(one.equal_kl is not None for one in comparisons),
     )  # fmt: skip
@@ -84,6 +89,15 @@ def _difference_row(one: Comparison) -> dict[str, Any]:
         "others": {name: found for name, found in others.items() if found is not None},
         "equal": one.at_equal_kl.get(one.procedure),
         "sentences": sentences(one),
+    }
+
+
+def _law_row(method: Method, judge: str) -> dict[str, Any]:
+    return {
+        "method": method.name,
+        "judge": {"proxy": "the reward trained on", "gold": "gold"}[judge],
+        "seeds": [(seed.law(judge), seed.peak(judge)) for seed in method.seeds],
+        "peak": method.peak(judge),
     }
 
 

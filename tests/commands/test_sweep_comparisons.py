@@ -11,6 +11,7 @@ from ctrl_jax.commands import report, sweep, sweep_comparisons, sweep_points
 from ctrl_jax.commands.point import Point
 from ctrl_jax.commands.sweep_comparisons import compared
 from ctrl_jax.errors import InputError
+from ctrl_jax.report import overoptimization
 from ctrl_jax.report.measurements import read_run
 from ctrl_jax.report.status import Status
 from tests.report import synthetic
@@ -176,3 +177,26 @@ def test_a_sweep_may_name_its_own_baseline(tmp_path, monkeypatch, options, basel
     assert sweep.main(["mine.py", "--write-jobs", "jobs", *options]) == 0
     (found,) = Path("runs").glob("*.sweep/differences.json")
     assert json.loads(found.read_text())["baseline"] == baseline
+
+
+def test_a_sweep_with_several_policies_of_a_reward_says_where_it_is_highest(tmp_path, capsys):
+    few = [point(tmp_path / "s", f"a{kl}", "exponential(10)", kl) for kl in (0.3, 0.6, 1.0)]
+    sweep_comparisons.show(compared(few, "identity"))
+    assert "where rewards are highest" not in capsys.readouterr().out
+    sweep_points.publish(tmp_path / "s", few)
+    assert not list((tmp_path / "s").glob("overoptimization*"))
+    points = [*few, point(tmp_path / "s", "a1.5", "exponential(10)", 1.5)]
+    beside = compared(points, "identity")
+    sweep_comparisons.show(beside)
+    said = capsys.readouterr().out
+    assert "where rewards are highest" in said
+    (method,) = overoptimization.methods(beside.runs.values())
+    for judge in ("proxy", "gold"):
+        peak = method.seeds[0].peak(judge)
+        shown = "–" if peak is None else f"{peak:.2f}"
+        assert re.search(rf"exponential\(10\) +│ +{judge} +│ +{shown} │", said), said
+    written = report.write_sweep_report(
+        tmp_path / "s", [Status("a0.3", "exponential(10)", "best_of_4", 0.3, "missing")], beside.runs, [], []
+    )
+    assert "Overoptimisation" in visible(written.read_text())
+    assert {path.suffix for path in (tmp_path / "s").glob("overoptimization*")} == {".png", ".svg", ".pdf", ".csv"}

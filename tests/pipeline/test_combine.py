@@ -124,3 +124,21 @@ def test_another_evaluation_is_no_other_reward(run):
     fewer = replace(EXPERIMENT, evaluation=replace(EXPERIMENT.evaluation, prompts=4))
     first = combine.run(run, REFERENCE, MAIN).reward
     assert combine.run(replace(run, experiment=fewer), REFERENCE, MAIN).reward.fingerprint == first.fingerprint
+
+
+def test_log_sigmoids_make_another_reward_of_the_reward_models_alone(run, fakes):
+    """r − q becomes log σ(r − q), q the quantile of the prompt's own references."""
+    alone = replace(EXPERIMENT, combine=Combine(by="log_sigmoids(0.85)"))
+    assert alone.combine.changes and alone.combine.compares
+    assert not Combine().changes and not Combine().compares
+    fakes.experiment = alone
+    of_one = prepare(Workspace(alone, Path("runs/one"), Path("runs/stages"), make_mesh(1)))
+    reward = combine.run(of_one, REFERENCE, MAIN).reward
+    prompts = run.corpus.prompts("train", 5).prompts
+    responses = some(prompts)
+    drawn, _ = fakes.sampling(of_one, combine.LABEL, REFERENCE.params, MAIN.score, 8)(prompts)
+    references = main_reward(prompts, drawn.responses)
+    centred = main_reward(prompts, responses) - np.quantile(references, 0.85, axis=1, keepdims=True)
+    # Where r − q is large, an error of it is a relative error of log σ; rewards near 100 have some 1e-5 in float32.
+    np.testing.assert_allclose(reward.score(prompts, responses), -np.logaddexp(0, -centred), rtol=5e-5)
+    assert combine.run(run, REFERENCE, MAIN).reward.fingerprint != reward.fingerprint != MAIN.fingerprint

@@ -194,6 +194,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
                 "data.seed": 1,
                 "data.dialogues": 310,
                 "data.vocabulary_size": 301,
+                "data.corrupted": 0.5,
                 "model.width": 64,
                 "model.layers": 1,
                 "model.heads": 2,
@@ -226,6 +227,7 @@ ELSEWHERE = {
     "model.lora.alpha": "--model.lora.rank", "model.lora.targets": "--model.lora.rank",
     "model.lora.last_layers": "--model.lora.rank",
     "combine.weights": "--combine.by",
+    "data.corrupted_prefers": "--data.corrupted",
     "reward_model.validation.pairs": "--reward-model.validation.every",
     "reward_model.validation.patience": "--reward-model.validation.every",
 }  # fmt: skip
