@@ -601,7 +601,8 @@ class Policy:
     beta_share: float | None = None
     """β starts at this share of the ideal policy's, in (0, 1]. A policy whose log-ratio has the correlation r with the
     ideal one's has r² of its KL at the same β, and so meets the budget at the share r. By default the root of the
-    learnability probe's correlation. Of a linear reward that probe says nothing, for it reads the same features."""
+    learnability probe's correlation, or .5 for a linear reward: of that the probe says nothing, for it reads the same
+    features."""
     kl_limit: float | None = None
     """Stop where the KL, a mean of 5 steps, exceeds so many times the budget. By default 10, or no limit where β is
     given and where the KL is an estimate from stored responses."""

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ctrl_jax.config import Calibration, Experiment, GroupProjection, Policy
+from ctrl_jax.config import Calibration, Experiment, GroupProjection, Policy, RewardModel
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Estimate, RewardSignal
@@ -29,8 +29,11 @@ def test_a_policy_that_learns_a_part_of_the_reward_starts_at_a_lower_beta(probe,
     assert train.learned_share(RewardSignal(learnability=probe)) == pytest.approx(share)
 
 
-def first_beta(options, probe):
-    experiment = Experiment("a", policy=options, calibration=Calibration(samples_per_prompt=32, keep_responses=True))
+def first_beta(options, probe, *, linear=False):
+    experiment = Experiment(
+        "a", policy=options, calibration=Calibration(samples_per_prompt=32, keep_responses=True),
+        reward_model=RewardModel(linear=linear),
+    )  # fmt: skip
     run = SimpleNamespace(
         experiment=experiment, models=assembled.models(), mesh=make_mesh(1),
         corpus=SimpleNamespace(tokenizer=SimpleNamespace(eos_ids=(2,))),
@@ -47,6 +50,16 @@ def test_the_first_beta_is_the_ideal_ones_times_the_root_of_the_probes_correlati
     ideal = policy.objective.beta(32, REWARDS)
     assert first_beta(policy, None) == pytest.approx(ideal)
     assert first_beta(policy, PROBE) == pytest.approx(0.7 * ideal)
+
+
+def test_the_probe_says_nothing_of_a_linear_reward():
+    policy = Policy(transform="identity", kl_budget=0.5)
+    ideal = policy.objective.beta(32, REWARDS)
+    assert first_beta(policy, PROBE, linear=True) == pytest.approx(0.5 * ideal)
+    given = Policy(transform="identity", kl_budget=0.5, beta_share=0.3)
+    assert first_beta(given, PROBE, linear=True) == pytest.approx(0.3 * ideal)
+    fitted = GroupProjection(transform="identity", kl_budget=0.5)
+    assert first_beta(fitted, PROBE, linear=True) == first_beta(fitted, None)
 
 
 def test_a_beta_that_is_given_and_a_target_that_is_fitted_stay():
