@@ -124,7 +124,7 @@ class Data:
     demonstrations: Literal["response", "chosen"] = "response"
     """What the reference policy is fine-tuned on: the rows' responses, or the chosen replies of their pairs."""
     seed: int = 0
-    """Seed of the generated dialogues."""
+    """Seed of the generated dialogues, and of the choice of the pairs that are corrupted."""
     dialogues: int = 12_000
     """Dialogues to generate for fine-tuning; as many preference pairs are drawn for the reward model."""
     vocabulary_size: int | None = None
@@ -138,20 +138,13 @@ class Data:
     """T: the longest response, in tokens with its EOS; longer ones are cut there, in training and in sampling."""
     corrupted: float = 0.0
     """The share of the preference pairs that a wrong preference puts in order, to see what a policy makes of a reward
-    model that learned from them. The pairs of the test split stay as they are."""
+    model that learned from them. The pairs of the test split stay as they are. (`demonstrations=chosen` takes the
+    replies that are chosen then.)"""
     corrupted_prefers: str = "length"
     """What it prefers: `length`, the longer reply, or a word, the reply that has it."""
 
     def __post_init__(self) -> None:
         expand_user(self, "path")
-        _between(self, 0.0, 1.0, "it is a share of the pairs", "corrupted")
-        _require(
-            bool(self.corrupted_prefers.strip()),
-            "data.corrupted_prefers",
-            self.corrupted_prefers,
-            f"Data.corrupted_prefers is {self.corrupted_prefers!r}",
-            "give `length`, or a word.",
-        )
         _positive(self, "dialogues", "prompt_length", "response_length")
         if self.vocabulary_size is not None:
             _positive(self, "vocabulary_size")
@@ -185,6 +178,25 @@ class Data:
         )
         _seed(self)
         self._check_columns()
+        self._check_corruption()
+
+    def _check_corruption(self) -> None:
+        _between(self, 0.0, 1.0, "it is a share of the pairs", "corrupted")
+        _set(self, corrupted_prefers=self.corrupted_prefers.strip())
+        _require(
+            bool(self.corrupted_prefers),
+            "data.corrupted_prefers",
+            self.corrupted_prefers,
+            "Data.corrupted_prefers is empty",
+            "give `length`, or a word.",
+        )
+        _require(
+            self.corrupted > 0 or self.corrupted_prefers == Data.corrupted_prefers,
+            "data.corrupted_prefers",
+            self.corrupted_prefers,
+            f"Data.corrupted_prefers is {self.corrupted_prefers!r}, and no pair is corrupted",
+            "give the share of the pairs (`data.corrupted`), or leave it out.",
+        )
 
     def _check_columns(self) -> None:
         """What is read of a row, and how."""
@@ -1282,6 +1294,12 @@ class Experiment:
             "sft.steps is 0 and Model.path is missing: a model from scratch would not be trained at all.",
             "Give `model.path` a Hugging Face directory, or `sft.steps` some hundreds.",
         )
+        self._check_reward()
+        self._check_policy()
+        self._check_stored()
+
+    def _check_reward(self) -> None:
+        """The rewards beside one another, and beside what they are learned from and for."""
         _require(
             self.evaluation.judge is None
             or self.evaluation.judge not in (self.reward_model.function, self.reward_model.path, *self.combine.rewards),
@@ -1299,14 +1317,28 @@ class Experiment:
             "ask for several (`reward_model.members=4`), or leave it out.",
         )
         _require(
+            not self.data.corrupted or self.reward_model.trained or isinstance(self.policy, Pairs),
+            "data.corrupted",
+            self.data.corrupted,
+            f"Data.corrupted is {self.data.corrupted:g}, and nothing learns from the preference pairs: the reward is "
+            f"{self.reward_model.function or self.reward_model.path}",
+            "leave it out, or train a reward model.",
+        )
+        _require(
+            bool(self.combine.rewards) or not self.combine.changes or isinstance(self.policy.objective.transform, Raw),
+            "combine.by",
+            self.combine.by,
+            f"combine.by is {self.combine.by!r} of one reward, whose ranks stay as they are, and Policy.transform is "
+            f"{self.policy.transform!r}, which sees ranks alone",
+            "train on raw rewards (`policy.transform=raw`), or name more rewards (`combine.rewards`).",
+        )
+        _require(
             not {self.reward_model.function, self.reward_model.path} & set(self.combine.rewards),
             "combine.rewards",
             self.combine.rewards,
             f"combine.rewards {self.combine.rewards} has the reward model's own reward in it",
             "leave it out there: `combine.weights` give it more weight.",
         )
-        self._check_policy()
-        self._check_stored()
 
     @property
     def functions(self) -> list[str]:

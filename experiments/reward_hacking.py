@@ -39,7 +39,13 @@ def sweep() -> list[Experiment]:
         for transform in ("identity", "exponential(10)")
     ]
     return [
-        replace(one, name=f"{one.name}_kl{kl:g}_seed{seed}", seed=seed, policy=replace(one.policy, kl_budget=kl))
+        replace(
+            one,
+            name=f"{one.name}_kl{kl:g}_seed{seed}",
+            seed=seed,
+            data=replace(one.data, seed=seed),
+            policy=replace(one.policy, kl_budget=kl),
+        )
         for seed in SEEDS
         for one in (replace(base, name="raw"), *calibrated, log_sigmoid, ensemble)
         for kl in KLS

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from ctrl_jax.commands.options import Options as RunOptions
 from ctrl_jax.commands.options import read
 from ctrl_jax.pipeline import results
-from ctrl_jax.report import overoptimization, pictures, run_page, sweep_page, table
+from ctrl_jax.report import pictures, run_page, sweep_page, table
 from ctrl_jax.report.charts import CHARTS, headline
 from ctrl_jax.report.comparison import Comparison
 from ctrl_jax.report.measurements import Run, read_run
 from ctrl_jax.report.methods import AtEqualKl
 from ctrl_jax.report.names import spoken
+from ctrl_jax.report.overoptimization import Method
 from ctrl_jax.report.panel import Panel
-from ctrl_jax.report.panels import along, pareto
-from ctrl_jax.report.panels import overoptimization as overoptimized
+from ctrl_jax.report.panels import along, overoptimization, pareto
 from ctrl_jax.report.statistics import lift_share
 from ctrl_jax.report.status import Status
 from ctrl_jax.runtime.stages import write_bytes
@@ -79,6 +79,7 @@ def write_sweep_report(
     comparisons: Sequence[Comparison],
     notes: Sequence[str],
     at_equal_kl: Sequence[AtEqualKl] = (),
+    laws: Sequence[Method] = (),
 ) -> pathlib.Path:
     """Writes the page and the figures of a sweep into its directory; returns the page's path.
 
@@ -92,6 +93,7 @@ def write_sweep_report(
       comparisons: of points with the baseline.
       notes: why others are not compared.
       at_equal_kl: of methods with several points each.
+      laws: of methods with enough points that a gold reward judges.
     """
     notes = [*(f"{point.name} failed: {point.reason}" for point in points if point.reason), *notes]
     curves: list[Panel] = []
@@ -105,9 +107,7 @@ def write_sweep_report(
             if panels:
                 name = f"{kind}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure)}"
                 _write_figure(sweep_dir / name, panels, columns=min(COLUMNS, len(panels)))
-    laws = overoptimization.methods(runs.values())
-    gains = overoptimized.panels(laws, overoptimization.references(runs.values()))
-    if gains:
+    if gains := overoptimization.panels(laws):
         _write_figure(sweep_dir / "overoptimization", gains, columns=COLUMNS)
     index = sweep_dir / "sweep.html"
     page = sweep_page.render(sweep_dir.name, points, notes, comparisons, curves, at_equal_kl, gains, laws)

@@ -10,6 +10,7 @@ from ctrl_jax.report import methods, overoptimization
 from ctrl_jax.report.comparison import Comparison, compare, sentences
 from ctrl_jax.report.measurements import Run, read_run
 from ctrl_jax.report.methods import AtEqualKl
+from ctrl_jax.report.overoptimization import Method
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.theory import procedures
 
@@ -40,6 +41,8 @@ class Beside(NamedTuple):
     """Why points are not among them."""
     at_equal_kl: list[AtEqualKl]
     """Methods with several points each, where the baseline is one."""
+    laws: list[Method]
+    """Of methods with enough points that a gold reward judges."""
 
 
 def compared(points: Sequence[Point], baseline: str) -> Beside:
@@ -49,7 +52,7 @@ def compared(points: Sequence[Point], baseline: str) -> Beside:
     whose measured KL is nearest to its own, among those that were evaluated beside the same responses of the reference.
     Where the baseline is a point, all others are compared with that.
     """
-    beside = Beside({}, [], [], [])
+    beside = Beside({}, [], [], [], [])
     for point in points:
         try:
             beside.runs[point.name] = read_run(point.work_dir)
@@ -77,6 +80,9 @@ def compared(points: Sequence[Point], baseline: str) -> Beside:
             found = methods.at_equal_kl(by_method, baseline, procedure)
             beside.at_equal_kl.extend(found.found)
             beside.notes.extend(found.notes if any(len(runs) > 1 for runs in by_method.values()) else [])
+    beside.laws.extend(
+        overoptimization.methods((point.experiment.policy.method, beside.runs[point.name]) for point in readable)
+    )
     return beside
 
 
@@ -109,20 +115,16 @@ def show(beside: Beside) -> None:
         columns = ["method", "less", "KL, nats per response", "win rate", "difference"]
         table("methods at equal KL, between the points of each, with paired 95 % intervals", columns, rows)
     rows = [
-        [method.name, judge, ", ".join(_nats(seed.peak(judge)) for seed in method.seeds), _peak(method.peak(judge))]
-        for method in overoptimization.methods(beside.runs.values())
+        [method.name, judge, ", ".join(seed.told(judge) for seed in method.seeds), _over_seeds(method.peak(judge))]
+        for method in beside.laws
         for judge in overoptimization.JUDGES
     ]
     if rows:
-        columns = ["reward", "judge", "KL of each seed's peak, nats", "over seeds"]
-        table("where rewards are highest, by Gao et al.'s law; a dash where they still grow", columns, rows)
+        columns = ["method", "judge", "each seed", "over seeds"]
+        table("KL where rewards are highest, or what they do at the highest KL", columns, rows)
     for line in (*map(sentences, beside.comparisons), *beside.notes):
         say(line)
 
 
-def _nats(kl: float | None) -> str:
-    return "–" if kl is None else f"{kl:.2f}"
-
-
-def _peak(found: Estimate | None) -> str:
-    return "–" if found is None else f"{found:.2f}"
+def _over_seeds(peak: Estimate | None) -> str:
+    return "–" if peak is None or peak.low is None else f"{peak:.2f}"

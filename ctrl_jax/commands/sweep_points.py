@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ctrl_jax.commands import report, sweep_comparisons, train
 from ctrl_jax.commands.point import Point
 from ctrl_jax.commands.sweep_comparisons import IDENTITY, Beside
@@ -20,9 +22,11 @@ from ctrl_jax.pipeline import assembly, results
 from ctrl_jax.pipeline.divisible import check_batches_divide
 from ctrl_jax.pipeline.stages import as_tree
 from ctrl_jax.pipeline.workspace import Workspace, check_claim, claimed, contents
+from ctrl_jax.report.statistics import highest_mean
 from ctrl_jax.report.status import Cost, Status
 from ctrl_jax.runtime import hosts, preemption
 from ctrl_jax.runtime.console import say
+from ctrl_jax.runtime.metrics import RECENT, read_metrics
 from ctrl_jax.runtime.stages import locked, read_json, write_bytes, write_json
 from ctrl_jax.theory import procedures
 
@@ -124,10 +128,11 @@ def publish(
             "baseline": baseline,
             "comparisons": [one.as_json() for one in beside.comparisons],
             "methods": [one.as_json() for one in beside.at_equal_kl],
+            "overoptimization": [one.as_json() for one in beside.laws],
         }
         write_json(sweep_dir / "differences.json", tree)
         page = report.write_sweep_report(
-            sweep_dir, found, beside.runs, beside.comparisons, beside.notes, beside.at_equal_kl
+            sweep_dir, found, beside.runs, beside.comparisons, beside.notes, beside.at_equal_kl, beside.laws
         )
         return page, beside
 
@@ -215,7 +220,9 @@ def _status(point: Point, sweep_dir: Path, started: bool) -> Status:
         return status
     try:
         found = evaluation(point)
-        return dataclasses.replace(status, evaluation=found, cost=_cost(point, found))
+        kl = read_metrics(point.work_dir / "metrics.jsonl").get("kl", np.array([]))
+        highest = highest_mean(kl, RECENT)
+        return dataclasses.replace(status, evaluation=found, cost=_cost(point, found), highest_kl=highest)
     except InputError as error:  # it was written, with a number that no evaluation can have
         return dataclasses.replace(status, state="failed", reason=str(error))
 

@@ -40,15 +40,16 @@ def corrupt(records: Mapping[str, Sequence[Record]], *, share: float, prefers: s
       seed: of the choice.
 
     Raises:
-      InputError: if the preference tells no pair apart.
+      InputError: if there are no pairs, or the preference tells none apart.
     """
     found: dict[str, list[Record]] = {split: list(rows) for split, rows in records.items()}
-    ordered = turned = apart = 0
+    pairs = ordered = turned = apart = 0
     for index, split in enumerate(SPLITS):
         draws = np.random.default_rng((seed, index)).random(len(found[split]))
         for i, record in enumerate(found[split]):
             if record.chosen is None or record.rejected is None:
                 continue
+            pairs += 1
             gain = _worth(record.chosen, prefers) - _worth(record.rejected, prefers)
             apart += gain != 0
             if gain == 0 or draws[i] >= share:
@@ -57,6 +58,13 @@ def corrupt(records: Mapping[str, Sequence[Record]], *, share: float, prefers: s
             if gain < 0:
                 turned += 1
                 found[split][i] = replace(record, chosen=record.rejected, rejected=record.chosen)
+    if not pairs:
+        raise InputError(
+            f"`data.corrupted` is {share:g}, and the data has no preference pairs",
+            field="data.corrupted",
+            value=share,
+            remedy="leave it out, or give pairs: rows with `chosen` and `rejected`.",
+        )
     if not apart:
         raise InputError(
             f"No pair has one reply that `data.corrupted_prefers` = {prefers!r} prefers",
@@ -70,4 +78,6 @@ def corrupt(records: Mapping[str, Sequence[Record]], *, share: float, prefers: s
 def _worth(reply: str, prefers: str) -> int:
     if prefers == LENGTH:
         return len(reply)
-    return int(re.search(rf"(?<!\w){re.escape(prefers)}(?!\w)", reply, re.IGNORECASE) is not None)
+    # A word ends where no letter follows; a mark such as "!" may stand beside one.
+    ends = [r"\b" if re.match(r"\w", prefers[at]) else "" for at in (0, -1)]
+    return int(re.search(ends[0] + re.escape(prefers) + ends[1], reply, re.IGNORECASE) is not None)

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.data.pipelines import PromptSet
-from ctrl_jax.data.rows import listed
 from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import (
@@ -346,7 +345,7 @@ def _training_reward(run: Run) -> str:
         else "the reward model"
     )  # fmt: skip
     if (combine := run.experiment.combine).changes:
-        name = f"{combine.by} of {listed([name, *combine.rewards])},"
+        name = f"{combine.by} of {' and '.join([name, *combine.rewards])},"
     return f"{name} that the policy was trained on"
 
 

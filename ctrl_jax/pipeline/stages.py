@@ -98,7 +98,7 @@ TABLE = (
         wanted=lambda experiment: experiment.evaluation.judge is not None,
     ),
     Stage(
-        "policy", 6,
+        "policy", 7,
         needs={**_REFERENCE_AND_REWARD, "calibration": "calibration", "start": "start"},
         reads={"policy": "policy", "lora": "model.lora", "table": "calibration", "seed": "seed"},
         timing="train",

@@ -128,7 +128,8 @@ def algorithm_of(run: Run, options: Policy, calibrated: Calibrated | None) -> Al
     if options.beta_share is not None:
         beta *= options.beta_share
     elif assembly.is_on_policy(options):
-        beta *= LEARNED_OF_LINEAR if run.experiment.reward_model.linear else learned_share(calibrated.signal)
+        alone = run.experiment.reward_model.linear and not run.experiment.combine.rewards
+        beta *= LEARNED_OF_LINEAR if alone else learned_share(calibrated.signal)
     return made(beta)
 
 

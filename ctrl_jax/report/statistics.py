@@ -31,6 +31,16 @@ def smooth(values: np.ndarray, width: int = 9) -> np.ndarray:
     return np.array([np.nanmean(window) if np.isfinite(window).any() else np.nan for window in windows])
 
 
+def highest_mean(values: np.ndarray, width: int) -> float | None:
+    """The highest mean of `width` values in a row, or of all where there are fewer; nan is left out, and of nothing
+    else it is None."""
+    found = values[np.isfinite(values)]
+    if not found.size:
+        return None
+    width = min(width, found.size)
+    return float(np.convolve(found, np.full(width, 1 / width), "valid").max())
+
+
 def binned(where: np.ndarray, values: np.ndarray, *, bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Means of `where` and `values` [B, M] in bins of equal count over `where`, and the half width of 95 % intervals.
 

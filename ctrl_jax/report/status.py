@@ -42,6 +42,9 @@ class Status:
     """Whether its training aims at the KL budget."""
     cost: Cost | None = None
     """None unless the state is done."""
+    highest_kl: float | None = None
+    """The highest mean of five steps' KL of its training, nats per response; None unless the state is done, and where
+    the training measured none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", self.method or self.transform)

@@ -96,7 +96,7 @@ def _law_row(method: Method, judge: str) -> dict[str, Any]:
     return {
         "method": method.name,
         "judge": {"proxy": "the reward trained on", "gold": "gold"}[judge],
-        "seeds": [(seed.law(judge), seed.peak(judge)) for seed in method.seeds],
+        "seeds": [(seed.law(judge), seed.told(judge)) for seed in method.seeds],
         "peak": method.peak(judge),
     }
 

@@ -11,7 +11,6 @@ from ctrl_jax.commands import report, sweep, sweep_comparisons, sweep_points
 from ctrl_jax.commands.point import Point
 from ctrl_jax.commands.sweep_comparisons import compared
 from ctrl_jax.errors import InputError
-from ctrl_jax.report import overoptimization
 from ctrl_jax.report.measurements import read_run
 from ctrl_jax.report.status import Status
 from tests.report import synthetic
@@ -120,6 +119,7 @@ def test_the_sweeps_files_have_the_differences(points, monkeypatch, tmp_path):
         "baseline": "identity",
         "comparisons": [one.as_json() for one in beside.comparisons],
         "methods": [one.as_json() for one in beside.at_equal_kl],
+        "overoptimization": [],
     }
     (equal,) = tree["methods"]
     assert (equal["method"], equal["baseline"]) == ("exponential(10)", "identity")
@@ -135,6 +135,14 @@ def test_the_sweeps_files_have_the_differences(points, monkeypatch, tmp_path):
     assert f"exponential(10) identity, best-of-4 {found.kl:.3f} {100 * found.difference.run:.1f} %" in words
     assert "another_seed is not compared" in words and "On the same prompts" in words
     assert {path.name for path in tmp_path.glob("along_*.png")} == {"along_best_of_4.png", "along_worst_of_4.png"}
+
+
+def test_a_point_that_is_done_says_how_far_its_kl_went(points, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep_points, "is_done", lambda point: True)
+    (status,) = [sweep_points._status(one, tmp_path, False) for one in points[:1]]
+    kl = read_run(points[0].work_dir).metrics["kl"]
+    assert status.highest_kl == pytest.approx(max(kl[i : i + 5].mean() for i in range(len(kl) - 4)))
+    assert status.as_json()["highest_kl"] == status.highest_kl
 
 
 def test_a_page_without_a_baseline_has_no_differences(points, tmp_path):
@@ -180,23 +188,20 @@ def test_a_sweep_may_name_its_own_baseline(tmp_path, monkeypatch, options, basel
 
 
 def test_a_sweep_with_several_policies_of_a_reward_says_where_it_is_highest(tmp_path, capsys):
-    few = [point(tmp_path / "s", f"a{kl}", "exponential(10)", kl) for kl in (0.3, 0.6, 1.0)]
+    sweep_dir = tmp_path / "s"
+    few = [point(sweep_dir, f"a{kl}", "exponential(10)", kl) for kl in (0.3, 0.6, 1.0)]
     sweep_comparisons.show(compared(few, "identity"))
-    assert "where rewards are highest" not in capsys.readouterr().out
-    sweep_points.publish(tmp_path / "s", few)
-    assert not list((tmp_path / "s").glob("overoptimization*"))
-    points = [*few, point(tmp_path / "s", "a1.5", "exponential(10)", 1.5)]
-    beside = compared(points, "identity")
+    assert "KL where rewards are highest" not in capsys.readouterr().out
+    sweep_points.publish(sweep_dir, few)
+    assert not list(sweep_dir.glob("overoptimization*"))
+    beside = compared([*few, point(sweep_dir, "a1.5", "exponential(10)", 1.5)], "identity")
     sweep_comparisons.show(beside)
     said = capsys.readouterr().out
-    assert "where rewards are highest" in said
-    (method,) = overoptimization.methods(beside.runs.values())
+    assert "KL where rewards are highest" in said
+    (method,) = beside.laws
     for judge in ("proxy", "gold"):
-        peak = method.seeds[0].peak(judge)
-        shown = "–" if peak is None else f"{peak:.2f}"
-        assert re.search(rf"exponential\(10\) +│ +{judge} +│ +{shown} │", said), said
-    written = report.write_sweep_report(
-        tmp_path / "s", [Status("a0.3", "exponential(10)", "best_of_4", 0.3, "missing")], beside.runs, [], []
-    )
+        assert re.search(rf"exponential\(10\) +│ +{judge} +│ +{method.seeds[0].told(judge)} │ +– │", said), said
+    missing = [Status("a0.3", "exponential(10)", "best_of_4", 0.3, "missing")]
+    written = report.write_sweep_report(sweep_dir, missing, beside.runs, [], [], laws=beside.laws)
     assert "Overoptimisation" in visible(written.read_text())
-    assert {path.suffix for path in (tmp_path / "s").glob("overoptimization*")} == {".png", ".svg", ".pdf", ".csv"}
+    assert {path.suffix for path in sweep_dir.glob("overoptimization*")} == {".png", ".svg", ".pdf", ".csv"}

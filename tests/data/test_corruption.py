@@ -68,6 +68,17 @@ def test_a_share_is_of_all_pairs_and_within_a_larger_share():
     assert [record.chosen == LONG for record in other] != turned["train", 0.5]
 
 
+def test_a_mark_may_stand_beside_a_letter():
+    found = corrupt({"train": [pair("Owls hunt.", "Owls!")], "validation": []}, prefers="!")
+    assert found.turned == 1
+
+
+def test_data_without_pairs_is_refused():
+    alone = Record(PROMPT, "A demonstration.")
+    with pytest.raises(InputError, match=r"`data\.corrupted` is 0\.3, and the data has no preference pairs"):
+        corrupt({"train": [alone], "validation": [alone]}, share=0.3)
+
+
 def test_records_without_pairs_stay():
     alone = Record(PROMPT, "A demonstration.")
     found = corrupt({"train": [alone, pair(SHORT, LONG)], "validation": [alone]})
@@ -86,8 +97,18 @@ def test_a_share_is_between_0_and_1(share):
 
 
 def test_a_preference_has_a_name():
-    with pytest.raises(InputError, match=r"corrupted_prefers is ' '"):
-        config.Data(corrupted_prefers=" ")
+    with pytest.raises(InputError, match=r"corrupted_prefers is empty"):
+        config.Data(corrupted=0.3, corrupted_prefers=" ")
+    assert config.Data(corrupted=0.3, corrupted_prefers=" maybe ").corrupted_prefers == "maybe"
+
+
+def test_a_corruption_that_changes_nothing_is_refused():
+    with pytest.raises(InputError, match=r"'maybe', and no pair is corrupted"):
+        config.Data(corrupted_prefers="maybe")
+    corrupted, given = config.Data(corrupted=0.3), config.RewardModel(function="a:b")
+    with pytest.raises(InputError, match=r"Data\.corrupted is 0\.3, and nothing learns from .*: the reward is a:b"):
+        config.Experiment("a", data=corrupted, reward_model=given)
+    config.Experiment("a", data=corrupted, reward_model=given, policy=config.Dpo())
 
 
 def test_a_run_learns_from_the_corrupted_pairs_and_is_judged_by_the_others(tmp_path, capsys):

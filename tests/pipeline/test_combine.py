@@ -128,7 +128,8 @@ def test_another_evaluation_is_no_other_reward(run):
 
 def test_log_sigmoids_make_another_reward_of_the_reward_models_alone(run, fakes):
     """r − q becomes log σ(r − q), q the quantile of the prompt's own references."""
-    alone = replace(EXPERIMENT, combine=Combine(by="log_sigmoids(0.85)"))
+    policy = replace(EXPERIMENT.policy, transform="raw")
+    alone = replace(EXPERIMENT, combine=Combine(by="log_sigmoids(0.85)"), policy=policy)
     assert alone.combine.changes and alone.combine.compares
     assert not Combine().changes and not Combine().compares
     fakes.experiment = alone

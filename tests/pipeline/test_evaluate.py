@@ -236,3 +236,23 @@ def test_a_judge_scores_the_responses_that_are_kept(tmp_path, monkeypatch):
         np.testing.assert_array_equal(values, [[1, 3]])
         assert seconds >= 0
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "judge"),
+    [
+        ({}, "the reward model"),
+        ({"reward_model": RewardModel(function="a:b")}, "the function a:b"),
+        (
+            {"combine": config.Combine(by="log_sigmoids(0.85)"), "policy": config.Policy(transform="raw")},
+            "log_sigmoids(0.85) of the reward model,",
+        ),
+        (
+            {"combine": config.Combine(rewards=("a:b", "c:d"))},
+            "smallest_calibrated of the reward model and a:b and c:d,",
+        ),
+    ],
+)
+def test_who_judged_says_what_its_reward_is_made_of(options: dict[str, Any], judge: str) -> None:
+    run: Any = SimpleNamespace(experiment=Experiment("a", **options))
+    assert evaluate._training_reward(run) == f"{judge} that the policy was trained on"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ctrl_jax.report.statistics import binned, lift_share, smooth, spread
+from ctrl_jax.report.statistics import binned, highest_mean, lift_share, smooth, spread
 
 
 def test_lift_share_is_the_lift_over_one_half() -> None:
@@ -52,3 +52,12 @@ def test_smooth_is_a_centred_mean_that_skips_nan() -> None:
 def test_a_rising_curve_starts_where_its_first_step_is() -> None:
     rising = np.linspace(0, 1, 30)
     np.testing.assert_allclose(smooth(rising)[:20], rising[:20], atol=1e-12)
+
+
+def test_the_highest_mean_is_of_values_in_a_row():
+    values = np.array([np.nan, 1.0, 4.0, 1.0, 3.0, 3.0, 0.0])
+    assert highest_mean(values, 2) == pytest.approx(3.0)
+    assert highest_mean(values, 3) == pytest.approx(8 / 3)
+    assert highest_mean(values, 9) == pytest.approx(2.0)
+    assert highest_mean(np.array([np.nan]), 5) is None
+    assert highest_mean(np.array([]), 5) is None

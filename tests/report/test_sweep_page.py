@@ -52,6 +52,7 @@ def test_other_algorithms_are_named_with_what_their_training_took(run: Run) -> N
             "done",
             evaluation=run.evaluation,
             cost=Cost(76800, 76800, 81.4),
+            highest_kl=0.66,
         ),
         Status(
             "dpo",
@@ -63,11 +64,14 @@ def test_other_algorithms_are_named_with_what_their_training_took(run: Run) -> N
             method="DPO",
             aims=False,
             cost=Cost(0, 9600, None),
+            highest_kl=0.5,
         ),
         Status("later", "raw", "best_of_4", 0.6, "missing", method="DPO"),
     ]
     words = visible(sweep_page.render("rivals", points))
     assert "state run method KL budget" in words and "done dpo DPO – " in words
-    assert "What each training took" in words and "ours 76,800 76,800 81" in words and "dpo 0 9,600 –" in words
+    assert "What each training took" in words and "ours 76,800 76,800 81 0.660 110 %" in words
+    assert "dpo 0 9,600 – 0.500 " in words and "0.500 83 %" not in words, "it aims at no budget"
     without = visible(sweep_page.render("bon", points[:1]))
-    assert "state run transform KL budget" in without and "What each training took" not in without
+    assert "state run transform KL budget" in without and "dpo" not in without
+    assert "What each training took" not in visible(sweep_page.render("bon", points[2:]))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax.config import Combine, Evaluation, Experiment, RewardModel
+from ctrl_jax.config import Combine, Evaluation, Experiment, Policy, RewardModel
 from ctrl_jax.errors import InputError
 from ctrl_jax.rewards import combined
 from ctrl_jax.rewards.reward import Reward
@@ -115,6 +115,14 @@ def test_an_ensemble_of_one_is_refused():
     Experiment("several", combine=Combine(ensemble="min"), reward_model=RewardModel(members=3))
     with pytest.raises(InputError, match=r"RewardModel\.members is 3, and the reward is given: a:b"):
         RewardModel(members=3, function="a:b")
+
+
+def test_log_sigmoids_of_one_reward_change_nothing_for_ranks():
+    alone = Combine(by="log_sigmoids(0.85)")
+    with pytest.raises(InputError, match=r"'log_sigmoids\(0\.85\)' of one reward, .* 'exponential\(10\)', which sees"):
+        Experiment("a", combine=alone)
+    Experiment("a", combine=alone, policy=Policy(transform="raw"))
+    Experiment("a", combine=Combine(by="log_sigmoids(0.85)", rewards=("a:b",)))
 
 
 def test_a_reward_that_is_trained_on_is_no_independent_judge():

@@ -18,13 +18,16 @@ TICKS = (0.1, 0.5, 1, 2, 4, 8, 16, 32, 64)
 """KLs that the axis names, nats."""
 
 
-def panels(found: Sequence[Method], references: Mapping[int, BestOf]) -> list[Panel]:
-    """A panel for each method and one of best-of-n of the references of its seeds, all on the same axes; none where
-    there is no method."""
+def panels(found: Sequence[Method]) -> list[Panel]:
+    """A panel for each method, and one for each reward of best-of-n of the references by it, all on the same axes."""
     if not found:
         return []
     everything: list[Gains | BestOf] = [seed for method in found for seed in method.seeds]
-    everything += references.values()
+    references: dict[str, dict[int, BestOf]] = {}
+    for method in found:
+        of_reward = references.setdefault(method.reward, {})
+        of_reward |= {seed.seed: seed.best_of for seed in method.seeds}
+    everything += [one for seeds in references.values() for one in seeds.values()]
     ends = (
         1.03 * max(float(np.sqrt(one.kl.max())) for one in everything),
         min(float(gain.min()) for one in everything for gain in one.gains.values()),
@@ -40,11 +43,14 @@ def panels(found: Sequence[Method], references: Mapping[int, BestOf]) -> list[Pa
             )
             for method in found
         ),
-        Panel(
-            "best-of-n of the reference",
-            "Mean reward of best-of-n by the reward model less that of one sample, against √KL: by that reward and by "
-            "gold, for each seed.",
-            functools.partial(_draw_best_of, references, ends),
+        *(
+            Panel(
+                f"best-of-n{f' by {reward}' if reward else ''}",
+                "Mean reward of best-of-n of the reference by the reward less that of one sample, against √KL: by that "
+                "reward and by gold, for each seed.",
+                functools.partial(_draw_best_of, seeds, ends),
+            )
+            for reward, seeds in references.items()
         ),
     ]
 
