@@ -63,6 +63,8 @@ def run(
     run.renew(depends)
 
     algorithm = algorithm_of(run, config, calibrated)
+    if warning := watch.too_flat(config, getattr(algorithm, "beta", None)):
+        say(f"{experiment.name}: {warning}", style="yellow")
     optimizer = optimizers.policy(config, updates=algorithm.updates)
     adapter_key = randomness.stage_key(experiment.seed, "adapter")
     trained = (

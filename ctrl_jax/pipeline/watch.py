@@ -8,6 +8,7 @@ from ctrl_jax.config import Policy, Stored, Supervised
 from ctrl_jax.errors import InputError
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.metrics import RECENT, Row
+from ctrl_jax.theory.objective import Raw
 from ctrl_jax.theory.procedures import Sampling
 
 BRAKED = 0.25
@@ -26,6 +27,25 @@ def score(policy: Policy, recent: Sequence[Row]) -> float:
         return -_mean(recent, "loss")
     kl = _mean(recent, "kl")
     return _mean(recent, "calibrated_reward") if kl <= TOLERANCE * policy.kl_budget else -kl
+
+
+FLAT = 1e-3
+"""β against Φ on its range [0, 1]: below it, what a policy has to learn of Φ is smaller than any it can."""
+
+
+def too_flat(policy: Policy, beta: float | None) -> str | None:
+    """What to say of a KL budget that the transform reaches only where it is flat; None of another.
+
+    An exponential of rate −t sees ranks up to some 1 / t. To be rid of these takes −log(1 − 1 / t) nats; a budget far
+    beyond that asks for differences of Φ that hardly exist.
+    """
+    if beta is None or policy.beta is not None or beta >= FLAT or isinstance(policy.objective.transform, Raw):
+        return None
+    return (
+        f"{policy.transform} reaches {policy.kl_budget:g} nats at β = {beta:.2g}: it is all but flat at the ranks that "
+        "are left there, and little can be learned of them. Lower `policy.kl_budget`, or choose a transform with more "
+        "slope, such as identity or an exponential of a smaller rate."
+    )
 
 
 STILL = 10

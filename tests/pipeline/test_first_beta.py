@@ -1,5 +1,6 @@
 """The β that a policy's training starts with: the ideal policy's, by what can be learned of the reward."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,8 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Estimate, RewardSignal
 from ctrl_jax.pipeline import train
 from tests import assembled
+from tests.pipeline.fakes import EXPERIMENTS
+from tests.pipeline.fakes import train as train_all
 
 REWARDS = np.sort(np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32), axis=1)
 
@@ -83,3 +86,16 @@ def test_a_share_is_a_share(share):
 def test_a_share_of_a_beta_that_is_given_is_refused():
     with pytest.raises(InputError, match=r"leave one of the two out"):
         Policy(beta=0.3, beta_share=0.5)
+
+
+def test_a_training_says_that_its_budget_is_where_its_transform_is_flat(prepared, fakes, capsys):
+    prepared("function")
+    experiment = EXPERIMENTS["function"]
+
+    def said(transform):
+        policy = replace(experiment.policy, transform=transform, kl_budget=1.4)
+        train_all(fakes, replace(experiment, policy=policy), f"runs/{transform}")
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "exponential(-10) reaches 1.4 nats at β =" in said("exponential(-10)")
+    assert "all but flat" not in said("identity")

@@ -1,6 +1,7 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 
 from ctrl_jax.config import GroupProjection, Policy, Supervised
@@ -192,3 +193,24 @@ def test_an_algorithm_that_measures_no_rank_is_not_judged(capsys):
     for step in range(1, 60):
         see([{"step": step, "loss": 0.5}])
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("transform", "kl", "flat"),
+    [
+        ("exponential(-10)", 1.4, True),
+        ("exponential(-10)", 0.4, False),
+        ("exponential(-5)", 1.4, False),
+        ("exponential(10)", 1.4, False),
+        ("identity", 2.0, False),
+    ],
+)
+def test_a_budget_that_a_transform_reaches_where_it_is_flat_is_warned_of(transform, kl, flat):
+    policy = Policy(transform=transform, procedure="worst_of_4", kl_budget=kl)
+    beta = policy.objective.beta(128, np.sort(np.random.default_rng(0).normal(size=(4, 128)), axis=1))
+    found = watch.too_flat(policy, beta)
+    assert (found is not None) == flat == (beta < 1e-3)
+    if flat:
+        assert f"exponential(-10) reaches 1.4 nats at β = {beta:.2g}" in found and "Lower `policy.kl_budget`" in found
+    assert watch.too_flat(dataclasses.replace(policy, beta=1e-4), 1e-4) is None
+    assert watch.too_flat(Policy(transform="raw"), 1e-9) is None and watch.too_flat(policy, None) is None
