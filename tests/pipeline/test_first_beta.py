@@ -11,6 +11,7 @@ from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Estimate, RewardSignal
 from ctrl_jax.pipeline import train
+from ctrl_jax.theory.objective import Objective
 from tests import assembled
 from tests.pipeline.fakes import EXPERIMENTS
 from tests.pipeline.fakes import train as train_all
@@ -88,14 +89,14 @@ def test_a_share_of_a_beta_that_is_given_is_refused():
         Policy(beta=0.3, beta_share=0.5)
 
 
-def test_a_training_says_that_its_budget_is_where_its_transform_is_flat(prepared, fakes, capsys):
+@pytest.mark.parametrize(("beta", "warned"), [(2e-4, True), (0.2, False)])
+def test_a_training_says_that_its_budget_is_where_its_transform_is_flat(
+    prepared, fakes, capsys, monkeypatch, beta, warned
+):
     prepared("function")
     experiment = EXPERIMENTS["function"]
-
-    def said(transform):
-        policy = replace(experiment.policy, transform=transform, kl_budget=1.4)
-        train_all(fakes, replace(experiment, policy=policy), f"runs/{transform}")
-        return " ".join(capsys.readouterr().out.split())
-
-    assert "exponential(-10) reaches 1.4 nats at β =" in said("exponential(-10)")
-    assert "all but flat" not in said("identity")
+    monkeypatch.setattr(Objective, "beta", lambda *_: beta)
+    policy = replace(experiment.policy, transform="exponential(-10)", kl_budget=1.4)
+    train_all(fakes, replace(experiment, policy=policy), "runs/other")
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("run: exponential(-10) reaches 1.4 nats at β = 0.0002: it is all but flat" in said) == warned
