@@ -49,9 +49,10 @@ def _draw(points: Sequence[Status], procedure: str, axes: Axes) -> None:
     names = list(dict.fromkeys(point.method for point in points))
     kls = ideals.kl_grid(1.06 * max(0.1, *(evaluation.kl.bounds[1] for _, evaluation in evaluated)))
     look = looks(names)
-    transforms = dict.fromkeys(point.transform for point in points)
-    for name in dict.fromkeys([*transforms, "identity", "optimal"]):
-        _draw_ideal(axes, name, procedure, kls, look.get(name, ("reference", "o"))[0])
+    # The first method with a transform gives the ideal curve its colour: "identity with a critic", say.
+    colors = {point.transform: look[point.method][0] for point in reversed(points)}
+    for name in dict.fromkeys([*colors, "identity", "optimal"]):
+        _draw_ideal(axes, name, procedure, kls, colors.get(name, "reference"))
     # From 10 points below the lowest run: on the whole range down to 50 the intervals are smaller than their marks.
     win_rates = [evaluation.win_rates[procedure] for _, evaluation in evaluated]
     axes.set_xlim(0, kls[-1])

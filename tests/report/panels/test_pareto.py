@@ -29,6 +29,21 @@ def test_pareto_draws_every_measured_point(finished: pathlib.Path) -> None:
     assert legend and [text.get_text() for text in legend.get_texts()] == ["exponential(10)", "raw", "best possible"]
 
 
+def test_the_ideal_curve_of_a_transform_has_the_colour_of_the_method_that_has_it(finished: pathlib.Path) -> None:
+    evaluation = read_run(finished).evaluation
+    transforms = ("exponential(10)", "identity")
+    critics = [
+        Status(name, name, "best_of_4", 0.75, "done", evaluation=evaluation, method=f"{name} with a critic")
+        for name in transforms
+    ]
+    axes = drawn(pareto.panels(critics, "best_of_4")[0])
+    colors = {str(line.get_label()): line.get_color() for line in axes.lines}
+    marks = {str(one.get_label()): one[0].get_color() for one in axes.containers}
+    assert len(set(marks.values())) == 2
+    for name in transforms:
+        assert colors[f"ideal {name}"] == marks[name]
+
+
 def test_pareto_of_nothing_measured_is_nothing(finished: pathlib.Path) -> None:
     assert pareto.panels(points(finished)[2:], "best_of_4") == []
     assert pareto.panels(points(finished), "worst_of_32") == []
