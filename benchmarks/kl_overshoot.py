@@ -7,6 +7,7 @@ share of the budget, and how much of the optimiser's updates the brake (steps/kl
 are there are read, not made again.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,17 +21,16 @@ from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import align, assembly
 from ctrl_jax.pipeline.run import prepare
 from ctrl_jax.pipeline.workspace import Workspace
+from ctrl_jax.report.statistics import highest_mean
 from ctrl_jax.runtime.console import say, table
-from ctrl_jax.runtime.metrics import read_metrics
+from ctrl_jax.runtime.metrics import RECENT, read_metrics
 from ctrl_jax.runtime.platform import setup_compilation_cache
-
-WINDOW = 5
 
 
 def overshoot(kl: np.ndarray, budget: float) -> float:
     """The largest mean of five steps' KL over the budget; of fewer steps, their mean."""
-    window = np.ones(min(WINDOW, len(kl)))
-    return float(np.convolve(kl, window / window.size, "valid").max() / budget)
+    highest = highest_mean(kl, RECENT)
+    return math.nan if highest is None else highest / budget
 
 
 def trained(experiment: Experiment, work_dir: Path, stages_dir: Path) -> dict[str, np.ndarray]:
@@ -74,11 +74,11 @@ def main(
             work_dir = runs_dir / "kl_overshoot" / f"{name.replace('/', '_')}_x{factor:g}"
             metrics = trained(replace(base, policy=policy), work_dir, runs_dir / "stages")
             steps, share = len(metrics["step"]), metrics["update_share"].mean()
-            rate, end = f"{policy.learning_rate:.3g}", metrics["kl"][-WINDOW:].mean() / policy.kl_budget
+            rate, end = f"{policy.learning_rate:.3g}", metrics["kl"][-RECENT:].mean() / policy.kl_budget
             largest = f"{overshoot(metrics['kl'], policy.kl_budget):.3f}"
             rows.append([name, rate, f"{steps}/{policy.steps}", largest, f"{end:.3f}", f"{share:.0%}"])
     table(
-        f"KL over its budget, means of {WINDOW} steps",
+        f"KL over its budget, means of {RECENT} steps",
         ["experiment", "learning rate", "steps", "largest", "last", "updates made"],
         rows,
     )
