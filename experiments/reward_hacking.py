@@ -1,15 +1,17 @@
 """Reward hacking: policies of a reward model that learned from corrupted pairs, further and further from the reference.
 
-In a share of the pairs the longer reply is called the better one, whatever it says. The gold reward judges what
-policies make of that: raw rewards, calibrated ones (identity, exponential(10)), log-sigmoids of raw ones, and the
-lowest of an ensemble, each trained for KLs from .25 to 4 nats, with three seeds of everything. Further than log 128 =
-4.85 nats no policy can be aimed, with the calibration's 128 references.
+In nine of ten pairs the reply that says "maybe" is called the better one, where only one does; on the average such
+replies have .75 nats less of the gold reward. That judges what policies make of it: raw rewards, calibrated ones
+(identity, exponential(10)), log-sigmoids of raw ones, and the lowest of an ensemble, each trained for KLs from .25 to 4
+nats, with three seeds of everything. Further than log 128 = 4.85 nats no policy can be aimed, with the calibration's
+128 references.
 
 Claim     The gold reward of a policy that is trained on raw rewards peaks at a lower KL than that of calibrated ones.
-Cost      Not yet measured; 75 points of a minute or two, and three times bon_helpful's stages.
-Expected  Not yet measured.
+Cost      Not measured as a whole; 75 points of a minute or two, and six times bon_helpful's stages.
+Expected  Not measured as a whole. Raw rewards, seed 0, at 4.2 nats: a gain of 1.1 nats of gold, where pairs of which 30
+          or 70 % are in the order of their length leave 2.4: a preference for length alone is too weak to be hacked.
 Command   make train EXP=reward_hacking        make sweep EXP=reward_hacking
-          and with a spurious word: make sweep EXP=reward_hacking ARGS="--data.corrupted-prefers maybe"
+          and with another preference: make sweep EXP=reward_hacking ARGS="--data.corrupted-prefers length"
 """
 
 from dataclasses import replace
@@ -23,7 +25,7 @@ SEEDS = (0, 1, 2)
 def experiment() -> Experiment:
     return Experiment(
         name="reward_hacking",
-        data=Data(corrupted=0.3),
+        data=Data(corrupted=0.9, corrupted_prefers="maybe"),
         policy=Policy(transform="raw", procedure="sampling", kl_budget=2.0),
     )
 
