@@ -181,6 +181,7 @@ class Data:
         self._check_corruption()
 
     def _check_corruption(self) -> None:
+        """What becomes of preference pairs."""
         _between(self, 0.0, 1.0, "it is a share of the pairs", "corrupted")
         _set(self, corrupted_prefers=self.corrupted_prefers.strip())
         _require(

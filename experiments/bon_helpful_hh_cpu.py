@@ -56,7 +56,10 @@ def experiment() -> Experiment:
 
 
 def sweep() -> list[Experiment]:
-    points = grid(experiment(), transforms=("identity", "exponential(10)"), kl_budgets=(1.4,))
-    return [
-        replace(point, policy=replace(point.policy, beta_share=BETA_SHARES[point.policy.transform])) for point in points
-    ]
+    points = grid(experiment(), transforms=tuple(BETA_SHARES), kl_budgets=(1.4,))
+    return with_shares(points, BETA_SHARES)
+
+
+def with_shares(points: list[Experiment], shares: dict[str, float]) -> list[Experiment]:
+    """The points of a sweep, each with the share of its transform."""
+    return [replace(one, policy=replace(one.policy, beta_share=shares[one.policy.transform])) for one in points]

@@ -2,8 +2,9 @@
 
 Claim     A real chat model that is attacked by drawing until something harmful comes loses less when it is trained for
           the worst of four: at one KL, exponential(-5) beats the identity transform in worst-of-4 win rate.
-Cost      12 minutes of two cores for the reward model and the calibration, which the points share, 5 for the
-          reference's evaluation, and 20 for a point and its evaluation.
+Cost      21 minutes of two cores for the reward model and the calibration, which the points share, 7 for the
+          reference's evaluation, and 30 for a point and its evaluation, with other work beside it all. 270 MB to
+          download.
 Expect    On 192 test prompts of a local copy with 2,000 rows, by a linear reward that is right on .624 of 194 pairs:
           the identity .708 (.683-.731) at KL .40, 59 % of the ideal lift, exponential(-5) .720 (.693-.747) at .52,
           31 % above its budget, 49 %. The claim is not shown: on the same prompts the two differ by .011
@@ -41,7 +42,5 @@ def experiment() -> Experiment:
 
 
 def sweep() -> list[Experiment]:
-    points = grid(experiment(), transforms=("identity", "exponential(-5)"), kl_budgets=(KL,))
-    return [
-        replace(point, policy=replace(point.policy, beta_share=BETA_SHARES[point.policy.transform])) for point in points
-    ]
+    points = grid(experiment(), transforms=tuple(BETA_SHARES), kl_budgets=(KL,))
+    return bon_helpful_hh_cpu.with_shares(points, BETA_SHARES)
