@@ -861,6 +861,46 @@ class ActorCritic(Policy):
 
 
 @dataclass(frozen=True)
+class Constrained(Policy):
+    """CTRL under constraints (Moskovitz et al. 2023, arXiv 2310.04373): the rewards in `combine.rewards` are not mixed
+    into the one that is climbed; the policy's mean rank by each stays at a floor or above."""
+
+    algorithm: ClassVar[str] = "constrained:Constrained"
+    label: ClassVar[str | None] = "{transform} under constraints"
+
+    floors: tuple[float, ...] = ()
+    """Of the mean rank by each of `combine.rewards`, in their order, of a single response among the reference's: .5 is
+    what the reference itself has."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _set(self, floors=tuple(map(float, self.floors)))
+        _require(
+            bool(self.floors) and all(0 < floor < 1 for floor in self.floors),
+            "policy.floors",
+            self.floors,
+            f"Constrained.floors is {self.floors}",
+            "give the mean rank that each of `combine.rewards` keeps, between 0 and 1, such as .5, the reference's.",
+        )
+
+    def check_reach(self) -> None:
+        """Refuses a floor above the mean rank of the identity's ideal policy, which is the highest at the KL budget.
+
+        Not of what is checked when it is made: the theory computes on a device.
+        """
+        ideal = Objective.parse("identity", "sampling", self.kl_budget).ideal(self.kl_budget)
+        highest = 1.0 if ideal is None or self.beta is not None else ideal.win_rate(procedures.Sampling())
+        _require(
+            max(self.floors) < highest,
+            "policy.floors",
+            self.floors,
+            f"Constrained.floors is {self.floors}, and at a KL of {self.kl_budget:g} no policy has a mean rank above "
+            f"{highest:.3f} by any reward",
+            "lower it, or raise `policy.kl_budget`.",
+        )
+
+
+@dataclass(frozen=True)
 class PpoClip(Policy):
     """CTRL's reward with several updates a batch of responses (Schulman et al. 2017, arXiv 1707.06347)."""
 
@@ -1333,6 +1373,22 @@ class Experiment:
             f"{self.policy.transform!r}, which sees ranks alone",
             "train on raw rewards (`policy.transform=raw`), or name more rewards (`combine.rewards`).",
         )
+        if isinstance(self.policy, Constrained):
+            count = len(self.combine.rewards)
+            _require(
+                count == len(self.policy.floors),
+                "policy.floors",
+                self.policy.floors,
+                f"Constrained.floors is {self.policy.floors}, and combine.rewards names {count} rewards to hold there",
+                "give a floor for each of them.",
+            )
+            _require(
+                self.combine.by == Combine.by,
+                "combine.by",
+                self.combine.by,
+                f"combine.by is {self.combine.by!r}, and a Constrained policy holds combine.rewards at floors instead",
+                "leave it out, or choose another algorithm.",
+            )
         _require(
             not {self.reward_model.function, self.reward_model.path} & set(self.combine.rewards),
             "combine.rewards",
@@ -1340,6 +1396,11 @@ class Experiment:
             f"combine.rewards {self.combine.rewards} has the reward model's own reward in it",
             "leave it out there: `combine.weights` give it more weight.",
         )
+
+    @property
+    def combines(self) -> bool:
+        """Whether the reward is another than the reward model's own. Rewards at floors are not mixed into it."""
+        return self.combine.changes and not isinstance(self.policy, Constrained)
 
     @property
     def functions(self) -> list[str]:

@@ -98,6 +98,8 @@ class Experience:
     """[B, N] raw rewards."""
     reference_rewards: jax.Array
     """[B, K], as in PolicyBatch."""
+    constrained: jax.Array | None = None
+    """[B, N, M] ranks in [0, 1] by other rewards, where an algorithm holds these at a floor."""
 
 
 @jax.tree_util.register_dataclass

@@ -243,6 +243,20 @@ def test_sizes_and_rates_are_above_zero(part, field, value):
             lambda: Experiment("a", calibration=KEPT, policy=config.Bonbon(samples_per_prompt=3)),
             ["Bonbon.samples_per_prompt is 3", "the 128 responses"],
         ),
+        (lambda: config.Constrained(), ["Constrained.floors is ()", "give the mean rank"]),
+        (lambda: config.Constrained(floors=(0.5, 1.0)), ["Constrained.floors is (0.5, 1.0)", "between 0 and 1"]),
+        (
+            lambda: Experiment("a", policy=config.Constrained(floors=(0.5,))),
+            ["Constrained.floors is (0.5,)", "names 0 rewards", "a floor for each"],
+        ),
+        (
+            lambda: Experiment(
+                "a",
+                policy=config.Constrained(floors=(0.5,)),
+                combine=config.Combine(rewards=("a:b",), by="log_sigmoids(0.85)"),
+            ),
+            ["combine.by is 'log_sigmoids(0.85)'", "holds combine.rewards at floors", "leave it out"],
+        ),
         (lambda: Experiment("stages"), ["Experiment.name is 'stages'", "choose another"]),
         (lambda: Experiment("../other"), ["Experiment.name is '../other'", "choose another"]),
         (lambda: Experiment(""), ["Experiment.name is ''", "choose another"]),

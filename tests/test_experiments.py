@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,21 @@ def test_its_options_build_its_algorithm(path):
             assembled.models(), make_mesh(1), options, beta=0.3, num_references=8, eos_ids=(2,)
         )
         assert isinstance(algorithm, assembly.algorithm_class(options))
+
+
+def test_making_one_touches_no_device():
+    """A command chooses the devices, by the options of the experiment."""
+    code = """
+import sys
+from jax._src import xla_bridge
+from ctrl_jax.commands.experiments import load_experiment
+
+for path in sys.argv[1:]:
+    module = load_experiment(path)
+    module.experiment(), getattr(module, "sweep", list)()
+    assert not xla_bridge.backends_are_initialized(), path
+"""
+    subprocess.run([sys.executable, "-c", code, *map(str, FILES)], check=True, cwd=FOLDER.parent)
 
 
 def test_those_in_a_folder_are_named_where_there_is_none(monkeypatch):

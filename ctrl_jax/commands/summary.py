@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ctrl_jax.evaluation import Estimate, Evaluation, RewardQuality
 from ctrl_jax.pipeline.workspace import Workspace
-from ctrl_jax.report.measurements import reward_warnings, trained_on, unfinished_warning
+from ctrl_jax.report.measurements import floor_warnings, reward_warnings, trained_on, unfinished_warning
 from ctrl_jax.report.names import short_name
 from ctrl_jax.report.statistics import lift_share
 from ctrl_jax.runtime.console import say, table
@@ -26,13 +26,15 @@ def print_run(run: Workspace, measured: Evaluation, report: Path | None) -> None
         ):
             if name in win_rates:
                 rows.append([f"{name} win rate, {judge}", str(win_rates[name]), ""])
+    for name, held in measured.held.items():
+        rows.append([f"mean rank by {name}", str(held.rank), f"at least {held.floor:g}"])
     for side, length in measured.response_length.items():
         limit = f"at most {experiment.data.response_length}" if side == "policy" else ""
         rows.append([f"response length of the {side}, tokens", f"{length.mean:.1f}", limit])
     prompts = experiment.evaluation.prompts
     intervals = "95 % intervals" if prompts > 1 else "no interval: 1 prompt"
     title = f"{experiment.name}, Φ = {policy.transform}: {prompts} test prompt{'s' * (prompts > 1)}, {intervals}"
-    table(title, ["", "measured", "ideal or budget"], rows)
+    table(title, ["", "measured", "ideal, budget or floor" if measured.held else "ideal or budget"], rows)
     ideals = measured.ideal.get(procedure)
     if procedure in measured.win_rates and (
         share := lift_share(measured.win_rates[procedure].mean, ideals.transform if ideals else None)
@@ -46,7 +48,7 @@ def print_run(run: Workspace, measured: Evaluation, report: Path | None) -> None
         say(trained_on(measured.reward_training))
     for line in quality(measured.reward_model):
         say(line)
-    for line in reward_warnings(measured):
+    for line in [*reward_warnings(measured), *floor_warnings(measured)]:
         say(line, style="yellow")
     say(f"Ties in reward between policy and reference: {measured.ties:.2%}.")
     if warning := unfinished_warning(measured, experiment.data.response_length):

@@ -37,11 +37,19 @@ class PolicyStep:
     """(state, reference, Experience) to (state, metrics)."""
     key: Callable[[jax.Array], jax.Array]
     """The random key of a step."""
+    rank: Score | None = None
+    """Ranks [B, N, M] by the rewards that are constrained, where there are any."""
 
     def __call__(self, state: TrainState, reference: Params, batch: PolicyBatch) -> tuple[TrainState, Metrics]:
         rollouts = self.sample(lora.overlay(reference, state.params), batch.prompts, self.key(state.step))
-        raw = self.score(batch.prompts, rollouts.responses)
-        return self.update(state, reference, Experience(rollouts, raw, batch.reference_rewards))
+        return self.update(state, reference, self.experience(batch, rollouts))
+
+    def experience(self, batch: PolicyBatch, rollouts: Rollouts) -> Experience:
+        """Scores the responses."""
+        given = batch.prompts, rollouts.responses
+        return Experience(
+            rollouts, self.score(*given), batch.reference_rewards, None if self.rank is None else self.rank(*given)
+        )
 
 
 def update(
@@ -183,8 +191,9 @@ def policy_step(
     key: jax.Array,
     max_length: int,
     eos_ids: tuple[int, ...],
+    rank: Score | None = None,
 ) -> PolicyStep:
-    """(state, reference, batch) to (state, metrics): sample, score, and update."""
+    """(state, reference, batch) to (state, metrics): sample, score, and update; `rank` as in PolicyStep."""
     sample = sampler(
         parts,
         mesh,
@@ -194,7 +203,7 @@ def policy_step(
         temperature=policy.temperature,
     )
     step = update(parts, mesh, optimizer, algorithm, micro_batches=policy.micro_batches)
-    return PolicyStep(sample, score, step, folder(mesh, key))
+    return PolicyStep(sample, score, step, folder(mesh, key), rank)
 
 
 def sampler(

@@ -1,4 +1,4 @@
-"""The reward of an experiment that combines rewards: all of them, made one, with what they are compared with."""
+"""Rewards beside the reward model's: made one with it, or held at floors, with what they are compared with."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ from ctrl_jax.rewards.named import named
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say
-from ctrl_jax.runtime.stages import RowFile, Stage, read_rows
-from ctrl_jax.types import Params, Prompts, Responses
+from ctrl_jax.runtime.stages import RowFile, Stage, fingerprint, read_rows
+from ctrl_jax.types import Params, Prompts, Responses, Score
 
 FIELD, LABEL = "combine.rewards", "combine"
 TABLE = "rewards.npy"
@@ -33,10 +33,23 @@ def others(run: Run) -> list[Reward]:
     return [named(text, run.corpus, run.mesh, dtype=dtype, field=FIELD) for text in names]
 
 
+class Constraints(NamedTuple):
+    """Rewards whose mean ranks a policy keeps at floors (algorithms/constrained.py)."""
+
+    names: tuple[str, ...]
+    rank: Score
+    """(prompts, responses [B, N]) to ranks [B, N, M]."""
+    fingerprint: str
+    functions: tuple[Reward, ...] = ()
+    """The Python functions among them."""
+
+
 class Combined(NamedTuple):
     reward: Reward
     seconds: float | None = None
     """What it took to draw what is compared with; None where nothing is."""
+    constraints: Constraints | None = None
+    """None where the rewards are made one."""
 
 
 def run(run: Run, reference: Trained, reward: Reward) -> Combined:
@@ -45,12 +58,33 @@ def run(run: Run, reference: Trained, reward: Reward) -> Combined:
     Raises:
       InputError: if another reward cannot be used.
     """
-    config = run.experiment.combine
-    if not config.changes:
+    experiment, combination = run.experiment, run.experiment.combine.combination
+    if not experiment.combine.changes:
         return Combined(reward)
+    if not experiment.combines:
+        parts = others(run)
+        found = _references(run, reference, parts)
+        made_of = {"parts": [part.fingerprint for part in parts], "drawn": found.drawn}
+        rank, names = combined.ranks(parts, found.compared), tuple(part.name for part in parts)
+        return Combined(
+            reward, found.seconds, Constraints(names, rank, fingerprint(made_of), combined.functions(parts))
+        )
     parts = [reward, *others(run)]
-    if not config.combination.compares:
-        return Combined(combined.reward(parts, config.combination))
+    if not combination.compares:
+        return Combined(combined.reward(parts, combination))
+    found = _references(run, reference, parts)
+    return Combined(combined.reward(parts, combination, found.compared, drawn=found.drawn), found.seconds)
+
+
+class _References(NamedTuple):
+    compared: combined.Compared
+    drawn: str
+    """Names what it follows from besides the rewards."""
+    seconds: float
+
+
+def _references(run: Run, reference: Trained, parts: Sequence[Reward]) -> _References:
+    """What the rewards give the reference's own responses to every prompt: drawn, or read where that was done."""
     stage = run.stage(
         "combine",
         corpus=data.key(run.corpus, "train", "test"),
@@ -81,7 +115,7 @@ def run(run: Run, reference: Trained, reward: Reward) -> Combined:
 
     of_training = checksums.of_arrays(np.asarray(table[: run.experiment.calibration.prompts]))
     drawn = f"{reference.stage}-{of_training}"
-    return Combined(combined.reward(parts, config.combination, compared, drawn=drawn), stage.summary["seconds"])
+    return _References(compared, drawn, stage.summary["seconds"])
 
 
 def _prompts(run: Run) -> Prompts:

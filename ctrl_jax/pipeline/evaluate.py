@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctrl_jax.config import Constrained
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
@@ -23,6 +24,7 @@ from ctrl_jax.evaluation import (
     RELIABILITY_ARRAYS,
     Estimate,
     Evaluation,
+    Held,
     Ideals,
     Lengths,
     Point,
@@ -132,7 +134,7 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
     ranks = _ranks(policy, reference)
 
     results.unseal(run.work_dir)
-    scored.keep(run, aligned.reward.asked, run.work_dir, prompts.prompts, policy.responses)
+    scored.keep(run, aligned.asked, run.work_dir, prompts.prompts, policy.responses)
     before = _along(run, aligned, prompts, reference)
     arrays = {**_arrays(policy, reference), **ranks, **curves, KL_ARRAY: kl_by_prompt, **before}
     write_arrays(run.work_dir / "evaluation.npz", **arrays)
@@ -149,6 +151,7 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
         reward_model=reward_quality,
         reward_training=aligned.reward_training,
         reward_signal=aligned.reward_signal,
+        held=_held(run, aligned, prompts, responses),
         ties=float(np.mean(win_rate.share_of_ties(jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)))),
         **_lengths(run, {"policy": policy.responses, "reference": reference.responses}),
         timings=timings(
@@ -336,6 +339,19 @@ def _win_rates(run: Run, policy: Judged, reference: Judged) -> dict[str, Any]:
     return tables
 
 
+def _held(run: Run, aligned: Aligned, prompts: PromptSet, responses: Responses) -> dict[str, Held]:
+    """The mean rank of the policy's responses by each reward that is constrained."""
+    policy = run.experiment.policy
+    if aligned.constraints is None or not isinstance(policy, Constrained):
+        return {}
+    names, rank = aligned.constraints.names, aligned.constraints.rank
+    by_prompt = score(run, rank, prompts.prompts, responses).mean(axis=1)
+    return {
+        name: Held(_interval(run, f"rank by {name}", by_prompt[:, place], bounds=(0, 1)), policy.floors[place])
+        for place, name in enumerate(names)
+    }
+
+
 def _training_reward(run: Run) -> str:
     """Who judges `win_rates`, in words."""
     config = run.experiment.reward_model
@@ -344,7 +360,8 @@ def _training_reward(run: Run) -> str:
         else f"the function {config.function}" if config.function is not None
         else "the reward model"
     )  # fmt: skip
-    if (combine := run.experiment.combine).changes:
+    combine = run.experiment.combine
+    if run.experiment.combines:
         name = f"{combine.by} of {' and '.join([name, *combine.rewards])},"
     return f"{name} that the policy was trained on"
 

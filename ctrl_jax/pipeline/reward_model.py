@@ -45,6 +45,8 @@ class Rewarded(NamedTuple):
     """None where it was not trained here."""
     combine_seconds: float | None = None
     """What it took to draw what a combination compares with."""
+    constraints: combine.Constraints | None = None
+    """The rewards beside it that are held at floors."""
     curve: dict[str, np.ndarray] = {}  # noqa: RUF012 (nobody writes to it)
     """VALIDATION_ARRAYS, where the training was validated."""
 
@@ -57,7 +59,7 @@ def run(run: Run, reference: Trained) -> Rewarded:
     """
     rewarded = _alone(run, reference)
     found = combine.run(run, reference, rewarded.reward)
-    return rewarded._replace(reward=found.reward, combine_seconds=found.seconds)
+    return rewarded._replace(reward=found.reward, combine_seconds=found.seconds, constraints=found.constraints)
 
 
 def functions(run: Run) -> list[Reward]:

@@ -99,7 +99,7 @@ TABLE = (
     ),
     Stage(
         "policy", 7,
-        needs={**_REFERENCE_AND_REWARD, "calibration": "calibration", "start": "start"},
+        needs={**_REFERENCE_AND_REWARD, "calibration": "calibration", "start": "start", "constraints": "combine"},
         reads={"policy": "policy", "lora": "model.lora", "table": "calibration", "seed": "seed"},
         timing="train",
         shared=False,

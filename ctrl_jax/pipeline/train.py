@@ -15,9 +15,11 @@ from ctrl_jax.evaluation import RewardSignal, RewardTraining
 from ctrl_jax.models import lora
 from ctrl_jax.pipeline import along, assembly, data, optimizers, randomness, stored, watch
 from ctrl_jax.pipeline.calibrate import Calibrated
+from ctrl_jax.pipeline.combine import Constraints
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.stages import inputs_key, options_key
 from ctrl_jax.pipeline.supervised import Trained
+from ctrl_jax.rewards import combined
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import fingerprint
@@ -41,11 +43,21 @@ class Aligned(NamedTuple):
     """What the reference's responses say of the reward."""
     validation: Mapping[str, np.ndarray] = {}
     """The curve of that training's validation (evaluation.VALIDATION_ARRAYS), where it had one."""
+    constraints: Constraints | None = None
+    """The other rewards that it was to keep at floors, where there are any."""
+
+    @property
+    def asked(self) -> tuple[Reward, ...]:
+        """Whose answers are asked again before the results are used: the functions, in their order, where there are."""
+        if self.constraints is None:
+            return self.reward.asked
+        return (*combined.functions([self.reward]), *self.constraints.functions) or self.reward.asked
 
 
 def run(
-    run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None, start: Trained | None = None
-) -> Params:
+    run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None, start: Trained | None = None,
+    constraints: Constraints | None = None,
+) -> Params:  # fmt: skip
     """The trained policy, all of it: trained from the reference or its start, continued, or read where it is done.
 
     Args:
@@ -54,12 +66,13 @@ def run(
       reward: scores the policy's responses, where the algorithm samples them.
       calibrated: the reference's rewards, or None where the algorithm learns from preference pairs.
       start: the parameters that the policy's training goes on from (start.py); None for those of the reference.
+      constraints: the rewards that the policy keeps at floors, where the algorithm holds any there.
 
     Raises:
       InputError: if a step is not finite, the KL runs away, or the policy stops changing (watch.py).
     """
     experiment, config = run.experiment, run.experiment.policy
-    depends = depends_on(run, reference, reward, calibrated, start)
+    depends = depends_on(run, reference, reward, calibrated, start, constraints)
     run.renew(depends)
 
     algorithm = algorithm_of(run, config, calibrated)
@@ -71,7 +84,7 @@ def run(
         parameters.adapt_decoder(run.models, run.mesh, adapter_key, reference.params) if start is None
         else start.params
     )  # fmt: skip
-    step = _step(run, algorithm, optimizer, reward)
+    step = _step(run, algorithm, optimizer, reward, constraints)
     with run.open_training(
         experiment.name,
         programs.init_state(trained, optimizer, run.mesh, algorithm.start()),
@@ -96,8 +109,9 @@ def run(
 
 
 def depends_on(
-    run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None, start: Trained | None = None
-) -> dict[str, Any]:
+    run: Run, reference: Trained, reward: Reward, calibrated: Calibrated | None, start: Trained | None = None,
+    constraints: Constraints | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """What the policy depends on besides the options, in clear."""
     from_stored = assembly.learns_from_stored(run.experiment.policy)
     inputs = {
@@ -108,6 +122,8 @@ def depends_on(
     }
     if start is not None:
         inputs["start"] = start.stage
+    if constraints is not None:
+        inputs["constraints"] = constraints.fingerprint
     return inputs_key("policy", inputs, randomness.draws())
 
 
@@ -130,7 +146,8 @@ def algorithm_of(run: Run, options: Policy, calibrated: Calibrated | None) -> Al
     if options.beta_share is not None:
         beta *= options.beta_share
     elif assembly.is_on_policy(options):
-        alone = run.experiment.reward_model.linear and not run.experiment.combine.rewards
+        mixed = run.experiment.combines and run.experiment.combine.rewards
+        alone = run.experiment.reward_model.linear and not mixed
         beta *= LEARNED_OF_LINEAR if alone else learned_share(calibrated.signal)
     return made(beta)
 
@@ -170,7 +187,11 @@ def examples(run: Run, options: Policy, calibrated: Calibrated | None) -> Any:
 
 
 def _step(
-    run: Run, algorithm: Algorithm, optimizer: optax.GradientTransformation, reward: Reward
+    run: Run,
+    algorithm: Algorithm,
+    optimizer: optax.GradientTransformation,
+    reward: Reward,
+    constraints: Constraints | None,
 ) -> assembly.PolicyStep | programs.Step:
     """(state, reference, batch) to (state, metrics)."""
     experiment = run.experiment
@@ -187,4 +208,5 @@ def _step(
         key=randomness.stage_key(experiment.seed, "policy"),
         max_length=experiment.data.response_length,
         eos_ids=run.corpus.tokenizer.eos_ids,
+        rank=None if constraints is None else constraints.rank,
     )

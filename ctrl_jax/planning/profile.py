@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ctrl_jax.config import Experiment
+from ctrl_jax.config import Constrained, Experiment
 from ctrl_jax.devices import accelerators, parameters, programs
 from ctrl_jax.devices.mesh import batch_parts, shard
 from ctrl_jax.errors import InputError
@@ -33,7 +33,7 @@ from ctrl_jax.planning.tables import not_counted, quantity
 from ctrl_jax.rewards.reward import scorer
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.runtime.stages import write_json
-from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Responses, Score
+from ctrl_jax.types import Params, PolicyBatch, Prompts, Responses, Score
 
 NO_EOS = -1
 HEAVIEST = 10
@@ -123,6 +123,7 @@ def _prepare(experiment: Experiment, mesh: Mesh) -> Step:
         key=key,
         max_length=data.response_length,
         eos_ids=(NO_EOS,),
+        rank=_rank(policy, mesh, key) if isinstance(policy, Constrained) else None,
     )
     return Step(step, state, reference, shard(mesh, PolicyBatch(prompts, rewards)), scorer)
 
@@ -156,6 +157,13 @@ def _score(
     )
 
 
+def _rank(policy: Constrained, mesh: Mesh, key: jax.Array) -> Score:
+    """In place of the rewards that are constrained, which would be given what random weights write."""
+    shape = policy.prompts_per_step, policy.samples_per_prompt, len(policy.floors)
+    ranks = shard(mesh, jax.random.uniform(key, shape))
+    return lambda prompts, responses: ranks
+
+
 def _sampling(found: Step) -> tuple[Any, ...]:
     params = lora.overlay(found.reference, found.state.params)
     return params, found.batch.prompts, found.step.key(found.state.step)
@@ -171,8 +179,7 @@ def _by_program(found: Step) -> dict[str, float]:
     """Seconds of each program of one step, waited for."""
     arguments = jax.block_until_ready(_sampling(found))
     sampling, rollouts = _seconds(lambda: found.step.sample(*arguments))
-    scoring, rewards = _seconds(lambda: found.step.score(found.batch.prompts, rollouts.responses))
-    experience = Experience(rollouts, rewards, found.batch.reference_rewards)
+    scoring, experience = _seconds(lambda: found.step.experience(found.batch, rollouts))
     updating, (found.state, _) = _seconds(lambda: found.step.update(found.state, found.reference, experience))
     return {"sample": sampling, "score": scoring, "update": updating}
 
@@ -235,8 +242,7 @@ def _texts(found: Step) -> dict[str, str]:
     """The compiled text of a step's programs."""
     arguments = _sampling(found)
     rollouts = found.step.sample(*arguments)
-    rewards = found.step.score(found.batch.prompts, rollouts.responses)
-    experience = Experience(rollouts, rewards, found.batch.reference_rewards)
+    experience = found.step.experience(found.batch, rollouts)
     texts = {
         "sample": _text(found.step.sample, *arguments),
         "update": _text(found.step.update, found.state, found.reference, experience),

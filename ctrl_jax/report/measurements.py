@@ -93,6 +93,16 @@ def reward_warnings(evaluation: Evaluation) -> list[str]:
     return found
 
 
+def floor_warnings(evaluation: Evaluation) -> list[str]:
+    """What to say of rewards that the policy was to keep at floors and did not, and what to do."""
+    return [
+        f"The policy does not keep {name} at its floor: mean rank {held.rank}, and {held.floor:g} was asked for. Train "
+        "it for longer (`policy.steps`), or ask for less (`policy.floors`, `policy.kl_budget`)."
+        for name, held in evaluation.held.items()
+        if not held.is_kept
+    ]
+
+
 def trained_on(training: RewardTraining) -> str:
     """A sentence about the pairs that a reward model learned from."""
     lengths = [f"{training.cut} with the beginning of their prompt cut off"] * bool(training.cut)

@@ -146,6 +146,13 @@ def _tiles(run: Run) -> Iterable[dict[str, str]]:
                 "detail": f"on the same picks, which the training reward puts {abs(ahead):.1f} points "
                 f"{'higher' if ahead >= 0 else 'lower'}",
             }
+    for name, held in evaluation.held.items():
+        yield {
+            "label": f"Mean rank by {name}",
+            "value": f"{100 * held.rank.mean:.1f} %",
+            "interval": brackets(held.rank),
+            "detail": f"of single responses; the floor is {100 * held.floor:g} %, the reference's 50 %",
+        }
     yield from _quality_tile(run)
     yield {
         "label": "Ties",

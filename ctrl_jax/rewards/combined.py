@@ -8,8 +8,9 @@ import numpy as np
 from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime import hosts
 from ctrl_jax.runtime.stages import fingerprint
+from ctrl_jax.steps import combination as combinations
 from ctrl_jax.steps.combination import Combination
-from ctrl_jax.types import Prompts, Responses
+from ctrl_jax.types import Prompts, Responses, Score
 
 Compared = Callable[[Prompts], np.ndarray]
 """Of prompts, what each of the R rewards gives the reference's own responses: [B, K, R]."""
@@ -23,6 +24,16 @@ def scores(parts: Sequence[Reward], prompts: Prompts, responses: Responses) -> n
 def functions(parts: Sequence[Reward]) -> tuple[Reward, ...]:
     """Those of the rewards that are Python functions."""
     return tuple(part for part in parts if part.fingerprint.startswith("function-"))
+
+
+def ranks(parts: Sequence[Reward], compared: Compared) -> Score:
+    """(prompts, responses [B, N]) to the ranks [B, N, R] by each reward among the reference's own responses."""
+
+    def rank(prompts: Prompts, responses: Responses) -> np.ndarray:
+        both = scores(parts, prompts, responses), compared(prompts)
+        return np.asarray(combinations.ranks(*map(jnp.asarray, both)))
+
+    return rank
 
 
 def reward(

@@ -97,8 +97,13 @@ class SmallestCalibrated(Combination):
         return "smallest_calibrated"
 
     def __call__(self, rewards: jax.Array, reference_rewards: jax.Array | None = None) -> jax.Array:
-        last = jnp.moveaxis(jnp.asarray(rewards), -1, 0), jnp.moveaxis(_given(self, reference_rewards), -1, 0)
-        return calibration.calibrate(*last).min(axis=0)
+        return ranks(rewards, _given(self, reference_rewards)).min(axis=-1)
+
+
+def ranks(rewards: jax.Array, reference_rewards: jax.Array) -> jax.Array:
+    """C_m: [B, N, R] in [0, 1], of each of R rewards [B, N, R] among those of the reference's responses [B, K, R]."""
+    first = jnp.moveaxis(jnp.asarray(rewards), -1, 0), jnp.moveaxis(jnp.asarray(reference_rewards), -1, 0)
+    return jnp.moveaxis(calibration.calibrate(*first), 0, -1)
 
 
 def _given(combination: Combination, reference_rewards: jax.Array | None) -> jax.Array:

@@ -37,15 +37,18 @@ def groups(size: int, count: int = Y) -> tuple[np.ndarray, np.ndarray]:
 
 
 def experience(
-    params: jax.Array, places: np.ndarray, raw: np.ndarray, references: np.ndarray, every: Responses = EVERY
-) -> Experience:
-    """Groups [G, N] of responses that `params` sampled, with raw rewards [Y] and the reference's [K]."""
+    params: jax.Array, places: np.ndarray, raw: np.ndarray, references: np.ndarray, every: Responses = EVERY,
+    constrained: np.ndarray | None = None,
+) -> Experience:  # fmt: skip
+    """Groups [G, N] of responses that `params` sampled, with raw rewards [Y], the reference's [K], and perhaps ranks
+    [Y, M] by rewards that are constrained."""
     size = len(places)
     responses = Responses(every.tokens[0][places], every.lengths[0][places])
     sampled = jax.lax.stop_gradient(token_log_probs(params, every))[places]
     ascending = jnp.broadcast_to(jnp.sort(jnp.asarray(references, jnp.float32)), (size, len(references)))
     rollouts = Rollouts(fakes.prompts(*[0] * size), responses, sampled)
-    return Experience(rollouts, jnp.asarray(raw, jnp.float32)[places], ascending)
+    ranks = None if constrained is None else jnp.asarray(constrained, jnp.float32)[places]
+    return Experience(rollouts, jnp.asarray(raw, jnp.float32)[places], ascending, ranks)
 
 
 def losses(algorithm: Ctrl, params: jax.Array, reference: jax.Array, batch: Experience) -> jax.Array:
@@ -59,12 +62,12 @@ def losses(algorithm: Ctrl, params: jax.Array, reference: jax.Array, batch: Expe
 
 def expected_loss(
     algorithm: Ctrl, params: jax.Array, reference: jax.Array, *, size: int, raw: np.ndarray, references: np.ndarray,
-    every: Responses = EVERY,
+    every: Responses = EVERY, constrained: np.ndarray | None = None,
 ) -> jax.Array:  # fmt: skip
     """Whose gradient is the expected gradient: the probabilities of groups are constants."""
     places, orders = groups(size, every.lengths.shape[1])
     chances = jax.lax.stop_gradient(law(params, every))[places].prod(axis=1) * orders
-    batch = experience(params, places, raw, references, every)
+    batch = experience(params, places, raw, references, every, constrained)
     return jnp.sum(chances * losses(algorithm, params, reference, batch))
 
 

@@ -81,7 +81,7 @@ def test_what_is_there_is_read_and_a_prompt_of_no_data_set_is_drawn_for(run, fak
 
 def test_a_reward_alone_stays_itself(run):
     alone = replace(run, experiment=replace(EXPERIMENT, combine=Combine()))
-    assert combine.run(alone, REFERENCE, MAIN) == (MAIN, None)
+    assert combine.run(alone, REFERENCE, MAIN) == (MAIN, None, None)
 
 
 def test_a_weighted_sum_draws_nothing(run, fakes):

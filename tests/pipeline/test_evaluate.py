@@ -251,6 +251,10 @@ def test_a_judge_scores_the_responses_that_are_kept(tmp_path, monkeypatch):
             {"combine": config.Combine(rewards=("a:b", "c:d"))},
             "smallest_calibrated of the reward model and a:b and c:d,",
         ),
+        (
+            {"combine": config.Combine(rewards=("a:b",)), "policy": config.Constrained(floors=(0.5,))},
+            "the reward model",
+        ),
     ],
 )
 def test_who_judged_says_what_its_reward_is_made_of(options: dict[str, Any], judge: str) -> None:

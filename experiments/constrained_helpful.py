@@ -1,0 +1,27 @@
+"""bon_helpful under a constraint: as helpful as it can be, and no longer than the reference.
+
+Claim     bon_helpful's policy writes more words than the reference, which its reward likes. Here its mean rank by
+          brevity stays at .5, that of the reference, at the same KL; best-of-4 loses little by it.
+Cost      That of bon_helpful, whose stages it shares, and half a minute for the reference's own brevity.
+Expected  Not yet measured.
+Command   make train EXP=constrained_helpful        make sweep EXP=constrained_helpful
+"""
+
+from dataclasses import replace
+
+from ctrl_jax.config import Combine, Constrained, Experiment
+from experiments import bon_helpful
+
+BASELINE = "exponential(10)"
+BREVITY = "experiments.rewards.brevity:words"
+
+
+def experiment() -> Experiment:
+    free = bon_helpful.experiment()
+    held = Constrained(transform=free.policy.transform, procedure="best_of_4", kl_budget=0.6, floors=(0.5,))
+    return replace(free, name="constrained_helpful", combine=Combine(rewards=(BREVITY,)), policy=held)
+
+
+def sweep() -> list[Experiment]:
+    """Beside the policy without the constraint."""
+    return [replace(bon_helpful.experiment(), name="free"), replace(experiment(), name="held")]
