@@ -27,7 +27,6 @@ from ctrl_jax.config import (
     grid,
 )
 
-BASELINE = "identity with a critic"
 BETA_SHARES = {"identity": 0.6, "exponential(10)": 0.5}
 """What a policy of this size learns of a transformed reward, as training found it."""
 

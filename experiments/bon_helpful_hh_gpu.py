@@ -39,4 +39,5 @@ def experiment() -> Experiment:
 
 
 def sweep() -> list[Experiment]:
-    return grid(experiment(), transforms=("identity", "exponential(10)"), kl_budgets=(1.0,))
+    points = grid(experiment(), transforms=tuple(bon_helpful_hh_cpu.BETA_SHARES), kl_budgets=(1.0,))
+    return bon_helpful_hh_cpu.with_shares(points, bon_helpful_hh_cpu.BETA_SHARES)

@@ -18,7 +18,6 @@ from dataclasses import replace
 from ctrl_jax.config import Experiment, grid
 from experiments import bon_helpful_hh_cpu
 
-BASELINE = "identity with a critic"
 BETA_SHARES = {"identity": 0.6, "exponential(-5)": 0.5}
 """What a policy of this size learns of a transformed reward, about as on bon_helpful_hh_cpu."""
 KL = 0.4

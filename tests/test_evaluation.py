@@ -38,6 +38,7 @@ def written(**changes: Any) -> dict[str, Any]:
         {"reward_model": {"pairs": 8, "agreements": 5, "equal": 1}},
         {"ideal": {"sampling": {"identity": 0.6, "optimal": 0.6}, "best_of_4": {}}},
         {"along": [POINT, {**POINT, "step": 20, "win_rates": {}}]},
+        {"held": {"rewards:brevity": {"rank": {"mean": 0.5, "low": 0.4, "high": 0.6}, "floor": 0.5}}},
     ],
 )
 def test_a_file_that_is_read_and_written_again_is_the_same(changes: dict[str, Any]) -> None:
@@ -67,6 +68,8 @@ def test_a_bad_point_along_the_training_is_named_with_its_place(place: str, poin
     [
         (("kl", "mean"), math.nan),
         (("win_rates", "best_of_4", "high"), "0.9"),
+        (("held",), {"a": {"rank": {"mean": 1.2, "low": 1.1, "high": 1.3}, "floor": 0.5}}),
+        (("held",), {"a": {"rank": {"mean": 0.5, "low": None, "high": None}}}),
         (("reward_model", "accuracy"), None),
         (("reward_model", "pairs"), 2.5),
         (("reward_training", "cut"), -1),

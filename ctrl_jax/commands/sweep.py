@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     points = [
         Point(parse("sweep", Options, asked.named, one, own).experiment, sweep_dir / one.name) for one in module.sweep()
     ]
-    baseline = asked.options.baseline or str(getattr(module, "BASELINE", sweep_comparisons.IDENTITY))
+    baseline = asked.options.baseline or getattr(module, "BASELINE", None) or sweep_comparisons.of_identity(points)
     sweep_comparisons.check(points, baseline)
     if asked.options.point is None:
         return _run_all(sweep_dir, points, asked.options, _command_of_point(module, own), baseline)

@@ -31,6 +31,12 @@ def check(points: Sequence[Point], baseline: str) -> None:
         )
 
 
+def of_identity(points: Sequence[Point]) -> str:
+    """The default baseline: the method whose transform is the identity, CTRL itself before another algorithm."""
+    methods = {point.experiment.policy.method for point in points if point.experiment.policy.transform == IDENTITY}
+    return IDENTITY if IDENTITY in methods or len(methods) != 1 else methods.pop()
+
+
 class Beside(NamedTuple):
     """What the points of a sweep that are done have measured, beside one another."""
 

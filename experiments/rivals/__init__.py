@@ -8,7 +8,7 @@ Expected  Not yet measured.
 Command   make train EXP=rivals        make sweep EXP=rivals
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -86,12 +86,12 @@ def experiment() -> Experiment:
 
 
 def sweep() -> list[Experiment]:
-    return list(_points())
+    return list(points(STRENGTHS))
 
 
-def _points() -> Iterator[Experiment]:
+def points(strengths_of: Mapping[ModuleType, list[dict[str, Any]]]) -> Iterator[Experiment]:
     """All with kept responses, so that their calibration table is made once."""
-    for module, strengths in STRENGTHS.items():
+    for module, strengths in strengths_of.items():
         base = module.experiment()
         for options in strengths:
             option, value = next(iter(options.items()))

@@ -187,6 +187,21 @@ def test_a_sweep_may_name_its_own_baseline(tmp_path, monkeypatch, options, basel
     assert json.loads(found.read_text())["baseline"] == baseline
 
 
+@pytest.mark.parametrize(
+    ("policies", "baseline"),
+    [
+        ([config.Policy(), config.Policy(transform="identity"), config.ActorCritic(transform="identity")], "identity"),
+        ([config.ActorCritic(), config.ActorCritic(transform="identity")], "identity with a critic"),
+        ([config.ActorCritic(transform="identity"), config.PpoClip(transform="identity")], "identity"),
+        ([config.Policy()], "identity"),
+    ],
+    ids=["CTRL's own", "the only one", "neither of two", "absent"],
+)
+def test_by_default_it_is_the_identity_whatever_the_algorithm_that_has_it(tmp_path, policies, baseline):
+    made = [Point(config.Experiment(f"p{i}", policy=policy), tmp_path) for i, policy in enumerate(policies)]
+    assert sweep_comparisons.of_identity(made) == baseline
+
+
 def test_a_sweep_with_several_policies_of_a_reward_says_where_it_is_highest(tmp_path, capsys):
     sweep_dir = tmp_path / "s"
     few = [point(sweep_dir, f"a{kl}", "exponential(10)", kl) for kl in (0.3, 0.6, 1.0)]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ctrl_jax.evaluation import Estimate, Evaluation, RewardQuality, RewardSignal, RewardTraining
+from ctrl_jax.evaluation import Estimate, Evaluation, Held, RewardQuality, RewardSignal, RewardTraining
 from ctrl_jax.report import glossary, html, run_page, sweep_page
-from ctrl_jax.report.measurements import Run
+from ctrl_jax.report.measurements import Run, floor_warnings
 from ctrl_jax.report.statistics import lift_share
 from ctrl_jax.report.status import Status
 from tests.report.pages import links, visible
@@ -116,6 +116,20 @@ def test_who_judges_is_said(words_only: None, run: Run) -> None:
     for estimate in (gold, judge):
         assert f"{100 * estimate.mean:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]" in text
     assert "Reward model accuracy 74.3 % [71.8, 76.7] on 1210 held-out pairs" in text
+
+
+@pytest.mark.parametrize(("rank", "kept"), [(Estimate(0.512, 0.498, 0.526), True), (Estimate(0.45, 0.44, 0.46), False)])
+def test_a_reward_at_a_floor_has_its_mean_rank_and_what_is_not_kept_is_said(words_only, run, rank, kept) -> None:
+    evaluation = dataclasses.replace(run.evaluation, held={"rewards:brevity": Held(rank, 0.5)})
+    text = visible(run_page.render(dataclasses.replace(run, evaluation=evaluation)))
+    numbers = f"{100 * rank.mean:.1f} % [{100 * rank.low:.1f}, {100 * rank.high:.1f}]"
+    assert f"Mean rank by rewards:brevity {numbers} of single responses; the floor is 50 %" in text
+    said = floor_warnings(evaluation)
+    assert len(said) == (not kept)
+    if not kept:
+        assert (
+            "does not keep rewards:brevity at its floor: mean rank 0.450 [0.440, 0.460], and 0.5 was asked" in said[0]
+        )
 
 
 def test_a_function_has_no_accuracy_and_a_classifier_no_calibration(words_only: None, run: Run) -> None:
