@@ -1,9 +1,10 @@
 """bon_helpful under a constraint: as helpful as it can be, and no longer than the reference.
 
 Claim     bon_helpful's policy writes more words than the reference, which its reward likes. Here its mean rank by
-          brevity stays at .5, that of the reference, at the same KL; best-of-4 loses little by it.
+          brevity stays at .5, that of the reference, at the same KL.
 Cost      That of bon_helpful, whose stages it shares, and half a minute for the reference's own brevity.
-Expected  Not yet measured.
+Expected  KL .60, mean rank by brevity .496 (.490-.502), 24.2 tokens where the reference has 23.9 and bon_helpful 26.5;
+          best-of-4 win rate .839 (.831-.846) instead of bon_helpful's .873 (.866-.881): what the floor costs.
 Command   make train EXP=constrained_helpful        make sweep EXP=constrained_helpful
 """
 
