@@ -454,7 +454,9 @@ class RewardModel(Supervised):
 
 @dataclass(frozen=True)
 class Combine:
-    """How several rewards make the one that is trained on and judges: those of an ensemble, and others beside it."""
+    """How several rewards make the one that is trained on and judges: those of an ensemble, and others beside it.
+
+    With a `Constrained` policy the others are not made one with it: its mean rank by each stays at a floor."""
 
     ensemble: str = "mean"
     """What makes one reward of an ensemble's members (`reward_model.members`): `mean`, `median`, `min`, or
@@ -518,7 +520,7 @@ class Combine:
 
     @property
     def changes(self) -> bool:
-        """Whether the reward is another than the reward model's own. A rank alone is what calibration makes of it."""
+        """Whether anything is asked for. The rank of one reward alone is what calibration makes of it anyway."""
         return bool(self.rewards) or self.by != Combine.by
 
     @property
@@ -866,8 +868,6 @@ class Constrained(Policy):
     into the one that is climbed; the policy's mean rank by each stays at a floor or above."""
 
     algorithm: ClassVar[str] = "constrained:Constrained"
-    label: ClassVar[str | None] = "{transform} under constraints"
-
     floors: tuple[float, ...] = ()
     """Of the mean rank by each of `combine.rewards`, in their order, of a single response among the reference's: .5 is
     what the reference itself has."""
@@ -883,13 +883,19 @@ class Constrained(Policy):
             "give the mean rank that each of `combine.rewards` keeps, between 0 and 1, such as .5, the reference's.",
         )
 
+    @property
+    def method(self) -> str:
+        return f"{self.transform} with floors of {', '.join(f'{floor:g}' for floor in self.floors)}"
+
     def check_reach(self) -> None:
         """Refuses a floor above the mean rank of the identity's ideal policy, which is the highest at the KL budget.
 
-        Not of what is checked when it is made: the theory computes on a device.
+        Not a part of what is checked when it is made: the theory computes on a device.
         """
+        if self.beta is not None:
+            return
         ideal = Objective.parse("identity", "sampling", self.kl_budget).ideal(self.kl_budget)
-        highest = 1.0 if ideal is None or self.beta is not None else ideal.win_rate(procedures.Sampling())
+        highest = 1.0 if ideal is None else ideal.win_rate(procedures.Sampling())
         _require(
             max(self.floors) < highest,
             "policy.floors",
@@ -1341,9 +1347,13 @@ class Experiment:
 
     def _check_reward(self) -> None:
         """The rewards beside one another, and beside what they are learned from and for."""
+        trained_on = [
+            self.reward_model.function,
+            self.reward_model.path,
+            *(self.combine.rewards if self.combines else ()),
+        ]
         _require(
-            self.evaluation.judge is None
-            or self.evaluation.judge not in (self.reward_model.function, self.reward_model.path, *self.combine.rewards),
+            self.evaluation.judge is None or self.evaluation.judge not in trained_on,
             "evaluation.judge",
             self.evaluation.judge,
             f"Evaluation.judge is {self.evaluation.judge!r}, which is also the reward that the policy is trained on. "

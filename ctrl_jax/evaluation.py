@@ -100,17 +100,18 @@ class RewardQuality(NamedTuple):
         return self.accuracy_low is not None and self.accuracy_low <= 0.5
 
 
-class Held(NamedTuple):
-    """A reward whose mean rank the policy was to keep at a floor."""
+class Floor(NamedTuple):
+    """Of a reward whose mean rank the policy was to keep."""
 
-    rank: Estimate
-    """The mean rank of a single response of the policy among the reference's, in [0, 1]; the reference's own is ½."""
+    mean_rank: Estimate
+    """Of a single response of the policy among the reference's, in [0, 1]; the reference's own is ½."""
     floor: float
+    """What was asked for."""
 
     @property
     def is_kept(self) -> bool:
         """As far as the interval shows."""
-        return self.rank.bounds[1] >= self.floor
+        return self.mean_rank.bounds[1] >= self.floor
 
 
 FEW_PAIRS = 200
@@ -218,8 +219,8 @@ class Evaluation:
     reward_training: RewardTraining | None = None
     """None of a reward that was not trained here, and in files of older versions."""
     reward_signal: RewardSignal = field(default_factory=RewardSignal)
-    held: Mapping[str, Held] = field(default_factory=dict)
-    """By name, the rewards that the policy was to keep at floors; empty where there are none."""
+    floors: Mapping[str, Floor] = field(default_factory=dict)
+    """By name, the rewards whose mean rank the policy was to keep; empty where there are none."""
     ties: float
     """The share of pairs of a policy's and a reference's response with equal raw rewards."""
     response_length: Mapping[str, Lengths] = field(default_factory=dict)
@@ -256,7 +257,7 @@ class Evaluation:
             reward_model=_reward_quality(file, tree.get("reward_model")),
             reward_training=_reward_training(file, tree.get("reward_training")),
             reward_signal=RewardSignal.from_json(tree.get("reward_signal"), source=source, remedy=remedy),
-            held=file.each(tree, "held", lambda value, where: _held(file, value, where)),
+            floors=file.each(tree, "floors", lambda value, where: _floor(file, value, where)),
             ties=file.share(tree.get("ties"), "ties"),
             timings=file.each(tree, "timings", file.number),
             judged_by=file.text(tree.get("judged_by", cls.judged_by), "judged_by"),
@@ -280,7 +281,7 @@ class Evaluation:
         for name in ("kl_standard_error", "reward_training", "reward_signal"):
             if tree[name] in (None, {}):
                 del tree[name]
-        for name in ("along", "held"):
+        for name in ("along", "floors"):
             if not tree[name]:
                 del tree[name]
         return tree
@@ -294,7 +295,7 @@ def _plain(value: Any) -> Any:
             return {name: number for name, number in value._asdict().items() if number is not None}
         case Mapping():
             return {name: _plain(entry) for name, entry in value.items()}
-        case Point() | Held():
+        case Point() | Floor():
             return {name: _plain(entry) for name, entry in value._asdict().items()}
         case tuple():
             return [_plain(entry) for entry in value]
@@ -352,10 +353,10 @@ def _point(file: JsonFile, value: Any, where: str) -> Point:
     return Point(step, kl, _by_procedure(file, found, "win_rates", read))
 
 
-def _held(file: JsonFile, value: Any, where: str) -> Held:
+def _floor(file: JsonFile, value: Any, where: str) -> Floor:
     found = file.object(value, where)
-    rank = _win_rate(file, found.get("rank"), f"{where}.rank")
-    return Held(rank, file.share(found.get("floor"), f"{where}.floor"))
+    mean_rank = _win_rate(file, found.get("mean_rank"), f"{where}.mean_rank")
+    return Floor(mean_rank, file.share(found.get("floor"), f"{where}.floor"))
 
 
 def _ideals(file: JsonFile, value: Any, where: str) -> Ideals:

@@ -1,4 +1,4 @@
-"""bon_helpful under a constraint: as helpful as it can be, and no longer than the reference.
+"""bon_helpful under a constraint: as helpful as it can be, and by rank as brief as the reference.
 
 Claim     bon_helpful's policy writes more words than the reference, which its reward likes. Here its mean rank by
           brevity stays at .5, that of the reference, at the same KL.
@@ -19,10 +19,10 @@ BREVITY = "experiments.rewards.brevity:words"
 
 def experiment() -> Experiment:
     free = bon_helpful.experiment()
-    held = Constrained(transform=free.policy.transform, procedure="best_of_4", kl_budget=0.6, floors=(0.5,))
-    return replace(free, name="constrained_helpful", combine=Combine(rewards=(BREVITY,)), policy=held)
+    policy = Constrained(transform=free.policy.transform, procedure="best_of_4", kl_budget=0.6, floors=(0.5,))
+    return replace(free, name="constrained_helpful", combine=Combine(rewards=(BREVITY,)), policy=policy)
 
 
 def sweep() -> list[Experiment]:
     """Beside the policy without the constraint."""
-    return [replace(bon_helpful.experiment(), name="free"), replace(experiment(), name="held")]
+    return [replace(bon_helpful.experiment(), name="without_floor"), replace(experiment(), name="with_floor")]

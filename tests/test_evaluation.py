@@ -16,6 +16,9 @@ POINT = {"step": 10, "kl": {"mean": 0.1, "low": 0.05, "high": 0.15},
          "win_rates": {"best_of_4": {"mean": 0.6, "low": 0.5, "high": 0.7}}}  # fmt: skip
 
 
+FLOORS = {"a:b": {"mean_rank": {"mean": 0.5, "low": 0.4, "high": 0.6}, "floor": 0.5}}
+
+
 def written(**changes: Any) -> dict[str, Any]:
     """What an evaluation.json may hold."""
     arrays = synthetic.rewards(np.random.default_rng(0), "exponential(10)", "best_of_4", 0.7, 40, 8)
@@ -38,7 +41,7 @@ def written(**changes: Any) -> dict[str, Any]:
         {"reward_model": {"pairs": 8, "agreements": 5, "equal": 1}},
         {"ideal": {"sampling": {"identity": 0.6, "optimal": 0.6}, "best_of_4": {}}},
         {"along": [POINT, {**POINT, "step": 20, "win_rates": {}}]},
-        {"held": {"rewards:brevity": {"rank": {"mean": 0.5, "low": 0.4, "high": 0.6}, "floor": 0.5}}},
+        {"floors": FLOORS},
     ],
 )
 def test_a_file_that_is_read_and_written_again_is_the_same(changes: dict[str, Any]) -> None:
@@ -68,8 +71,8 @@ def test_a_bad_point_along_the_training_is_named_with_its_place(place: str, poin
     [
         (("kl", "mean"), math.nan),
         (("win_rates", "best_of_4", "high"), "0.9"),
-        (("held",), {"a": {"rank": {"mean": 1.2, "low": 1.1, "high": 1.3}, "floor": 0.5}}),
-        (("held",), {"a": {"rank": {"mean": 0.5, "low": None, "high": None}}}),
+        (("floors", "a:b", "mean_rank", "mean"), 1.2),
+        (("floors", "a:b", "floor"), None),
         (("reward_model", "accuracy"), None),
         (("reward_model", "pairs"), 2.5),
         (("reward_training", "cut"), -1),
@@ -97,7 +100,7 @@ def test_a_bad_point_along_the_training_is_named_with_its_place(place: str, poin
     ],
 )
 def test_a_bad_entry_is_named_with_its_place(path: tuple[str, ...], value: object) -> None:
-    tree = written()
+    tree = written(floors=FLOORS)
     parent = tree
     for key in path[:-1]:
         parent = parent[key]

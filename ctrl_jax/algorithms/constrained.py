@@ -7,9 +7,10 @@ al. 2023, arXiv 2310.12773). A combination of rewards (steps/combination.py) fix
 here λ does, and ends at 0 where a floor is kept anyway. Calibration gives the floors a meaning: a rank of .5 is the
 mean of the reference's own responses on every prompt, whatever a reward's scale.
 
-What differs from CTRL is the part of λ alone. Its optimum is π ∝ π_ref exp(Φ / β + Σ λ_m C_m), of the same KL budget:
-what the floors take of it, the reward does not get. The floors are for a single response; of the picks of best-of-N,
-which the one reward chooses, they say nothing.
+What differs from CTRL is the part of λ alone. Its optimum is π ∝ π_ref exp(Φ / β + Σ λ_m C_m); the KL budget is for
+both parts, and what the floors take of it, the reward does not get. Floors that take more than all of it, or contradict
+each other, have no optimum: λ rises without an end, and training says so (pipeline/watch.py). The floors are for a
+single response; of the picks of best-of-N, which the one reward chooses, they say nothing.
 """
 
 import dataclasses
@@ -39,8 +40,8 @@ class Constrained(Ctrl):
     """[M] of the mean ranks, in (0, 1)."""
 
     metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("above_floors", "rank in [0, 1]", "constrained rewards", guarded=True, shown=True),
         *own_responses.METRICS,
-        Metric("above_floors", "rank in [0, 1]", guarded=True, shown=True),
         Metric("multiplier", "nats per rank", shown=True),
     )
     internal: ClassVar[tuple[str, ...]] = ("ranks",)

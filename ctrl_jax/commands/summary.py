@@ -26,15 +26,15 @@ def print_run(run: Workspace, measured: Evaluation, report: Path | None) -> None
         ):
             if name in win_rates:
                 rows.append([f"{name} win rate, {judge}", str(win_rates[name]), ""])
-    for name, held in measured.held.items():
-        rows.append([f"mean rank by {name}", str(held.rank), f"at least {held.floor:g}"])
+    for name, one in measured.floors.items():
+        rows.append([f"mean rank by {name}", str(one.mean_rank), f"at least {one.floor:g}"])
     for side, length in measured.response_length.items():
         limit = f"at most {experiment.data.response_length}" if side == "policy" else ""
         rows.append([f"response length of the {side}, tokens", f"{length.mean:.1f}", limit])
     prompts = experiment.evaluation.prompts
     intervals = "95 % intervals" if prompts > 1 else "no interval: 1 prompt"
     title = f"{experiment.name}, Φ = {policy.transform}: {prompts} test prompt{'s' * (prompts > 1)}, {intervals}"
-    table(title, ["", "measured", "ideal, budget or floor" if measured.held else "ideal or budget"], rows)
+    table(title, ["", "measured", "ideal, budget or floor" if measured.floors else "ideal or budget"], rows)
     ideals = measured.ideal.get(procedure)
     if procedure in measured.win_rates and (
         share := lift_share(measured.win_rates[procedure].mean, ideals.transform if ideals else None)

@@ -30,7 +30,7 @@ class Options(RunOptions):
     baseline: str | None = None
     """The transform or other method, or the name of the point, that the others are compared with on the same prompts:
     of a method the point of the same procedure whose measured KL is nearest. By default the sweep's BASELINE, or else
-    identity."""
+    the identity, of CTRL or of the one algorithm that has it."""
 
     def __post_init__(self) -> None:
         expand_user(self, "write_jobs")

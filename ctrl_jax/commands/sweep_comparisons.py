@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ctrl_jax.commands.point import Point
+from ctrl_jax.config import Constrained
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report import methods, overoptimization
@@ -32,8 +33,10 @@ def check(points: Sequence[Point], baseline: str) -> None:
 
 
 def of_identity(points: Sequence[Point]) -> str:
-    """The default baseline: the method whose transform is the identity, CTRL itself before another algorithm."""
-    methods = {point.experiment.policy.method for point in points if point.experiment.policy.transform == IDENTITY}
+    """The default baseline: the method whose transform is the identity, CTRL itself before another algorithm. With
+    floors it is none."""
+    policies = [point.experiment.policy for point in points]
+    methods = {one.method for one in policies if one.transform == IDENTITY and not isinstance(one, Constrained)}
     return IDENTITY if IDENTITY in methods or len(methods) != 1 else methods.pop()
 
 

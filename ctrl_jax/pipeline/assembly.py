@@ -28,7 +28,7 @@ from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Responses, 
 @dataclass(frozen=True)
 class PolicyStep:
     """A step of an algorithm that learns from the policy's own responses, in three programs: the reward between them
-    may be a function of the host. Where it is not, nothing here waits for the host.
+    may be a function of the host, as those that are constrained are. Where none is, nothing here waits for the host.
     """
 
     sample: Callable[[Params, Prompts, jax.Array], Rollouts]

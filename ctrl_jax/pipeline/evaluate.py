@@ -24,7 +24,7 @@ from ctrl_jax.evaluation import (
     RELIABILITY_ARRAYS,
     Estimate,
     Evaluation,
-    Held,
+    Floor,
     Ideals,
     Lengths,
     Point,
@@ -151,7 +151,7 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
         reward_model=reward_quality,
         reward_training=aligned.reward_training,
         reward_signal=aligned.reward_signal,
-        held=_held(run, aligned, prompts, responses),
+        floors=_floors(run, aligned, prompts, responses),
         ties=float(np.mean(win_rate.share_of_ties(jnp.asarray(policy.rewards), jnp.asarray(reference.rewards)))),
         **_lengths(run, {"policy": policy.responses, "reference": reference.responses}),
         timings=timings(
@@ -339,7 +339,7 @@ def _win_rates(run: Run, policy: Judged, reference: Judged) -> dict[str, Any]:
     return tables
 
 
-def _held(run: Run, aligned: Aligned, prompts: PromptSet, responses: Responses) -> dict[str, Held]:
+def _floors(run: Run, aligned: Aligned, prompts: PromptSet, responses: Responses) -> dict[str, Floor]:
     """The mean rank of the policy's responses by each reward that is constrained."""
     policy = run.experiment.policy
     if aligned.constraints is None or not isinstance(policy, Constrained):
@@ -347,7 +347,7 @@ def _held(run: Run, aligned: Aligned, prompts: PromptSet, responses: Responses) 
     names, rank = aligned.constraints.names, aligned.constraints.rank
     by_prompt = score(run, rank, prompts.prompts, responses).mean(axis=1)
     return {
-        name: Held(_interval(run, f"rank by {name}", by_prompt[:, place], bounds=(0, 1)), policy.floors[place])
+        name: Floor(_interval(run, f"rank by {name}", by_prompt[:, place], bounds=(0, 1)), policy.floors[place])
         for place, name in enumerate(names)
     }
 

@@ -17,16 +17,26 @@ BRAKED = 0.25
 TOLERANCE = 1.1
 """Times the budget that still counts as within it: the controller swings about the budget."""
 
+BELOW_FLOORS = 0.02
+"""How far below a floor a mean rank of five steps still counts as keeping it: its standard error is about as much."""
+
+OUT_OF_REACH = 12.0
+"""Nats per rank: near the reference, a multiplier (steps/multipliers.py) of so many would raise a mean rank by 1."""
+
 
 def score(policy: Policy, recent: Sequence[Row]) -> float:
-    """The calibrated reward, in [0, 1], where the KL is within the budget; else below 0, the nearer the better.
+    """The calibrated reward, in [0, 1], where the KL is within the budget and floors are kept; else below 0, the nearer
+    the better.
 
     Of an algorithm that does not sample from the policy, and so measures neither, it is the loss, negated.
     """
     if "kl" not in recent[-1]:
         return -_mean(recent, "loss")
     kl = _mean(recent, "kl")
-    return _mean(recent, "calibrated_reward") if kl <= TOLERANCE * policy.kl_budget else -kl
+    if kl > TOLERANCE * policy.kl_budget:
+        return -kl
+    missing = _mean(recent, "above_floors") if "above_floors" in recent[-1] else 0.0
+    return missing if missing < -BELOW_FLOORS else _mean(recent, "calibrated_reward")
 
 
 FLAT = 1e-3
@@ -126,6 +136,8 @@ def paying(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
         row = recent[-1]
         if told or row["step"] <= policy.warmup_steps or not row.keys() >= {"kl", "calibrated_reward"}:
             return
+        if row.get("multiplier", 0.0) > 0:  # a part of the KL pays for the floors
+            return
         rows.append(row)
         if len(rows) < PAID_STEPS:
             return
@@ -148,6 +160,30 @@ def paying(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
     return watch
 
 
+_OF_FLOORS = (
+    "The floors (`policy.floors`) ask for more than this KL buys, or against each other: lower them, or raise "
+    "`policy.kl_budget`."
+)
+
+
+def reaching(label: str) -> Callable[[Sequence[Row]], None]:
+    """A function of the last rows of metrics that says, once, where floors cost more than they can (OUT_OF_REACH)."""
+    told = False
+
+    def watch(recent: Sequence[Row]) -> None:
+        nonlocal told
+        if told or len(recent) < RECENT or not all(row.get("multiplier", 0.0) > OUT_OF_REACH for row in recent):
+            return
+        told = True
+        say(
+            f"{label}: up to step {recent[-1]['step']}, a rank of a constrained reward has come to be worth "
+            f"{recent[-1]['multiplier']:.3g} nats (metric `multiplier`). {_OF_FLOORS}",
+            style="yellow",
+        )
+
+    return watch
+
+
 def _ideal_rank(policy: Policy, kl: float) -> float | None:
     """The mean rank of the ideal policy at a KL; None of a raw reward, or where no policy has that KL."""
     try:
@@ -158,13 +194,13 @@ def _ideal_rank(policy: Policy, kl: float) -> float | None:
 
 
 def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
-    """A function of the last rows of metrics that warns once of constant rewards, of a brake that is on, and of a KL
-    that buys little (`paying`).
+    """A function of the last rows of metrics that warns once of constant rewards, of a brake that is on, of floors that
+    are out of reach, and of a KL that buys little (`paying`).
 
     It raises InputError where the KL, a mean of the rows, is beyond `policy.kl_limit` times the budget, and where the
     policy no longer changes (`moving`).
     """
-    see_it_move, see_it_pay = moving(label, "policy", policy), paying(label, policy)
+    see_it_move, see_it_pay, see_floors = moving(label, "policy", policy), paying(label, policy), reaching(label)
     limit = policy.kl_limit
     # From stored responses the KL is an estimate in which a single one of a large ratio may count for a thousand nats.
     estimated = isinstance(policy, Stored)
@@ -175,6 +211,7 @@ def watcher(label: str, policy: Policy) -> Callable[[Sequence[Row]], None]:
     def watch(recent: Sequence[Row]) -> None:
         nonlocal warned, told
         see_it_move(recent)
+        see_floors(recent)
         if not estimated:
             see_it_pay(recent)
         if len(recent) < RECENT or "kl" not in recent[-1]:
@@ -216,6 +253,8 @@ def _cause(policy: Policy, recent: Sequence[Row]) -> str:
             f"β is held at {policy.beta:g}, too small for this budget: raise `policy.beta`, or leave it out, so that "
             "it follows from the budget."
         )
+    if last.get("multiplier", 0.0) > OUT_OF_REACH:
+        return _OF_FLOORS
     if last["kl"] > 3 * max(first["kl"], policy.kl_budget):
         return (
             f"It rose from {first['kl']:.3g} to {last['kl']:.3g} within these steps, faster than any β could hold it: "

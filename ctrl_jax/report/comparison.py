@@ -198,6 +198,8 @@ def _entries(config: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for key, one in tree.items() for name, value in flat(one, f"{path}.{key}").items()}
 
     found = {name: value for key, tree in config.items() for name, value in flat(tree, key).items()}
+    if "policy.floors" in found:  # rewards that are constrained are not made one with the one that is evaluated
+        found = {name: value for name, value in found.items() if "combine" not in name}
     return {
         name: value
         for name, value in found.items()

@@ -96,10 +96,11 @@ def reward_warnings(evaluation: Evaluation) -> list[str]:
 def floor_warnings(evaluation: Evaluation) -> list[str]:
     """What to say of rewards that the policy was to keep at floors and did not, and what to do."""
     return [
-        f"The policy does not keep {name} at its floor: mean rank {held.rank}, and {held.floor:g} was asked for. Train "
-        "it for longer (`policy.steps`), or ask for less (`policy.floors`, `policy.kl_budget`)."
-        for name, held in evaluation.held.items()
-        if not held.is_kept
+        f"The policy does not keep {name} at its floor: mean rank {one.mean_rank}, and {one.floor:g} was asked for. "
+        "Train it for longer (`policy.steps`), ask for less (`policy.floors`), or leave it more KL for both "
+        "(`policy.kl_budget`)."
+        for name, one in evaluation.floors.items()
+        if not one.is_kept
     ]
 
 

@@ -152,6 +152,8 @@ UNCHANGED = "smallest_calibrated"
 def made_by(config: Mapping[str, Any]) -> str:
     """What makes a run's reward, besides its reward model."""
     members, combine = config.get("reward_model", {}).get("members", 1), config.get("combine", {})
+    if "floors" in config.get("policy", {}):  # its other rewards are not made one with it
+        combine = {}
     found = [f"{combine.get('ensemble', 'mean')} of {members}"] if members > 1 else []
     if combine.get("rewards") or combine.get("by", UNCHANGED) != UNCHANGED:
         found.append(str(combine["by"]))

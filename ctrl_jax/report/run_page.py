@@ -7,7 +7,7 @@ from typing import Any
 from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report import html
 from ctrl_jax.report.html import TEXT_CHARACTERS, brackets
-from ctrl_jax.report.measurements import Run, reward_warnings, trained_on, unfinished_warning
+from ctrl_jax.report.measurements import Run, floor_warnings, reward_warnings, trained_on, unfinished_warning
 from ctrl_jax.report.names import procedure_order, short_name, spoken
 from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.panels import (
@@ -36,7 +36,7 @@ def render(run: Run) -> str:
         kicker=_kicker(run),
         lead=_lead(run),
         warning=unfinished_warning(run.evaluation, _at(run.config, "data", "response_length")),
-        reward_warnings=reward_warnings(run.evaluation),
+        reward_warnings=[*reward_warnings(run.evaluation), *floor_warnings(run.evaluation)],
         tiles=list(_tiles(run)),
         sections={
             "frontier": _section(
@@ -146,12 +146,12 @@ def _tiles(run: Run) -> Iterable[dict[str, str]]:
                 "detail": f"on the same picks, which the training reward puts {abs(ahead):.1f} points "
                 f"{'higher' if ahead >= 0 else 'lower'}",
             }
-    for name, held in evaluation.held.items():
+    for name, one in evaluation.floors.items():
         yield {
             "label": f"Mean rank by {name}",
-            "value": f"{100 * held.rank.mean:.1f} %",
-            "interval": brackets(held.rank),
-            "detail": f"of single responses; the floor is {100 * held.floor:g} %, the reference's 50 %",
+            "value": f"{100 * one.mean_rank.mean:.1f} %",
+            "interval": brackets(one.mean_rank),
+            "detail": f"of single responses; the floor is {100 * one.floor:g} %, the reference's 50 %",
         }
     yield from _quality_tile(run)
     yield {

@@ -194,11 +194,15 @@ def test_a_sweep_may_name_its_own_baseline(tmp_path, monkeypatch, options, basel
         ([config.ActorCritic(), config.ActorCritic(transform="identity")], "identity with a critic"),
         ([config.ActorCritic(transform="identity"), config.PpoClip(transform="identity")], "identity"),
         ([config.Policy()], "identity"),
+        ([config.Policy(), config.Constrained(transform="identity", floors=(0.5,))], "identity"),
     ],
-    ids=["CTRL's own", "the only one", "neither of two", "absent"],
+    ids=["CTRL's own", "the only one", "neither of two", "absent", "with floors"],
 )
 def test_by_default_it_is_the_identity_whatever_the_algorithm_that_has_it(tmp_path, policies, baseline):
-    made = [Point(config.Experiment(f"p{i}", policy=policy), tmp_path) for i, policy in enumerate(policies)]
+    combine = config.Combine(rewards=("rewards:brevity",))
+    made = [
+        Point(config.Experiment(f"p{i}", policy=policy, combine=combine), tmp_path) for i, policy in enumerate(policies)
+    ]
     assert sweep_comparisons.of_identity(made) == baseline
 
 

@@ -214,3 +214,30 @@ def test_a_budget_that_a_transform_reaches_where_it_is_flat_is_warned_of(transfo
         assert f"exponential(-10) reaches 1.4 nats at β = {beta:.2g}" in found and "Lower `policy.kl_budget`" in found
     assert watch.too_flat(dataclasses.replace(policy, beta=1e-4), 1e-4) is None
     assert watch.too_flat(Policy(transform="raw"), 1e-9) is None and watch.too_flat(policy, None) is None
+
+
+@pytest.mark.parametrize(
+    ("above", "kl", "expected"), [(0.01, 0.5, 0.7), (-0.01, 0.5, 0.7), (-0.05, 0.5, -0.05), (0.01, 0.6, -0.6)]
+)
+def test_the_best_policy_keeps_its_floors(above, kl, expected):
+    assert watch.score(POLICY, rows([kl] * 5, above_floors=above)) == pytest.approx(expected)
+
+
+def test_floors_that_are_out_of_reach_are_said_once_and_are_the_cause_of_a_kl_that_runs_away(capsys):
+    see = watch.watcher("example", POLICY)
+    see(rows([0.5] * 5, multiplier=11.0))
+    assert capsys.readouterr().out == ""
+    for _ in range(2):
+        see(rows([0.5] * 5, multiplier=14.0))
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("example: up to step 44, a rank of a constrained reward has come to be worth 14 nats") == 1
+    assert "lower them, or raise `policy.kl_budget`" in said
+    assert "The floors (`policy.floors`) ask for more than this KL buys" in told([6] * 5, multiplier=14.0)
+
+
+@pytest.mark.parametrize(("multiplier", "said"), [(0.0, True), (1.0, False)])
+def test_a_kl_that_pays_for_floors_is_not_called_noise(capsys, multiplier, said):
+    see = watch.paying("example", POLICY)
+    for _ in range(watch.PAID_STEPS):
+        see(rows([0.5] * 5, calibrated_reward=0.52, multiplier=multiplier))
+    assert ("Most of this KL is what the updates do" in " ".join(capsys.readouterr().out.split())) == said

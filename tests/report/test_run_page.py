@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ctrl_jax.evaluation import Estimate, Evaluation, Held, RewardQuality, RewardSignal, RewardTraining
+from ctrl_jax.evaluation import Estimate, Evaluation, Floor, RewardQuality, RewardSignal, RewardTraining
 from ctrl_jax.report import glossary, html, run_page, sweep_page
 from ctrl_jax.report.measurements import Run, floor_warnings
 from ctrl_jax.report.statistics import lift_share
@@ -120,7 +120,7 @@ def test_who_judges_is_said(words_only: None, run: Run) -> None:
 
 @pytest.mark.parametrize(("rank", "kept"), [(Estimate(0.512, 0.498, 0.526), True), (Estimate(0.45, 0.44, 0.46), False)])
 def test_a_reward_at_a_floor_has_its_mean_rank_and_what_is_not_kept_is_said(words_only, run, rank, kept) -> None:
-    evaluation = dataclasses.replace(run.evaluation, held={"rewards:brevity": Held(rank, 0.5)})
+    evaluation = dataclasses.replace(run.evaluation, floors={"rewards:brevity": Floor(rank, 0.5)})
     text = visible(run_page.render(dataclasses.replace(run, evaluation=evaluation)))
     numbers = f"{100 * rank.mean:.1f} % [{100 * rank.low:.1f}, {100 * rank.high:.1f}]"
     assert f"Mean rank by rewards:brevity {numbers} of single responses; the floor is 50 %" in text
