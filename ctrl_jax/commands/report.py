@@ -16,7 +16,7 @@ from ctrl_jax.report.methods import AtEqualKl
 from ctrl_jax.report.names import spoken
 from ctrl_jax.report.overoptimization import Method
 from ctrl_jax.report.panel import Panel
-from ctrl_jax.report.panels import along, overoptimization, pareto
+from ctrl_jax.report.panels import along, equal_kl, overoptimization, pareto
 from ctrl_jax.report.statistics import lift_share
 from ctrl_jax.report.status import Status
 from ctrl_jax.runtime.stages import write_bytes
@@ -84,7 +84,8 @@ def write_sweep_report(
     """Writes the page and the figures of a sweep into its directory; returns the page's path.
 
     The figures are `pareto_<procedure>.{png,svg,pdf,csv}`, `along_<procedure>` where trainings were measured on their
-    way, and `overoptimization` where a gold reward judges several policies of one method.
+    way, `equal_kl_<procedure>` of several methods, and `overoptimization` where a gold reward judges several policies
+    of one method.
 
     Args:
       sweep_dir: of the sweep.
@@ -97,12 +98,15 @@ def write_sweep_report(
     """
     notes = [*(f"{point.name} failed: {point.reason}" for point in points if point.reason), *notes]
     curves: list[Panel] = []
+    beside: list[Panel] = []
     for procedure in dict.fromkeys(point.procedure for point in points):
         figures = {
             "pareto": pareto.panels([point for point in points if point.procedure == procedure], procedure),
             "along": along.panels(runs, procedure),
+            "equal_kl": equal_kl.panels(at_equal_kl, procedure),
         }
         curves += figures["along"]
+        beside += figures["equal_kl"]
         for kind, panels in figures.items():
             if panels:
                 name = f"{kind}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', procedure)}"
@@ -110,7 +114,7 @@ def write_sweep_report(
     if gains := overoptimization.panels(laws):
         _write_figure(sweep_dir / "overoptimization", gains, columns=COLUMNS)
     index = sweep_dir / "sweep.html"
-    page = sweep_page.render(sweep_dir.name, points, notes, comparisons, curves, at_equal_kl, gains, laws)
+    page = sweep_page.render(sweep_dir.name, points, notes, comparisons, curves, at_equal_kl, gains, laws, beside)
     write_bytes(index, page.encode())
     return index
 

@@ -15,3 +15,10 @@ class Panel:
     description: str
     """What the panel shows, for those who cannot see it."""
     draw: Callable[[Axes], None]
+    height: float = PANEL_SIZE[1]
+    """Inches."""
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height, inches."""
+        return PANEL_SIZE[0], self.height

@@ -27,10 +27,11 @@ def draw(
     """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
+    height = (max(panel.height for panel in panels) + 0.3) * rows
     # Text of a PDF stays text, in TrueType, as journals ask; that of an SVG becomes paths, which need no fonts.
     with mpl.rc_context(settings() | {"svg.hashsalt": title or panels[0].title, "pdf.fonttype": 42}):
         figure = Figure(
-            figsize=(PANEL_SIZE[0] * columns, (PANEL_SIZE[1] + 0.3) * rows + (0.4 if title else 0)),
+            figsize=(PANEL_SIZE[0] * columns, height + (0.4 if title else 0)),
             layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1),
         )
         if title:

@@ -6,14 +6,14 @@ import re
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ctrl_jax.report.panel import PANEL_SIZE, Panel
+from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.style import PALETTE, settings
 
 
 def element(panel: Panel, identifier: str) -> str:
     """The panel as an <svg> element to stand in HTML: colours as CSS variables, the page's font, ids of its own."""
     with mpl.rc_context(settings() | {"svg.fonttype": "none", "svg.hashsalt": identifier}):
-        figure = Figure(figsize=PANEL_SIZE, layout="constrained")
+        figure = Figure(figsize=panel.size, layout="constrained")
         figure.patch.set_alpha(0)
         panel.draw(figure.add_subplot())
         buffer = io.StringIO()
@@ -32,7 +32,7 @@ def element(panel: Panel, identifier: str) -> str:
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     for role, color in PALETTE.items():
         text = text.replace(color.light, f"var(--{role})")
-    width, height = (round(72 * inches, 2) for inches in PANEL_SIZE)
+    width, height = (round(72 * inches, 2) for inches in panel.size)
     opening = (
         f'<svg class="chart" role="img" aria-labelledby="{identifier}-title" viewBox="0 0 {width} {height}">'
         f'<title id="{identifier}-title">{_escape(panel.title)}: {_escape(panel.description)}</title>'

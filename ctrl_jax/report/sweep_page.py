@@ -24,6 +24,7 @@ def render(
     at_equal_kl: Sequence[AtEqualKl] = (),
     gains: Sequence[Panel] = (),
     laws: Sequence[Method] = (),
+    beside: Sequence[Panel] = (),
 ) -> str:
     """The report of a sweep, as HTML: the Pareto figure of each procedure in it, curves along trainings, all runs with
     their states, what they differ by from a baseline, methods at equal KL, and where they overoptimise."""
@@ -52,6 +53,7 @@ def render(
         differences=differences,
         others=list(dict.fromkeys(name for row in differences for name in row["others"])),
         at_equal_kl=at_equal_kl,
+        beside=html.charts("equal-kl", beside),
         gains=html.charts("gain", gains),
         laws=[_law_row(method, judge) for method in laws for judge in JUDGES],
         several_methods=any(point.method != point.transform for point in points),

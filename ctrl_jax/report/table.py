@@ -14,7 +14,7 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 
 from ctrl_jax.report.axes import ENDS, Y_AXIS
-from ctrl_jax.report.panel import PANEL_SIZE, Panel
+from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.style import settings
 
 TABLE_COLUMNS = ("panel", "series", "x", "y", "x_low", "x_high", "y_low", "y_high", "x_axis", "y_axis")
@@ -27,7 +27,7 @@ def of_panels(panels: Sequence[Panel]) -> str:
     writer.writeheader()
     for panel in panels:
         with mpl.rc_context(settings()):
-            figure = Figure(figsize=PANEL_SIZE)
+            figure = Figure(figsize=panel.size)
             panel.draw(figure.add_subplot())
         for axes in (figure.axes[0], *figure.axes[0].child_axes):
             assert isinstance(axes, Axes)
