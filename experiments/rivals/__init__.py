@@ -69,9 +69,9 @@ STRENGTHS: dict[ModuleType, list[dict[str, Any]]] = {
     reward_distillation: BUDGETS,
     best_of_n_sft: BEST_OF,
     bonbon: BEST_OF,
-    dpo_helpful: [{"beta": beta} for beta in (0.3, 0.1, 0.03)],
-    robust_dpo: [{"beta": beta} for beta in (0.3, 0.1, 0.03)],
-    ipo: [{"beta": beta} for beta in (0.3, 0.1, 0.03)],
+    dpo_helpful: [{"beta": beta} for beta in (2.0, 1.0, 0.6)],
+    robust_dpo: [{"beta": beta} for beta in (2.0, 1.0, 0.6)],
+    ipo: [{"beta": beta} for beta in (0.3, 0.15, 0.1)],
     slic: [{"margin": margin} for margin in (0.3, 1.0, 3.0)],
 }
 """The options that make each algorithm's runs weaker or stronger, by its experiment."""
