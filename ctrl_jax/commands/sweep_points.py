@@ -87,7 +87,7 @@ def run_point(run: Workspace, sweep_dir: Path, points: Sequence[Point], *, basel
             if not hosts.agree(is_done(point)):
                 _run_noted(run, point)
     finally:
-        publish(sweep_dir, points, baseline=baseline)
+        publish(sweep_dir, points, baseline=baseline, compare=all(map(is_done, points)))
 
 
 def _run_noted(run: Workspace, point: Point) -> None:
@@ -105,7 +105,12 @@ def _run_noted(run: Workspace, point: Point) -> None:
 
 
 def publish(
-    sweep_dir: Path, points: Sequence[Point], running: Collection[str] = (), *, baseline: str = IDENTITY
+    sweep_dir: Path,
+    points: Sequence[Point],
+    running: Collection[str] = (),
+    *,
+    baseline: str = IDENTITY,
+    compare: bool = True,
 ) -> tuple[Path, Beside]:
     """Writes `sweep.json`, `differences.json`, `sweep.html` and the figures.
 
@@ -114,6 +119,7 @@ def publish(
     Args:
       running: names of points that count as running, though they may not have their lock yet.
       baseline: the transform or the point that others are compared with.
+      compare: whether to; it takes a second a point, too much to do again whenever one of many ends.
 
     Returns:
       The page's path, and the points beside the baseline.
@@ -123,7 +129,7 @@ def publish(
         found = [_status(point, sweep_dir, point.name in running) for point in points]
         write_json(sweep_dir / "sweep.json", {"points": [status.as_json() for status in found]})
         done = [point for point, status in zip(points, found, strict=True) if status.evaluation is not None]
-        beside = sweep_comparisons.compared(done, baseline)
+        beside = sweep_comparisons.compared(done if compare else [], baseline)
         tree = {
             "baseline": baseline,
             "comparisons": [one.as_json() for one in beside.comparisons],

@@ -46,7 +46,8 @@ def run(
     """Runs the points that are not done, one in each share of the devices at a time; returns 1 if one failed, else 0.
 
     A point that fails goes to the end of the line for one more attempt; the others go on. `sweep.json`, `sweep.html`
-    and the Pareto figures follow every change. Each point writes to `log.txt` in its work directory.
+    and the Pareto figures follow every change; what compares points is there at the end. Each point writes to `log.txt`
+    in its work directory.
 
     SIGINT, SIGTERM and SIGHUP stop the points that run, which save their progress. The same command resumes.
 
@@ -66,8 +67,9 @@ def run(
     running: list[Child] = []
     free = list(shares)
 
-    def publish_all() -> tuple[Path, Beside]:
-        return publish(sweep_dir, points, {child.point.name for child in running}, baseline=baseline)
+    def publish_all(*, compare: bool) -> tuple[Path, Beside]:
+        names = {child.point.name for child in running}
+        return publish(sweep_dir, points, names, baseline=baseline, compare=compare)
 
     with _signals() as received, latest_lines() as show:
         try:
@@ -92,12 +94,12 @@ def run(
                     attempt = f", attempt {child.attempt}" if child.attempt > 1 else ""
                     say(f"{child.point.name}: running{attempt}, log in {child.point.log}")
                 if ended or begun:
-                    publish_all()
+                    publish_all(compare=False)
                 show({child.point.name: _last_line(child.point.log) for child in running})
                 time.sleep(_POLL)
         finally:
             _end(running, received)
-    page, beside = publish_all()
+    page, beside = publish_all(compare=True)
     if received:
         if signal.SIGINT in received:
             raise KeyboardInterrupt

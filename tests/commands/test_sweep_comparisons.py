@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -143,6 +144,21 @@ def test_a_point_that_is_done_says_how_far_its_kl_went(points, monkeypatch, tmp_
     kl = read_run(points[0].work_dir).metrics["kl"]
     assert status.highest_kl == pytest.approx(max(kl[i : i + 5].mean() for i in range(len(kl) - 4)))
     assert status.as_json()["highest_kl"] == status.highest_kl
+
+
+def test_while_points_are_to_come_nothing_is_compared(points, tmp_path, monkeypatch):
+    """It would be done again whenever one of many ends."""
+    sweep_points.publish(tmp_path, points, compare=False)
+    tree = json.loads((tmp_path / "differences.json").read_text())
+    assert tree["comparisons"] == tree["methods"] == []
+    asked = []
+    monkeypatch.setattr(sweep_points, "publish", lambda *_, compare, **__: asked.append(compare))
+    monkeypatch.setattr(sweep_points, "_run_noted", lambda *_: None)
+    for all_done in (False, True):
+        monkeypatch.setattr(sweep_points, "is_done", lambda point, all_done=all_done: all_done or point != points[-1])
+        run = SimpleNamespace(experiment=points[0].experiment, work_dir=points[0].work_dir)
+        sweep_points.run_point(run, tmp_path, points)
+    assert asked == [False, True]
 
 
 def test_a_page_without_a_baseline_has_no_differences(points, tmp_path):
