@@ -98,6 +98,7 @@ def run(options: Options) -> int:
     console.say("β weighs the KL against Φ on the range [0, 1]; * against Φ itself, which is infinite at an end.")
     if None in ideals.values():
         console.say("None: Φ is too flat near its top for this KL, which would buy nothing.")
+    console.say("What to choose by it: docs/choosing.md")
     console.say(f"Figure: {path}")
     return 0
 

@@ -4,7 +4,7 @@ Claim     Its optimum is the law of best-of-4 itself, at .64 nats: near bon_help
           policy that writes what best-of-4 would pick is not what best-of-4 is best decoded from.
 Cost      About a minute and a half of two CPU cores in all, after bon_helpful, whose reference and reward model it
           shares; the calibration table is made anew once, with its responses.
-Expected  Not yet measured.
+Expected  In the sweep of rivals: KL .66, best-of-4 win rate .793 (.784-.803).
 Command   make train EXP=rivals/best_of_n_sft
 """
 

@@ -3,7 +3,7 @@
 Claim     It trains for best-of-4 too, but only for passing a threshold; it is to fall behind bon_helpful at equal KL,
           for beyond the threshold nothing is better.
 Cost      That of bon_helpful, whose stages it shares.
-Expected  Not yet measured.
+Expected  In the sweep of rivals: KL .55, best-of-4 win rate .821 (.812-.829).
 Command   make train EXP=rivals/bon_rl
 """
 

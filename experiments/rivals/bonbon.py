@@ -4,7 +4,7 @@ Claim     It is to end near the law of best-of-4, at .64 nats, with less noise t
           group teaches too; it is to be read beside that one and bon_helpful at equal KL.
 Cost      About a minute and a half of two CPU cores in all, after bon_helpful, whose reference and reward model it
           shares; the calibration table is made anew once, with its responses.
-Expected  Not yet measured.
+Expected  In the sweep of rivals: KL 1.20, best-of-4 win rate .845 (.837-.854).
 Command   make train EXP=rivals/bonbon
 """
 

@@ -3,7 +3,7 @@
 Claim     Its optimum is vbon's. The likelihood of best-of-4 responses, which it adds, is to leave out less of that law
           on the way; under best-of-4 it is to be below bon_helpful at equal KL.
 Cost      That of bon_helpful, whose stages it shares.
-Expected  Not yet measured.
+Expected  In the sweep of rivals: KL .60, best-of-4 win rate .791 (.783-.801).
 Command   make train EXP=rivals/bond
 """
 

@@ -3,7 +3,7 @@
 Claim     Its optimum is that of Φ*, as bon_helpful_optimal's, without a transform that theory computes in advance; with
           16 responses a prompt it is to be noisier, and to end near that one at equal KL.
 Cost      That of bon_helpful, whose stages it shares.
-Expected  Not yet measured.
+Expected  In the sweep of rivals: KL .62, best-of-4 win rate .878 (.871-.885).
 Command   make train EXP=rivals/functional_derivative
 """
 

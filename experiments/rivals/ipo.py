@@ -6,7 +6,7 @@ the others; only the others were trained on it.
 Claim     Of pairs of the reference's own responses, ranked without noise, its optimum is that of CTRL with the
           identity. These pairs are of the data and noisy; it is to be read at its own KL beside the ideal identity.
 Cost      About that of dpo_helpful: two minutes on two CPU cores after bon_helpful, whose stages it shares.
-Expected  Not yet measured.
+Expected  In the sweep of rivals at β = .15: KL .68, best-of-4 win rate .790 (.780-.799).
 Command   make train EXP=rivals/ipo
 """
 

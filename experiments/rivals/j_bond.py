@@ -3,7 +3,7 @@
 Claim     It climbs towards the best of two of its own samples, whatever decodes it; at equal KL it is to be near
           baseline_identity, and below bon_helpful under best-of-4.
 Cost      That of bon_helpful, whose stages it shares.
-Expected  Not yet measured.
+Expected  In the sweep of rivals: KL .60, best-of-4 win rate .851 (.843-.859).
 Command   make train EXP=rivals/j_bond
 """
 

@@ -4,7 +4,7 @@ Claim     Its optimum is that of RLHF on the raw reward, at the same KL as bon_h
           add is the difference between the two at equal KL.
 Cost      About a minute of two CPU cores in all, after bon_helpful, whose reference and reward model it shares; the
           calibration table is made anew once, with its responses.
-Expected  Not yet measured.
+Expected  In the sweep of rivals: KL .59, best-of-4 win rate .832 (.824-.840).
 Command   make train EXP=rivals/reward_distillation
 """
 

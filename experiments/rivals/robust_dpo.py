@@ -6,7 +6,7 @@ the others; only the others were trained on it.
 Claim     A policy trained without its decoder in mind, to be read beside dpo_helpful at its own KL. The generated pairs
           have no flips beyond those of Bradley-Terry, so that it takes them for surer than they are.
 Cost      About that of dpo_helpful: two minutes on two CPU cores after bon_helpful, whose stages it shares.
-Expected  Not yet measured.
+Expected  In the sweep of rivals at β = 1: KL 1.18, best-of-4 win rate .841 (.833-.849).
 Command   make train EXP=rivals/robust_dpo
 """
 

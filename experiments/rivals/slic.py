@@ -5,7 +5,7 @@ judges it here, as it judges the others; only the others were trained on it.
 
 Claim     A policy trained without its decoder in mind, to compare at its KL with the ideal policies in the report.
 Cost      About that of dpo_helpful: two minutes on two CPU cores after bon_helpful, whose stages it shares.
-Expected  Not yet measured.
+Expected  In the sweep of rivals at a margin of 1: KL .72, best-of-4 win rate .702 (.691-.712).
 Command   make train EXP=rivals/slic
 """
 

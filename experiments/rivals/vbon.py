@@ -3,7 +3,7 @@
 Claim     Its β of 1/3 is held, so that it is to end near log 4 − 3/4 = .636 nats, where one of its samples wins as
           often as the best of 4 of the reference; under best-of-4 it is to be below bon_helpful at equal KL.
 Cost      That of bon_helpful, whose stages it shares.
-Expected  Not yet measured.
+Expected  In the sweep of rivals: KL .62, best-of-4 win rate .792 (.783-.801).
 Command   make train EXP=rivals/vbon
 """
 
