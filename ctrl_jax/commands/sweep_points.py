@@ -87,7 +87,7 @@ def run_point(run: Workspace, sweep_dir: Path, points: Sequence[Point], *, basel
             if not hosts.agree(is_done(point)):
                 _run_noted(run, point)
     finally:
-        publish(sweep_dir, points, baseline=baseline, compare=all(map(is_done, points)))
+        publish(sweep_dir, points, baseline=baseline, compare=all(map(_has_ended, points)))
 
 
 def _run_noted(run: Workspace, point: Point) -> None:
@@ -169,7 +169,9 @@ def write_jobs(
     say(f"As they end, they write {page} and sweep.json beside it.")
 
 
-def _is_locked(path: Path) -> bool:
+def _is_running(point: Point) -> bool:
+    """Whether a process has its lock."""
+    path = point.work_dir / "point.lock"
     if not path.exists():
         return False
     with path.open("a", encoding="utf-8") as file:
@@ -208,7 +210,7 @@ def note(point: Point, attempts: int, reason: str | None) -> None:
 
 def _status(point: Point, sweep_dir: Path, started: bool) -> Status:
     done, page, record, policy = is_done(point), point.page, read_record(point), point.experiment.policy
-    running = not done and (started or _is_locked(point.work_dir / "point.lock"))
+    running = not done and (started or _is_running(point))
     failed = not done and not running and record.reason is not None
     status = Status(
         name=point.name,
@@ -231,6 +233,11 @@ def _status(point: Point, sweep_dir: Path, started: bool) -> Status:
         return dataclasses.replace(status, evaluation=found, cost=_cost(point, found), highest_kl=highest)
     except InputError as error:  # it was written, with a number that no evaluation can have
         return dataclasses.replace(status, state="failed", reason=str(error))
+
+
+def _has_ended(point: Point) -> bool:
+    """Whether it is done or has failed, so that nothing more of it is to come by itself."""
+    return is_done(point) or (not _is_running(point) and read_record(point).reason is not None)
 
 
 def _cost(point: Point, found: Evaluation) -> Cost:

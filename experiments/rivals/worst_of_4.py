@@ -10,31 +10,18 @@ Command   make train EXP=rivals/worst_of_4        make sweep EXP=rivals/worst_of
 from dataclasses import replace
 
 from ctrl_jax.config import Experiment
-from experiments import (
-    actor_critic_helpful,
-    baseline_identity,
-    baseline_raw,
-    bon_helpful,
-    dpo_helpful,
-    group_projection_helpful,
-    ppo_clip_helpful,
-    regression_helpful,
-    rivals,
-    weighted_likelihood_helpful,
-    won_harmless,
-)
-from experiments.rivals import functional_derivative, grpo, ipo, reward_distillation, robust_dpo, slic
+from experiments import rivals, won_harmless
+from experiments.rivals import best_of_n_sft, bon_rl, bonbon, bond, j_bond, k_sample, vbon
 
 BASELINE = "exponential(-10)"
 
 BUDGETS = [{"kl_budget": kl} for kl in (0.15, 0.3, 0.5)]
-AIMING = (
-    bon_helpful, baseline_identity, actor_critic_helpful, ppo_clip_helpful, baseline_raw, grpo, functional_derivative,
-    regression_helpful, group_projection_helpful, weighted_likelihood_helpful, reward_distillation,
-)  # fmt: skip
-"""Those that aim at a KL budget, by the experiments that train them for best-of-4."""
-OF_PAIRS = (dpo_helpful, robust_dpo, ipo, slic)
-STRENGTHS = {**dict.fromkeys(AIMING, BUDGETS), **{module: rivals.STRENGTHS[module] for module in OF_PAIRS}}
+FOR_BEST_OF_N = (k_sample, bon_rl, j_bond, vbon, bond, best_of_n_sft, bonbon)
+STRENGTHS = {
+    module: BUDGETS if strengths is rivals.BUDGETS else strengths
+    for module, strengths in rivals.STRENGTHS.items()
+    if module not in FOR_BEST_OF_N
+}
 
 OTHER_END = {"exponential(10)": "exponential(-10)"}
 """The transform of the lower end in place of the upper's."""

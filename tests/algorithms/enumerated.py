@@ -1,5 +1,6 @@
 """Expectations over all groups of responses of the three-token language, each by its probability: no Monte Carlo."""
 
+import dataclasses
 import itertools
 import math
 
@@ -49,6 +50,16 @@ def experience(
     rollouts = Rollouts(fakes.prompts(*[0] * size), responses, sampled)
     ranks = None if constrained is None else jnp.asarray(constrained, jnp.float32)[places]
     return Experience(rollouts, jnp.asarray(raw, jnp.float32)[places], ascending, ranks)
+
+
+def padded_otherwise(batch: Experience) -> Experience:
+    """The batch with other tokens behind its responses."""
+    responses = batch.rollouts.responses
+    real = np.arange(responses.tokens.shape[-1]) < np.asarray(responses.lengths)[..., None]
+    tokens = np.where(real, responses.tokens, 1)
+    assert (tokens != responses.tokens).any()
+    rollouts = dataclasses.replace(batch.rollouts, responses=dataclasses.replace(responses, tokens=tokens))
+    return dataclasses.replace(batch, rollouts=rollouts)
 
 
 def losses(algorithm: Ctrl, params: jax.Array, reference: jax.Array, batch: Experience) -> jax.Array:

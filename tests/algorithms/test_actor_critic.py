@@ -183,11 +183,7 @@ def test_of_the_whole_language_the_critic_is_what_is_to_be_expected():
 def test_what_is_behind_a_response_does_not_count():
     batch = jax.tree.map(np.asarray, some())
     algorithm = made(Taught, trace=0.5, **SIZES)
-    real = np.arange(fakes.LENGTH) < batch.rollouts.responses.lengths[..., None]
-    tokens = np.where(real, batch.rollouts.responses.tokens, 1)
-    assert (tokens != batch.rollouts.responses.tokens).any()
-    responses = dataclasses.replace(batch.rollouts.responses, tokens=tokens)
-    other = dataclasses.replace(batch, rollouts=dataclasses.replace(batch.rollouts, responses=responses))
+    other = enumerated.padded_otherwise(batch)
     found = [
         algorithm.loss(POLICY, REFERENCE, x, algorithm.targets(x), algorithm.start())[0].value for x in (batch, other)
     ]

@@ -137,11 +137,7 @@ def test_its_step_is_that_of_the_definition(devices):
 
 def test_what_is_behind_a_response_does_not_count():
     batch = experience()
-    real = np.arange(fakes.LENGTH) < batch.rollouts.responses.lengths[..., None]
-    tokens = np.where(real, batch.rollouts.responses.tokens, 1)
-    assert (tokens != batch.rollouts.responses.tokens).any()
-    responses = dataclasses.replace(batch.rollouts.responses, tokens=tokens)
-    other = dataclasses.replace(batch, rollouts=dataclasses.replace(batch.rollouts, responses=responses))
+    other = enumerated.padded_otherwise(batch)
     losses = [
         PRICED.loss(POLICY, REFERENCE, one, PRICED.targets(one), PRICED.start())[0].value for one in (batch, other)
     ]

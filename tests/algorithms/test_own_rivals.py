@@ -367,13 +367,11 @@ def test_limits_coincide():
 @algorithms
 def test_what_is_behind_a_response_does_not_count(algorithm):
     batch = jax.tree.map(np.asarray, some())
+    other = enumerated.padded_otherwise(batch)
     real = np.arange(fakes.LENGTH) < batch.rollouts.responses.lengths[..., None]
-    tokens = np.where(real, batch.rollouts.responses.tokens, 1)
-    assert (tokens != batch.rollouts.responses.tokens).any()
-    responses = dataclasses.replace(batch.rollouts.responses, tokens=tokens)
     log_probs = np.where(real, batch.rollouts.log_probs, 1e3).astype(np.float32)
-    rollouts = dataclasses.replace(batch.rollouts, responses=responses, log_probs=log_probs)
-    found = loss_of(algorithm, POLICY, dataclasses.replace(batch, rollouts=rollouts))
+    rollouts = dataclasses.replace(other.rollouts, log_probs=log_probs)
+    found = loss_of(algorithm, POLICY, dataclasses.replace(other, rollouts=rollouts))
     assert found == pytest.approx(float(loss_of(algorithm, POLICY, batch)), rel=1e-5)
 
 

@@ -159,6 +159,11 @@ def test_while_points_are_to_come_nothing_is_compared(points, tmp_path, monkeypa
         run = SimpleNamespace(experiment=points[0].experiment, work_dir=points[0].work_dir)
         sweep_points.run_point(run, tmp_path, points)
     assert asked == [False, True]
+    # One that has failed for good keeps nobody waiting.
+    monkeypatch.setattr(sweep_points, "is_done", lambda point: point != points[-1])
+    monkeypatch.setattr(sweep_points, "read_record", lambda _: sweep_points.Record(2, "too little data"))
+    sweep_points.run_point(run, tmp_path, points)
+    assert asked[-1] is True
 
 
 def test_a_page_without_a_baseline_has_no_differences(points, tmp_path):
