@@ -131,7 +131,7 @@ check: $(STAMP) ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: ## speed and memory beside transformers, TRL and tunix; wants a quiet machine and 20 minutes
+bench: ## speed and memory beside transformers, TRL and tunix; wants a quiet machine and half an hour
 	@$(MAKE) --no-print-directory setup EXTRA=bench
 	$(RUN) $(BIN)/python -m benchmarks.bench
 

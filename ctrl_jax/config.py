@@ -874,14 +874,17 @@ class Constrained(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _set(self, floors=tuple(map(float, self.floors)))
+        floors = self.floors
+        numbers = isinstance(floors, tuple | list) and all(isinstance(one, int | float) for one in floors)
         _require(
-            bool(self.floors) and all(0 < floor < 1 for floor in self.floors),
+            numbers and bool(floors) and all(0 < floor < 1 for floor in floors),
             "policy.floors",
-            self.floors,
-            f"Constrained.floors is {self.floors}",
-            "give the mean rank that each of `combine.rewards` keeps, between 0 and 1, such as .5, the reference's.",
+            floors,
+            f"Constrained.floors is {floors!r}",
+            "give the mean rank that each of `combine.rewards` keeps, between 0 and 1, as a tuple such as (0.5,): .5 "
+            "is the reference's.",
         )
+        _set(self, floors=tuple(map(float, floors)))
 
     @property
     def method(self) -> str:

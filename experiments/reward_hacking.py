@@ -1,10 +1,10 @@
 """Reward hacking: policies of a reward model that learned from corrupted pairs, further and further from the reference.
 
-In nine of ten pairs the reply that says "maybe" is called the better one, where only one does; on the average such
-replies have .75 nats less of the gold reward. That judges what policies make of it: raw rewards, calibrated ones
+Of the pairs in which one reply alone says "maybe", nine in ten have that reply put first; on the average such replies
+have .75 nats less of the gold reward. That judges what policies make of it: raw rewards, calibrated ones
 (identity, exponential(10)), log-sigmoids of raw ones, and the lowest of an ensemble, each trained for KLs from .25 to 4
-nats, with three seeds of everything. Further than log 128 = 4.85 nats no policy can be aimed, with the calibration's
-128 references.
+nats, with three seeds of everything. Further than log 128 = 4.85 nats no policy of raw rewards can be aimed, with the
+calibration's 128 references.
 
 Claim     The gold reward of a policy that is trained on raw rewards peaks at a lower KL than that of calibrated ones.
 Cost      Not measured as a whole; 75 points of a minute or two, and six times bon_helpful's stages.

@@ -245,6 +245,8 @@ def test_sizes_and_rates_are_above_zero(part, field, value):
         ),
         (lambda: config.Constrained(), ["Constrained.floors is ()", "give the mean rank"]),
         (lambda: config.Constrained(floors=(0.5, 1.0)), ["Constrained.floors is (0.5, 1.0)", "between 0 and 1"]),
+        (lambda: config.Constrained(floors=0.5), ["Constrained.floors is 0.5", "a tuple such as (0.5,)"]),
+        (lambda: config.Constrained(floors="0.5"), ["Constrained.floors is '0.5'", "a tuple such as (0.5,)"]),
         (
             lambda: Experiment("a", policy=config.Constrained(floors=(0.5,))),
             ["Constrained.floors is (0.5,)", "names 0 rewards", "a floor for each"],
