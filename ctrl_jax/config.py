@@ -6,7 +6,7 @@ Every field is an option of the command line: `policy.kl_budget` is `--policy.kl
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -695,6 +695,16 @@ class Policy:
             _set(self, transform=str(objective.transform))
 
     @property
+    def least_references(self) -> int:
+        """The reference rewards of a prompt that the algorithm needs: a rank is one among two."""
+        return 2
+
+    @property
+    def reads_order_alone(self) -> bool:
+        """Whether an increasing function of one reward would train the same policy."""
+        return not isinstance(self.objective.transform, Raw)
+
+    @property
     def named_algorithm(self) -> dict[str, str]:
         """The entry of files that names the algorithm. CTRL has none: it was the first."""
         return {} if self.algorithm == Policy.algorithm else {"algorithm": self.algorithm}
@@ -757,6 +767,10 @@ class Pairs(Policy):
     def aims(self) -> bool:
         return False
 
+    @property
+    def reads_order_alone(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         _require_an_algorithm(self, Pairs, "policy")
         super().__post_init__()
@@ -767,6 +781,17 @@ class Pairs(Policy):
             f"{type(self).__name__}.transform is {self.transform!r}",
             "preference pairs say nothing of ranks: leave it at raw.",
         )
+        _unused(self, "nothing is drawn", "samples_per_prompt")
+        _unused(self, "no step measures a KL", "kl_limit")
+
+
+def _unused(config: Policy, why: str, *names: str) -> None:
+    """Refuses options that the algorithm has no use for, where they are not at their defaults."""
+    defaults = {field.name: field.default for field in fields(config)}
+    for name in names:
+        value = getattr(config, name)
+        problem = f"{type(config).__name__}.{name} is {value}"
+        _require(value == defaults[name], _field(config, name), value, problem, f"leave it out: {why}.")
 
 
 def _require_beta(config: Policy) -> None:
@@ -841,6 +866,7 @@ class Slic(Pairs):
             f"Slic.beta is {self.beta}",
             "no KL is in its loss: leave it out, and give `policy.margin` and `policy.regularization`.",
         )
+        _unused(self, "no KL is in its loss", "beta_share")
         _between(self, 1e-3, 1e3, "below, nothing is ranked; above, no two responses are so far apart", "margin")
         _between(self, 1e-6, 1e3, "without it nothing keeps the policy near the data", "regularization")
 
@@ -966,6 +992,10 @@ class KSample(Policy):
         super().__post_init__()
         _best_of(self, 2, "of one sample it is CTRL: give a Policy")
 
+    @property
+    def least_references(self) -> int:
+        return self.objective.procedure.num_samples
+
 
 @dataclass(frozen=True)
 class BonRl(Policy):
@@ -987,6 +1017,14 @@ class BonRl(Policy):
         remedy = "it is a share of the reference's responses, at least 0 and below 1."
         _require(0 <= self.success < 1, "policy.success", self.success, problem, remedy)
 
+    @property
+    def least_references(self) -> int:
+        return self.objective.procedure.num_samples
+
+    @property
+    def reads_order_alone(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class FunctionalDerivative(Policy):
@@ -996,12 +1034,17 @@ class FunctionalDerivative(Policy):
     label: ClassVar[str | None] = "functional derivative"
 
     transform: str = "optimal"
-    """Φ*, whose ideal policy is this objective's optimum; nothing is transformed by it."""
+    """Φ*, whose ideal policy is this objective's optimum; nothing is transformed by it, and `beta` is in win rate per
+    nat."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _only_transform(self, "optimal", "the optimum is that of Φ*")
         _enough_samples(self, self.objective.procedure.num_samples + 1, "the procedure's, and one to leave out")
+
+    @property
+    def least_references(self) -> int:
+        return self.objective.procedure.num_samples
 
 
 @dataclass(frozen=True)
@@ -1020,6 +1063,14 @@ class JBond(Policy):
         _only_transform(self, "raw", "it compares the responses of a group")
         _enough_samples(self, 3, "a response and two to compare it with")
         _between(self, 0, 1, "it is a share", "backward")
+
+    @property
+    def least_references(self) -> int:
+        return 3
+
+    @property
+    def reads_order_alone(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -1173,6 +1224,7 @@ class BestOfGroup(Stored):
             f"{name}.transform is {self.transform!r}",
             "the law of best-of-N is that of the logarithm: leave it there.",
         )
+        _unused(self, "the law of best-of-N has no β", "beta_share")
 
 
 @dataclass(frozen=True)
@@ -1379,12 +1431,12 @@ class Experiment:
             "leave it out, or train a reward model.",
         )
         _require(
-            bool(self.combine.rewards) or not self.combine.changes or isinstance(self.policy.objective.transform, Raw),
+            bool(self.combine.rewards) or not self.combine.changes or not self.policy.reads_order_alone,
             "combine.by",
             self.combine.by,
-            f"combine.by is {self.combine.by!r} of one reward, whose ranks stay as they are, and Policy.transform is "
-            f"{self.policy.transform!r}, which sees ranks alone",
-            "train on raw rewards (`policy.transform=raw`), or name more rewards (`combine.rewards`).",
+            f"combine.by is {self.combine.by!r} of one reward, whose order stays as it is, and "
+            f"{type(self.policy).__name__} with transform {self.policy.transform!r} sees order alone",
+            "train on raw rewards (`Policy` with `policy.transform=raw`), or name more rewards (`combine.rewards`).",
         )
         if isinstance(self.policy, Constrained):
             count = len(self.combine.rewards)
@@ -1448,6 +1500,13 @@ class Experiment:
                 "set it to True.",
             )
             _require(
+                section == "policy" or stored.kl_limit is None,
+                f"{section}.kl_limit",
+                stored.kl_limit,
+                f"{section.capitalize()}.kl_limit is {stored.kl_limit}",
+                "leave it out: the KL of a start is an estimate, which stops nothing.",
+            )
+            _require(
                 kept % stored.samples_per_prompt == 0,
                 f"{section}.samples_per_prompt",
                 stored.samples_per_prompt,
@@ -1499,7 +1558,23 @@ class Experiment:
             f"Evaluation.responses_per_prompt is {self.evaluation.responses_per_prompt}",
             f"raise it to at least {needed}.",
         )
-        references = self.calibration.rewards_per_prompt
+        references, name = self.calibration.rewards_per_prompt, type(self.policy).__name__
+        _require(
+            references >= self.policy.least_references,
+            "calibration.samples_per_prompt",
+            references,
+            f"The calibration keeps {references} reference rewards a prompt, and {name} with {self.policy.procedure} "
+            f"needs {self.policy.least_references}",
+            "raise `calibration.samples_per_prompt` (and `calibration.quantiles`, where it is given).",
+        )
+        _require(
+            self.calibration.quantiles is None or not isinstance(self.policy, FunctionalDerivative),
+            "calibration.quantiles",
+            self.calibration.quantiles,
+            f"Calibration.quantiles is {self.calibration.quantiles}, and {name} draws its picks from the reference's "
+            "rewards themselves",
+            "leave it out, so that all are kept.",
+        )
         for section, one in reversed(self.trainings.items()):
             reached = one.objective.most_kl(references)
             _require(

@@ -259,6 +259,41 @@ def test_sizes_and_rates_are_above_zero(part, field, value):
             ),
             ["combine.by is 'log_sigmoids(0.85)'", "holds combine.rewards at floors", "leave it out"],
         ),
+        (lambda: config.Dpo(samples_per_prompt=4), ["Dpo.samples_per_prompt is 4", "leave it out: nothing is drawn"]),
+        (lambda: config.Ipo(kl_limit=3.0), ["Ipo.kl_limit is 3.0", "no step measures a KL"]),
+        (lambda: config.Slic(beta_share=0.5), ["Slic.beta_share is 0.5", "no KL is in its loss"]),
+        (lambda: config.Bonbon(beta_share=0.5), ["Bonbon.beta_share is 0.5", "best-of-N has no β"]),
+        (
+            lambda: Experiment("a", calibration=KEPT, start=GroupProjection(kl_limit=3.0)),
+            ["Start.kl_limit is 3.0", "is an estimate, which stops nothing"],
+        ),
+        *(
+            (
+                lambda policy=policy, few=few, quantiles=quantiles: Experiment(
+                    "a",
+                    policy=policy,
+                    calibration=Calibration(samples_per_prompt=few, quantiles=quantiles),
+                ),
+                [f"keeps {few} reference rewards", f"needs {needs}", "raise `calibration.samples_per_prompt`"],
+            )
+            for quantiles, few, policy, needs in (
+                (None, 3, BonRl(kl_budget=0.3), 4),
+                (3, 3, KSample(kl_budget=0.3), 4),
+                (None, 3, FunctionalDerivative(kl_budget=0.3), 4),
+                (None, 2, JBond(kl_budget=0.3), 3),
+            )
+        ),
+        (
+            lambda: Experiment("a", policy=FunctionalDerivative(), calibration=Calibration(quantiles=32)),
+            ["Calibration.quantiles is 32", "rewards themselves", "leave it out"],
+        ),
+        *(
+            (
+                lambda policy=policy: Experiment("a", policy=policy, combine=config.Combine(by="log_sigmoids(0.85)")),
+                ["of one reward, whose order stays as it is", f"{type(policy).__name__} with transform 'raw'"],
+            )
+            for policy in (BonRl(kl_budget=0.3), JBond(kl_budget=0.3), config.Dpo())
+        ),
         (lambda: Experiment("stages"), ["Experiment.name is 'stages'", "choose another"]),
         (lambda: Experiment("../other"), ["Experiment.name is '../other'", "choose another"]),
         (lambda: Experiment(""), ["Experiment.name is ''", "choose another"]),

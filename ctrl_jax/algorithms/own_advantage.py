@@ -17,6 +17,8 @@ from ctrl_jax.theory.objective import Objective, empirical_beta
 
 ROWS = 256
 """Prompts that the first β is computed from, at most: the controller trims it anyway."""
+COMPARED = 2**26
+"""Pairs of reference responses that are compared for it, at most: 256 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class OwnAdvantage(Ctrl):
         A is what they have as a group of their own, so that this is the slope of V at the reference: right for small
         budgets, and a start for the controller otherwise.
         """
-        every = -(-len(reference_rewards) // ROWS)
+        rows = max(1, min(ROWS, COMPARED // num_references**2))
+        every = -(-len(reference_rewards) // rows)
         raw = jnp.asarray(reference_rewards[::every])
         calibrated = calibration.calibrate_sorted(raw, raw)
         return empirical_beta(self.advantages(self.rewards(raw, calibrated, raw)), objective.kl_budget)

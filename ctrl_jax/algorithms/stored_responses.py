@@ -29,6 +29,9 @@ from ctrl_jax.steps.masked import Mean, StandardError, masked_mean
 from ctrl_jax.theory.objective import Transformed
 from ctrl_jax.types import Metric, Params, Policy, Responses, StoredResponses
 
+MOST = 60.0
+"""Nats of log π/π_ref, as far as the metrics follow it: their sums of exp stay in float32, and the loss goes on."""
+
 
 class Targets(NamedTuple):
     calibrated: jax.Array
@@ -94,8 +97,9 @@ class FromStored(Algorithm):
         responses where `effective_samples` is small. `group_divergence`, KL(q || p) of the normalised w and ρ of a
         group, is 0 at π*, whatever the loss.
         """
-        ratio = jnp.exp(auxiliary)
-        own_kl = ratio * kl.k3(auxiliary, jnp.zeros_like(auxiliary))
+        log_ratio = jnp.minimum(auxiliary, MOST)
+        ratio = jnp.exp(log_ratio)
+        own_kl = ratio * kl.k3(log_ratio, jnp.zeros_like(log_ratio))
 
         def under_the_policy(values: jax.Array) -> Mean:
             return Mean(jnp.sum(ratio * values), jnp.sum(ratio))

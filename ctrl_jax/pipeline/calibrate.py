@@ -23,6 +23,8 @@ from ctrl_jax.steps import calibration
 from ctrl_jax.types import CalibrationTable, Prompts
 
 TABLE, IDS = "rewards.npy", "ids.npz"
+MOST_CONSTANT = 0.9
+"""The share of prompts whose reference rewards may all be equal, such as those that a verifier calls all wrong."""
 
 
 class Calibrated(NamedTuple):
@@ -48,7 +50,7 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
     """Makes the table, or reads it. Its rows are in the order of `run.corpus.prompts("train")`.
 
     Raises:
-      InputError: if the rewards of most prompts are all tied, so that there are no ranks to train on.
+      InputError: if on nearly all prompts the rewards are all tied, so that there is nothing to learn.
     """
     experiment = run.experiment
     config = experiment.calibration
@@ -77,16 +79,21 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
         if not stage.complete:
             _make(run, stage, reference, reward, prompts)
     table, summary = _read(run, stage, prompts), stage.summary
-    ties = summary["ties"]
-    if ties > 0.5:
+    constant, ties = float(np.mean(table.rewards.min(axis=1) == table.rewards.max(axis=1))), summary["ties"]
+    if constant > MOST_CONSTANT:
         raise InputError(
-            f"{ties:.0%} of the pairs of reference responses to a prompt have equal rewards, so their ranks say "
-            "nothing. Train the reward model longer (`reward_model.steps`) or on more data, or give a reward that "
+            f"On {constant:.0%} of the prompts all reference responses have one reward, so that there is nothing to "
+            "learn. Train the reward model longer (`reward_model.steps`) or on more data, or give a reward that "
             "tells responses apart (in float32, which has 7 digits: take off what all rewards have in common); and "
             "check that the reference policy's responses differ (`policy.temperature`)."
         )
     if ties > 0.05:
         warning = f"{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties."
+        if ties > 0.5:
+            warning += (
+                " Ranks of so few levels are hardly more than the rewards themselves, and the first β is for ranks "
+                f"without ties; {constant:.0%} of the prompts have one reward alone, and teach nothing."
+            )
         say(warning, style="yellow")
     signal = learnability.read(stage)
     for sentence in signal.sentences:
@@ -137,7 +144,7 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
         run, "calibration", reference.params, reward.score, prompts, config.samples_per_prompt,
         done=row, log_probs=kept is not None,
     ):  # fmt: skip
-        _check(batch, reward)
+        check(batch, reward)
         if row == 0:
             scored.keep(run, reward.asked, stage.directory, prompts, responses)
         observer.note(row, responses, batch)
@@ -155,7 +162,8 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
     _finish(stage, file, kept, summary)
 
 
-def _check(rewards: np.ndarray, reward: Reward) -> None:
+def check(rewards: np.ndarray, reward: Reward) -> None:
+    """Raises InputError where a reference reward is not finite, or too large for float32 to add up."""
     bad = calibration.out_of_range(rewards)
     if bad.any():
         raise InputError(

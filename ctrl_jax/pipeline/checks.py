@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ctrl_jax.config import Experiment, RewardModel
+from ctrl_jax.config import Experiment, Pairs, RewardModel
 from ctrl_jax.data.conversations import transcript
 from ctrl_jax.data.corpus import Corpus
 from ctrl_jax.data.pipelines import Demonstrations
@@ -41,6 +41,7 @@ def check(experiment: Experiment, corpus: Corpus, *, parts: int, given: function
         # What else there is to say, is said of the data with its long prompts let in.
         corpus = replace(corpus, long_prompts="truncate")
     problems += [*_demonstrations(experiment, corpus, parts), *_reward(experiment, corpus, parts, given)]
+    problems += _pairs(experiment, corpus, parts)
     if not problems:
         return
     where = f" at {experiment.data.path}" if experiment.data.path else ""
@@ -164,6 +165,20 @@ def _reward(experiment: Experiment, corpus: Corpus, parts: int, given: function.
                 f"There are no preference pairs to train the reward model on{_columns(corpus)}. Give rows with "
                 "'chosen' and 'rejected', or a reward that needs none: `reward_model.path` or `reward_model.function`."
             )
+
+
+def _pairs(experiment: Experiment, corpus: Corpus, parts: int) -> Iterator[Problem]:
+    """Of those that a policy learns from itself."""
+    policy = experiment.policy
+    if not isinstance(policy, Pairs) or not corpus.records["train"]:
+        return
+    if found := _usable(corpus, "pairs", policy.prompts_per_step):
+        yield from _batch("preference pairs", found, policy.prompts_per_step, "policy.prompts_per_step", parts)
+    else:
+        yield Problem(
+            f"There are no preference pairs, which {type(policy).__name__} learns from{_columns(corpus)}. Give rows "
+            "with 'chosen' and 'rejected', or choose an algorithm that samples, such as policy=Policy()."
+        )
 
 
 def _prompts_of(corpus: Corpus, config: RewardModel) -> int:

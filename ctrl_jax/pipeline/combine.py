@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ctrl_jax.pipeline import data, rollouts, scored
+from ctrl_jax.pipeline import calibrate, data, rollouts, scored
 from ctrl_jax.pipeline.run import Run
 from ctrl_jax.pipeline.supervised import Trained
 from ctrl_jax.rewards import combined
@@ -133,6 +133,8 @@ def _make(run: Run, stage: Stage, reference: Params, parts: Sequence[Reward], pr
     file = RowFile(stage.directory / TABLE, shape, np.float32)
     functions, before, started = combined.functions(parts), file.note or 0.0, time.monotonic()
     for responses, rewards in _drawn(run, reference, parts, prompts, done=file.rows):
+        for place, part in enumerate(parts):
+            calibrate.check(rewards[..., place], part)
         if file.rows == 0 and functions:
             scored.keep(run, functions, stage.directory, prompts, responses)
         file.append(rewards, before + time.monotonic() - started)

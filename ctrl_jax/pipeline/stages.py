@@ -98,7 +98,7 @@ TABLE = (
         wanted=lambda experiment: experiment.evaluation.judge is not None,
     ),
     Stage(
-        "policy", 7,
+        "policy", 8,
         needs={**_REFERENCE_AND_REWARD, "calibration": "calibration", "start": "start", "constraints": "combine"},
         reads={"policy": "policy", "lora": "model.lora", "table": "calibration", "seed": "seed"},
         timing="train",

@@ -29,7 +29,8 @@ update is made where a whole one might do that. Near the reference d = √KL gro
     speed ← max(forget · speed, (d − d_before − noise) / share)        by which a whole update moved d at most
     share ← clip(room / (margin · speed), least, 1),    room = max(√(limit · budget) − d, d − √budget)
 
-where `noise`, `allowance` standard errors of the KL over d, is what measurements of one policy differ by. The share is
+where `noise`, `allowance` standard errors of the KL over d, is what measurements of one policy differ by; the first
+measurement has none before it, and says nothing of the speed. The share is
 1 where learning is slow, and it is 1 again once the speed is forgotten; above the budget it leaves room for the way
 back. It is 1 where β is held, for then no budget is kept.
 """
@@ -135,7 +136,8 @@ def _brake(
 ) -> tuple[jax.Array, jax.Array]:
     """(speed, share) after a measurement."""
     tiny = jnp.finfo(measured_kl.dtype).tiny
-    last = state.kl[(state.steps - 1) % state.kl.shape[0]]
+    # Where a training goes on from a start, the first measurement is how far that came.
+    last = jnp.where(state.steps > 0, state.kl[(state.steps - 1) % state.kl.shape[0]], measured_kl)
     before, distance = (jnp.sqrt(jnp.maximum(kl, 0.0)) for kl in (last, measured_kl))
     noise = allowance * standard_error / jnp.maximum(distance, tiny)
     speed = jnp.maximum(forget * state.speed, (distance - before - noise) / state.share)

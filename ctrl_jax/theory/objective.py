@@ -224,7 +224,8 @@ class Objective:
                 field="policy.kl_budget",
                 value=self.kl_budget,
                 remedy=f"Lower `policy.kl_budget`{less_flat}, raise `calibration.samples_per_prompt` (and "
-                "`calibration.quantiles`, if it is given), or give `policy.beta`.",
+                "`calibration.quantiles`, if it is given), or give "
+                "`policy.beta`.",
             )
 
     def _phi(self, num_references: int) -> Transform | None:
@@ -291,8 +292,9 @@ def empirical_beta(rewards: jax.Array, budget: float) -> float:
             f"{float(highest.mean()):.3g} share the highest reward, which gives β only up to {most:.3g}.",
             field="policy.kl_budget",
             value=budget,
-            remedy="Lower `policy.kl_budget`, take a reward with more levels, raise `calibration.samples_per_prompt` "
-            "(and `calibration.quantiles`, if it is given), or give `policy.beta`.",
+            remedy="Lower `policy.kl_budget`, take a reward with more levels (of BonRl a higher `policy.success`), "
+            "raise `calibration.samples_per_prompt` (and `calibration.quantiles`, if it is given), or give "
+            "`policy.beta`.",
         )
     # On their own scale, or float32 would not hold the squares of rewards of 1e20.
     rewards = rewards - rewards.max(axis=-1, keepdims=True)

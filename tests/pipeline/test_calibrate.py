@@ -121,8 +121,18 @@ def test_a_table_that_was_cut_off_is_gone_on_with(table_of, tmp_path):
 
 def test_a_constant_reward_is_refused_also_from_the_finished_stage(table_of):
     for _ in range(2):
-        with pytest.raises(InputError, match=r"100% of the pairs.*`reward_model\.steps`"):
+        with pytest.raises(InputError, match=r"100% of the prompts.*`reward_model\.steps`"):
             table_of(np.ones((B, K), np.float32))
+
+
+def test_rewards_of_0_and_1_are_taken(table_of, capsys):
+    """A verifier's: half of the prompts have both, which is what there is to learn from."""
+    rewards = np.zeros((B, K), np.float32)
+    rewards[::2, :3] = 1
+    (table, *_), _ = table_of(rewards)
+    np.testing.assert_array_equal(table.rewards, np.sort(rewards, axis=1))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tie in reward" in said and "50% of the prompts have one reward alone" in said
 
 
 def test_some_ties_are_told(table_of, capsys):

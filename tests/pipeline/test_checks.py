@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ctrl_jax.config import Calibration, Data, Evaluation, Experiment, Policy, RewardModel, Supervised, Validation
+from ctrl_jax.config import Calibration, Data, Dpo, Evaluation, Experiment, Policy, RewardModel, Supervised, Validation
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import checks
@@ -160,6 +160,26 @@ def test_a_validation_needs_pairs(tmp_path):
     experiment = Experiment("any", **{**fields, "data": Data(source="files", path="x", prompt_length=40)})
     with pytest.raises(InputError, match=r"no pairs in the validation split.*`reward_model\.validation\.every=0`"):
         checks.check(experiment, bare, parts=1)
+
+
+def test_a_policy_that_learns_from_pairs_needs_some(tmp_path):
+    """Known before the reference is fine-tuned, also where the reward is no model that is trained on pairs."""
+    rows = [{"prompt": f"How much is {i} plus 1?", "response": str(i + 1)} for i in range(40)]
+
+    def refused(rows):
+        train, test = sizes(tmp_path, rows)
+        with pytest.raises(InputError) as caught:
+            corpus(
+                tmp_path, rows, data={"prompt_length": 40}, reward_model=RewardModel(function="textwrap:fill"),
+                sft=Supervised(batch_size=8), policy=Dpo(prompts_per_step=16), calibration=Calibration(prompts=train),
+                evaluation=Evaluation(prompts=test),
+            )  # fmt: skip
+        return " ".join(str(caught.value).split())
+
+    assert re.search(r"no preference pairs, which Dpo learns from.*an algorithm that samples", refused(rows))
+    few = refused(rows + PAIRS[:10])
+    assert re.search(r"A batch has 16 preference pairs \(`policy.prompts_per_step`\), and there are \d;", few)
+    assert "`policy.prompts_per_step=" in few.split("All options together")[1]
 
 
 def test_prompts_alone_want_demonstrations_and_name_what_is_not_read(tmp_path):
