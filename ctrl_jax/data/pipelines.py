@@ -309,12 +309,16 @@ class Batches(Generic[Tree]):
 
 
 def batches(
-    arrays: Tree, *, batch_size: int, seed: int, shuffle: bool = True, process_index: int = 0, process_count: int = 1
-) -> Batches[Tree]:
+    arrays: Tree, *, batch_size: int, seed: int, shuffle: bool = True, distinct: bool = False,
+    process_index: int = 0, process_count: int = 1,
+) -> Batches[Tree]:  # fmt: skip
     """Endless batches over the leading axis of a pytree of numpy arrays; every epoch in a new order.
 
     An array that is a memory map stays on disk, and a batch reads its own rows alone; only the fingerprint reads all of
     it once, a part at a time.
+
+    A batch may have the last rows of one epoch and the first of the next, and among these a row twice. Where they are
+    `distinct`, it has not: what is left of an epoch, less than a batch, is left out.
 
     The order depends on the data's length, the batch size and the seed alone. `batch_size` counts the rows of all
     processes: process i of n gets the i-th n-th of each batch, so that together they see what one process would, and a
@@ -346,12 +350,16 @@ def batches(
         order = order.shuffle()
     # One thread less is one source of nondeterminism less, and faster for records this small.
     read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    indices = iter(order.repeat().batch(batch_size, drop_remainder=True).to_iter_dataset(read))
+    if distinct:
+        order = order.batch(batch_size, drop_remainder=True).repeat()
+    else:
+        order = order.repeat().batch(batch_size, drop_remainder=True)
+    indices = iter(order.to_iter_dataset(read))
     share = batch_size // process_count
     return Batches(
         arrays,
         indices,
-        _fingerprint(leaves, batch_size, seed, shuffle),
+        _fingerprint(leaves, batch_size, seed, shuffle, *([distinct] if distinct else [])),
         slice(process_index * share, (process_index + 1) * share),
     )
 

@@ -88,7 +88,13 @@ def run(
     with run.open_training(
         experiment.name,
         programs.init_state(trained, optimizer, run.mesh, algorithm.start()),
-        batches(examples(run, config, calibrated), batch_size=config.prompts_per_step, seed=experiment.seed),
+        # The responses to a prompt are a function of the step and the prompt: one that is there twice has the same.
+        batches(
+            examples(run, config, calibrated),
+            batch_size=config.prompts_per_step,
+            seed=experiment.seed,
+            distinct=algorithm.source is Source.POLICY,
+        ),
         metrics=algorithm.metrics,
         devices=programs.Devices(run.mesh),
         steps=config.steps,

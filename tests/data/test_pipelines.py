@@ -228,6 +228,16 @@ def test_each_epoch_is_another_permutation():
     assert len({tuple(epoch) for epoch in rows.tolist()}) == 3
 
 
+def test_rows_that_are_to_be_distinct_are_so_in_every_batch_and_all_come():
+    mixed = _rows(pipelines.batches(_tree(10), batch_size=8, seed=0), 30)
+    assert any(len(set(rows)) < 8 for rows in mixed)
+    rows = _rows(pipelines.batches(_tree(10), batch_size=8, seed=0, distinct=True), 30)
+    assert all(len(set(batch)) == 8 for batch in rows)
+    assert {row for batch in rows for row in batch} == set(range(10))
+    whole, same = (_rows(pipelines.batches(_tree(12), batch_size=4, seed=0, distinct=x), 30) for x in (True, False))
+    assert whole == same, "where the batches divide the rows"
+
+
 def test_the_seed_alone_gives_the_order():
     first, same, other = (_rows(pipelines.batches(_tree(100), batch_size=8, seed=seed), 20) for seed in (3, 3, 4))
     assert first == same != other
@@ -271,7 +281,14 @@ def test_the_state_goes_through_json_and_to_another_number_of_processes():
 
 @pytest.mark.parametrize(
     "change",
-    [{"batch_size": 4}, {"seed": 1}, {"shuffle": False}, {"arrays": _tree(51)}, {"arrays": {"row": np.arange(50)}}],
+    [
+        {"batch_size": 4},
+        {"seed": 1},
+        {"shuffle": False},
+        {"distinct": True},
+        {"arrays": _tree(51)},
+        {"arrays": {"row": np.arange(50)}},
+    ],
 )
 def test_a_state_of_another_pipeline_is_refused(change):
     settings = {"arrays": _tree(50), "batch_size": 8, "seed": 0}

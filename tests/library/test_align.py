@@ -131,19 +131,21 @@ def test_a_model_is_needed(tmp_path):
 
 
 def test_a_transform_and_messages_of_ones_own(model, tmp_path):
-    """Any increasing function serves; the reward gets the prompts as they were given."""
-    prompts = [[{"role": "user", "content": f"Count to {i}."}] for i in range(8)]
+    """Any increasing function serves; the reward gets the prompts as they were given, in a step each of them once."""
+    prompts = [[{"role": "user", "content": f"Count to {i}."}] for i in range(12)]
     seen = []
 
     def reward(prompts, responses):
-        seen.extend(prompts)
+        seen.append(prompts)
         return [float(len(set(text))) for text in responses]
 
     objective = cj.Objective(lambda u: u**3, cj.best_of(2), kl_budget=0.5)
-    made = align(model, tmp_path / "runs" / "cube", prompts, reward=reward, objective=objective, steps=1)
+    made = align(model, tmp_path / "runs" / "cube", prompts, reward=reward, objective=objective, steps=3)
     with pytest.raises(cj.InputError, match="call evaluate"):
         made.report()
-    assert seen and all(one in prompts for one in seen)
+    assert all(one in prompts for asked in seen for one in asked)
+    for asked in seen[-3:]:  # 8 of 12 prompts a step, 4 responses to each
+        assert len(asked) == 32 and len({str(prompt) for prompt in asked}) == 8
     config = json.loads((made.work_dir / "config.json").read_text())
     assert config["policy"]["transform"].startswith("<lambda>-")
     evaluation = made.evaluate(prompts[:5], responses_per_prompt=4)
@@ -151,4 +153,4 @@ def test_a_transform_and_messages_of_ones_own(model, tmp_path):
     assert evaluation.ideal["best_of_2"].transform == pytest.approx(expected, abs=1e-6)
     assert made.report().exists()
     # The reward's source is known: the same call again trains nothing.
-    assert align(model, made.work_dir, prompts, reward=reward, objective=objective, steps=1)
+    assert align(model, made.work_dir, prompts, reward=reward, objective=objective, steps=3)
