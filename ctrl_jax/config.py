@@ -1398,6 +1398,7 @@ class Experiment:
         )
         self._check_reward()
         self._check_policy()
+        self._check_references()
         self._check_stored()
 
     def _check_reward(self) -> None:
@@ -1558,6 +1559,17 @@ class Experiment:
             f"Evaluation.responses_per_prompt is {self.evaluation.responses_per_prompt}",
             f"raise it to at least {needed}.",
         )
+        _require(
+            self.policy.prompts_per_step <= self.calibration.prompts,
+            "policy.prompts_per_step",
+            self.policy.prompts_per_step,
+            f"Policy.prompts_per_step is {self.policy.prompts_per_step}, but only Calibration.prompts = "
+            f"{self.calibration.prompts} prompts are calibrated to train on",
+            "lower the first or raise the second.",
+        )
+
+    def _check_references(self) -> None:
+        """The reference rewards of a prompt, beside what the policy makes of them."""
         references, name = self.calibration.rewards_per_prompt, type(self.policy).__name__
         _require(
             references >= self.policy.least_references,
@@ -1586,14 +1598,6 @@ class Experiment:
                 f"Lower `{section}.kl_budget`, raise `calibration.samples_per_prompt` (and `calibration.quantiles`, "
                 f"where it is given), or give `{section}.beta`.",
             )
-        _require(
-            self.policy.prompts_per_step <= self.calibration.prompts,
-            "policy.prompts_per_step",
-            self.policy.prompts_per_step,
-            f"Policy.prompts_per_step is {self.policy.prompts_per_step}, but only Calibration.prompts = "
-            f"{self.calibration.prompts} prompts are calibrated to train on",
-            "lower the first or raise the second.",
-        )
 
 
 def grid(base: Experiment, *, transforms: Sequence[str], kl_budgets: Sequence[float]) -> list[Experiment]:
