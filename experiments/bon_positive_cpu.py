@@ -20,6 +20,9 @@ from dataclasses import replace
 from ctrl_jax.config import Experiment, Policy, RewardModel, grid
 from experiments import bon_helpful_hh_cpu
 
+BETA_SHARES = {"identity": 0.9, "exponential(10)": 0.62}
+"""What a policy of this size learns of a transformed reward, as training found it."""
+
 
 def experiment() -> Experiment:
     helpful = bon_helpful_hh_cpu.experiment()
@@ -30,6 +33,7 @@ def experiment() -> Experiment:
         reward_model=RewardModel(function="experiments.rewards.sentiment:compound"),
         policy=Policy(
             kl_budget=1.2,
+            beta_share=BETA_SHARES["exponential(10)"],
             steps=80,
             prompts_per_step=8,
             samples_per_prompt=16,
@@ -37,8 +41,10 @@ def experiment() -> Experiment:
             warmup_steps=5,
             checkpoint_every=10,
         ),
+        evaluation=replace(helpful.evaluation, responses_per_prompt=32),
     )
 
 
 def sweep() -> list[Experiment]:
-    return grid(experiment(), transforms=("identity", "exponential(10)"), kl_budgets=(1.2,))
+    points = grid(experiment(), transforms=tuple(BETA_SHARES), kl_budgets=(1.2,))
+    return bon_helpful_hh_cpu.with_shares(points, BETA_SHARES)

@@ -23,7 +23,13 @@ def experiment() -> Experiment:
         model=replace(small.model, dtype="bfloat16"),
         calibration=Calibration(prompts=1024, samples_per_prompt=64),
         policy=replace(
-            small.policy, kl_budget=0.75, steps=300, prompts_per_step=32, samples_per_prompt=16, warmup_steps=20
+            small.policy,
+            kl_budget=0.75,
+            beta_share=None,  # what so many more responses teach is for the probe to say
+            steps=300,
+            prompts_per_step=32,
+            samples_per_prompt=16,
+            warmup_steps=20,
         ),
         evaluation=replace(small.evaluation, prompts=400, responses_per_prompt=64),
     )
