@@ -27,7 +27,7 @@ from ctrl_jax.config import (
     grid,
 )
 
-BETA_SHARES = {"identity": 0.67, "exponential(10)": 0.4}
+BETA_SHARES = {"identity": 0.6, "exponential(10)": 0.5}
 """What a policy of this size learns of a transformed reward, as training found it."""
 
 
@@ -50,7 +50,7 @@ def experiment() -> Experiment:
             warmup_steps=5,
             checkpoint_every=10,
         ),
-        evaluation=Evaluation(prompts=256, responses_per_prompt=24),
+        evaluation=Evaluation(prompts=256, responses_per_prompt=16),
     )
 
 

@@ -160,7 +160,7 @@ def algorithm_of(run: Run, options: Policy, calibrated: Calibrated | None) -> Al
 
 LEARNED_OF_LINEAR = 0.5
 """By what β is multiplied for a reward that is linear in the features that the probe reads: of that the probe says
-nothing. SmolLM2-135M learned .35 to .7 of such rewards on hh-rlhf, by the transform (docs/real_models.md)."""
+nothing. SmolLM2-135M learned .35 to .6 of such rewards on hh-rlhf, by the transform (docs/real_models.md)."""
 LEAST_LEARNED = 0.25
 """As far as β goes down on the word of a probe alone: two rests below the budget would bring it as far."""
 
