@@ -1065,10 +1065,6 @@ class JBond(Policy):
         _between(self, 0, 1, "it is a share", "backward")
 
     @property
-    def least_references(self) -> int:
-        return 3
-
-    @property
     def reads_order_alone(self) -> bool:
         return True
 

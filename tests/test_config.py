@@ -280,7 +280,6 @@ def test_sizes_and_rates_are_above_zero(part, field, value):
                 (None, 3, BonRl(kl_budget=0.3), 4),
                 (3, 3, KSample(kl_budget=0.3), 4),
                 (None, 3, FunctionalDerivative(kl_budget=0.3), 4),
-                (None, 2, JBond(kl_budget=0.3), 3),
             )
         ),
         (

@@ -20,11 +20,16 @@ w log 16 P², where C and P, the chance that another is better, are those of its
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ctrl_jax.algorithms.own_advantage import OwnAdvantage
+from ctrl_jax.theory.objective import Objective
+
+_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 @dataclass(frozen=True)
@@ -41,3 +46,21 @@ class JBond(OwnAdvantage):
         likelihood = (worse - better) / others
         penalty = math.log(16) * (1 / 3 - both_better)
         return (1 - self.backward) * likelihood + self.backward * penalty
+
+    def first_beta(self, objective: Objective, num_references: int, reference_rewards: Any) -> float:
+        """The β whose policy comes to rest at the KL budget, for rewards without ties.
+
+        There p(u) = c exp(Ψ(F(u)) / β) on the ranks u among the reference's, with the policy's own CDF F. In f = F(u),
+        du = df / p says c = ∫ exp(−Ψ(f) / β) df, and so KL = ∫ log p df = ∫ Ψ(f) / β df + log c, which falls with β.
+        """
+        own_rank = (1 + _POINTS) / 2
+        psi = (1 - self.backward) * 2 * own_rank - self.backward * math.log(16) * (1 - own_rank) ** 2
+
+        def kl(beta: float) -> float:
+            return float(_WEIGHTS @ psi / 2 / beta + np.log(_WEIGHTS @ np.exp(-psi / beta) / 2))
+
+        low, high = 1e-3, 1e3
+        while high / low > 1 + 1e-6:
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if kl(middle) > objective.kl_budget else (low, middle)
+        return high

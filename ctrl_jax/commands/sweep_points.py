@@ -228,11 +228,17 @@ def _status(point: Point, sweep_dir: Path, started: bool) -> Status:
         return status
     try:
         found = evaluation(point)
-        kl = read_metrics(point.work_dir / "metrics.jsonl").get("kl", np.array([]))
-        highest = highest_mean(kl, RECENT)
+        highest = _highest_kl(point)
         return dataclasses.replace(status, evaluation=found, cost=_cost(point, found), highest_kl=highest)
     except InputError as error:  # it was written, with a number that no evaluation can have
         return dataclasses.replace(status, state="failed", reason=str(error))
+
+
+def _highest_kl(point: Point) -> float | None:
+    """The highest mean of five steps' KL; None where it is an estimate from stored responses, which a few outweigh."""
+    if not assembly.is_on_policy(point.experiment.policy):
+        return None
+    return highest_mean(read_metrics(point.work_dir / "metrics.jsonl").get("kl", np.array([])), RECENT)
 
 
 def _has_ended(point: Point) -> bool:

@@ -44,7 +44,7 @@ class Status:
     """None unless the state is done."""
     highest_kl: float | None = None
     """The highest mean of five steps' KL of its training, nats per response; None unless the state is done, and where
-    the training measured none."""
+    the training measured none on the policy's own responses."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", self.method or self.transform)

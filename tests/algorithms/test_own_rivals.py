@@ -411,6 +411,8 @@ def test_options_make_their_algorithm_with_a_beta_for_the_budget(kind):
     assert not algorithm.start().held
     if kind is config.FunctionalDerivative:
         kl = kl_of_the_best_win_rate_of_two(algorithm.beta)
+    elif kind is config.JBond:
+        kl = kl_of_j_bond_at_rest(algorithm.beta, options.backward)
     else:
         batch = Experience(None, jnp.asarray(table), jnp.asarray(table))
         advantages = np.asarray(algorithm.advantages(algorithm.targets(batch).scored.transformed), np.float64)
@@ -438,3 +440,22 @@ def test_the_first_beta_of_best_of_two_is_that_of_its_slope_at_the_reference():
     table = np.tile(np.arange(400, dtype=np.float32), (3, 1))
     found = algorithm.first_beta(objective, 400, table)
     assert found == pytest.approx(ideal.at_kl(lambda u: u**2, 0.3).beta, rel=0.02)
+
+
+@pytest.mark.parametrize("backward", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("budget", [0.1, 0.6, 2.0])
+def test_j_bond_begins_at_the_beta_at_which_it_comes_to_rest(backward, budget):
+    algorithm, objective = made(JBond, backward=backward), Objective.parse("raw", "best_of_4", budget)
+    beta = algorithm.first_beta(objective, 128, None)
+    assert kl_of_j_bond_at_rest(beta, backward) == pytest.approx(budget, rel=2e-3)
+
+
+def kl_of_j_bond_at_rest(beta: float, backward: float, cells: int = 4000) -> float:
+    """Of the law that stays where it is: towards exp(Ψ / β) of its own ranks, a tenth of the way at a time."""
+    law = np.full(cells, 1 / cells)
+    for _ in range(3000):
+        rank = np.cumsum(law) - law / 2
+        aim = np.exp(((1 - backward) * 2 * rank - backward * np.log(16) * (1 - rank) ** 2) / beta)
+        law = law**0.9 * (aim / aim.sum()) ** 0.1
+        law /= law.sum()
+    return float(law @ np.log(law * cells))

@@ -144,6 +144,10 @@ def test_a_point_that_is_done_says_how_far_its_kl_went(points, monkeypatch, tmp_
     kl = read_run(points[0].work_dir).metrics["kl"]
     assert status.highest_kl == pytest.approx(max(kl[i : i + 5].mean() for i in range(len(kl) - 4)))
     assert status.as_json()["highest_kl"] == status.highest_kl
+    calibration = config.Calibration(keep_responses=True)
+    stored = config.Experiment("stored", policy=config.GroupProjection(), calibration=calibration)
+    estimated = sweep_points._status(points[0]._replace(experiment=stored), tmp_path, False)
+    assert estimated.evaluation is not None and estimated.highest_kl is None
 
 
 def test_while_points_are_to_come_nothing_is_compared(points, tmp_path, monkeypatch):
