@@ -781,8 +781,6 @@ class Pairs(Policy):
             f"{type(self).__name__}.transform is {self.transform!r}",
             "preference pairs say nothing of ranks: leave it at raw.",
         )
-        _unused(self, "nothing is drawn", "samples_per_prompt")
-        _unused(self, "no step measures a KL", "kl_limit")
 
 
 def _unused(config: Policy, why: str, *names: str) -> None:
@@ -994,7 +992,7 @@ class KSample(Policy):
 
     @property
     def least_references(self) -> int:
-        return self.objective.procedure.num_samples
+        return 2 if self.beta is not None else self.objective.procedure.num_samples
 
 
 @dataclass(frozen=True)
@@ -1019,7 +1017,7 @@ class BonRl(Policy):
 
     @property
     def least_references(self) -> int:
-        return self.objective.procedure.num_samples
+        return 2 if self.beta is not None else self.objective.procedure.num_samples
 
     @property
     def reads_order_alone(self) -> bool:

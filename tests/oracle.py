@@ -240,9 +240,7 @@ class Trainer:
 
     def brake(self, metrics: dict[str, float]) -> None:
         """How much of an update is made: √KL has room for three times what a whole one raised it by, less the noise."""
-        distance, before = (
-            math.sqrt(max(kl, 0)) for kl in (metrics["kl"], self.kls[-1] if self.kls else metrics["kl"])
-        )
+        distance, before = (math.sqrt(max(kl, 0)) for kl in (metrics["kl"], self.kls[-1] if self.kls else 0.0))
         noise = metrics["kl_standard_error"] / distance if distance else 0.0
         self.speed = max(0.97 * self.speed, (distance - before - noise) / self.share)
         room = max(math.sqrt(1.15 * self.budget) - distance, distance - math.sqrt(self.budget))

@@ -259,8 +259,6 @@ def test_sizes_and_rates_are_above_zero(part, field, value):
             ),
             ["combine.by is 'log_sigmoids(0.85)'", "holds combine.rewards at floors", "leave it out"],
         ),
-        (lambda: config.Dpo(samples_per_prompt=4), ["Dpo.samples_per_prompt is 4", "leave it out: nothing is drawn"]),
-        (lambda: config.Ipo(kl_limit=3.0), ["Ipo.kl_limit is 3.0", "no step measures a KL"]),
         (lambda: config.Slic(beta_share=0.5), ["Slic.beta_share is 0.5", "no KL is in its loss"]),
         (lambda: config.Bonbon(beta_share=0.5), ["Bonbon.beta_share is 0.5", "best-of-N has no β"]),
         (

@@ -11,6 +11,7 @@ raw it is RLOO (Ahmadian et al. 2024, arXiv 2402.14740): the objective and the l
 so is the expected gradient; RLOO takes the KL as a sampled cost in the reward, where it is exact here.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -51,12 +52,14 @@ class Ctrl(Algorithm):
     """Of the sampling law, at which both policies are compared."""
     chunk_size: int
     """Tokens whose logits exist at a time."""
+    goes_on: bool = dataclasses.field(default=False, kw_only=True)
+    """Whether the training begins where a start ended, and not at the reference."""
 
     source = Source.POLICY
     metrics: ClassVar[tuple[Metric, ...]] = own_responses.METRICS
 
     def start(self) -> Controller:
-        return kl_budget.init(self.beta, budget=self.kl_budget, held=self.hold_beta)
+        return kl_budget.init(self.beta, budget=self.kl_budget, held=self.hold_beta, goes_on=self.goes_on)
 
     def rewards(self, raw: jax.Array, calibrated: jax.Array, reference_rewards: jax.Array) -> jax.Array:
         """[B, N] what is trained on: of raw and calibrated rewards [B, N] and the reference's [B, K], ascending."""

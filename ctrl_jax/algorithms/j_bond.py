@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax.algorithms.own_advantage import OwnAdvantage
-from ctrl_jax.theory.objective import Objective
+from ctrl_jax.algorithms.own_advantage import OwnAdvantage, some_of
+from ctrl_jax.theory.objective import Objective, check_reachable
 
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
@@ -52,7 +52,11 @@ class JBond(OwnAdvantage):
 
         There p(u) = c exp(Ψ(F(u)) / β) on the ranks u among the reference's, with the policy's own CDF F. In f = F(u),
         du = df / p says c = ∫ exp(−Ψ(f) / β) df, and so KL = ∫ log p df = ∫ Ψ(f) / β df + log c, which falls with β.
+
+        Raises:
+          InputError: if so many reference responses share the highest reward that no policy has the budget.
         """
+        check_reachable(some_of(reference_rewards), objective.kl_budget)
         own_rank = (1 + _POINTS) / 2
         psi = (1 - self.backward) * 2 * own_rank - self.backward * math.log(16) * (1 - own_rank) ** 2
 

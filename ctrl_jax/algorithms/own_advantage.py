@@ -21,6 +21,12 @@ COMPARED = 2**26
 """Pairs of reference responses that are compared for it, at most: 256 MB in float32."""
 
 
+def some_of(reference_rewards: Any) -> jax.Array:
+    """Rows of [B, K], as many as there is room for to compare all responses of a prompt with one another."""
+    rows = max(1, min(ROWS, COMPARED // reference_rewards.shape[1] ** 2))
+    return jnp.asarray(reference_rewards[:: -(-len(reference_rewards) // rows)])
+
+
 @dataclass(frozen=True)
 class OwnAdvantage(Ctrl):
     """CTRL with advantages of its own, and the same exact KL, budget and controller."""
@@ -35,8 +41,6 @@ class OwnAdvantage(Ctrl):
         A is what they have as a group of their own, so that this is the slope of V at the reference: right for small
         budgets, and a start for the controller otherwise.
         """
-        rows = max(1, min(ROWS, COMPARED // num_references**2))
-        every = -(-len(reference_rewards) // rows)
-        raw = jnp.asarray(reference_rewards[::every])
+        raw = some_of(reference_rewards)
         calibrated = calibration.calibrate_sorted(raw, raw)
         return empirical_beta(self.advantages(self.rewards(raw, calibrated, raw)), objective.kl_budget)

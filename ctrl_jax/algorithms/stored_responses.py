@@ -30,7 +30,7 @@ from ctrl_jax.theory.objective import Transformed
 from ctrl_jax.types import Metric, Params, Policy, Responses, StoredResponses
 
 MOST = 60.0
-"""Nats of log π/π_ref, as far as the metrics follow it: their sums of exp stay in float32, and the loss goes on."""
+"""Nats of log π/π_ref, either way, as far as the metrics follow it: exp of more is no float32. The loss follows all."""
 
 
 class Targets(NamedTuple):
@@ -97,7 +97,7 @@ class FromStored(Algorithm):
         responses where `effective_samples` is small. `group_divergence`, KL(q || p) of the normalised w and ρ of a
         group, is 0 at π*, whatever the loss.
         """
-        log_ratio = jnp.minimum(auxiliary, MOST)
+        log_ratio = jnp.clip(auxiliary, -MOST, MOST)
         ratio = jnp.exp(log_ratio)
         own_kl = ratio * kl.k3(log_ratio, jnp.zeros_like(log_ratio))
 

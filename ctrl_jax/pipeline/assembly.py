@@ -152,6 +152,7 @@ def algorithm(
     beta: float | None,
     num_references: int,
     eos_ids: tuple[int, ...],
+    goes_on: bool = False,
 ) -> Algorithm:
     """The algorithm of an experiment. Each of its fields gets the value that is offered here under its name, or else
     that of the option.
@@ -163,6 +164,7 @@ def algorithm(
       beta: the weight of the KL to start with.
       num_references: K reference rewards a prompt, where rewards are calibrated.
       eos_ids: tokens that end a response.
+      goes_on: whether the training begins where a start ended.
     """
     objective = policy.objective
     offered = {
@@ -171,6 +173,7 @@ def algorithm(
         "procedure": objective.procedure,
         "beta": beta,
         "hold_beta": policy.beta is not None,
+        "goes_on": goes_on,
         "eos_ids": eos_ids,
         "chunk_size": chunk_size(parts, mesh),
         "width": parts.architecture.width,

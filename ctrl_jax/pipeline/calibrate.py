@@ -20,6 +20,7 @@ from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import DONE, RowFile, Stage, read_arrays, read_rows, write_arrays
 from ctrl_jax.steps import calibration
+from ctrl_jax.theory.objective import Raw
 from ctrl_jax.types import CalibrationTable, Prompts
 
 TABLE, IDS = "rewards.npy", "ids.npz"
@@ -79,7 +80,8 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
         if not stage.complete:
             _make(run, stage, reference, reward, prompts)
     table, summary = _read(run, stage, prompts), stage.summary
-    constant, ties = float(np.mean(table.rewards.min(axis=1) == table.rewards.max(axis=1))), summary["ties"]
+    ties, alike = summary["ties"], np.mean(table.rewards.min(axis=1) == table.rewards.max(axis=1))
+    constant = summary.get("constant", float(alike))
     if constant > MOST_CONSTANT:
         raise InputError(
             f"On {constant:.0%} of the prompts all reference responses have one reward, so that there is nothing to "
@@ -89,11 +91,10 @@ def run(run: Run, reference: Trained, reward: Reward) -> Calibrated:
         )
     if ties > 0.05:
         warning = f"{ties:.1%} of the pairs of reference responses tie in reward: the ideal values assume no ties."
-        if ties > 0.5:
-            warning += (
-                " Ranks of so few levels are hardly more than the rewards themselves, and the first β is for ranks "
-                f"without ties; {constant:.0%} of the prompts have one reward alone, and teach nothing."
-            )
+        if ties > 0.5 and not isinstance(experiment.policy.objective.transform, Raw):
+            warning += " Ranks of so few levels say little more than the rewards, and the first β is for more."
+        if constant > 0:
+            warning += f" {constant:.0%} of the prompts have one reward alone, and teach nothing."
         say(warning, style="yellow")
     signal = learnability.read(stage)
     for sentence in signal.sentences:
@@ -138,8 +139,8 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
     observer = learnability.Observer(run, stage, reference.params, prompts)
     # A kill leaves one file behind another: what one has already is drawn again, and left out there.
     row = min(file.rows, observer.rows, file.rows if kept is None else kept.rows)
-    so_far = file.note or {"ties": 0.0, "seconds": 0.0}
-    ties, before, started = so_far["ties"], so_far["seconds"], time.monotonic()
+    so_far = file.note or {"ties": 0.0, "constant": 0, "seconds": 0.0}
+    ties, constant, before, started = so_far["ties"], so_far["constant"], so_far["seconds"], time.monotonic()
     for responses, batch, log_probs in rollouts.scored(
         run, "calibration", reference.params, reward.score, prompts, config.samples_per_prompt,
         done=row, log_probs=kept is not None,
@@ -155,10 +156,13 @@ def _make(run: Run, stage: Stage, reference: Trained, reward: Reward, prompts: P
         if row + len(batch) > file.rows:
             ascending = jnp.sort(jnp.asarray(batch[file.rows - row :]), axis=-1)
             ties += float(_ties(ascending).sum())
+            constant += int((ascending[:, 0] == ascending[:, -1]).sum())
             rewards = calibration.quantiles(ascending, config.rewards_per_prompt)
-            file.append(np.asarray(rewards), {"ties": ties, "seconds": before + time.monotonic() - started})
+            note = {"ties": ties, "constant": constant, "seconds": before + time.monotonic() - started}
+            file.append(np.asarray(rewards), note)
         row += len(batch)
-    summary = {"ties": ties / config.prompts, **observer.finish(), "seconds": before + time.monotonic() - started}
+    shares = {"ties": ties / config.prompts, "constant": constant / config.prompts}
+    summary = {**shares, **observer.finish(), "seconds": before + time.monotonic() - started}
     _finish(stage, file, kept, summary)
 
 

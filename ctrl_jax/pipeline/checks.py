@@ -47,8 +47,10 @@ def check(experiment: Experiment, corpus: Corpus, *, parts: int, given: function
     where = f" at {experiment.data.path}" if experiment.data.path else ""
     options: dict[str, Any] = {}
     for problem in problems:
-        longest = max(problem.options.get("data.prompt_length", 0), options.get("data.prompt_length", 0))
-        options |= problem.options | ({"data.prompt_length": longest} if longest else {})
+        # The longest of the lengths lets in all prompts, and the smallest of the batches can be filled by all.
+        for option, value in problem.options.items():
+            of_both = {"data.prompt_length": max, "policy.prompts_per_step": min}.get(option)
+            options[option] = of_both(value, options[option]) if of_both and option in options else value
     numbered = "".join(f"\n  {i}. {problem.text}" for i, problem in enumerate(problems, 1))
     mended = " ".join(f"`{option}={value}`" for option, value in options.items())
     count = "One problem" if len(problems) == 1 else f"{len(problems)} problems"

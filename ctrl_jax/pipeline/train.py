@@ -135,7 +135,7 @@ def depends_on(
 
 def algorithm_of(run: Run, options: Policy, calibrated: Calibrated | None) -> Algorithm:
     """The algorithm of the options, of the policy's training or its start, with the β of its KL budget."""
-    calibration = run.experiment.calibration
+    experiment, calibration = run.experiment, run.experiment.calibration
     num_references = calibration.rewards_per_prompt
     if assembly.learns_from_stored(options):
         num_references = calibration.samples_per_prompt
@@ -144,6 +144,7 @@ def algorithm_of(run: Run, options: Policy, calibrated: Calibrated | None) -> Al
         return assembly.algorithm(
             run.models, run.mesh, options,
             beta=beta, num_references=num_references, eos_ids=run.corpus.tokenizer.eos_ids,
+            goes_on=experiment.start is not None and options is experiment.policy,
         )  # fmt: skip
 
     if options.beta is not None or calibrated is None:
@@ -152,8 +153,8 @@ def algorithm_of(run: Run, options: Policy, calibrated: Calibrated | None) -> Al
     if options.beta_share is not None:
         beta *= options.beta_share
     elif assembly.is_on_policy(options):
-        mixed = run.experiment.combines and run.experiment.combine.rewards
-        alone = run.experiment.reward_model.linear and not mixed
+        mixed = experiment.combines and experiment.combine.rewards
+        alone = experiment.reward_model.linear and not mixed
         beta *= LEARNED_OF_LINEAR if alone else learned_share(calibrated.signal)
     return made(beta)
 

@@ -29,8 +29,8 @@ update is made where a whole one might do that. Near the reference d = √KL gro
     speed ← max(forget · speed, (d − d_before − noise) / share)        by which a whole update moved d at most
     share ← clip(room / (margin · speed), least, 1),    room = max(√(limit · budget) − d, d − √budget)
 
-where `noise`, `allowance` standard errors of the KL over d, is what measurements of one policy differ by; the first
-measurement has none before it, and says nothing of the speed. The share is
+where `noise`, `allowance` standard errors of the KL over d, is what measurements of one policy differ by. Where a
+training goes on from a start, its first measurement is how far that came, and says nothing of the speed. The share is
 1 where learning is slow, and it is 1 again once the speed is forgotten; above the budget it leaves room for the way
 back. It is 1 where β is held, for then no budget is kept.
 """
@@ -67,10 +67,17 @@ class State:
     """[] by how much a whole update has raised √KL at most, with what is forgotten of it."""
     share: jax.Array
     """[] of the next update, how much is made."""
+    before: jax.Array
+    """[] the last measurement: 0 at the reference, and nan behind a start, which came nobody knows how far."""
 
 
-def init(beta: float | jax.Array, *, budget: float, held: bool = False, window: int = 5) -> State:
-    """A controller at β that averages over the last `window` measurements; one that is `held` only records them."""
+def init(
+    beta: float | jax.Array, *, budget: float, held: bool = False, goes_on: bool = False, window: int = 5
+) -> State:
+    """A controller at β that averages over the last `window` measurements; one that is `held` only records them.
+
+    `goes_on` says that the training begins where a start ended, and not at the reference.
+    """
     beta = jnp.asarray(beta, jnp.float32)
     return State(
         beta,
@@ -84,6 +91,7 @@ def init(beta: float | jax.Array, *, budget: float, held: bool = False, window: 
         jnp.asarray(held),
         jnp.zeros(()),
         jnp.ones(()),
+        jnp.asarray(jnp.nan if goes_on else 0.0),
     )
 
 
@@ -120,7 +128,7 @@ def update(
     base = state.base * nearer * jnp.exp(integral * error)
     beta = base * jnp.exp(proportional * error)
     speed, share = _brake(state, measured_kl, jnp.asarray(standard_error))
-    return State(beta, base, kl, steps, started, highest, waited, state.budget, state.held, speed, share)
+    return State(beta, base, kl, steps, started, highest, waited, state.budget, state.held, speed, share, measured_kl)
 
 
 def _brake(
@@ -136,8 +144,7 @@ def _brake(
 ) -> tuple[jax.Array, jax.Array]:
     """(speed, share) after a measurement."""
     tiny = jnp.finfo(measured_kl.dtype).tiny
-    # Where a training goes on from a start, the first measurement is how far that came.
-    last = jnp.where(state.steps > 0, state.kl[(state.steps - 1) % state.kl.shape[0]], measured_kl)
+    last = jnp.where(jnp.isnan(state.before), measured_kl, state.before)
     before, distance = (jnp.sqrt(jnp.maximum(kl, 0.0)) for kl in (last, measured_kl))
     noise = allowance * standard_error / jnp.maximum(distance, tiny)
     speed = jnp.maximum(forget * state.speed, (distance - before - noise) / state.share)

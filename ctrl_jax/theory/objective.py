@@ -224,8 +224,7 @@ class Objective:
                 field="policy.kl_budget",
                 value=self.kl_budget,
                 remedy=f"Lower `policy.kl_budget`{less_flat}, raise `calibration.samples_per_prompt` (and "
-                "`calibration.quantiles`, if it is given), or give "
-                "`policy.beta`.",
+                "`calibration.quantiles`, if it is given), or give `policy.beta`.",
             )
 
     def _phi(self, num_references: int) -> Transform | None:
@@ -268,13 +267,8 @@ def _fingerprint(transform: Any) -> str:
     return f"{transform.__name__}-{digest}"
 
 
-def empirical_beta(rewards: jax.Array, budget: float) -> float:
-    """β with E_x KL(tilted || uniform) = budget, where exp(r / β) tilts a prompt's K reference responses: [B, K]."""
-
-    def mean_kl(beta: jax.Array, rewards: jax.Array) -> jax.Array:
-        log_weights = jax.nn.log_softmax(rewards / beta, axis=-1)
-        return (jnp.exp(log_weights) * (log_weights + jnp.log(rewards.shape[-1]))).sum(-1).mean()
-
+def check_reachable(rewards: jax.Array, budget: float) -> None:
+    """Raises InputError where no tilt of the K reference responses with these rewards [B, K] has a KL of the budget."""
     # As β falls, all weight goes to the responses that share a prompt's highest reward.
     highest = (rewards == rewards.max(axis=-1, keepdims=True)).sum(-1)
     most = float(jnp.log(rewards.shape[-1] / highest).mean())
@@ -296,6 +290,16 @@ def empirical_beta(rewards: jax.Array, budget: float) -> float:
             "raise `calibration.samples_per_prompt` (and `calibration.quantiles`, if it is given), or give "
             "`policy.beta`.",
         )
+
+
+def empirical_beta(rewards: jax.Array, budget: float) -> float:
+    """β with E_x KL(tilted || uniform) = budget, where exp(r / β) tilts a prompt's K reference responses: [B, K]."""
+
+    def mean_kl(beta: jax.Array, rewards: jax.Array) -> jax.Array:
+        log_weights = jax.nn.log_softmax(rewards / beta, axis=-1)
+        return (jnp.exp(log_weights) * (log_weights + jnp.log(rewards.shape[-1]))).sum(-1).mean()
+
+    check_reachable(rewards, budget)
     # On their own scale, or float32 would not hold the squares of rewards of 1e20.
     rewards = rewards - rewards.max(axis=-1, keepdims=True)
     scale = float(-rewards.min())

@@ -27,6 +27,7 @@ from ctrl_jax.algorithms.k_sample import KSample
 from ctrl_jax.algorithms.vbon import Vbon
 from ctrl_jax.devices import programs
 from ctrl_jax.devices.mesh import make_mesh, replicate, shard
+from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import RewardSignal
 from ctrl_jax.pipeline import train
 from ctrl_jax.theory import ideal
@@ -446,8 +447,15 @@ def test_the_first_beta_of_best_of_two_is_that_of_its_slope_at_the_reference():
 @pytest.mark.parametrize("budget", [0.1, 0.6, 2.0])
 def test_j_bond_begins_at_the_beta_at_which_it_comes_to_rest(backward, budget):
     algorithm, objective = made(JBond, backward=backward), Objective.parse("raw", "best_of_4", budget)
-    beta = algorithm.first_beta(objective, 128, None)
+    beta = algorithm.first_beta(objective, 128, np.arange(128.0)[None])
     assert kl_of_j_bond_at_rest(beta, backward) == pytest.approx(budget, rel=2e-3)
+
+
+def test_j_bond_refuses_a_budget_that_ties_leave_out_of_reach():
+    """Of rewards of 0 and 1, where three in four are 1, no policy is farther than log 4/3 nats."""
+    table = np.repeat([[0.0, 1.0]], 8, axis=0).repeat([32, 96], axis=1)
+    with pytest.raises(InputError, match=r"96 share the highest reward, which gives β only up to 0\.288"):
+        made(JBond, backward=0.5).first_beta(Objective.parse("raw", "best_of_4", 0.3), 128, table)
 
 
 def kl_of_j_bond_at_rest(beta: float, backward: float, cells: int = 4000) -> float:

@@ -125,6 +125,18 @@ def test_a_constant_reward_is_refused_also_from_the_finished_stage(table_of):
             table_of(np.ones((B, K), np.float32))
 
 
+@pytest.mark.parametrize(("count", "refused"), [(B - 1, False), (B, True)])
+def test_prompts_of_one_reward_are_counted_by_all_rewards_not_by_quantiles(table_of, count, refused):
+    """A success in K on the others, which no quantile shows."""
+    rewards = np.zeros((B, K), np.float32)
+    rewards[count:, 0] = 1
+    if not refused:
+        table_of(rewards, quantiles=2)
+    else:
+        with pytest.raises(InputError, match="there is nothing to learn"):
+            table_of(rewards, quantiles=2)
+
+
 def test_rewards_of_0_and_1_are_taken(table_of, capsys):
     """A verifier's: half of the prompts have both, which is what there is to learn from."""
     rewards = np.zeros((B, K), np.float32)

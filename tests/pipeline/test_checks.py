@@ -171,12 +171,17 @@ def test_a_policy_that_learns_from_pairs_needs_some(tmp_path):
         with pytest.raises(InputError) as caught:
             corpus(
                 tmp_path, rows, data={"prompt_length": 40}, reward_model=RewardModel(function="textwrap:fill"),
-                sft=Supervised(batch_size=8), policy=Dpo(prompts_per_step=16), calibration=Calibration(prompts=train),
+                sft=Supervised(batch_size=8), policy=Dpo(prompts_per_step=16),
+                calibration=Calibration(prompts=max(train, 16)),
                 evaluation=Evaluation(prompts=test),
             )  # fmt: skip
         return " ".join(str(caught.value).split())
 
     assert re.search(r"no preference pairs, which Dpo learns from.*an algorithm that samples", refused(rows))
+    train, _ = sizes(tmp_path, PAIRS[:14])
+    doubled = refused(PAIRS[:14] + [{**row, "rejected": "None."} for row in PAIRS[:3]])
+    assert doubled.count("(`policy.prompts_per_step`)") == 2
+    assert f"`policy.prompts_per_step={train}`" in doubled.split("All options together")[1], "the smaller of two"
     few = refused(rows + PAIRS[:10])
     assert re.search(r"A batch has 16 preference pairs \(`policy.prompts_per_step`\), and there are \d;", few)
     assert "`policy.prompts_per_step=" in few.split("All options together")[1]

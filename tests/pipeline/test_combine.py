@@ -9,6 +9,7 @@ import pytest
 
 from ctrl_jax.config import Combine
 from ctrl_jax.devices.mesh import make_mesh
+from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import combine, rollouts
 from ctrl_jax.pipeline.run import prepare
 from ctrl_jax.pipeline.supervised import Trained
@@ -77,6 +78,16 @@ def test_what_is_there_is_read_and_a_prompt_of_no_data_set_is_drawn_for(run, fak
     assert combine.LABEL not in fakes.sampled, "it was kept"
     other_reference = Trained({"w": np.ones(3, np.float32)}, "third")
     assert combine.run(run, other_reference, MAIN).reward.fingerprint != first.fingerprint
+
+
+def test_a_reward_that_is_not_finite_is_refused_before_anything_is_written(run):
+    def broken(prompts, responses):
+        return np.full_like(main_reward(prompts, responses), np.nan)
+
+    before = {*Path("runs/stages").rglob("rewards.npy")}
+    with pytest.raises(InputError, match=r"reference rewards are not finite.*the reward broken is broken"):
+        combine.run(run, REFERENCE, Reward(broken, "broken"))
+    assert {*Path("runs/stages").rglob("rewards.npy")} == before
 
 
 def test_a_reward_alone_stays_itself(run):
