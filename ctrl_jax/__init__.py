@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ctrl_jax.errors import InputError
-    from ctrl_jax.library.align import Aligned, align
+    from ctrl_jax.library.align import Aligned, Constraint, align
     from ctrl_jax.library.model import Model, generate, load_model
     from ctrl_jax.library.ranks import (
         Interval,
@@ -77,6 +77,7 @@ __all__ = [  # noqa: RUF022 (in the order of docs/library.md)
     "optimal_transform",
     # Language models.
     "Aligned",
+    "Constraint",
     "Model",
     "align",
     "combined_reward",
@@ -96,7 +97,7 @@ __all__ = [  # noqa: RUF022 (in the order of docs/library.md)
 
 _MODULES = {
     "errors": ("InputError",),
-    "library.align": ("Aligned", "align"),
+    "library.align": ("Aligned", "Constraint", "align"),
     "library.model": ("Model", "generate", "load_model"),
     "library.ranks": ("Interval", "calibrate", "difference", "interval", "judged_win_rate", "score", "win_rate"),
     "library.rewards": ("combined_reward",),

@@ -1463,10 +1463,13 @@ class Experiment:
         return self.combine.changes and not isinstance(self.policy, Constrained)
 
     @property
-    def functions(self) -> list[str]:
-        """The Python functions among its rewards, `module:name`."""
+    def functions(self) -> dict[str, str]:
+        """The Python functions among its rewards, `module:name`, with the option that names each."""
         own = self.reward_model.function
-        return [*([] if own is None else [own]), *self.combine.functions]
+        return {
+            **({} if own is None else {own: "reward_model.function"}),
+            **dict.fromkeys(self.combine.functions, "combine.rewards"),
+        }
 
     @property
     def trainings(self) -> dict[str, Policy]:

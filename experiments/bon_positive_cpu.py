@@ -4,12 +4,11 @@ SmolLM2-135M-Instruct, or any model directory (`--model.path`), answers conversa
 is VADER's sentiment of the answer, which any language model can steer and nobody has to train.
 
 Claim     At one KL, exponential(10) beats the identity transform in best-of-4 win rate, on a reward without noise.
-Cost      20 to 30 minutes of two cores (210 GFLOP/s) a point, and 6 for what the points share: calibration and the
+Cost      35 minutes of two cores (200 GFLOP/s) a point, and 12 for what the points share: calibration and the
           reference's evaluation. 270 MB of a model to download, no data.
-Expect    On 256 test prompts, measured once. exponential(10): best-of-4 win rate .891 (.876-.904) at KL 1.313
-          (1.276-1.349), 86 % of the ideal lift. identity: .879 (.864-.892) at KL 1.277 (1.241-1.313), 94 % of the ideal
-          lift. The difference is 1.2 points (0.0-2.4); at an earlier controller's KLs it was 1.9 (0.6-3.3). More in
-          docs/real_models.md.
+Expect    On 256 test prompts, measured once. exponential(10): best-of-4 win rate .882 (.872-.891) at KL 1.158
+          (1.126-1.189), 86 % of the ideal lift. identity: .869 (.858-.879) at KL 1.170 (1.139-1.203), 93 % of the ideal
+          lift. On the same prompts the difference is 1.3 points (0.4-2.2). More in docs/real_models.md.
 Command   make setup EXTRA=chitchat,sentiment
           hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir models/SmolLM2-135M-Instruct
           make train EXP=bon_positive_cpu        make sweep EXP=bon_positive_cpu

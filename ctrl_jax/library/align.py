@@ -19,7 +19,7 @@ from ctrl_jax.evaluation import Evaluation
 from ctrl_jax.library.model import Model, Prompt, generate, longest_prompt, records
 from ctrl_jax.library.rewards import Reward
 from ctrl_jax.pipeline import align as pipeline
-from ctrl_jax.pipeline import evaluate, export, train
+from ctrl_jax.pipeline import evaluate, export, reward_model, train
 from ctrl_jax.pipeline.run import Run, prepare
 from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.rewards import function
@@ -32,6 +32,33 @@ PROMPT_LENGTH = 64
 """Tokens of a prompt that there is always room for, so that test prompts may be longer than those to train on."""
 TESTED = "test_prompts.jsonl"
 """The prompts of the last evaluation, in the work directory."""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A reward that `align` does not climb: the policy's mean rank by it stays at a floor or above.
+
+    E_{y ~ π} [C(y)] ≥ floor, where C is a response's rank in [0, 1] among the reference's, kept by a multiplier that
+    follows what is measured (steps/multipliers.py; Moskovitz et al. 2023, arXiv 2310.04373).
+
+    Attributes:
+      reward: any function (prompts, responses) → a float each.
+      floor: the mean rank to keep, in (0, 1); .5 is the reference's own.
+      name: names a reward that has no source, or one of two with the same name; otherwise its own name.
+    """
+
+    reward: Reward
+    floor: float = 0.5
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.floor, int | float) and 0 < self.floor < 1):
+            raise InputError(
+                f"Constraint.floor is {self.floor!r}",
+                field="floor",
+                value=self.floor,
+                remedy="give a mean rank between 0 and 1; .5 is the reference's own.",
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +109,7 @@ class Aligned:
         Returns:
           `.win_rates[name]`, `.kl` (nats per response) with mean, low and high of a 95 % interval, and `.ideal[name]`:
           the win rates of ideal policies at the measured KL. low and high are None for fewer than 5 prompts.
+          `.floors[name]` has the mean rank by each reward that was constrained, with its interval and its floor.
 
         Raises:
           InputError: if a prompt or an option cannot be used.
@@ -107,9 +135,13 @@ class Aligned:
             if evaluation is None:
                 asked_run.renew(self._trained.depends)
                 _write_rows(self.work_dir / TESTED, found)
-                assert run.reward_function is not None and asked_run.given is not None, "align gives both"
-                reward = function.reward(run.reward_function, asked_run.given)
-                evaluation = evaluate.run(asked_run, self._trained._replace(reward=reward, alone=reward))
+                rewarded = reward_model.run(asked_run, self._trained.reference)
+                evaluation = evaluate.run(
+                    asked_run,
+                    self._trained._replace(
+                        reward=rewarded.reward, alone=rewarded.alone, constraints=rewarded.constraints
+                    ),
+                )
         return evaluation
 
     def report(self) -> Path:
@@ -155,6 +187,7 @@ def align(
     *,
     reward: Reward,
     objective: Objective,
+    constraints: Sequence[Constraint] = (),
     work_dir: str | os.PathLike[str],
     reward_name: str | None = None,
     steps: int = 150,
@@ -188,6 +221,8 @@ def align(
       prompts: texts, or lists of messages {role, content}; equal ones count once.
       reward: any function (prompts, responses) → a float each. It gets the prompts as they were given.
       objective: transform, procedure and KL budget.
+      constraints: other rewards, and the mean rank by each that the policy keeps. For these the reference answers every
+        prompt `references_per_prompt` times more.
       work_dir: the folder of this run, which no other run shares.
       reward_name: names a reward that has no source, such as a built-in; otherwise its own name.
       steps: updates of the policy.
@@ -217,10 +252,10 @@ def align(
     corpus = _corpus(model, prompts, prompt_length, max_length)
     count, length = len(corpus.records["train"]), corpus.prompt_length
     given, place = function.given(reward, reward_name), Path(work_dir).expanduser()
-    policy = config.Policy(
-        transform=_transform(objective),
-        procedure=objective.procedure.name,
-        kl_budget=objective.kl_budget,
+    others = _functions(constraints, beside=given.name)
+    policy = _policy(
+        objective,
+        constraints,
         beta=beta,
         steps=steps,
         prompts_per_step=_prompts_per_step(prompts_per_step, count),
@@ -237,21 +272,23 @@ def align(
         model=_model(model, config.Lora(lora_rank, lora_alpha, last_layers=lora_last_layers), rematerialize),
         sft=config.Supervised(steps=0),
         reward_model=config.RewardModel(function=given.name),
+        combine=config.Combine(rewards=tuple(one.name for one in others)),
         calibration=config.Calibration(prompts=count, samples_per_prompt=references_per_prompt),
         policy=policy,
         evaluation=_evaluation(objective.procedure, prompts=1),
         seed=seed,
     )
     stages = place.parent / "stages" if stages_dir is None else Path(stages_dir).expanduser()
-    return _trained(
-        Workspace(experiment, place, stages, model.mesh, reward_function=given, given=corpus), model, objective
-    )
+    functions = {one.name: one for one in (given, *others)}
+    workspace = Workspace(experiment, place, stages, model.mesh, functions=functions, given=corpus)
+    return _trained(workspace, model, objective)
 
 
 def _trained(workspace: Workspace, model: Model, objective: Objective) -> Aligned:
-    assert workspace.given is not None and workspace.reward_function is not None, "align gives both"
+    assert workspace.given is not None, "align gives it"
     with leftovers.removed_on_failure(workspace.work_dir, workspace.stages_dir):
-        function.check(workspace.reward_function, workspace.given)
+        for one in workspace.functions.values():
+            function.check(one, workspace.given)
         workspace = _current(workspace)
         with workspace.claimed():
             run = prepare(workspace)
@@ -271,6 +308,30 @@ def _check(model: Any, objective: Any) -> None:
             value=objective,
             remedy="give one such as Objective(exponential(10), best_of(4), kl_budget=0.6).",
         )
+
+
+def _functions(constraints: Sequence[Any], *, beside: str) -> list[function.Function]:
+    """The rewards of the constraints, by names of their own: `beside` is that of the reward that is climbed."""
+    found: list[function.Function] = []
+    for place, one in enumerate(constraints):
+        field = f"constraints[{place}]"
+        if not isinstance(one, Constraint):
+            raise InputError(
+                f"{field} is {one!r:.80}",
+                field=field,
+                value=one,
+                remedy="give one such as Constraint(reward, floor=0.5).",
+            )
+        made = function.given(one.reward, one.name)
+        if made.name in (beside, *(other.name for other in found)):
+            raise InputError(
+                f"{field} is named {made.name!r}, as another reward is",
+                field=field,
+                value=made.name,
+                remedy="give it a name of its own: Constraint(reward, name=...).",
+            )
+        found.append(made)
+    return found
 
 
 def _empty() -> InputError:
@@ -341,6 +402,14 @@ def _prompts_per_step(given: int | None, count: int) -> int:
             remedy=f"make it at most {count}.",
         )
     return min(32, count) if given is None else given
+
+
+def _policy(objective: Objective, constraints: Sequence[Constraint], **options: Any) -> config.Policy:
+    """CTRL for the objective, under the constraints where there are any."""
+    named = {"transform": _transform(objective), "procedure": objective.procedure.name}
+    options |= {**named, "kl_budget": objective.kl_budget}
+    floors = tuple(one.floor for one in constraints)
+    return config.Constrained(floors=floors, **options) if floors else config.Policy(**options)
 
 
 def _transform(objective: Objective) -> str:

@@ -1,7 +1,8 @@
 """What can be known of the data before anything is trained: whether it has enough for what an experiment asks of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,11 +28,17 @@ class Problem(NamedTuple):
     """What would mend it: a value for each of these fields."""
 
 
-def check(experiment: Experiment, corpus: Corpus, *, parts: int, given: function.Function | None = None) -> None:
+def check(
+    experiment: Experiment,
+    corpus: Corpus,
+    *,
+    parts: int,
+    at_hand: Mapping[str, function.Function] = MappingProxyType({}),
+) -> None:
     """Refuses data that the experiment cannot be run on; batches are split into `parts`.
 
     Args:
-      given: the function that stands for reward_model.function, where it is not to be imported by name.
+      at_hand: the rewards' functions that are not to be imported, by name.
 
     Raises:
       InputError: with every problem, and the options that mend them all.
@@ -40,7 +47,7 @@ def check(experiment: Experiment, corpus: Corpus, *, parts: int, given: function
     if any({"data.prompt_length", "data.long_prompts"} & problem.options.keys() for problem in problems):
         # What else there is to say, is said of the data with its long prompts let in.
         corpus = replace(corpus, long_prompts="truncate")
-    problems += [*_demonstrations(experiment, corpus, parts), *_reward(experiment, corpus, parts, given)]
+    problems += [*_demonstrations(experiment, corpus, parts), *_reward(experiment, corpus, parts, at_hand)]
     problems += _pairs(experiment, corpus, parts)
     if not problems:
         return
@@ -136,13 +143,13 @@ def _demonstrations(experiment: Experiment, corpus: Corpus, parts: int) -> Itera
         yield from _batch("demonstrations", found, sft.batch_size, "sft.batch_size", parts)
 
 
-def _reward(experiment: Experiment, corpus: Corpus, parts: int, given: function.Function | None) -> Iterator[Problem]:
+def _reward(
+    experiment: Experiment, corpus: Corpus, parts: int, at_hand: Mapping[str, function.Function]
+) -> Iterator[Problem]:
     config = experiment.reward_model
-    own = [] if config.function is None else [(config.function, function.FIELD, given)]
-    others = [(name, "combine.rewards", None) for name in experiment.combine.functions]
-    for name, field, at_hand in [*own, *others] if corpus.records["train"] else ():
+    for name, field in experiment.functions.items() if corpus.records["train"] else ():
         try:
-            function.check(at_hand or function.load(name, field=field), corpus)
+            function.check(function.found(name, at_hand, field=field), corpus)
         except InputError as error:
             yield Problem(str(error))
     if config.trained and corpus.records["train"]:

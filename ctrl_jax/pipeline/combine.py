@@ -30,7 +30,7 @@ def others(run: Run) -> list[Reward]:
     """
     dtype = run.experiment.model.dtype
     names = run.experiment.combine.rewards
-    return [named(text, run.corpus, run.mesh, dtype=dtype, field=FIELD) for text in names]
+    return [named(text, run.corpus, run.mesh, dtype=dtype, field=FIELD, at_hand=run.functions) for text in names]
 
 
 class Constraints(NamedTuple):
@@ -84,24 +84,16 @@ class _References(NamedTuple):
 
 
 def _references(run: Run, reference: Trained, parts: Sequence[Reward]) -> _References:
-    """What the rewards give the reference's own responses to every prompt: drawn, or read where that was done."""
-    stage = run.stage(
-        "combine",
-        corpus=data.key(run.corpus, "train", "test"),
-        reference=reference.stage,
-        rewards=[part.fingerprint for part in parts],
-    )
-    prompts = _prompts(run)
-    with stage.exclusive():
-        functions = combined.functions(parts)
-        asked = functions and (stage.directory / scored.FILE).exists()
-        if asked and (reason := scored.changed(run, functions, stage.directory)):
-            say(f"{reason}. What depends on it is made anew.", style="yellow")
-            stage.supersede()
-        if not stage.complete:
-            _make(run, stage, reference.params, parts, prompts)
-    table = read_rows(stage.directory / TABLE)
-    known = dict(zip(np.asarray(prompts.ids).tolist(), table, strict=True))
+    """What the rewards give the reference's own responses to every prompt: drawn, or read where that was done.
+
+    The prompts to test with have a stage of their own: to ask for others draws nothing anew for those to train on.
+    """
+    experiment = run.experiment
+    trained_on = _table(run, reference, parts, "combine", "train", experiment.calibration.prompts)
+    tables = [trained_on]
+    if run.corpus.records["test"]:  # a policy that is trained from the library gets them later
+        tables.append(_table(run, reference, parts, "combine_test", "test", experiment.evaluation.prompts))
+    known = {prompt_id: row for table in tables for prompt_id, row in zip(table.ids, table.rewards, strict=True)}
 
     def compared(prompts: Prompts) -> np.ndarray:
         ids = np.asarray(hosts.fetch(prompts.ids)).tolist()
@@ -113,18 +105,37 @@ def _references(run: Run, reference: Trained, parts: Sequence[Reward]) -> _Refer
             known.update(zip(new, np.concatenate(found), strict=True))
         return np.stack([known[prompt_id] for prompt_id in ids])
 
-    of_training = checksums.of_arrays(np.asarray(table[: run.experiment.calibration.prompts]))
-    drawn = f"{reference.stage}-{of_training}"
-    return _References(compared, drawn, stage.summary["seconds"])
+    drawn = f"{reference.stage}-{checksums.of_arrays(np.asarray(trained_on.rewards))}"
+    return _References(compared, drawn, sum(table.seconds for table in tables))
 
 
-def _prompts(run: Run) -> Prompts:
-    """All that are trained on, and behind them those of the evaluation that are not among these."""
-    experiment = run.experiment
-    splits = (("train", experiment.calibration.prompts), ("test", experiment.evaluation.prompts))
-    prompts: Prompts = jax.tree.map(lambda *x: np.concatenate(x), *(run.corpus.prompts(*one).prompts for one in splits))
-    _, first = np.unique(prompts.ids, return_index=True)
-    return jax.tree.map(lambda x: np.asarray(x)[np.sort(first)], prompts)
+class _Table(NamedTuple):
+    ids: list[int]
+    """[B]"""
+    rewards: np.ndarray
+    """[B, K, R]"""
+    seconds: float
+
+
+def _table(run: Run, reference: Trained, parts: Sequence[Reward], name: str, split: str, count: int) -> _Table:
+    """What the rewards give the reference's responses to the first prompts of a split; `name` is the stage."""
+    stage = run.stage(
+        name,
+        corpus=data.key(run.corpus, split),
+        reference=reference.stage,
+        rewards=[part.fingerprint for part in parts],
+    )
+    prompts = run.corpus.prompts(split, count).prompts
+    with stage.exclusive():
+        functions = combined.functions(parts)
+        asked = functions and (stage.directory / scored.FILE).exists()
+        if asked and (reason := scored.changed(run, functions, stage.directory)):
+            say(f"{reason}. What depends on it is made anew.", style="yellow")
+            stage.supersede()
+        if not stage.complete:
+            _make(run, stage, reference.params, parts, prompts)
+    rewards = read_rows(stage.directory / TABLE)
+    return _Table(np.asarray(prompts.ids).tolist(), rewards, stage.summary["seconds"])
 
 
 def _make(run: Run, stage: Stage, reference: Params, parts: Sequence[Reward], prompts: Prompts) -> None:

@@ -68,10 +68,10 @@ def functions(run: Run) -> list[Reward]:
     Raises:
       InputError: if one cannot be used.
     """
-    own, others = run.experiment.reward_model.function, run.experiment.combine.functions
-    loaded = [] if own is None else [run.reward_function or function.load(own)]
-    loaded += [function.load(name, field=combine.FIELD) for name in others]
-    return [function.reward(one, run.corpus) for one in loaded]
+    return [
+        function.reward(function.found(name, run.functions, field=field), run.corpus)
+        for name, field in run.experiment.functions.items()
+    ]
 
 
 def _alone(run: Run, reference: Trained) -> Rewarded:
@@ -80,7 +80,7 @@ def _alone(run: Run, reference: Trained) -> Rewarded:
         dtype = run.experiment.model.dtype
         return _given(classifier.reward(Path(config.path), run.corpus, run.mesh, dtype=dtype))
     if config.function is not None:
-        return _given(function.reward(run.reward_function or function.load(config.function), run.corpus))
+        return _given(function.reward(function.found(config.function, run.functions), run.corpus))
     return _fit(run, reference) if config.linear else _train(run, reference)
 
 

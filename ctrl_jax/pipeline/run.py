@@ -52,7 +52,7 @@ def prepare(workspace: Workspace) -> Run:
     if corpus is None:
         stage = workspace.stage("data", tokenizer=tokenizer and tokenizer.fingerprint)
         corpus = data_stage.prepare(data, stage, tokenizer)
-        checks.check(experiment, corpus, parts=batch_parts(mesh), given=workspace.reward_function)
+        checks.check(experiment, corpus, parts=batch_parts(mesh), at_hand=workspace.functions)
     models = networks_of(workspace, sizes or model.architecture(corpus.tokenizer.vocabulary_size))
     given = {field.name: getattr(workspace, field.name) for field in fields(Workspace)}
     return Run(**given, corpus=corpus, models=models, fingerprints=workspace.fingerprints)

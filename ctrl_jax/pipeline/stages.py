@@ -41,6 +41,8 @@ class Stage:
 
 
 _REFERENCE_AND_REWARD = {"corpus": "data", "reference": "sft", "reward_model": "reward_model"}
+_REFERENCE_AND_REWARDS = {"corpus": "data", "reference": "sft", "rewards": "reward_model"}
+_COMPARED_WITH = {"samples": "calibration.samples_per_prompt", "temperature": "policy.temperature", "seed": "seed"}
 TABLE = (
     Stage(
         "data", 3,
@@ -62,11 +64,15 @@ TABLE = (
     ),
     Stage(
         "combine", 1,
-        needs={"corpus": "data", "reference": "sft", "rewards": "reward_model"},
-        reads={
-            "samples": "calibration.samples_per_prompt", "train_prompts": "calibration.prompts",
-            "test_prompts": "evaluation.prompts", "temperature": "policy.temperature", "seed": "seed",
-        },
+        needs=_REFERENCE_AND_REWARDS,
+        reads={"prompts": "calibration.prompts", **_COMPARED_WITH},
+        wanted=lambda experiment: experiment.combine.compares,
+        younger=True,
+    ),
+    Stage(
+        "combine_test", 1,
+        needs=_REFERENCE_AND_REWARDS,
+        reads={"prompts": "evaluation.prompts", **_COMPARED_WITH},
         wanted=lambda experiment: experiment.combine.compares,
         younger=True,
     ),

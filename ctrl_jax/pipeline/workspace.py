@@ -3,10 +3,11 @@
 import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jax.sharding import Mesh
@@ -43,16 +44,19 @@ class Workspace:
     """Whether the policy's metrics go to Weights & Biases too."""
     open_training: Callable[..., contextlib.AbstractContextManager[Any]] = open_training
     """Opens each training: `loop.open_training`, or `replay.open_training`, which takes the failed step again."""
-    reward_function: function.Function | None = None
-    """What reward_model.function names, where it is a function at hand and not one to import (function.given)."""
+    functions: Mapping[str, function.Function] = field(default_factory=dict)
+    """Those of the experiment's rewards that are functions at hand and not to import (function.given), by their names
+    in it."""
     given: Corpus | None = None
     """The records of data.source `given`, which are in no file."""
 
     def __post_init__(self) -> None:
-        if self.reward_function is not None and self.reward_function.name != self.experiment.reward_model.function:
+        for name in self.functions.keys() - self.experiment.functions.keys():
             raise InputError(
-                f"`reward_model.function` is {self.experiment.reward_model.function!r}, but the function given for it "
-                f"is {self.reward_function.name!r}; give both the same name."
+                f"A function is given as {name!r}, and the experiment's rewards are {[*self.experiment.functions]}",
+                field="functions",
+                value=name,
+                remedy="give it the name that `reward_model.function` or `combine.rewards` has for it.",
             )
         check_batches_divide(self.experiment, batch_parts(self.mesh))
         check_models(self.experiment)
@@ -126,7 +130,7 @@ class Workspace:
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
         """Of the input files, which are read for them once, at the claim."""
-        return hosts.of_first(lambda: contents(self.experiment, self.reward_function))
+        return hosts.of_first(lambda: contents(self.experiment, self.functions))
 
 
 def check_claim(experiment: Experiment, work_dir: Path) -> None:
@@ -144,15 +148,14 @@ def claimed(experiment: Experiment, contents: dict[str, Any]) -> dict[str, Any]:
     return {**tree, "versions": versions(experiment), "contents": contents}
 
 
-def contents(experiment: Experiment, given: function.Function | None = None) -> dict[str, Any]:
-    """Fingerprints of what the experiment names: files, the sources of a function, and how jax is set to draw."""
+def contents(experiment: Experiment, at_hand: Mapping[str, function.Function] = MappingProxyType({})) -> dict[str, Any]:
+    """Fingerprints of what the experiment names: files, the sources of functions, and how jax is set to draw."""
     model, reward = experiment.model, experiment.reward_model
-    of_function = None
-    if reward.function is not None:
-        of_function = given.sources if given is not None else function.sources_of(reward.function)
-    functions = experiment.combine.functions
+    of_functions = {
+        name: at_hand[name].sources if name in at_hand else function.sources_of(name) for name in experiment.functions
+    }
     combined = [
-        {"function": name, **function.sources_of(name)} if name in functions else _of_model(Path(name))
+        {"function": name, **of_functions[name]} if name in of_functions else _of_model(Path(name))
         for name in experiment.combine.rewards
     ]
     return {
@@ -160,7 +163,7 @@ def contents(experiment: Experiment, given: function.Function | None = None) -> 
         "model": None if model.path is None else _of_model(Path(model.path)),
         "adapter": None if model.adapter is None else downloads.fingerprint(peft.files(Path(model.adapter))),
         "reward_model": None if reward.path is None else _of_model(Path(reward.path)),
-        "reward_function": of_function,
+        "reward_function": None if reward.function is None else of_functions[reward.function],
         **({"combined_rewards": combined} if combined else {}),
         "draws": randomness.random_settings(),
     }

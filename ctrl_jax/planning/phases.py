@@ -81,7 +81,7 @@ def _stage(name: str, experiment: Experiment, found: Sizes, devices: int) -> Sta
             return _linear(experiment, found, devices)
         case "sft" | "reward_model":
             return _supervised(name, experiment, found, devices)
-        case "calibration" | "reference_evaluation" | "evaluation" | "combine":
+        case "calibration" | "reference_evaluation" | "evaluation" | "combine" | "combine_test":
             return _responses(name, experiment, found, devices)
         case "reference_judge":
             return _judge(experiment, found, devices) if found.judge else None
@@ -207,7 +207,8 @@ def _responses(name: str, experiment: Experiment, found: Sizes, devices: int) ->
     calibration, evaluation = experiment.calibration, experiment.evaluation
     prompts, samples = {
         "calibration": (calibration.prompts, calibration.samples_per_prompt),
-        "combine": (calibration.prompts + evaluation.prompts, calibration.samples_per_prompt),
+        "combine": (calibration.prompts, calibration.samples_per_prompt),
+        "combine_test": (evaluation.prompts, calibration.samples_per_prompt),
     }.get(name, (evaluation.prompts, evaluation.responses_per_prompt))
     batch, times = _scored(experiment, found, devices, prompts, samples)
     drawing, caches = _sampling(found, batch)
@@ -222,7 +223,7 @@ def _responses(name: str, experiment: Experiment, found: Sizes, devices: int) ->
     if name == "calibration" and calibration.keep_responses:
         work = _log_probs(found, batch)
         phases = (*phases, Phase("log-probs", (*work.below, work.reference, work.vocabulary)))
-    held = memory.of_responses(found, trained=name not in ("calibration", "combine"))
+    held = memory.of_responses(found, trained=name not in ("calibration", "combine", "combine_test"))
     return Stage(name, times, phases, {program: {**held, **own} for program, own in programs.items()})
 
 

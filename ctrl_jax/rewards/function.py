@@ -37,6 +37,11 @@ class Function(NamedTuple):
     """What is known of its source, by module: where any of it differs, it is another reward."""
 
 
+def found(name: str, at_hand: Mapping[str, Function], *, field: str = FIELD) -> Function:
+    """The function of this name that is at hand, or else the one to import."""
+    return at_hand[name] if name in at_hand else load(name, field=field)
+
+
 def load(name: str, *, field: str = FIELD) -> Function:
     """The function called module:name, with the sources of its module and of all that this imports.
 

@@ -19,6 +19,10 @@ def ascii_share(prompts, responses):
     return [sum(letter.isascii() for letter in text) + 0.01 * len(set(text)) for text in responses]
 
 
+def shortness(prompts, responses):
+    return [-float(len(text)) for text in responses]
+
+
 def align(model, work_dir, prompts=PROMPTS, **changes):
     options = {
         "reward": ascii_share, "objective": OBJECTIVE, "steps": 3, "prompts_per_step": 8, "samples_per_prompt": 4,
@@ -117,6 +121,11 @@ def test_another_run_is_refused_in_its_directory(aligned, model):
         ({"reward": len}, "reward"),
         ({"reward": lambda prompts, responses: [1.0, 2.0]}, "shape"),
         ({"reward": lambda prompts, responses: 1 / 0}, "ZeroDivisionError"),
+        ({"constraints": [0.5]}, r"constraints\[0\] is 0.5"),
+        ({"constraints": [cj.Constraint(ascii_share)]}, r"constraints\[0\] is named .*ascii_share"),
+        ({"constraints": [cj.Constraint(shortness), cj.Constraint(shortness, 0.4)]}, r"constraints\[1\] is named"),
+        ({"constraints": [cj.Constraint(shortness, floor=0.99)]}, r"0\.99.* no policy has a mean rank above"),
+        ({"constraints": [cj.Constraint(lambda prompts, responses: [1.0, 2.0])]}, "shape"),
     ],
 )
 def test_bad_input_leaves_nothing_behind(model, tmp_path, changes, match):
@@ -128,6 +137,46 @@ def test_bad_input_leaves_nothing_behind(model, tmp_path, changes, match):
 def test_a_model_is_needed(tmp_path):
     with pytest.raises(cj.InputError, match="give what load_model returns"):
         align("models/tiny", tmp_path / "bad")
+
+
+def test_other_rewards_stay_at_floors(model, tmp_path):
+    seen = []
+
+    def vowels(prompts, responses):
+        seen.append((prompts, responses))
+        return [float(sum(letter in "aeiou" for letter in text)) for text in responses]
+
+    constraints = [cj.Constraint(vowels, floor=0.45), cj.Constraint(shortness)]
+    made = align(model, tmp_path / "runs" / "kept", constraints=constraints)
+    metrics = [json.loads(line) for line in (made.work_dir / "metrics.jsonl").read_text().splitlines()]
+    assert all({"above_floors", "multiplier"} <= row.keys() for row in metrics)
+    assert {prompt for prompts, _ in seen for prompt in prompts} == set(PROMPTS)
+
+    seen.clear()
+    evaluation = made.evaluate(TEST_PROMPTS, responses_per_prompt=8)
+    # Of the prompts that were trained on, a few kept responses are scored again, and no reference is drawn anew.
+    assert all(len(responses) <= 16 for prompts, responses in seen if prompts[0] in PROMPTS)
+    # The reference answers each test prompt 8 times, then the policy does.
+    of_all = [asked for asked in seen if asked[0][0] in TEST_PROMPTS and len(asked[1]) == 48]
+    assert len(of_all) == 2
+    references, own = (np.reshape(vowels(*asked), (6, 8)) for asked in of_all)
+    expected = cj.calibrate(own, references).mean()
+    floors = {name.rpartition(":")[2]: floor for name, floor in evaluation.floors.items()}
+    assert floors["vowels"].mean_rank.mean == pytest.approx(expected, abs=1e-6)
+    assert {name: floor.floor for name, floor in floors.items()} == {"vowels": 0.45, "shortness": 0.5}
+    assert "shortness" in made.report().read_text()
+
+    files = {path: path.read_bytes() for path in made.work_dir.glob("*.npz")}
+    again = align(model, made.work_dir, constraints=constraints)
+    assert again.evaluate(TEST_PROMPTS, responses_per_prompt=8) == evaluation
+    assert {path: path.read_bytes() for path in made.work_dir.glob("*.npz")} == files
+    with pytest.raises(cj.InputError, match="belongs to another"):
+        align(model, made.work_dir, constraints=[cj.Constraint(vowels), cj.Constraint(shortness)])
+
+
+def test_a_floor_is_a_rank():
+    with pytest.raises(cj.InputError, match=r"floor is 50.*between 0 and 1"):
+        cj.Constraint(shortness, floor=50)
 
 
 def test_a_transform_and_messages_of_ones_own(model, tmp_path):

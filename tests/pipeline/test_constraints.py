@@ -17,7 +17,7 @@ from ctrl_jax.pipeline.run import prepare
 from ctrl_jax.pipeline.workspace import Workspace
 from tests import oracle
 from tests.pipeline.fakes import EXPERIMENTS, train
-from tests.pipeline.test_combine import MAIN, REFERENCE, some
+from tests.pipeline.test_combine import MAIN, REFERENCE
 
 FLOORS = (0.5, 0.4)
 NAMES = ("rewards:reward", "rewards:reward_too")
@@ -61,7 +61,7 @@ def test_ranks_are_those_among_the_prompts_own_references_in_any_batch(run, fake
     assert found.reward == MAIN, "what is climbed stays itself"
     assert found.constraints.names == NAMES
     prompts = run.corpus.prompts(split, 5).prompts
-    responses = some(prompts)
+    responses = fakes.sampling(run, "others", REFERENCE.params, MAIN.score, 4)(prompts)[0].responses
     ranks = found.constraints.rank(prompts, responses)
     drawn, _ = fakes.sampling(run, combine.LABEL, REFERENCE.params, MAIN.score, 8)(prompts)
     for place, part in enumerate(combine.others(run)):
@@ -79,8 +79,7 @@ def test_the_evaluation_says_the_mean_rank_by_each_with_its_interval(prepared, f
     rollouts, _ = fakes.sampled["policy responses"]
     prompts = rollouts.prompts
     run = prepare(Workspace(EXPERIMENT, Path("runs/constrained"), Path("runs/stages"), make_mesh(1)))
-    table = np.load(next(Path("runs/stages").glob("combine-*/rewards.npy")))
-    test = table[EXPERIMENT.calibration.prompts :]
+    test = np.load(next(Path("runs/stages").glob("combine_test-*/rewards.npy")))
     assert evaluation["floors"].keys() == set(NAMES)
     for place, (name, part) in enumerate(zip(NAMES, combine.others(run), strict=True)):
         ranks = oracle.calibrated(part.score(prompts, rollouts.responses), test[:, :, place])

@@ -362,7 +362,7 @@ def test_a_classifier_without_its_head_or_tokenizer_is_refused(run, tmp_path):
 def test_the_experiment_says_which_reward(tmp_path, run, write):
     def stage(**given):
         chosen = replace(run.experiment, reward_model=replace(run.experiment.reward_model, **given))
-        given = SimpleNamespace(corpus=run.corpus, mesh=run.mesh, experiment=chosen, reward_function=None)
+        given = SimpleNamespace(corpus=run.corpus, mesh=run.mesh, experiment=chosen, functions={})
         return reward_model.run(given, None).reward.fingerprint
 
     name = write("return [float(len(text)) for text in responses]")
