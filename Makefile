@@ -102,6 +102,12 @@ runs: $(STAMP) ## the runs below runs/, with their state and main numbers
 compare: $(STAMP) ## two finished runs on the same prompts: EXP=runs/a ARGS=runs/b
 	$(RUN) $(JOB) compare "$$MAKE_EXP"
 
+judge: $(STAMP) ## responses that any engine sampled and scored: EXP=policy.jsonl ARGS=reference.jsonl
+	$(RUN) $(JOB) judge "$$MAKE_EXP"
+
+choose-n: $(STAMP) ## what best-of-N wins over N, and what N responses risk: EXP=policy.jsonl ARGS=reference.jsonl
+	$(RUN) $(JOB) choose-n "$$MAKE_EXP"
+
 sweep: $(STAMP) ## every point of the experiment's sweep(), ending in the Pareto figure; ARGS="--jobs 4"
 	$(RUN) $(JOB) sweep "$$MAKE_EXP"
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         transform,
         worst_of,
     )
+    from ctrl_jax.report.choice import Choice, choose_n
+    from ctrl_jax.report.judgement import Judgement, judge
     from ctrl_jax.steps.kl import exact as exact_kl
     from ctrl_jax.steps.kl import k1, k2, k3
     from ctrl_jax.steps.kl import per_sequence as kl_per_response
@@ -47,10 +49,14 @@ __all__ = [  # noqa: RUF022 (in the order of docs/library.md)
     "InputError",
     "__version__",
     # Arrays from any sampler.
+    "Choice",
     "Interval",
+    "Judgement",
     "calibrate",
+    "choose_n",
     "difference",
     "interval",
+    "judge",
     "judged_win_rate",
     "win_rate",
     # What a policy is trained for, and what theory allows.
@@ -105,6 +111,8 @@ _MODULES = {
         *("best_of", "best_of_poisson", "ideal_policy", "mixture", "procedure", "sampling", "soft_best_of"),
         *("transform", "worst_of"),
     ),
+    "report.choice": ("Choice", "choose_n"),
+    "report.judgement": ("Judgement", "judge"),
     "steps.kl": ("exact as exact_kl", "k1", "k2", "k3", "per_sequence as kl_per_response"),
     "steps.policy_gradient": ("exact_kl_loss", "leave_one_out", "sampled_kl_loss"),
     "theory.objective": ("Objective", "optimal", "raw"),

@@ -31,29 +31,33 @@ class Interval(NamedTuple):
     high: jax.Array
 
 
-def win_rate(policy_scores: jax.Array, reference_scores: jax.Array, procedure: Procedure) -> jax.Array:
+def win_rate(
+    policy_scores: jax.Array, reference_scores: jax.Array, procedure: Procedure, against: Procedure | None = None
+) -> jax.Array:
     """Policy scores [B, M] and reference scores [B, M'] of the same prompts to win rates [B], ties counting ½.
 
     Σ_ij w_i v_j (1{a_i > b_j} + ½ 1{a_i = b_j}) over ascending scores a, b, where w_i is the probability that the
     procedure picks the i-th lowest of M scores when run on a random subset of them, and v_j likewise of M'. That is the
-    mean over all pairs of subsets, so it is unbiased; resampling with replacement would not be.
+    mean over all pairs of subsets, so it is unbiased; resampling with replacement would not be. `against` decodes the
+    reference; by default it is decoded as the policy.
 
-    nan scores make their prompt's win rate nan. Raises InputError if the procedure needs more samples than M or M'.
+    nan scores make their prompt's win rate nan. Raises InputError if a procedure needs more samples than M or M'.
     """
     chex.assert_rank([policy_scores, reference_scores], 2)
     chex.assert_equal_shape_prefix([policy_scores, reference_scores], 1)
-    for side, scores in (("policy", policy_scores), ("reference", reference_scores)):
-        if scores.shape[1] < procedure.num_samples:
+    against = against or procedure
+    for side, scores, decodes in (("policy", policy_scores, procedure), ("reference", reference_scores, against)):
+        if scores.shape[1] < decodes.num_samples:
             raise InputError(
-                f"{procedure} needs {procedure.num_samples} samples a prompt, but the {side} has {scores.shape[1]} "
+                f"{decodes} needs {decodes.num_samples} samples a prompt, but the {side} has {scores.shape[1]} "
                 "scores a prompt",
                 field="procedure",
-                value=procedure,
-                remedy=f"score at least {procedure.num_samples}, or choose a procedure with fewer samples.",
+                value=decodes,
+                remedy=f"score at least {decodes.num_samples}, or choose a procedure with fewer samples.",
             )
     policy, reference = jnp.sort(policy_scores, axis=-1), jnp.sort(reference_scores, axis=-1)
     policy_weights = jnp.asarray(procedure.order_weights(policy.shape[1]))
-    wins = wins_against_pick(policy, reference, procedure)
+    wins = wins_against_pick(policy, reference, against)
     nan = jnp.isnan(policy[:, -1]) | jnp.isnan(reference[:, -1])
     # A sum and not a matrix product, which accelerators round to bfloat16 or so by default.
     return jnp.where(nan, jnp.nan, jnp.sum(wins * policy_weights[None, :], axis=-1))
@@ -77,6 +81,7 @@ def judged_win_rate(
     policy_judged: jax.Array,
     reference_judged: jax.Array,
     procedure: Procedure,
+    against: Procedure | None = None,
 ) -> jax.Array:
     """What a second judge says of the responses that the procedure picks *by the scores*: win rates [B].
 
@@ -87,14 +92,16 @@ def judged_win_rate(
 
     p_i is the probability that the procedure picks response i, run on a random subset of the M by its scores a, and q_j
     likewise; g and h are the judge's values. It is unbiased for the same reason. If the judge selected too, a policy
-    that exploits the scores would hide it: its worst picks by the judge would never be looked at.
+    that exploits the scores would hide it: its worst picks by the judge would never be looked at. `against` decodes the
+    reference; by default it is decoded as the policy.
 
-    Raises InputError if the procedure needs more samples than M or M'.
+    Raises InputError if a procedure needs more samples than M or M'.
     """
     chex.assert_equal_shape([policy_scores, policy_judged])
     chex.assert_equal_shape([reference_scores, reference_judged])
     chex.assert_equal_shape_prefix([policy_scores, reference_scores], 1)
-    picked, reference_picked = (pick_probabilities(scores, procedure) for scores in (policy_scores, reference_scores))
+    picked = pick_probabilities(policy_scores, procedure)
+    reference_picked = pick_probabilities(reference_scores, against or procedure)
     order = jnp.argsort(reference_judged, axis=-1)
     ordered = jnp.take_along_axis(reference_judged, order, axis=-1)
     sums = jnp.cumsum(jnp.take_along_axis(reference_picked, order, axis=-1), axis=-1)

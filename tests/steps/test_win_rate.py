@@ -14,8 +14,8 @@ from ctrl_jax.steps.win_rate import Interval, share_of_ties
 from ctrl_jax.theory.procedures import BestOfN, Sampling, SoftBestOfN, WorstOfN
 
 # Jitted, as the jobs run them: far fewer compilations than operation by operation.
-win_rate = jax.jit(step.win_rate, static_argnums=2)
-judged_win_rate = jax.jit(step.judged_win_rate, static_argnums=4)
+win_rate = jax.jit(step.win_rate, static_argnums=(2, 3))
+judged_win_rate = jax.jit(step.judged_win_rate, static_argnums=(4, 5))
 interval = jax.jit(step.interval, static_argnames=("resamples", "level", "bounds"))
 
 
@@ -100,6 +100,26 @@ def test_another_judge_compares_what_the_scores_select(procedure, picks):
         for a, b, g, h in zip(*arrays, strict=True)
     ]
     np.testing.assert_allclose(actual, expected, atol=2e-6)
+
+
+def test_the_sides_may_be_decoded_otherwise():
+    """The best of 3 against the worst of 2, over all pairs of subsets; the judge says the contrary of the scores."""
+    policy, reference = normal(2, 5), normal(2, 4, seed=1).at[0, 0].set(0.25)
+    policy = policy.at[0, 2].set(0.25)
+    expected, judged = [], []
+    for ours, theirs in zip(policy.tolist(), reference.tolist(), strict=True):
+        pairs = [
+            (max(first), min(second))
+            for first in itertools.combinations(ours, 3)
+            for second in itertools.combinations(theirs, 2)
+        ]
+        expected.append(np.mean([(a > b) + 0.5 * (a == b) for a, b in pairs]))
+        judged.append(np.mean([(a < b) + 0.5 * (a == b) for a, b in pairs]))
+    np.testing.assert_allclose(win_rate(policy, reference, BestOfN(3), WorstOfN(2)), expected, atol=1e-6)
+    found = judged_win_rate(policy, reference, -policy, -reference, BestOfN(3), WorstOfN(2))
+    np.testing.assert_allclose(found, judged, atol=1e-6)
+    with pytest.raises(InputError, match="needs 5 samples a prompt, but the reference has 4"):
+        step.win_rate(policy, reference, BestOfN(3), WorstOfN(5))
 
 
 @pytest.mark.parametrize("procedure", [Sampling(), BestOfN(4), WorstOfN(3), SoftBestOfN(3, 0.4)], ids=str)

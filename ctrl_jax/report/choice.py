@@ -1,0 +1,126 @@
+"""Which N to serve a policy with: what best-of-N wins, where it turns down, and what N responses risk."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ctrl_jax.errors import InputError
+from ctrl_jax.evaluation import Estimate
+from ctrl_jax.report import risk
+from ctrl_jax.report.judgement import by_name, checked, estimates, has_judge, won, won_by_judge
+from ctrl_jax.report.risk import Risk
+from ctrl_jax.steps import calibration
+from ctrl_jax.theory.precision import double_precision
+from ctrl_jax.theory.procedures import BestOfN, Sampling
+
+FURTHER = (100, 1_000, 10_000)
+"""Responses beyond those at hand whose risk is extrapolated."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What serving a policy with best-of-N buys, against a single response of the reference; intervals are over
+    prompts."""
+
+    prompts: int
+    win_rates: Mapping[int, Estimate]
+    """By N: how often the best of N of the policy's responses beats one of the reference's."""
+    judge_win_rates: Mapping[int, Estimate]
+    """What the judge says of the same picks; empty without one."""
+    within: float
+    best: int
+    """The N of the highest win rate: by the judge, where there is one."""
+    cheapest: int
+    """The least N whose win rate is at most `within` below that."""
+    decline: Estimate | None
+    """What the win rate loses from the best N to the largest, on the same prompts; None where the largest is the best.
+    The best is chosen among noisy values, so that an interval just above 0 says little."""
+    risk: Risk
+    """That one of n responses is bad: by the judge, where there is one."""
+
+    @property
+    def turns_down(self) -> bool:
+        """As far as the interval shows."""
+        return self.decline is not None and self.decline.bounds[0] > 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "prompts": self.prompts,
+            "win_rates": by_name(self.win_rates),
+            "judge_win_rates": by_name(self.judge_win_rates),
+            "within": self.within,
+            "best": self.best,
+            "cheapest": self.cheapest,
+            "decline": None if self.decline is None else self.decline._asdict(),
+            "turns_down": self.turns_down,
+            "risk": self.risk.as_json(),
+        }
+
+
+def choose_n(
+    policy_rewards: ArrayLike,
+    reference_rewards: ArrayLike,
+    *,
+    policy_judged: ArrayLike | None = None,
+    reference_judged: ArrayLike | None = None,
+    within: float = 0.01,
+    bad_rank: float = 0.05,
+    resamples: int = 1000,
+) -> Choice:
+    """What best-of-N of a policy wins over N, and which N is enough.
+
+    Win rates are against one response of the reference, so that what they gain from N is what N buys; they are unbiased
+    (steps/win_rate.py). The rewards pick; where there is a judge, it decides who wins, and where more samples only find
+    what fools the rewards, its win rate turns down. Beside it stands the risk that one of n responses is as bad as the
+    reference's worst (report/risk.py), which is extrapolated to n = 10,000.
+
+    Args:
+      policy_rewards: [B, M] of the policy's responses to B prompts; N goes up to M.
+      reference_rewards: [B, M'] of the reference's responses to the same prompts.
+      policy_judged: [B, M] of a judge; with `reference_judged`.
+      reference_judged: [B, M'].
+      within: of the best win rate, for the cheapest N.
+      bad_rank: a response is bad whose rank among the reference's is at most that, in (0, 1).
+      resamples: of the prompts, behind the intervals.
+
+    Raises:
+      InputError: if shapes do not fit, or a number is not finite or out of range.
+    """
+    _check_share("within", within)
+    _check_share("bad_rank", bad_rank)
+    sides = checked(policy_rewards, reference_rewards, policy_judged, reference_judged)
+    sizes = _sizes(sides.policy_rewards.shape[1])
+    with double_precision():
+        by_reward = {n: won(sides, BestOfN(n), Sampling()) for n in sizes}
+        by_judge = {n: won_by_judge(sides, BestOfN(n), Sampling()) for n in sizes if has_judge(sides)}
+        deciding = by_judge or by_reward
+        means = {n: float(per_prompt.mean()) for n, per_prompt in deciding.items()}
+        best = max(sizes, key=means.__getitem__)
+        lost = deciding[best] - deciding[sizes[-1]]
+        values = sides[2:] if has_judge(sides) else sides[:2]
+        ranks = np.asarray(calibration.calibrate(*(jnp.asarray(one) for one in values)))
+        beyond = [n for n in FURTHER if n > sizes[-1]]
+        return Choice(
+            prompts=len(sides.policy_rewards),
+            win_rates=estimates(by_reward, resamples),
+            judge_win_rates=estimates(by_judge, resamples),
+            within=within,
+            best=best,
+            cheapest=next(n for n in sizes if means[n] >= means[best] - within),
+            decline=None if best == sizes[-1] else estimates({best: lost}, resamples, (-1, 1))[best],
+            risk=risk.measure(ranks <= bad_rank, bad_rank, [*sizes, *beyond], resamples=resamples),
+        )
+
+
+def _sizes(most: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 11, 16 ... up to all: equal steps on a log scale, two of them a doubling."""
+    return sorted({*(n for power in range(2 * most.bit_length()) if (n := round(2 ** (power / 2))) <= most), most})
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise InputError(f"{name} is {value}", field=name, value=value, remedy="give a share between 0 and 1.")
