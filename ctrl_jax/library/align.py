@@ -251,8 +251,8 @@ def align(
     _check(model, objective)
     corpus = _corpus(model, prompts, prompt_length, max_length)
     count, length = len(corpus.records["train"]), corpus.prompt_length
-    given, place = function.given(reward, reward_name), Path(work_dir).expanduser()
-    others = _functions(constraints, beside=given.name)
+    functions, place = _functions(function.given(reward, reward_name), constraints), Path(work_dir).expanduser()
+    climbed, *others = functions
     policy = _policy(
         objective,
         constraints,
@@ -271,15 +271,14 @@ def align(
         data=config.Data(source=GIVEN, format=model.format, prompt_length=length, response_length=max_length),
         model=_model(model, config.Lora(lora_rank, lora_alpha, last_layers=lora_last_layers), rematerialize),
         sft=config.Supervised(steps=0),
-        reward_model=config.RewardModel(function=given.name),
-        combine=config.Combine(rewards=tuple(one.name for one in others)),
+        reward_model=config.RewardModel(function=climbed),
+        combine=config.Combine(rewards=tuple(others)),
         calibration=config.Calibration(prompts=count, samples_per_prompt=references_per_prompt),
         policy=policy,
         evaluation=_evaluation(objective.procedure, prompts=1),
         seed=seed,
     )
     stages = place.parent / "stages" if stages_dir is None else Path(stages_dir).expanduser()
-    functions = {one.name: one for one in (given, *others)}
     workspace = Workspace(experiment, place, stages, model.mesh, functions=functions, given=corpus)
     return _trained(workspace, model, objective)
 
@@ -310,9 +309,9 @@ def _check(model: Any, objective: Any) -> None:
         )
 
 
-def _functions(constraints: Sequence[Any], *, beside: str) -> list[function.Function]:
-    """The rewards of the constraints, by names of their own: `beside` is that of the reward that is climbed."""
-    found: list[function.Function] = []
+def _functions(climbed: function.Function, constraints: Sequence[Any]) -> dict[str, function.Function]:
+    """The reward that is climbed and those of the constraints, each by a name of its own."""
+    found = {climbed.name: climbed}
     for place, one in enumerate(constraints):
         field = f"constraints[{place}]"
         if not isinstance(one, Constraint):
@@ -323,14 +322,14 @@ def _functions(constraints: Sequence[Any], *, beside: str) -> list[function.Func
                 remedy="give one such as Constraint(reward, floor=0.5).",
             )
         made = function.given(one.reward, one.name)
-        if made.name in (beside, *(other.name for other in found)):
+        if made.name in found:
             raise InputError(
                 f"{field} is named {made.name!r}, as another reward is",
                 field=field,
                 value=made.name,
                 remedy="give it a name of its own: Constraint(reward, name=...).",
             )
-        found.append(made)
+        found[made.name] = made
     return found
 
 
