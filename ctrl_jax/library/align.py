@@ -278,9 +278,12 @@ def align(
         evaluation=_evaluation(objective.procedure, prompts=1),
         seed=seed,
     )
-    stages = place.parent / "stages" if stages_dir is None else Path(stages_dir).expanduser()
-    workspace = Workspace(experiment, place, stages, model.mesh, functions=functions, given=corpus)
+    workspace = Workspace(experiment, place, _stages(place, stages_dir), model.mesh, functions=functions, given=corpus)
     return _trained(workspace, model, objective)
+
+
+def _stages(place: Path, given: str | os.PathLike[str] | None) -> Path:
+    return place.parent / "stages" if given is None else Path(given).expanduser()
 
 
 def _trained(workspace: Workspace, model: Model, objective: Objective) -> Aligned:
