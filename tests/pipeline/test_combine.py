@@ -137,6 +137,17 @@ def test_another_evaluation_is_no_other_reward(run):
     assert combine.run(replace(run, experiment=fewer), REFERENCE, MAIN).reward.fingerprint == first.fingerprint
 
 
+def test_other_test_prompts_draw_nothing_for_those_of_training_and_have_their_own_references(run, fakes):
+    first = combine.run(run, REFERENCE, MAIN).reward
+    records = run.corpus.records
+    moved = replace(run, corpus=replace(run.corpus, records={**records, "test": records["test"][::-1]}))
+    prompts = moved.corpus.prompts("test", EXPERIMENT.evaluation.prompts).prompts
+    fakes.sampled.clear()
+    again = combine.run(moved, REFERENCE, MAIN).reward
+    np.testing.assert_array_equal(fakes.sampled[combine.LABEL][0].prompts.ids, prompts.ids)
+    np.testing.assert_allclose(again.score(prompts, some(prompts)), first.score(prompts, some(prompts)))
+
+
 def test_log_sigmoids_make_another_reward_of_the_reward_models_alone(run, fakes):
     """r − q becomes log σ(r − q), q the quantile of the prompt's own references."""
     policy = replace(EXPERIMENT.policy, transform="raw")
