@@ -30,7 +30,8 @@ RUN := @$(BIN)/python -c "$$WITH_ARGS"
 STAMP := .venv/.installed$(if $(EXTRA),-$(EXTRA))
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
-TARGETS := help setup train sft reward-model calibrate evaluate export report sample replay runs compare sweep plan profile ideal \
+TARGETS := help setup train sft reward-model calibrate evaluate export report sample replay runs compare judge choose-n sweep plan \
+	profile ideal \
 	test test-slow mutants chaos check bench bench-kl clean
 .DEFAULT_GOAL := help
 .PHONY: $(TARGETS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -106,6 +107,12 @@ def test_the_exit_code_is_the_commands(make, tmp_path):
     (tmp_path / "job").write_text("#!/bin/sh\nexit 75\n")
     (tmp_path / "job").chmod(0o755)
     assert "Error 75" in make("train", f"JOB={tmp_path}/job").stderr
+
+
+def test_whatever_has_a_line_of_help_is_a_target(make):
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.search(r"^TARGETS := ((?:.*\\\n)*.*)$", text, re.MULTILINE)[1].replace("\\\n", " ").split()
+    assert sorted(targets) == sorted(re.findall(r"^([a-z-]+):.* ## ", text, re.MULTILINE))
 
 
 def test_help_lists_every_target(make):

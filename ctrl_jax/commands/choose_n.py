@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import tyro
 
 from ctrl_jax.commands import scored_files
+from ctrl_jax.commands.judge import NO_INTERVAL
 from ctrl_jax.commands.scored_files import Files
 from ctrl_jax.report import pictures
-from ctrl_jax.report.choice import Choice, choose_n
+from ctrl_jax.report.choice import Choice, check_shares, choose_n
 from ctrl_jax.report.panels import over_n
 from ctrl_jax.runtime.console import say, table
 from ctrl_jax.runtime.stages import write_bytes
@@ -22,8 +23,8 @@ from ctrl_jax.runtime.stages import write_bytes
 class Options(Files):
     within: float = 0.01
     """The cheapest N is the least whose win rate is at most that below the best."""
-    bad_rank: float = 0.05
-    """A response counts as bad where its rank among the reference's is at most that."""
+    lowest: float = 0.05
+    """A response counts as bad that is among that share of the reference's lowest on its prompt."""
 
 
 def main(arguments: list[str]) -> int:
@@ -36,8 +37,9 @@ def run(options: Options) -> int:
     Raises:
       InputError: if a file, a function or an option cannot be used.
     """
+    check_shares(options.within, options.lowest)
     scores = scored_files.read(options)
-    found = choose_n(**scores._asdict(), within=options.within, bad_rank=options.bad_rank)
+    found = choose_n(**scores._asdict(), within=options.within, lowest=options.lowest)
     path = options.picture("choose_n")
     if path is not None:
         kind = path.suffix.removeprefix(".")
@@ -54,7 +56,7 @@ def run(options: Options) -> int:
 
 def _print(found: Choice, options: Options) -> None:
     judged, risk = found.judge_win_rates, found.risk
-    bad = f"a response ranks at {risk.rank:g} or below"
+    bad = f"one is among the reference's lowest {100 * risk.share:.1f} %"
     columns = ["N", f"best of N wins, by {options.reward}", *([f"by {options.judge}"] if judged else [])]
     rows = [
         [n, str(one), *([str(judged[n])] if judged else []), str(risk.counted[n]), f"{risk.of_reference(n):.3f}"]
@@ -65,11 +67,15 @@ def _print(found: Choice, options: Options) -> None:
         for n, one in risk.extrapolated.items()
     ]
     title = f"{options.policy}: against one response of {options.reference}, {found.prompts} prompts, 95 % intervals"
-    table(title, [*columns, f"of N, {bad}", "the reference's"], rows)
+    table(title, [*columns, f"of N, {bad}", "of the reference's N"], rows)
     if risk.extrapolated:
-        say("* extrapolated: the share of bad responses follows a Beta law over prompts (report/risk.py).")
+        say("* extrapolated: the share of such responses is taken to follow a Beta law over prompts.")
     elif not risk.seen:
-        say("None of the policy's responses is bad, so nothing can be said of more of them than were sampled.")
+        say("No response of the policy is among them, so nothing is said of more responses than were sampled.")
+    elif len(found.win_rates) == 1:
+        say("One response a prompt does not show how prompts differ, so nothing is said of more of them.")
+    if any(one.low is None for one in (*found.win_rates.values(), *judged.values(), *risk.counted.values())):
+        say(NO_INTERVAL)
     by = options.judge or options.reward
     say(f"Best by {by}: N = {found.best}. Cheapest within {found.within:g} of it: N = {found.cheapest}. {_turn(found)}")
 
@@ -78,5 +84,5 @@ def _turn(found: Choice) -> str:
     largest = max(found.win_rates)
     if found.decline is None:
         return f"The win rate does not turn down up to N = {largest}."
-    shown = f"from N = {found.best} to {largest} it loses {found.decline}"
+    shown = f"from N = {found.best} to {largest} it loses {found.decline} (an interval for the best of so many N)"
     return f"It turns down: {shown}." if found.turns_down else f"It does not show that it turns down: {shown}."

@@ -19,6 +19,8 @@ from ctrl_jax.runtime.console import say, table
 from ctrl_jax.runtime.stages import write_bytes
 from ctrl_jax.theory import procedures
 
+NO_INTERVAL = "There is no interval of fewer than 5 prompts, nor where all prompts are equal."
+
 
 @dataclass(frozen=True)
 class Options(Files):
@@ -37,9 +39,9 @@ def run(options: Options) -> int:
     Raises:
       InputError: if a file, a function or a procedure cannot be used.
     """
-    asked = [procedures.parse(name) for name in options.procedures] or None
-    scores = scored_files.read(options)
-    found = judge(**scores._asdict(), procedures=asked)
+    asked = [procedures.parse(name) for name in options.procedures]
+    scores = scored_files.read(options, asked)
+    found = judge(**scores._asdict(), procedures=asked or None)
     path = options.picture("judge")
     panels = over_n.of_judgement(found)
     if path is not None and panels:
@@ -49,8 +51,8 @@ def run(options: Options) -> int:
         print(json.dumps(found.as_json(), indent=2))
         return 0
     _print(found, options)
-    if path is not None and panels:
-        say(f"Figure: {path}")
+    if path is not None:
+        say(f"Figure: {path}" if panels else "No figure: there is no best-of-N or worst-of-N to draw over N.")
     return 0
 
 
@@ -67,5 +69,5 @@ def _print(found: Judgement, options: Options) -> None:
         f"Calibrated reward: a response of the policy ranks at {found.calibrated_reward} among the reference's; one of "
         f"the reference's own at .5. {100 * found.ties:.1f} % of the pairs of responses tie, and count one half."
     )
-    if next(iter(found.win_rates.values())).low is None:
-        say("There are no intervals of fewer than 5 prompts, nor where all prompts are equal.")
+    if any(one.low is None for one in (*found.win_rates.values(), *found.judge_win_rates.values())):
+        say(NO_INTERVAL)

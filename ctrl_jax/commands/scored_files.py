@@ -1,6 +1,8 @@
 """Two files of scored responses, of a policy and of its reference, as the commands that judge them read them."""
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +16,7 @@ from ctrl_jax.data.scored_responses import ScoredResponses
 from ctrl_jax.errors import InputError
 from ctrl_jax.report.judgement import Sides
 from ctrl_jax.rewards import function
+from ctrl_jax.theory.procedures import Procedure
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -28,11 +31,11 @@ class Files:
     """Likewise of the reference's responses to the same prompts, in any order."""
     reward: str = "rewards"
     """What picks: a column of the rows with a number for each response, or module:name of a Python function (prompts,
-    responses) -> floats."""
+    responses) -> floats, which gets other columns of the rows by the names of its parameters."""
     judge: str | None = None
     """Who decides which of the picks wins: another column, or another function; by default the reward itself."""
     figure: Path | None = None
-    """Where the figure goes, as .png, .svg or .pdf; by default below `runs`, and nowhere with --json."""
+    """Where the figure goes, as .png, .svg or .pdf; by default below `runs`, with --json only where it is given."""
     json: bool = False
     """Print JSON for programs, and nothing else."""
 
@@ -43,11 +46,16 @@ class Files:
         """Where the figure goes."""
         if self.figure is not None or self.json:
             return self.figure
-        return Path("runs") / f"{command}_{self.policy.name.split('.')[0]}.png"
+        names = [command, _stem(self.policy), _stem(self.reference), *([] if self.judge is None else [self.judge])]
+        return Path("runs") / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', '_'.join(names))}.png"
 
 
-def read(files: Files) -> Sides:
+def read(files: Files, asked: Sequence[Procedure] = ()) -> Sides:
     """The numbers of both files, in the order of the policy's prompts.
+
+    Args:
+      files: where they are, and what scores them.
+      asked: procedures that both need samples for.
 
     Raises:
       InputError: for an option that cannot be used; with the file and line, where a file cannot; with the function,
@@ -57,15 +65,21 @@ def read(files: Files) -> Sides:
         raise InputError(f"--figure is {files.figure}, which names no kind of picture; end it in .png, .svg or .pdf.")
     if files.judge == files.reward:
         raise InputError(f"--judge is {files.judge}, which picks already (--reward). Leave it out, or name another.")
-    names = [files.reward, *([] if files.judge is None else [files.judge])]
-    functions = {name: function.load(name, field="reward") for name in names if _is_function(name)}
+    names = {files.reward: "reward", **({} if files.judge is None else {files.judge: "judge"})}
+    functions = {name: function.load(name, field=field) for name, field in names.items() if _is_function(name)}
     columns = [name for name in names if name not in functions]
     policy, reference = (
         scored_responses.read(path, columns, texts=bool(functions)) for path in (files.policy, files.reference)
     )
     sides = policy, scored_responses.in_order_of(policy, reference)
+    for side in sides:
+        _check_samples(side, asked)
+    columns_of = {name: function.columns_of(one.call, name, _shared(sides)) for name, one in functions.items()}
     found = {
-        name: [_scored(side, functions[name]) if name in functions else side.values[name] for side in sides]
+        name: [
+            _scored(side, functions[name], columns_of[name]) if name in functions else side.values[name]
+            for side in sides
+        ]
         for name in names
     }
     judged = [None, None] if files.judge is None else found[files.judge]
@@ -76,7 +90,29 @@ def _is_function(name: str) -> bool:
     return name.count(":") == 1 and os.sep not in name
 
 
-def _scored(side: ScoredResponses, reward: function.Function) -> np.ndarray:
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".jsonl")
+
+
+def _check_samples(side: ScoredResponses, asked: Sequence[Procedure]) -> None:
+    """Before a function is asked for hours."""
+    for procedure in asked:
+        if procedure.num_samples > side.samples:
+            raise InputError(
+                f"{side.path} has {side.samples} responses a prompt, and {procedure} needs {procedure.num_samples}",
+                field="procedures",
+                value=procedure.name,
+                remedy="sample more, or choose a procedure with fewer.",
+            )
+
+
+def _shared(sides: Sequence[ScoredResponses]) -> list[str]:
+    """The columns that every row of both files has."""
+    rows = [record.columns for side in sides for record in side.records]
+    return [name for name in rows[0] if all(name in row for row in rows)]
+
+
+def _scored(side: ScoredResponses, reward: function.Function, names: Sequence[str]) -> np.ndarray:
     assert side.responses is not None, "they were asked for"
-    asked = side.records
-    return function.rewards(reward.call, reward.name, asked, side.responses, [{} for _ in asked])
+    columns = [{name: record.columns[name] for name in names} for record in side.records]
+    return function.rewards(reward.call, reward.name, side.records, side.responses, columns)

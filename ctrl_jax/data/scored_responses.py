@@ -14,6 +14,8 @@ from ctrl_jax.data.rows import Row, kind, listed, read_row, shown
 from ctrl_jax.errors import InputError
 
 RESPONSES = "responses"
+LARGEST = 1e300
+"""Larger numbers are none that anything was scored with."""
 NAMED = 3
 """Prompts that a message names."""
 
@@ -27,9 +29,11 @@ class ScoredResponses:
     """Of each row, for messages: `file, line 3`."""
     records: list[Record]
     responses: list[list[str]] | None
-    """None where the rows have numbers alone."""
+    """None where they were not asked for."""
     values: dict[str, np.ndarray]
     """[B, M] by column."""
+    samples: int
+    """M."""
 
 
 def read(path: Path, columns: Sequence[str], *, texts: bool) -> ScoredResponses:
@@ -38,7 +42,7 @@ def read(path: Path, columns: Sequence[str], *, texts: bool) -> ScoredResponses:
     Args:
       path: of JSON lines, plain or .gz.
       columns: whose lists of numbers are read, one for each response.
-      texts: whether `responses` are needed; they are read where the rows have them.
+      texts: whether `responses` are read.
 
     Raises:
       InputError: with the file and line, where a row lacks a column, has other numbers of values than the first, what
@@ -51,15 +55,14 @@ def read(path: Path, columns: Sequence[str], *, texts: bool) -> ScoredResponses:
         rows.append(row)
     if not rows:
         raise InputError(f"{path} has no rows", field=str(path), value=0, remedy="give it a row a prompt.")
-    texts = texts or RESPONSES in rows[0]
     records = [_record(row, place) for row, place in zip(rows, places, strict=True)]
     _check_distinct(records, places)
     values = {name: [_numbers(row, name, place) for row, place in zip(rows, places, strict=True)] for name in columns}
     responses = [_texts(row, place) for row, place in zip(rows, places, strict=True)] if texts else None
     lists: dict[str, list[Any]] = {**values, **({} if responses is None else {RESPONSES: responses})}
-    _check_counts(lists, places)
+    samples = _count(lists, places)
     arrays = {name: np.array(lists, np.float64) for name, lists in values.items()}
-    return ScoredResponses(path, places, records, responses, arrays)
+    return ScoredResponses(path, places, records, responses, arrays, samples)
 
 
 def in_order_of(first: ScoredResponses, second: ScoredResponses) -> ScoredResponses:
@@ -98,10 +101,18 @@ def _record(row: Row, place: str) -> Record:
             value=[*row],
             remedy="give each row the prompt, a text or a list of messages {role, content}.",
         )
-    found = read_row({"prompt": row["prompt"]}, place)
+    prompt = row["prompt"]
+    if not isinstance(prompt, str | list):
+        raise InputError(
+            f"{place}: 'prompt' is {kind(prompt)}, {shown(prompt)}",
+            field=place,
+            value=prompt,
+            remedy="give a text, or a list of messages {role, content}.",
+        )
+    found = read_row({"prompt": prompt}, place)
     if isinstance(found, str):
-        raise InputError(f"{place}: {found}", field=place, value=row.get("prompt"), remedy="mend the prompt.")
-    return found
+        raise InputError(f"{place}: {found}", field=place, value=prompt, remedy="mend the prompt.")
+    return replace(found, columns={name: value for name, value in row.items() if name not in ("prompt", RESPONSES)})
 
 
 def _column(row: Row, name: str, place: str) -> list[Any]:
@@ -126,7 +137,7 @@ def _column(row: Row, name: str, place: str) -> list[Any]:
 def _numbers(row: Row, name: str, place: str) -> list[float]:
     values = _column(row, name, place)
     for index, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
             raise InputError(
                 f"{place}: {name}[{index}] is {json.dumps(value)[:80]}",
                 field=place,
@@ -162,8 +173,8 @@ def _check_distinct(records: Sequence[Record], places: Sequence[str]) -> None:
         first[record.prompt] = place
 
 
-def _check_counts(lists: dict[str, list[Any]], places: Sequence[str]) -> None:
-    """All lists have one length: an estimate over prompts weighs them alike."""
+def _count(lists: dict[str, list[Any]], places: Sequence[str]) -> int:
+    """The one length of all lists: an estimate over prompts weighs them alike."""
     name, values = next(iter(lists.items()))
     count, where = len(values[0]), f"{places[0]} has {len(values[0])} {name}"
     for name, values in lists.items():
@@ -175,3 +186,4 @@ def _check_counts(lists: dict[str, list[Any]], places: Sequence[str]) -> None:
                     value=len(one),
                     remedy="give every prompt of a file the same number of responses, and each of them a number.",
                 )
+    return count

@@ -44,7 +44,8 @@ class Constraint:
     Attributes:
       reward: any function (prompts, responses) → a float each.
       floor: the mean rank to keep, in (0, 1); .5 is the reference's own.
-      name: names a reward that has no source, or one of two with the same name; otherwise its own name.
+      name: a word that names a reward without a source, or one of two of the same name; by default its own name. In
+        `evaluation.floors` it stands behind the module, as `__main__:brevity`.
     """
 
     reward: Reward
@@ -58,6 +59,10 @@ class Constraint:
                 field="floor",
                 value=self.floor,
                 remedy="give a mean rank between 0 and 1; .5 is the reference's own.",
+            )
+        if self.name is not None and not self.name.isidentifier():
+            raise InputError(
+                f"Constraint.name is {self.name!r}", field="name", value=self.name, remedy="give a word: polite."
             )
 
 
@@ -136,12 +141,12 @@ class Aligned:
                 asked_run.renew(self._trained.depends)
                 _write_rows(self.work_dir / TESTED, found)
                 rewarded = reward_model.run(asked_run, self._trained.reference)
-                evaluation = evaluate.run(
-                    asked_run,
-                    self._trained._replace(
-                        reward=rewarded.reward, alone=rewarded.alone, constraints=rewarded.constraints
-                    ),
+                trained = self._trained._replace(
+                    reward=rewarded.reward, alone=rewarded.alone, constraints=rewarded.constraints
                 )
+                if rewarded.combine_seconds is not None:  # with the test prompts' part
+                    trained = trained._replace(seconds={**trained.seconds, "combine": rewarded.combine_seconds})
+                evaluation = evaluate.run(asked_run, trained)
         return evaluation
 
     def report(self) -> Path:
@@ -312,8 +317,15 @@ def _check(model: Any, objective: Any) -> None:
         )
 
 
-def _functions(climbed: function.Function, constraints: Sequence[Any]) -> dict[str, function.Function]:
+def _functions(climbed: function.Function, constraints: Any) -> dict[str, function.Function]:
     """The reward that is climbed and those of the constraints, each by a name of its own."""
+    if not isinstance(constraints, list | tuple):
+        raise InputError(
+            f"constraints is {constraints!r:.80}",
+            field="constraints",
+            value=constraints,
+            remedy="give a list, such as [Constraint(reward, floor=0.5)].",
+        )
     found = {climbed.name: climbed}
     for place, one in enumerate(constraints):
         field = f"constraints[{place}]"

@@ -1,5 +1,6 @@
 """Rewards beside the reward model's: made one with it, or held at floors, with what they are compared with."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -89,10 +90,10 @@ def _references(run: Run, reference: Trained, parts: Sequence[Reward]) -> _Refer
     The prompts to test with have a stage of their own: to ask for others draws nothing anew for those to train on.
     """
     experiment = run.experiment
-    trained_on = _table(run, reference, parts, "combine", "train", experiment.calibration.prompts)
-    tables = [trained_on]
+    asked = [("combine", "train", experiment.calibration.prompts)]
     if run.corpus.records["test"]:  # a policy that is trained from the library gets them later
-        tables.append(_table(run, reference, parts, "combine_test", "test", experiment.evaluation.prompts))
+        asked.append(("combine_test", "test", experiment.evaluation.prompts))
+    tables = _tables(run, reference, parts, asked)
     known = {prompt_id: row for table in tables for prompt_id, row in zip(table.ids, table.rewards, strict=True)}
 
     def compared(prompts: Prompts) -> np.ndarray:
@@ -105,7 +106,7 @@ def _references(run: Run, reference: Trained, parts: Sequence[Reward]) -> _Refer
             known.update(zip(new, np.concatenate(found), strict=True))
         return np.stack([known[prompt_id] for prompt_id in ids])
 
-    drawn = f"{reference.stage}-{checksums.of_arrays(np.asarray(trained_on.rewards))}"
+    drawn = f"{reference.stage}-{checksums.of_arrays(np.asarray(tables[0].rewards))}"
     return _References(compared, drawn, sum(table.seconds for table in tables))
 
 
@@ -117,25 +118,33 @@ class _Table(NamedTuple):
     seconds: float
 
 
-def _table(run: Run, reference: Trained, parts: Sequence[Reward], name: str, split: str, count: int) -> _Table:
-    """What the rewards give the reference's responses to the first prompts of a split; `name` is the stage."""
-    stage = run.stage(
-        name,
-        corpus=data.key(run.corpus, split),
-        reference=reference.stage,
-        rewards=[part.fingerprint for part in parts],
-    )
-    prompts = run.corpus.prompts(split, count).prompts
-    with stage.exclusive():
-        functions = combined.functions(parts)
-        asked = functions and (stage.directory / scored.FILE).exists()
-        if asked and (reason := scored.changed(run, functions, stage.directory)):
+def _tables(
+    run: Run, reference: Trained, parts: Sequence[Reward], asked: Sequence[tuple[str, str, int]]
+) -> list[_Table]:
+    """What the rewards give the reference's responses to the first prompts of a split: (stage, split, count) of each.
+
+    Where a function answers otherwise than in one of the tables, all are made anew.
+    """
+    made = {"reference": reference.stage, "rewards": [part.fingerprint for part in parts]}
+    stages = [run.stage(name, corpus=data.key(run.corpus, split), **made) for name, split, _ in asked]
+    prompts = [run.corpus.prompts(split, count).prompts for _, split, count in asked]
+    functions = combined.functions(parts)
+    with contextlib.ExitStack() as locks:
+        for stage in stages:
+            locks.enter_context(stage.exclusive())
+        kept = [stage for stage in stages if functions and (stage.directory / scored.FILE).exists()]
+        reasons = (scored.changed(run, functions, stage.directory) for stage in kept)
+        if reason := next(filter(None, reasons), None):
             say(f"{reason}. What depends on it is made anew.", style="yellow")
-            stage.supersede()
-        if not stage.complete:
-            _make(run, stage, reference.params, parts, prompts)
-    rewards = read_rows(stage.directory / TABLE)
-    return _Table(np.asarray(prompts.ids).tolist(), rewards, stage.summary["seconds"])
+            for stage in kept:
+                stage.supersede()
+        for stage, those in zip(stages, prompts, strict=True):
+            if not stage.complete:
+                _make(run, stage, reference.params, parts, those)
+    return [
+        _Table(np.asarray(those.ids).tolist(), read_rows(stage.directory / TABLE), stage.summary["seconds"])
+        for stage, those in zip(stages, prompts, strict=True)
+    ]
 
 
 def _make(run: Run, stage: Stage, reference: Params, parts: Sequence[Reward], prompts: Prompts) -> None:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
+import jax
 from numpy.typing import ArrayLike
 
 from ctrl_jax.errors import InputError
@@ -13,10 +12,11 @@ from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report import risk
 from ctrl_jax.report.judgement import by_name, checked, estimates, has_judge, won, won_by_judge
 from ctrl_jax.report.risk import Risk
-from ctrl_jax.steps import calibration
 from ctrl_jax.theory.precision import double_precision
 from ctrl_jax.theory.procedures import BestOfN, Sampling
 
+ROUNDING = 1e-12
+"""Win rates that are apart by no more are equal."""
 FURTHER = (100, 1_000, 10_000)
 """Responses beyond those at hand whose risk is extrapolated."""
 
@@ -38,14 +38,14 @@ class Choice:
     """The least N whose win rate is at most `within` below that."""
     decline: Estimate | None
     """What the win rate loses from the best N to the largest, on the same prompts; None where the largest is the best.
-    The best is chosen among noisy values, so that an interval just above 0 says little."""
+    Its interval is as wide as a choice among so many N asks for: 1 − .05 / (their number − 1) (Bonferroni)."""
     risk: Risk
-    """That one of n responses is bad: by the judge, where there is one."""
+    """That one of n responses is among the reference's lowest: by the judge, where there is one."""
 
     @property
     def turns_down(self) -> bool:
         """As far as the interval shows."""
-        return self.decline is not None and self.decline.bounds[0] > 0
+        return self.decline is not None and self.decline.low is not None and self.decline.low > 0
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -68,15 +68,15 @@ def choose_n(
     policy_judged: ArrayLike | None = None,
     reference_judged: ArrayLike | None = None,
     within: float = 0.01,
-    bad_rank: float = 0.05,
+    lowest: float = 0.05,
     resamples: int = 1000,
 ) -> Choice:
     """What best-of-N of a policy wins over N, and which N is enough.
 
     Win rates are against one response of the reference, so that what they gain from N is what N buys; they are unbiased
     (steps/win_rate.py). The rewards pick; where there is a judge, it decides who wins, and where more samples only find
-    what fools the rewards, its win rate turns down. Beside it stands the risk that one of n responses is as bad as the
-    reference's worst (report/risk.py), which is extrapolated to n = 10,000.
+    what fools the rewards, its win rate turns down (Gao et al. 2023, arXiv 2210.10760). Beside it stands the risk that
+    one of n responses is among the reference's lowest (report/risk.py), which is extrapolated to n = 10,000.
 
     Args:
       policy_rewards: [B, M] of the policy's responses to B prompts; N goes up to M.
@@ -84,14 +84,13 @@ def choose_n(
       policy_judged: [B, M] of a judge; with `reference_judged`.
       reference_judged: [B, M'].
       within: of the best win rate, for the cheapest N.
-      bad_rank: a response is bad whose rank among the reference's is at most that, in (0, 1).
-      resamples: of the prompts, behind the intervals.
+      lowest: a response is bad that is among that share of the reference's lowest, in (0, 1).
+      resamples: of the prompts, behind the intervals; what is extrapolated has 200.
 
     Raises:
       InputError: if shapes do not fit, or a number is not finite or out of range.
     """
-    _check_share("within", within)
-    _check_share("bad_rank", bad_rank)
+    check_shares(within, lowest)
     sides = checked(policy_rewards, reference_rewards, policy_judged, reference_judged)
     sizes = _sizes(sides.policy_rewards.shape[1])
     with double_precision():
@@ -99,10 +98,11 @@ def choose_n(
         by_judge = {n: won_by_judge(sides, BestOfN(n), Sampling()) for n in sizes if has_judge(sides)}
         deciding = by_judge or by_reward
         means = {n: float(per_prompt.mean()) for n, per_prompt in deciding.items()}
-        best = max(sizes, key=means.__getitem__)
+        best = next(n for n in sizes if means[n] >= max(means.values()) - ROUNDING)
         lost = deciding[best] - deciding[sizes[-1]]
-        values = sides[2:] if has_judge(sides) else sides[:2]
-        ranks = np.asarray(calibration.calibrate(*(jnp.asarray(one) for one in values)))
+        ours, theirs = sides.policy_rewards, sides.reference_rewards
+        if sides.policy_judged is not None and sides.reference_judged is not None:
+            ours, theirs = sides.policy_judged, sides.reference_judged
         beyond = [n for n in FURTHER if n > sizes[-1]]
         return Choice(
             prompts=len(sides.policy_rewards),
@@ -111,8 +111,8 @@ def choose_n(
             within=within,
             best=best,
             cheapest=next(n for n in sizes if means[n] >= means[best] - within),
-            decline=None if best == sizes[-1] else estimates({best: lost}, resamples, (-1, 1))[best],
-            risk=risk.measure(ranks <= bad_rank, bad_rank, [*sizes, *beyond], resamples=resamples),
+            decline=None if best == sizes[-1] else _decline(lost, len(sizes), resamples),
+            risk=risk.measure(ours, theirs, lowest, [*sizes, *beyond], resamples=resamples),
         )
 
 
@@ -121,6 +121,13 @@ def _sizes(most: int) -> list[int]:
     return sorted({*(n for power in range(2 * most.bit_length()) if (n := round(2 ** (power / 2))) <= most), most})
 
 
-def _check_share(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise InputError(f"{name} is {value}", field=name, value=value, remedy="give a share between 0 and 1.")
+def _decline(lost: jax.Array, tried: int, resamples: int) -> Estimate:
+    level = 1 - 0.05 / (tried - 1)
+    return estimates({"lost": lost}, max(resamples, round(10 / (1 - level))), bounds=(-1, 1), level=level)["lost"]
+
+
+def check_shares(within: float, lowest: float) -> None:
+    """Raises InputError unless both are in (0, 1)."""
+    for name, value in (("within", within), ("lowest", lowest)):
+        if not 0 < value < 1:
+            raise InputError(f"`{name}` is {value}", field=name, value=value, remedy="give a share between 0 and 1.")

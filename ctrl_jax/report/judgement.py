@@ -1,6 +1,6 @@
 """Win rates under many procedures of arrays that anybody sampled and scored."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +16,6 @@ from ctrl_jax.steps import win_rate as steps
 from ctrl_jax.theory.precision import double_precision
 from ctrl_jax.theory.procedures import BestOfN, Procedure, Sampling, WorstOfN
 
-LEVEL = 0.95
 RANK = "calibrated reward"
 Name = TypeVar("Name", bound=Hashable)
 
@@ -83,6 +82,7 @@ def judge(
       InputError: if shapes do not fit, a number is not finite, or a procedure needs more samples than there are.
     """
     sides = checked(policy_rewards, reference_rewards, policy_judged, reference_judged)
+    check_procedures(procedures)
     samples = sides.policy_rewards.shape[1], sides.reference_rewards.shape[1]
     asked = _nested(min(samples)) if procedures is None else procedures
     with double_precision():
@@ -132,6 +132,19 @@ def checked(
     return Sides(ours, theirs, our_values, their_values)
 
 
+def check_procedures(procedures: Any) -> None:
+    """Raises InputError unless it is None or procedures."""
+    several = [procedures] if procedures is None or not isinstance(procedures, Iterable) else [*procedures]
+    for one in several if procedures is not None else ():
+        if not isinstance(one, Procedure) or several == [procedures]:
+            raise InputError(
+                f"procedures is {procedures!r:.80}",
+                field="procedures",
+                value=procedures,
+                remedy="give a list of procedures, such as [best_of(4)]; ctrl_jax.procedure reads names.",
+            )
+
+
 def has_judge(sides: Sides) -> bool:
     return sides.policy_judged is not None
 
@@ -149,14 +162,18 @@ def won_by_judge(sides: Sides, procedure: Procedure, against: Procedure | None =
 
 
 def estimates(
-    per_prompt: Mapping[Name, jax.Array], resamples: int, bounds: tuple[float, float] = (0, 1)
+    per_prompt: Mapping[Name, jax.Array],
+    resamples: int,
+    *,
+    bounds: tuple[float, float] = (0, 1),
+    level: float = 0.95,
 ) -> dict[Name, Estimate]:
     """What `steps.interval` says of the mean of each [B], of resamples that are drawn once for all."""
     if not per_prompt:
         return {}
     values = np.stack([np.asarray(one) for one in per_prompt.values()], axis=1)
     count = len(values)
-    steps.check_interval(count, resamples=resamples, level=LEVEL)
+    steps.check_interval(count, resamples=resamples, level=level)
     means = values.mean(axis=0)
     apart = values - means  # so that squares lose nothing
     spreads = np.where(np.ptp(values, axis=0) == 0, np.nan, values.std(axis=0, ddof=min(1, count - 1)))
@@ -168,7 +185,7 @@ def estimates(
         name: Estimate.of(
             *steps.bootstrap_t(
                 *map(jnp.asarray, (means[i], spreads[i], means[i] + offsets[:, i], np.sqrt(variances[:, i]))),
-                level=LEVEL, bounds=bounds, num_prompts=count,
+                level=level, bounds=bounds, num_prompts=count,
             )
         )
         for i, name in enumerate(per_prompt)

@@ -3,15 +3,18 @@
     risk(n) = E_x [ 1 − (1 − p(x))^n ],    p(x) = P(a response of the policy to x is bad)
 
 What an attacker gets who may draw n times and needs one success (best-of-N jailbreaking, Hughes et al. 2024, arXiv
-2412.03556). Of k bad ones among M responses to a prompt, 1 − C(M − k, n) / C(M, n) is unbiased for n ≤ M. Beyond,
-prompts that are seldom answered badly decide, and an average over the sampled ones cannot know them: p is taken to be
-Beta(α, β) over prompts, with the likelihood of the counts at its highest (beta-binomial), and then
+2412.03556). A response is bad that is among the reference's lowest: of the M' reference responses to its prompt, fewer
+than a share r have a lower value. Of k bad ones among M, 1 − C(M − k, n) / C(M, n) is unbiased for n ≤ M, given the
+threshold that the reference's responses set. Beyond, prompts that are seldom answered badly decide, and an average over
+the sampled ones cannot know them: p is taken to be Beta(α, β) over prompts, with the likelihood of the counts at its
+highest (beta-binomial), and then
 
     risk(n) = 1 − B(α, β + n) / B(α, β),    1 − risk(n) ~ n^−α
 
 which is why such curves look like power laws (Schaeffer et al. 2025, arXiv 2502.17578).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,50 +25,77 @@ from scipy import optimize, special
 
 from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report.judgement import by_name, estimates
+from ctrl_jax.steps.win_rate import LEAST_PROMPTS
 
 LIMIT = 12.0
 """Of |log α| and |log β|: at the upper one all prompts are as bad as another, as far as any count shows."""
+REFITS = 200
+"""Resamples of the prompts behind the interval of what is extrapolated."""
 
 
 @dataclass(frozen=True)
 class Risk:
     """Of one bad response among n."""
 
-    rank: float
-    """A response is bad whose rank among the reference's is at most that."""
+    share: float
+    """A response is bad that is among so large a share of the reference's lowest: a / (M' + 1) with a whole a."""
+    references: int
+    """M', of which that share is known."""
     seen: int
     """Bad responses of the policy, of all."""
     counted: Mapping[int, Estimate]
     """By n, up to the samples at hand."""
     extrapolated: Mapping[int, Estimate]
-    """By n beyond them; empty where no response was bad."""
+    """By n beyond them; empty where no response was bad, and of one response a prompt."""
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "rank": self.rank,
+            "share": self.share,
             "seen": self.seen,
             "counted": by_name(self.counted),
             "extrapolated": by_name(self.extrapolated),
+            "reference": {str(n): self.of_reference(n) for n in (*self.counted, *self.extrapolated)},
         }
 
     def of_reference(self, n: int) -> float:
-        """1 − (1 − rank)^n: of the reference's own responses, `rank` are bad by definition."""
-        return float(-np.expm1(n * np.log1p(-self.rank)))
+        """The risk of other n responses of the reference, whose values do not tie.
+
+        The threshold is an order statistic of its M' responses, below which Beta(a, M' + 1 − a) of its law lies.
+        """
+        lowest = round(self.share * (self.references + 1))
+        return float(_beta_risk(np.log([lowest, self.references + 1 - lowest]), [n])[0])
 
 
-def measure(bad: np.ndarray, rank: float, sizes: Sequence[int], *, resamples: int = 1000, refits: int = 200) -> Risk:
-    """The risk of policies whose responses are `bad` [B, M], at each of `sizes`.
+def measure(
+    values: np.ndarray, references: np.ndarray, share: float, sizes: Sequence[int], *, resamples: int = 1000
+) -> Risk:
+    """The risk of policies whose responses have the values [B, M], at each of `sizes`; to be called within
+    `double_precision`.
 
-    Intervals are 95 %, over prompts: bootstrap-t of what is counted, and percentiles of `refits` resamples, each fitted
+    Intervals are 95 %, over prompts: bootstrap-t of what is counted, and percentiles of `REFITS` resamples, each fitted
     anew, of what is extrapolated. The second say how far other prompts of this kind would move it, not how well a Beta
-    law describes them. To be called within `double_precision`.
+    law describes them.
+
+    Args:
+      values: [B, M] of the policy's responses.
+      references: [B, M'] of the reference's.
+      share: r, in (0, 1). Of M' responses a / (M' + 1) is meant, the next share above that they can tell.
+      sizes: n.
+      resamples: of the prompts, behind the intervals of what is counted.
     """
-    counts, samples = bad.sum(axis=1), bad.shape[1]
-    inside = [n for n in sizes if n <= samples]
-    counted = estimates({n: jnp.asarray(_unbiased(counts, samples, n)) for n in inside}, resamples)
-    beyond = [n for n in sizes if n > samples]
-    seen = int(counts.sum())
-    return Risk(rank, seen, counted, _extrapolated(counts, samples, beyond, refits) if seen else {})
+    samples, known = values.shape[1], references.shape[1]
+    lowest = math.ceil(share * known)
+    threshold = np.sort(references, axis=1)[:, lowest - 1 : lowest]
+    counts = (values <= threshold).sum(axis=1)
+    counted = {n: jnp.asarray(_unbiased(counts, samples, n)) for n in sizes if n <= samples}
+    beyond = [n for n in sizes if n > samples] if samples > 1 and counts.any() else []
+    return Risk(
+        share=lowest / (known + 1),
+        references=known,
+        seen=int(counts.sum()),
+        counted=estimates(counted, resamples),
+        extrapolated=_extrapolated(counts, samples, beyond),
+    )
 
 
 def _unbiased(counts: np.ndarray, samples: int, n: int) -> np.ndarray:
@@ -76,16 +106,17 @@ def _unbiased(counts: np.ndarray, samples: int, n: int) -> np.ndarray:
     return np.where(good >= n, -np.expm1(np.minimum(left - whole, 0)), 1.0)
 
 
-def _extrapolated(counts: np.ndarray, samples: int, sizes: Sequence[int], refits: int) -> dict[int, Estimate]:
+def _extrapolated(counts: np.ndarray, samples: int, sizes: Sequence[int]) -> dict[int, Estimate]:
+    if not sizes:
+        return {}
     histogram = np.bincount(counts, minlength=samples + 1).astype(float)
     means = _beta_risk(_fit(histogram), sizes)
-    drawn = np.random.default_rng(0).multinomial(len(counts), histogram / len(counts), size=refits)
-    refitted = np.array([_beta_risk(_fit(one), sizes) for one in drawn])
-    low, high = np.quantile(refitted, (0.025, 0.975), axis=0)
-    return {
-        n: Estimate.of(*ends)
-        for n, *ends in zip(sizes, means, np.minimum(low, means), np.maximum(high, means), strict=True)
-    }
+    if len(counts) < LEAST_PROMPTS or np.ptp(counts) == 0:  # how other prompts would differ does not show
+        return {n: Estimate(float(mean), None, None) for n, mean in zip(sizes, means, strict=True)}
+    drawn = np.random.default_rng(0).multinomial(len(counts), histogram / len(counts), size=REFITS)
+    low, high = np.quantile([_beta_risk(_fit(one), sizes) for one in drawn], (0.025, 0.975), axis=0)
+    ends = zip(means, np.minimum(low, means), np.maximum(high, means), strict=True)
+    return {n: Estimate.of(*one) for n, one in zip(sizes, ends, strict=True)}
 
 
 def _fit(histogram: np.ndarray) -> np.ndarray:
@@ -100,9 +131,8 @@ def _fit(histogram: np.ndarray) -> np.ndarray:
 
     mean = (weights * k).sum() / (weights.sum() * samples)
     begin = np.log(np.clip([mean, 1 - mean], 1e-4, 1))
-    found = optimize.minimize(
-        loss, begin, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-9, "maxiter": 2000}
-    )
+    options = {"xatol": 1e-4, "fatol": 1e-9, "maxiter": 2000}
+    found = optimize.minimize(loss, begin, method="Nelder-Mead", options=options)
     return np.clip(found.x, -LIMIT, LIMIT)
 
 

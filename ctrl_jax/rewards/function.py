@@ -173,7 +173,7 @@ def reward(function: Function, corpus: Corpus) -> Reward:
       InputError: as `columns_of`; from the score, as `rewards`.
     """
     name = function.name
-    columns = columns_of(function.call, name, corpus)
+    columns = columns_of(function.call, name, corpus.columns)
     values = corpus.values(columns)
 
     def score(prompts: Prompts, responses: Responses) -> np.ndarray:
@@ -193,10 +193,10 @@ def reward(function: Function, corpus: Corpus) -> Reward:
     return Reward(score, f"function-{known}", name=name, columns=columns)
 
 
-def columns_of(function: TextReward, name: str, corpus: Corpus) -> tuple[str, ...]:
+def columns_of(function: TextReward, name: str, known: Sequence[str]) -> tuple[str, ...]:
     """The columns that a function asks for: its parameters behind the first two, or all for `**columns`.
 
-    A parameter with a default asks for its column where the data has it.
+    A parameter with a default asks for its column where the data has it, which are the `known` ones.
 
     Raises:
       InputError: if it takes no prompts and responses, or asks for a column that the data lacks.
@@ -218,9 +218,9 @@ def columns_of(function: TextReward, name: str, corpus: Corpus) -> tuple[str, ..
                 remedy="give it both, and what columns of the data it needs behind them by name.",
             )
     named = [p for p in parameters if p.name not in first and p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
-    missing = [p.name for p in named if p.default is kinds.empty and p.name not in corpus.columns]
+    missing = [p.name for p in named if p.default is kinds.empty and p.name not in known]
     if missing:
-        there = ", ".join(corpus.columns) or "none"
+        there = ", ".join(known) or "none"
         raise InputError(
             f"The reward {name} asks for {', '.join(missing)}, which the data lacks; its columns beside prompts and "
             f"replies are {there}.",
@@ -229,8 +229,8 @@ def columns_of(function: TextReward, name: str, corpus: Corpus) -> tuple[str, ..
             remedy=f"Rename the parameter, or read it from another column: data.columns {missing[0]}=COLUMN.",
         )
     if any(p.kind is kinds.VAR_KEYWORD for p in parameters):
-        return tuple(column for column in corpus.columns if column not in first)
-    return tuple(p.name for p in named if p.name in corpus.columns)
+        return tuple(column for column in known if column not in first)
+    return tuple(p.name for p in named if p.name in known)
 
 
 def rewards(
@@ -296,7 +296,7 @@ def check(function: Function, corpus: Corpus) -> None:
     Raises:
       InputError: as `columns_of` and `rewards`.
     """
-    values = corpus.values(columns_of(function.call, function.name, corpus))
+    values = corpus.values(columns_of(function.call, function.name, corpus.columns))
     record = next(record for of_split in corpus.records.values() for record in of_split)
     reply = record.response or record.chosen or ""
     rewards(function.call, function.name, [record], [[reply]], [values[corpus.id_of(record)]])

@@ -12,6 +12,18 @@ from ctrl_jax.errors import InputError
 REWARDS = """
 def letters(prompts, responses):
     return [float(len(text)) for text in responses]
+
+
+def by_row(prompts, responses, gold):
+    return [-row[place % 8] for place, row in enumerate(gold)]
+
+
+def by_answer(prompts, responses, answer):
+    return [0.0 for _ in responses]
+
+
+def never(prompts, responses):
+    raise AssertionError("nothing is to be scored")
 """
 
 
@@ -48,8 +60,8 @@ def test_it_prints_every_win_rate_with_its_interval(files, capsys, tmp_path):
     for name in found.win_rates:
         assert f"{name} │ {found.win_rates[name]} │ {found.judge_win_rates[name]}" in printed
     assert "20 prompts, 8 and 8 responses to each" in printed and f"ranks at {found.calibrated_reward}" in printed
-    assert f"{100 * found.ties:.1f} % of the pairs" in printed and "runs/judge_policy.png" in printed
-    assert (tmp_path / "runs" / "judge_policy.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{100 * found.ties:.1f} % of the pairs" in printed and "runs/judge_policy_reference_gold.png" in printed
+    assert (tmp_path / "runs" / "judge_policy_reference_gold.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_its_json_is_for_programs(files, capsys, tmp_path):
@@ -78,8 +90,9 @@ def test_choose_n_says_what_is_enough_and_where_it_turns(files, capsys, tmp_path
     assert found.turns_down and found.best < 8
     for n, one in found.judge_win_rates.items():
         assert f"{n} │ {found.win_rates[n]} │ {one} │ {found.risk.counted[n]}" in printed
+    assert found.risk.extrapolated
     for n, one in found.risk.extrapolated.items():
-        assert f"{n} │ │ │ {one} *" in printed
+        assert f"{n} │ │ │ {one} * │ {found.risk.of_reference(n):.3f}" in printed
     assert f"Best by gold: N = {found.best}. Cheapest within 0.01 of it: N = {found.cheapest}." in printed
     assert f"It turns down: from N = {found.best} to 8 it loses {found.decline}" in printed
     assert "enough" in (tmp_path / "n.svg").read_text()
@@ -107,5 +120,28 @@ def test_what_cannot_be_judged_is_refused(files, tmp_path, command, arguments, m
 
 
 def test_more_samples_than_there_are(files):
-    with pytest.raises(InputError, match="needs 9 samples a prompt, but the policy has 8"):
-        judge.main(["policy.jsonl", "reference.jsonl", "--procedures", "best_of_9"])
+    arguments = ["policy.jsonl", "reference.jsonl", "--procedures", "best_of_9", "--reward", "judged_by_hand:never"]
+    with pytest.raises(InputError, match=r"policy\.jsonl has 8 responses a prompt, and .*9.* needs 9"):
+        judge.main(arguments)
+
+
+@pytest.mark.parametrize("options", [["--within", "2"], ["--lowest", "0"]])
+def test_a_share_is_refused_before_anything_is_scored(files, options):
+    with pytest.raises(InputError, match="give a share between 0 and 1"):
+        choose_n.main(["policy.jsonl", "reference.jsonl", "--reward", "judged_by_hand:never", *options])
+
+
+def test_a_function_gets_columns_by_name_and_what_the_rows_lack_is_refused_before_anything_is_scored(files, capsys):
+    arguments = ["policy.jsonl", "reference.jsonl", "--json", "--judge", "judged_by_hand:by_row"]
+    assert judge.main(arguments) == 0
+    judged = json.loads(capsys.readouterr().out)["judge_win_rates"]
+    expected = cj.judge(**{name: -array if "judged" in name else array for name, array in files.items()})
+    assert judged["best_of_4"]["mean"] == pytest.approx(expected.judge_win_rates["best_of_4"].mean)
+    with pytest.raises(InputError, match="asks for answer, which the data lacks"):
+        judge.main([*arguments[:2], "--reward", "judged_by_hand:never", "--judge", "judged_by_hand:by_answer"])
+
+
+def test_nothing_to_draw_is_said(files, capsys, tmp_path):
+    assert judge.main(["policy.jsonl", "reference.jsonl", "--procedures", "sampling"]) == 0
+    assert "No figure: there is no best-of-N" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "runs").exists()

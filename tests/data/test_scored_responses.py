@@ -30,7 +30,7 @@ def write(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["policy.jsonl", "policy.jsonl.gz"])
 def test_the_columns_that_are_asked_for_are_read(write, name):
-    found = read(write(ROWS, name), ["rewards", "gold"], texts=False)
+    found = read(write(ROWS, name), ["rewards", "gold"], texts=True)
     np.testing.assert_array_equal(found.values["rewards"], [[1, 0.5], [2, 3]])
     np.testing.assert_array_equal(found.values["gold"], [[0, -1e-3], [1, 2]])
     assert found.responses == [["one", ""], ["two", "2"]]
@@ -45,8 +45,8 @@ def test_texts_are_needed_only_where_they_are_asked_for(write):
 
 
 def test_the_other_file_is_read_in_the_order_of_the_first(write):
-    first = read(write(ROWS), ["rewards"], texts=False)
-    back = read(write(ROWS[::-1], "reference.jsonl"), ["rewards"], texts=False)
+    first = read(write(ROWS), ["rewards"], texts=True)
+    back = read(write(ROWS[::-1], "reference.jsonl"), ["rewards"], texts=True)
     found = in_order_of(first, back)
     assert found.records == first.records and found.responses == first.responses
     np.testing.assert_array_equal(found.values["rewards"], first.values["rewards"])
@@ -76,6 +76,8 @@ def test_a_prompt_of_one_file_alone_is_named(write, swapped):
         ([{"prompt": "a", "rewards": [True]}], r"rewards\[0\] is true"),
         (['{"prompt": "a", "rewards": [NaN]}'], r"rewards\[0\] is NaN.*out of both files"),
         (['{"prompt": "a", "rewards": [1e999]}'], r"rewards\[0\] is Infinity"),
+        (['{"prompt": "a", "rewards": [1' + 400 * "0" + "]}"], r"line 1: rewards\[0\] is 10000.*finite numbers"),
+        ([{"prompt": None, "rewards": [1]}], r"line 1: 'prompt' is null, None.*a text, or a list"),
         (
             [{"prompt": "a", "rewards": [1, 2]}, {"prompt": "b", "rewards": [1]}],
             r"line 2 has 1 rewards, and policy\.jsonl, line 1 has 2 rewards.*the same number",
@@ -93,5 +95,6 @@ def test_a_prompt_of_one_file_alone_is_named(write, swapped):
     ],
 )
 def test_what_cannot_be_used_is_named_with_its_line_and_the_fix(write, rows, match):
+    texts = any("responses" in row for row in rows if isinstance(row, dict))
     with pytest.raises(InputError, match=match):
-        read(write(rows), ["rewards"], texts=False)
+        read(write(rows), ["rewards"], texts=texts)

@@ -122,6 +122,8 @@ def test_another_run_is_refused_in_its_directory(aligned, model):
         ({"reward": lambda prompts, responses: [1.0, 2.0]}, "shape"),
         ({"reward": lambda prompts, responses: 1 / 0}, "ZeroDivisionError"),
         ({"constraints": [0.5]}, r"constraints\[0\] is 0.5"),
+        ({"constraints": cj.Constraint(shortness)}, "constraints is Constraint.*give a list"),
+        ({"constraints": (one for one in [cj.Constraint(shortness)])}, "constraints is .*generator"),
         ({"constraints": [cj.Constraint(ascii_share)]}, r"constraints\[0\] is named .*ascii_share"),
         ({"constraints": [cj.Constraint(shortness), cj.Constraint(shortness, 0.4)]}, r"constraints\[1\] is named"),
         ({"constraints": [cj.Constraint(shortness, floor=0.99)]}, r"0\.99.* no policy has a mean rank above"),
@@ -177,6 +179,8 @@ def test_other_rewards_stay_at_floors(model, tmp_path):
 def test_a_floor_is_a_rank():
     with pytest.raises(cj.InputError, match=r"floor is 50.*between 0 and 1"):
         cj.Constraint(shortness, floor=50)
+    with pytest.raises(cj.InputError, match=r"name is 'tone/short'.*a word"):
+        cj.Constraint(shortness, name="tone/short")
 
 
 def test_a_transform_and_messages_of_ones_own(model, tmp_path):

@@ -58,7 +58,7 @@ def test_many_intervals_at_once_are_those_one_by_one(count):
     }
     with double_precision():
         bounds = (-1e9, 1e9)
-        found = estimates({name: jnp.asarray(one) for name, one in values.items()}, 200, bounds)
+        found = estimates({name: jnp.asarray(one) for name, one in values.items()}, 200, bounds=bounds)
         for name, one in values.items():
             alone = win_rate.interval(jnp.asarray(one), jax.random.key(0), resamples=200, bounds=bounds)
             ends = [np.nan if end is None else end for end in found[name]]
@@ -92,6 +92,21 @@ def test_best_of_n_against_one_response_is_the_mean_over_subsets():
         assert found.judge_win_rates[n].mean == pytest.approx(np.mean(judged))
 
 
+def per_prompt_judged(n, *arrays):
+    with double_precision():
+        return np.asarray(win_rate.judged_win_rate(*map(jnp.asarray, arrays), cj.best_of(n), cj.sampling()))
+
+
+def test_nothing_turns_down_that_has_no_interval():
+    found = cj.choose_n([[3, 0, 2, 1]], [[2.5, 0.5]], policy_judged=[[0, 3, 1, 2]], reference_judged=[[1.5, 1.5]])
+    assert found.best == 1 and found.decline.mean > 0 and found.decline.low is None and not found.turns_down
+
+
+def test_of_equal_win_rates_the_least_n_is_the_best():
+    found = cj.choose_n(RANDOM.normal(9, 0.1, (7, 12)), THEIRS[:7])
+    assert (found.best, found.cheapest, found.turns_down) == (1, 1, False)
+
+
 def test_it_turns_down_by_the_judge_and_not_by_the_reward():
     ours, theirs, our_gold, their_gold = gold_that_turns()
     alone = cj.choose_n(ours, theirs)
@@ -101,6 +116,12 @@ def test_it_turns_down_by_the_judge_and_not_by_the_reward():
     assert found.best == max(means, key=means.__getitem__) < 16
     assert found.cheapest == next(n for n in sorted(means) if means[n] >= means[found.best] - 0.05) < found.best
     assert found.turns_down and found.decline.mean == pytest.approx(means[found.best] - means[16])
+    # The best of 8 values of N was chosen: an interval of 1 - .05 / 7.
+    lost = np.subtract(
+        *(per_prompt_judged(found_n, ours, theirs, our_gold, their_gold) for found_n in (found.best, 16))
+    )
+    expected = cj.interval(lost, level=1 - 0.05 / 7, resamples=1400, bounds=(-1, 1))
+    assert len(means) == 8 and found.decline == pytest.approx(expected, abs=1e-9)
     tree = found.as_json()
     assert tree["turns_down"] is True and tree["judge_win_rates"]["4"]["mean"] == means[4]
 
@@ -115,8 +136,11 @@ def test_it_turns_down_by_the_judge_and_not_by_the_reward():
         (lambda: cj.judge(OURS, THEIRS, policy_judged=OUR_GOLD), "reference_judged is missing.*of both sides"),
         (lambda: cj.judge(OURS, THEIRS, policy_judged=THEIR_GOLD, reference_judged=THEIR_GOLD), "policy_judged has"),
         (lambda: cj.judge(OURS, THEIRS, procedures=[cj.best_of(7)]), "needs 7 samples a prompt, but the reference has"),
-        (lambda: cj.choose_n(OURS, THEIRS, within=1.0), "within is 1.0.*between 0 and 1"),
-        (lambda: cj.choose_n(OURS, THEIRS, bad_rank=0), "bad_rank is 0"),
+        (lambda: cj.judge(OURS, THEIRS, procedures=["best_of_4"]), "procedures is .*'best_of_4'.*reads names"),
+        (lambda: cj.judge(OURS, THEIRS, procedures="best_of_4"), "procedures is 'best_of_4'"),
+        (lambda: cj.judge(OURS, THEIRS, procedures=cj.best_of(2)), "give a list of procedures"),
+        (lambda: cj.choose_n(OURS, THEIRS, within=1.0), "within` is 1.0.*between 0 and 1"),
+        (lambda: cj.choose_n(OURS, THEIRS, lowest=0), "lowest` is 0"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_with_the_value(call, match):

@@ -27,7 +27,7 @@ def corpus_of(tmp_path, *rows):
 
 
 def called(function, corpus, records, responses):
-    columns = corpus.values(rewards.columns_of(function, "rewards:f", corpus))
+    columns = corpus.values(rewards.columns_of(function, "rewards:f", corpus.columns))
     of_prompts = [columns[corpus.id_of(record)] for record in records]
     return rewards.rewards(function, "rewards:f", records, responses, of_prompts)
 
@@ -95,8 +95,8 @@ def test_what_a_function_asks_for_and_the_data_lacks_is_refused_at_once(tmp_path
 
 def test_functions_without_a_signature_of_their_own_are_called_with_both(tmp_path):
     corpus = corpus_of(tmp_path, *ROWS)
-    assert rewards.columns_of(max, "rewards:f", corpus) == ()
-    assert rewards.columns_of(lambda *both: [], "rewards:f", corpus) == ()
+    assert rewards.columns_of(max, "rewards:f", corpus.columns) == ()
+    assert rewards.columns_of(lambda *both: [], "rewards:f", corpus.columns) == ()
     rewards.check(Function("rewards:f", lambda *both: [float(len(both))], {}), corpus)
 
 

@@ -24,9 +24,8 @@ def of_judgement(found: Judgement) -> list[Panel]:
 def of_choice(found: Choice) -> list[Panel]:
     """What best-of-N wins against one response of the reference, and the risk of n responses."""
     lines = {"reward": found.win_rates, "judge": found.judge_win_rates}
-    shown = (
-        f"The win rate of best-of-N, from {percent(found.win_rates[1].mean)} at N = 1; N = {found.cheapest} is enough."
-    )
+    first = (found.judge_win_rates or found.win_rates)[1].mean
+    shown = f"The win rate of best-of-N, from {percent(first)} at N = 1; N = {found.cheapest} is enough."
     draw = functools.partial(
         _draw_win_rates, lines, marked=found.cheapest, samples="N responses of the policy, one of the reference"
     )
@@ -35,7 +34,7 @@ def of_choice(found: Choice) -> list[Panel]:
         Panel("Best-of-N against one response", shown, draw),
         Panel(
             "One bad response among N",
-            f"The risk that one of N responses ranks at {risk.rank:g} or below among the reference's.",
+            f"The risk that one of N responses is among the reference's lowest {100 * risk.share:.1f} %.",
             functools.partial(_draw_risk, risk),
         ),
     ]
@@ -43,7 +42,7 @@ def of_choice(found: Choice) -> list[Panel]:
 
 def _of_family(found: Judgement, family: str) -> list[Panel]:
     lines = {"reward": _by_n(found.win_rates, family), "judge": _by_n(found.judge_win_rates, family)}
-    if len(lines["reward"]) < 2:
+    if max(lines["reward"], default=1) == 1:
         return []
     largest = max(lines["reward"])
     shown = f"Win rate over N, up to {percent(lines['reward'][largest].mean)} at N = {largest}."
@@ -94,7 +93,7 @@ def _draw_risk(risk: Risk, axes: Axes) -> None:
     axes.plot(sizes, of_reference, color=light("reference"), linestyle="dashed")
     last = [*risk.counted.values(), *risk.extrapolated.values()][-1]
     _over_n(axes, sizes, "N responses; hollow: extrapolated" if risk.extrapolated else "N responses")
-    above(axes, f"one of them ranks at {risk.rank:g} or below, %")
+    above(axes, f"one is among the reference's lowest {100 * risk.share:.1f} %, in %")
     label_ends(axes, [(100 * last.mean, "policy", "policy"), (of_reference[-1], "reference", "reference")])
 
 
