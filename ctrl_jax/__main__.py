@@ -92,6 +92,9 @@ def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0
+    if arguments[0] == "--version":
+        print(f"ctrl_jax {importlib.import_module('ctrl_jax').__version__}")
+        return 0
     command, *rest = arguments
     if command not in COMMANDS:
         near = nearest(command, COMMANDS)
@@ -121,7 +124,8 @@ def _usage() -> str:
         f"python -m ctrl_jax JOB EXPERIMENT [options]\n\n{jobs}\n\n"
         "EXPERIMENT names a file of experiments/. Options are the fields of its configuration, such as\n"
         "--policy.kl-budget 0.5; `python -m ctrl_jax train bon_helpful --help` lists them. The folder of a run, such\n"
-        "as runs/bon_helpful, serves in its place: it has its options, and takes no others."
+        "as runs/bon_helpful, serves in its place: it has its options, and takes no others. --version says which\n"
+        "version this is."
     )
 
 

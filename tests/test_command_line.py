@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import ctrl_jax
 from ctrl_jax import __main__ as command_line
 from ctrl_jax import config
 from ctrl_jax.commands import export, ideal, options, runs, sweep
@@ -244,6 +245,11 @@ def test_a_home_folder_is_expanded_in_every_path(monkeypatch, tmp_path):
                 found += 1
     assert found == 11
     assert config.Data(source="jsonl", path="a/~/b").path == "a/~/b"
+
+
+def test_its_version_is_the_packages(capsys):
+    assert command_line.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ctrl_jax {ctrl_jax.__version__}\n"
 
 
 def test_help_lists_every_job(capsys):

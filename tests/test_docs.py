@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import ctrl_jax
+
 ROOT = Path(__file__).parents[1]
 NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "faults.md").read_text())
 
@@ -18,3 +20,25 @@ def test_every_fault_names_its_test():
 @pytest.mark.parametrize(("path", "test"), NAMED)
 def test_a_test_that_is_named_exists(path, test):
     assert f"def {test}(" in (ROOT / path).read_text()
+
+
+def test_the_citation_is_of_this_version():
+    version = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1]
+    assert version == ctrl_jax.__version__
+
+
+@pytest.mark.parametrize(
+    "page", sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]), ids=lambda page: page.name
+)
+def test_what_a_page_points_to_is_there(page):
+    """Files and folders, and the headings of pages."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, heading = target.partition("#")
+        if "://" in target:
+            continue
+        other = (page.parent / path) if path else page
+        assert other.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", other.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings]
+            assert heading in anchors, target
