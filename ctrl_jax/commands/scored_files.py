@@ -5,17 +5,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import numpy as np
 import tyro
 
 from ctrl_jax.config import expand_user
 from ctrl_jax.data import scored_responses
+from ctrl_jax.data.conversations import Record
 from ctrl_jax.data.scored_responses import ScoredResponses
 from ctrl_jax.errors import InputError
 from ctrl_jax.report.judgement import Sides
-from ctrl_jax.rewards import function
 from ctrl_jax.theory.procedures import Procedure
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -65,6 +64,9 @@ def read(files: Files, asked: Sequence[Procedure] = ()) -> Sides:
         raise InputError(f"--figure is {files.figure}, which names no kind of picture; end it in .png, .svg or .pdf.")
     if files.judge == files.reward:
         raise InputError(f"--judge is {files.judge}, which picks already (--reward). Leave it out, or name another.")
+    # Only now: it imports what takes seconds, and a mistyped option should not wait.
+    from ctrl_jax.rewards import function
+
     names = {files.reward: "reward", **({} if files.judge is None else {files.judge: "judge"})}
     functions = {name: function.load(name, field=field) for name, field in names.items() if _is_function(name)}
     columns = [name for name in names if name not in functions]
@@ -77,7 +79,9 @@ def read(files: Files, asked: Sequence[Procedure] = ()) -> Sides:
     columns_of = {name: function.columns_of(one.call, name, _shared(sides)) for name, one in functions.items()}
     found = {
         name: [
-            _scored(side, functions[name], columns_of[name]) if name in functions else side.values[name]
+            function.rewards(functions[name].call, name, *_given(side, columns_of[name]))
+            if name in functions
+            else side.values[name]
             for side in sides
         ]
         for name in names
@@ -112,7 +116,7 @@ def _shared(sides: Sequence[ScoredResponses]) -> list[str]:
     return [name for name in rows[0] if all(name in row for row in rows)]
 
 
-def _scored(side: ScoredResponses, reward: function.Function, names: Sequence[str]) -> np.ndarray:
+def _given(side: ScoredResponses, names: Sequence[str]) -> tuple[list[Record], list[list[str]], list[dict[str, Any]]]:
+    """What a function is given: prompts, responses, and the columns of these names."""
     assert side.responses is not None, "they were asked for"
-    columns = [{name: record.columns[name] for name in names} for record in side.records]
-    return function.rewards(reward.call, reward.name, side.records, side.responses, columns)
+    return side.records, side.responses, [{name: record.columns[name] for name in names} for record in side.records]

@@ -60,7 +60,7 @@ class Risk:
     def of_reference(self, n: int) -> float:
         """The risk of other n responses of the reference, whose values do not tie.
 
-        The threshold is an order statistic of its M' responses, below which Beta(a, M' + 1 − a) of its law lies.
+        The threshold is an order statistic of its M' responses: the share of its law below is Beta(a, M' + 1 − a).
         """
         lowest = round(self.share * (self.references + 1))
         return float(_beta_risk(np.log([lowest, self.references + 1 - lowest]), [n])[0])
@@ -79,7 +79,7 @@ def measure(
     Args:
       values: [B, M] of the policy's responses.
       references: [B, M'] of the reference's.
-      share: r, in (0, 1). Of M' responses a / (M' + 1) is meant, the next share above that they can tell.
+      share: r, in (0, 1). Of M' responses a / (M' + 1) is meant, with a = ⌈r M'⌉.
       sizes: n.
       resamples: of the prompts, behind the intervals of what is counted.
     """

@@ -152,7 +152,7 @@ def test_options_make_it_with_the_beta_of_ctrl():
             models=assembled.models(), mesh=make_mesh(1),
             experiment=SimpleNamespace(
                 calibration=config.Calibration(), reward_model=config.RewardModel(), combine=config.Combine(),
-                combines=False,
+                combines=False, start=None,
             ),
             corpus=SimpleNamespace(tokenizer=SimpleNamespace(eos_ids=(fakes.EOS,))),
         )  # fmt: skip

@@ -119,7 +119,7 @@ def test_an_ensemble_of_one_is_refused():
 
 def test_log_sigmoids_of_one_reward_change_nothing_for_ranks():
     alone = Combine(by="log_sigmoids(0.85)")
-    with pytest.raises(InputError, match=r"'log_sigmoids\(0\.85\)' of one reward, .* 'exponential\(10\)', which sees"):
+    with pytest.raises(InputError, match=r"'log_sigmoids\(0\.85\)' of one reward, .* 'exponential\(10\)' sees order"):
         Experiment("a", combine=alone)
     Experiment("a", combine=alone, policy=Policy(transform="raw"))
     Experiment("a", combine=Combine(by="log_sigmoids(0.85)", rewards=("a:b",)))
