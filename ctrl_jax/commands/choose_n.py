@@ -9,14 +9,12 @@ from dataclasses import dataclass
 
 import tyro
 
-from ctrl_jax.commands import scored_files
+from ctrl_jax.commands import figure, scored_files
 from ctrl_jax.commands.judge import NO_INTERVAL
 from ctrl_jax.commands.scored_files import Files
-from ctrl_jax.report import pictures
 from ctrl_jax.report.choice import Choice, check_shares, choose_n
 from ctrl_jax.report.panels import over_n
 from ctrl_jax.runtime.console import say, table
-from ctrl_jax.runtime.stages import write_bytes
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,7 @@ def run(options: Options) -> int:
     found = choose_n(**scores._asdict(), within=options.within, lowest=options.lowest)
     path = options.picture("choose_n")
     if path is not None:
-        kind = path.suffix.removeprefix(".")
-        panels = over_n.of_choice(found)
-        write_bytes(path, pictures.draw(panels, (kind,), columns=2, title=options.policy.name)[kind])
+        figure.write(path, over_n.of_choice(found), options.policy.name)
     if options.json:
         print(json.dumps(found.as_json(), indent=2))
         return 0

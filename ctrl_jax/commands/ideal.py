@@ -12,14 +12,13 @@ import numpy as np
 import tyro
 from matplotlib.axes import Axes
 
+from ctrl_jax.commands import figure
 from ctrl_jax.config import expand_user
 from ctrl_jax.errors import InputError
-from ctrl_jax.report import pictures
 from ctrl_jax.report.names import spoken
 from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.style import light
 from ctrl_jax.runtime import console
-from ctrl_jax.runtime.stages import write_bytes
 from ctrl_jax.theory import procedures
 from ctrl_jax.theory.objective import Ideal, Objective, optimal, parse_transform, raw
 from ctrl_jax.theory.procedures import Procedure, Sampling
@@ -70,8 +69,7 @@ def run(options: Options) -> int:
       InputError: for an unknown procedure, transform or kind of figure, and for a KL that is not positive.
     """
     procedure = procedures.parse(options.procedure)
-    if options.figure is not None and options.figure.suffix not in (".png", ".svg", ".pdf"):
-        raise InputError(f"--figure is {options.figure}, which names no kind of picture; end it in .png, .svg or .pdf.")
+    figure.check(options.figure)
     objectives = _objectives(options.transforms, procedure, options.kl)
     ideals = {name: _ideal(objective) for name, objective in objectives.items()}
     path = options.figure
@@ -172,6 +170,4 @@ def _draw(objectives: Mapping[str, Objective], procedure: Procedure, kl: float, 
 
     panels = [panel(one) for one in reversed(_shown_procedures(procedure))]
     optimum = spoken(procedure.name)
-    kind = path.suffix.removeprefix(".")
-    title = f"Ideal policies; optimal is the best under {optimum}"
-    write_bytes(path, pictures.draw(panels, (kind,), columns=2, title=title)[kind])
+    figure.write(path, panels, f"Ideal policies; optimal is the best under {optimum}")

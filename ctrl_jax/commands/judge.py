@@ -9,14 +9,12 @@ from dataclasses import dataclass
 
 import tyro
 
-from ctrl_jax.commands import scored_files
+from ctrl_jax.commands import figure, scored_files
 from ctrl_jax.commands.scored_files import Files
-from ctrl_jax.report import pictures
 from ctrl_jax.report.judgement import Judgement, judge
 from ctrl_jax.report.names import procedure_order
 from ctrl_jax.report.panels import over_n
 from ctrl_jax.runtime.console import say, table
-from ctrl_jax.runtime.stages import write_bytes
 from ctrl_jax.theory import procedures
 
 NO_INTERVAL = "There is no interval of fewer than 5 prompts, nor where all prompts are equal."
@@ -45,8 +43,7 @@ def run(options: Options) -> int:
     path = options.picture("judge")
     panels = over_n.of_judgement(found)
     if path is not None and panels:
-        kind = path.suffix.removeprefix(".")
-        write_bytes(path, pictures.draw(panels, (kind,), columns=2, title=options.policy.name)[kind])
+        figure.write(path, panels, options.policy.name)
     if options.json:
         print(json.dumps(found.as_json(), indent=2))
         return 0

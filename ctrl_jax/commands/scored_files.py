@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ctrl_jax.commands import figure
 from ctrl_jax.config import expand_user
 from ctrl_jax.data import scored_responses
 from ctrl_jax.data.conversations import Record
@@ -16,8 +17,6 @@ from ctrl_jax.data.scored_responses import ScoredResponses
 from ctrl_jax.errors import InputError
 from ctrl_jax.report.judgement import Sides
 from ctrl_jax.theory.procedures import Procedure
-
-PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ def read(files: Files, asked: Sequence[Procedure] = ()) -> Sides:
       InputError: for an option that cannot be used; with the file and line, where a file cannot; with the function,
         where that fails.
     """
-    if files.figure is not None and files.figure.suffix not in PICTURES:
-        raise InputError(f"--figure is {files.figure}, which names no kind of picture; end it in .png, .svg or .pdf.")
+    figure.check(files.figure)
     if files.judge == files.reward:
         raise InputError(f"--judge is {files.judge}, which picks already (--reward). Leave it out, or name another.")
     # Only now: it imports what takes seconds, and a mistyped option should not wait.

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ctrl_jax.errors import InputError
+from ctrl_jax.report.judgement import check_judged
 from ctrl_jax.steps import calibration
 from ctrl_jax.steps import win_rate as steps
 from ctrl_jax.theory.objective import Objective
@@ -134,14 +135,7 @@ def judged_win_rate(
     policy, reference = _array("policy_rewards", policy_rewards), _array("reference_rewards", reference_rewards)
     ours, theirs = _array("policy_judged", policy_judged), _array("reference_judged", reference_judged)
     _check_sides(policy, reference)
-    for name, values, rewards in (("policy", ours, policy), ("reference", theirs, reference)):
-        if values.shape != rewards.shape:
-            raise InputError(
-                f"{name}_judged has shape {values.shape} and {name}_rewards {rewards.shape}",
-                field=f"{name}_judged",
-                value=values.shape,
-                remedy="give one value for each response.",
-            )
+    check_judged(policy=(policy, ours), reference=(reference, theirs))
     _check_procedure(procedure)
 
     def computed(policy: Any, reference: Any, ours: Any, theirs: Any) -> jax.Array:

@@ -1,6 +1,6 @@
 """Win rates under many procedures of arrays that anybody sampled and scored."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -82,7 +82,7 @@ def judge(
       InputError: if shapes do not fit, a number is not finite, or a procedure needs more samples than there are.
     """
     sides = checked(policy_rewards, reference_rewards, policy_judged, reference_judged)
-    check_procedures(procedures)
+    _check_procedures(procedures)
     samples = sides.policy_rewards.shape[1], sides.reference_rewards.shape[1]
     asked = _nested(min(samples)) if procedures is None else procedures
     with double_precision():
@@ -121,7 +121,13 @@ def checked(
             )
         return Sides(ours, theirs, None, None)
     our_values, their_values = _array("policy_judged", policy_judged), _array("reference_judged", reference_judged)
-    for name, values, rewards in (("policy", our_values, ours), ("reference", their_values, theirs)):
+    check_judged(policy=(ours, our_values), reference=(theirs, their_values))
+    return Sides(ours, theirs, our_values, their_values)
+
+
+def check_judged(**sides: tuple[Any, Any]) -> None:
+    """Raises InputError unless the judge's values of each side have the shape of its rewards: (rewards, values)."""
+    for name, (rewards, values) in sides.items():
         if values.shape != rewards.shape:
             raise InputError(
                 f"{name}_judged has shape {values.shape} and {name}_rewards {rewards.shape}",
@@ -129,20 +135,18 @@ def checked(
                 value=values.shape,
                 remedy="give one value for each response.",
             )
-    return Sides(ours, theirs, our_values, their_values)
 
 
-def check_procedures(procedures: Any) -> None:
-    """Raises InputError unless it is None or procedures."""
-    several = [procedures] if procedures is None or not isinstance(procedures, Iterable) else [*procedures]
-    for one in several if procedures is not None else ():
-        if not isinstance(one, Procedure) or several == [procedures]:
-            raise InputError(
-                f"procedures is {procedures!r:.80}",
-                field="procedures",
-                value=procedures,
-                remedy="give a list of procedures, such as [best_of(4)]; ctrl_jax.procedure reads names.",
-            )
+def _check_procedures(procedures: Any) -> None:
+    """Raises InputError unless it is None or a list of procedures."""
+    listed = isinstance(procedures, Sequence) and all(isinstance(one, Procedure) for one in procedures)
+    if procedures is not None and not listed:
+        raise InputError(
+            f"procedures is {procedures!r:.80}",
+            field="procedures",
+            value=procedures,
+            remedy="give a list of procedures, such as [best_of(4)]; ctrl_jax.procedure reads names.",
+        )
 
 
 def has_judge(sides: Sides) -> bool:
