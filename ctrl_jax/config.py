@@ -456,7 +456,7 @@ class RewardModel(Supervised):
 class Combine:
     """How several rewards make the one that is trained on and judges: those of an ensemble, and others beside it.
 
-    With a `Constrained` policy the others are not made one with it: its mean rank by each stays at a floor."""
+    With `policy.floors` the others are not made one with it: the policy's mean rank by each stays at its floor."""
 
     ensemble: str = "mean"
     """What makes one reward of an ensemble's members (`reward_model.members`): `mean`, `median`, `min`, or
@@ -621,6 +621,10 @@ class Policy:
     kl_limit: float | None = None
     """Stop where the KL, a mean of 5 steps, exceeds so many times the budget. By default 10, or no limit where β is
     given and where the KL is an estimate from stored responses."""
+    floors: tuple[float, ...] = ()
+    """One for each of `combine.rewards`, which then are not mixed into the reward that is climbed: the policy's mean
+    rank by each, of a single response among the reference's, stays there or above (algorithms/constrained.py). .5 is
+    what the reference itself has."""
     steps: int = 150
     prompts_per_step: int = 32
     samples_per_prompt: int = 16
@@ -690,9 +694,28 @@ class Policy:
             f"Policy.samples_per_prompt is {self.samples_per_prompt}",
             "the leave-one-out baseline needs at least 2.",
         )
-        _set(self, procedure=objective.procedure.name)
+        _check_floors(self.floors)
+        _set(self, procedure=objective.procedure.name, floors=tuple(map(float, self.floors)))
         if not isinstance(self.transform, TransformName):
             _set(self, transform=str(objective.transform))
+
+    def check_floors(self) -> None:
+        """Refuses a floor above the mean rank of the identity's ideal policy, which is the highest at the KL budget.
+
+        Not a part of what is checked when it is made: the theory computes on a device.
+        """
+        if not self.floors or not self.aims:
+            return
+        ideal = Objective.parse("identity", "sampling", self.kl_budget).ideal(self.kl_budget)
+        highest = 1.0 if ideal is None else ideal.win_rate(procedures.Sampling())
+        _require(
+            max(self.floors) < highest,
+            "policy.floors",
+            self.floors,
+            f"Policy.floors is {self.floors}, and at a KL of {self.kl_budget:g} no policy has a mean rank above "
+            f"{highest:.3f} by any reward",
+            "lower it, or raise `policy.kl_budget`.",
+        )
 
     @property
     def least_references(self) -> int:
@@ -713,7 +736,8 @@ class Policy:
     def method(self) -> str:
         """What tables and figures call it: CTRL by its transform, another algorithm by its name."""
         own = vars(type(self)).get("label") if type(self) is not Policy else Policy.label
-        return type(self).__name__ if own is None else str(own).format(**vars(self))
+        name = type(self).__name__ if own is None else str(own).format(**vars(self))
+        return f"{name} with floors of {', '.join(f'{floor:g}' for floor in self.floors)}" if self.floors else name
 
     @property
     def aims(self) -> bool:
@@ -725,6 +749,18 @@ class Policy:
         if isinstance(self.transform, TransformName):
             return Objective(self.transform.transform, procedures.parse(self.procedure), self.kl_budget)
         return Objective.parse(self.transform, self.procedure, self.kl_budget)
+
+
+def _check_floors(floors: Any) -> None:
+    numbers = isinstance(floors, tuple | list) and all(isinstance(one, int | float) for one in floors)
+    _require(
+        numbers and all(0 < floor < 1 for floor in floors),
+        "policy.floors",
+        floors,
+        f"Policy.floors is {floors!r}",
+        "give the mean rank that each of `combine.rewards` keeps, between 0 and 1, as a tuple such as (0.5,): .5 is the "
+        "reference's.",
+    )
 
 
 def _require_an_algorithm(config: Policy, shared: type[Policy], field: str) -> None:
@@ -781,6 +817,7 @@ class Pairs(Policy):
             f"{type(self).__name__}.transform is {self.transform!r}",
             "preference pairs say nothing of ranks: leave it at raw.",
         )
+        _unused(self, _MEASURED, "floors")
 
 
 def _unused(config: Policy, why: str, *names: str) -> None:
@@ -790,6 +827,9 @@ def _unused(config: Policy, why: str, *names: str) -> None:
         value = getattr(config, name)
         problem = f"{type(config).__name__}.{name} is {value}"
         _require(value == defaults[name], _field(config, name), value, problem, f"leave it out: {why}.")
+
+
+_MEASURED = "a floor is kept by what the policy's own responses measure, and none are sampled"
 
 
 def _require_beta(config: Policy) -> None:
@@ -884,53 +924,6 @@ class ActorCritic(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         _between(self, 0.0, 1.0, "it is the share of the next tokens' changes", "trace")
-
-
-@dataclass(frozen=True)
-class Constrained(Policy):
-    """CTRL under constraints (Moskovitz et al. 2023, arXiv 2310.04373): the rewards in `combine.rewards` are not mixed
-    into the one that is climbed; the policy's mean rank by each stays at a floor or above."""
-
-    algorithm: ClassVar[str] = "constrained:Constrained"
-    floors: tuple[float, ...] = ()
-    """Of the mean rank by each of `combine.rewards`, in their order, of a single response among the reference's: .5 is
-    what the reference itself has."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        floors = self.floors
-        numbers = isinstance(floors, tuple | list) and all(isinstance(one, int | float) for one in floors)
-        _require(
-            numbers and bool(floors) and all(0 < floor < 1 for floor in floors),
-            "policy.floors",
-            floors,
-            f"Constrained.floors is {floors!r}",
-            "give the mean rank that each of `combine.rewards` keeps, between 0 and 1, as a tuple such as (0.5,): .5 "
-            "is the reference's.",
-        )
-        _set(self, floors=tuple(map(float, floors)))
-
-    @property
-    def method(self) -> str:
-        return f"{self.transform} with floors of {', '.join(f'{floor:g}' for floor in self.floors)}"
-
-    def check_reach(self) -> None:
-        """Refuses a floor above the mean rank of the identity's ideal policy, which is the highest at the KL budget.
-
-        Not a part of what is checked when it is made: the theory computes on a device.
-        """
-        if self.beta is not None:
-            return
-        ideal = Objective.parse("identity", "sampling", self.kl_budget).ideal(self.kl_budget)
-        highest = 1.0 if ideal is None else ideal.win_rate(procedures.Sampling())
-        _require(
-            max(self.floors) < highest,
-            "policy.floors",
-            self.floors,
-            f"Constrained.floors is {self.floors}, and at a KL of {self.kl_budget:g} no policy has a mean rank above "
-            f"{highest:.3f} by any reward",
-            "lower it, or raise `policy.kl_budget`.",
-        )
 
 
 @dataclass(frozen=True)
@@ -1146,6 +1139,7 @@ class Stored(Policy):
     def __post_init__(self) -> None:
         _require_an_algorithm(self, Stored, "start")
         super().__post_init__()
+        _unused(self, _MEASURED, "floors")
 
 
 @dataclass(frozen=True)
@@ -1433,21 +1427,21 @@ class Experiment:
             f"{type(self.policy).__name__} with transform {self.policy.transform!r} sees order alone",
             "train on raw rewards (`Policy` with `policy.transform=raw`), or name more rewards (`combine.rewards`).",
         )
-        if isinstance(self.policy, Constrained):
+        if self.policy.floors:
             count = len(self.combine.rewards)
             _require(
                 count == len(self.policy.floors),
                 "policy.floors",
                 self.policy.floors,
-                f"Constrained.floors is {self.policy.floors}, and combine.rewards names {count} rewards to hold there",
+                f"Policy.floors is {self.policy.floors}, and combine.rewards names {count} rewards to hold there",
                 "give a floor for each of them.",
             )
             _require(
                 self.combine.by == Combine.by,
                 "combine.by",
                 self.combine.by,
-                f"combine.by is {self.combine.by!r}, and a Constrained policy holds combine.rewards at floors instead",
-                "leave it out, or choose another algorithm.",
+                f"combine.by is {self.combine.by!r}, and policy.floors hold combine.rewards at floors instead",
+                "leave one of the two out.",
             )
         _require(
             not {self.reward_model.function, self.reward_model.path} & set(self.combine.rewards),
@@ -1460,7 +1454,7 @@ class Experiment:
     @property
     def combines(self) -> bool:
         """Whether the reward is another than the reward model's own. Rewards at floors are not mixed into it."""
-        return self.combine.changes and not isinstance(self.policy, Constrained)
+        return self.combine.changes and not self.policy.floors
 
     @property
     def functions(self) -> dict[str, str]:

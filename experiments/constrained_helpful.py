@@ -10,7 +10,7 @@ Command   make train EXP=constrained_helpful        make sweep EXP=constrained_h
 
 from dataclasses import replace
 
-from ctrl_jax.config import Combine, Constrained, Experiment
+from ctrl_jax.config import Combine, Experiment
 from experiments import bon_helpful
 
 BASELINE = "exponential(10)"
@@ -19,7 +19,7 @@ BREVITY = "experiments.rewards.brevity:words"
 
 def experiment() -> Experiment:
     free = bon_helpful.experiment()
-    policy = Constrained(transform=free.policy.transform, procedure="best_of_4", kl_budget=0.6, floors=(0.5,))
+    policy = replace(free.policy, floors=(0.5,))
     return replace(free, name="constrained_helpful", combine=Combine(rewards=(BREVITY,)), policy=policy)
 
 

@@ -86,10 +86,10 @@ class ActorCritic(Ctrl):
         powers = critic.powers(prefixes @ extra.of_rank.weights, responses.lengths)
         values = powers @ extra.of_reward.weights
         rewards = self.advantages(targets.scored.transformed)
-        advantages = critic.advantages(values, rewards, responses.lengths, trace=self.trace)
-        loss = policy_gradient.exact_kl_loss_by(
-            comparison.log_probs, comparison.kl, advantages, responses.lengths, beta=extra.controller.beta
-        )
+        pull = critic.advantages(values, rewards, responses.lengths, trace=self.trace) / extra.controller.beta
+        if targets.price is not None:  # which the critic knows nothing of: it is that of whole responses
+            pull += targets.price[..., None]
+        loss = policy_gradient.exact_kl_loss_by(comparison.log_probs, comparison.kl, pull, responses.lengths)
         return loss, Auxiliary(comparison, prefixes, powers, values)
 
     def measure(  # type: ignore[override]

@@ -1,80 +1,100 @@
-"""CTRL under constraints: the policy climbs one reward, and its mean rank by others stays at a floor or above.
+"""An algorithm under constraints: the policy climbs one reward, and its mean rank by others stays at a floor or above.
 
-    maximise     E [Φ(C)] / β − KL(π || π_ref)    where    E [C_m] ≥ floor_m    for each of M other rewards
+    maximise     J    where    E [C_m] ≥ floor_m    for each of M other rewards
 
-by a policy gradient on Φ(C) / β + Σ_m λ_m C_m (steps/multipliers.py; Moskovitz et al. 2023, arXiv 2310.04373; Dai et
-al. 2023, arXiv 2310.12773). A combination of rewards (steps/combination.py) fixes what one reward is worth in another;
-here λ does, and ends at 0 where a floor is kept anyway. Calibration gives the floors a meaning: a rank of .5 is the
-mean of the reference's own responses on every prompt, whatever a reward's scale.
+J is what the algorithm climbs, such as CTRL's E [Φ(C)] / β − KL(π || π_ref). By the Lagrangian a response earns Σ_m λ_m
+C_m nats besides (steps/multipliers.py; Moskovitz et al. 2023, arXiv 2310.04373; Dai et al. 2023, arXiv 2310.12773): its
+price, which each algorithm that learns from the policy's own responses adds to the advantages behind ∇log π. A
+combination of rewards (steps/combination.py) fixes what one reward is worth in another; here λ does, and ends at 0
+where a floor is kept anyway. Calibration gives the floors a meaning: a rank of .5 is the mean of the reference's own
+responses on every prompt, whatever a reward's scale.
 
-What differs from CTRL is the part of λ alone. Its optimum is π ∝ π_ref exp(Φ / β + Σ λ_m C_m); the KL budget is for
-both parts, and what the floors take of it, the reward does not get. Floors that take more than all of it, or contradict
-each other, have no optimum: λ rises without an end, and training says so (pipeline/watch.py). The floors are for a
-single response; of the picks of best-of-N, which the one reward chooses, they say nothing.
+What differs from the algorithm alone is the part of λ. CTRL's optimum becomes π ∝ π_ref exp(Φ / β + Σ λ_m C_m); the KL
+budget is for both parts, and what the floors take of it, the reward does not get. Floors that take more than all of it,
+or contradict each other, have no optimum: λ rises without an end, and training says so (pipeline/watch.py). The floors
+are for a single response; of the picks of best-of-N, which the one reward chooses, they say nothing. GRPO takes means
+over tokens, and its λ is in nats per token.
 """
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.algorithms import own_responses
 from ctrl_jax.algorithms.ctrl import Ctrl, Targets
+from ctrl_jax.algorithms.protocol import Algorithm, Source
 from ctrl_jax.steps import multipliers, policy_gradient
-from ctrl_jax.steps.kl_budget import State as Controller
-from ctrl_jax.steps.logprobs import Comparison
 from ctrl_jax.steps.masked import Mean, StandardError
+from ctrl_jax.theory.objective import Objective
 from ctrl_jax.types import Experience, Metric, Params
 
 
 class Extra(NamedTuple):
-    controller: Controller
+    algorithm: Any
+    """The extra state of the algorithm."""
     multipliers: multipliers.State
 
 
 @dataclass(frozen=True)
-class Constrained(Ctrl):
-    floors: tuple[float, ...] = dataclasses.field(kw_only=True)
+class Constrained(Algorithm):
+    algorithm: Ctrl
+    floors: tuple[float, ...]
     """[M] of the mean ranks, in (0, 1)."""
 
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("above_floors", "rank in [0, 1]", "constrained rewards", guarded=True, shown=True),
-        *own_responses.METRICS,
-        Metric("multiplier", "nats per rank", shown=True),
-    )
-    internal: ClassVar[tuple[str, ...]] = ("ranks",)
+    source = Source.POLICY
 
-    def start(self) -> Extra:  # type: ignore[override]
-        return Extra(super().start(), multipliers.init(len(self.floors)))
+    @property
+    def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
+        above = Metric("above_floors", "rank in [0, 1]", "constrained rewards", guarded=True, shown=True)
+        return above, *self.algorithm.metrics, Metric("multiplier", "nats per rank", shown=True)
 
-    def loss(  # type: ignore[override]
+    @property
+    def internal(self) -> tuple[str, ...]:  # type: ignore[override]
+        return *self.algorithm.internal, "ranks"
+
+    @property
+    def epochs(self) -> int:  # type: ignore[override]
+        return self.algorithm.epochs
+
+    @property
+    def minibatches(self) -> int:  # type: ignore[override]
+        return self.algorithm.minibatches
+
+    @property
+    def beta(self) -> float:
+        return self.algorithm.beta
+
+    def first_beta(self, objective: Objective, num_references: int, reference_rewards: Any) -> float:
+        return self.algorithm.first_beta(objective, num_references, reference_rewards)
+
+    def start(self) -> Extra:
+        return Extra(self.algorithm.start(), multipliers.init(len(self.floors)))
+
+    def targets(self, batch: Experience) -> Targets:
+        return self.algorithm.targets(batch)
+
+    def loss(
         self, params: Params, frozen: Params, batch: Experience, targets: Targets, extra: Extra
-    ) -> tuple[Mean, Comparison]:
-        comparison = self.compare(params, frozen, batch)
-        advantages = self.advantages(targets.scored.transformed) / extra.controller.beta
-        advantages += policy_gradient.leave_one_out(_ranks(batch)) @ extra.multipliers.values
-        loss = policy_gradient.exact_kl_loss_by(
-            comparison.log_probs, comparison.kl, advantages, batch.rollouts.responses.lengths, beta=1.0
-        )
-        return loss, comparison
+    ) -> tuple[Mean, Any]:
+        price = policy_gradient.leave_one_out(_ranks(batch)) @ extra.multipliers.values
+        return self.algorithm.loss(params, frozen, batch, targets._replace(price=price), extra.algorithm)
 
-    def measure(self, batch: Experience, targets: Targets, auxiliary: Comparison) -> dict[str, Mean | StandardError]:
+    def measure(self, batch: Experience, targets: Targets, auxiliary: Any) -> dict[str, Mean | StandardError]:
         ranks = _ranks(batch).sum(axis=(0, 1))
         count = jnp.full_like(ranks, batch.raw.size)
-        return super().measure(batch, targets, auxiliary) | {"ranks": Mean(ranks, count)}
+        return self.algorithm.measure(batch, targets, auxiliary) | {"ranks": Mean(ranks, count)}
 
-    def after(self, extra: Extra, metrics: dict[str, Any]) -> tuple[Extra, dict[str, Any]]:  # type: ignore[override]
+    def after(self, extra: Extra, metrics: dict[str, Any]) -> tuple[Extra, dict[str, Any]]:
         """`above_floors` is that of the constraint that is kept least, `multiplier` the highest λ."""
-        controller, more = super().after(extra.controller, metrics)
+        inner, more = self.algorithm.after(extra.algorithm, metrics)
         floors, ranks = jnp.asarray(self.floors), metrics["ranks"]
-        after = Extra(controller, multipliers.update(extra.multipliers, ranks, floors))
+        after = Extra(inner, multipliers.update(extra.multipliers, ranks, floors))
         own = {"above_floors": jnp.min(ranks - floors), "multiplier": jnp.max(extra.multipliers.values)}
         return after, more | own
 
-    def share(self, extra: Extra) -> jax.Array:  # type: ignore[override]
-        return super().share(extra.controller)
+    def share(self, extra: Extra) -> jax.Array | float:
+        return self.algorithm.share(extra.algorithm)
 
 
 def _ranks(batch: Experience) -> jax.Array:

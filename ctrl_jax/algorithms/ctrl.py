@@ -32,6 +32,8 @@ class Targets(NamedTuple):
     scored: Scored
     win_rate: jax.Array | None
     """[B] under the procedure; None where there are too few rewards to estimate it."""
+    price: jax.Array | None = None
+    """[B, N] nats that a response earns besides, less their baseline: of rewards that are constrained."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Ctrl(Algorithm):
         """[B, N] what ∇log π of a response is multiplied by, times β, beside the KL's part: of `rewards` [B, N]."""
         return policy_gradient.leave_one_out(rewards)
 
+    def pull(self, targets: Targets, controller: Controller) -> jax.Array:
+        """[B, N] what ∇log π of a response is multiplied by, beside the KL's part, in nats: A / β and the price."""
+        pull = self.advantages(targets.scored.transformed) / controller.beta
+        return pull if targets.price is None else pull + targets.price
+
     def targets(self, batch: Experience) -> Targets:
         raw, reference_rewards = batch.raw, batch.reference_rewards
         calibrated = calibration.calibrate_sorted(raw, reference_rewards)
@@ -83,11 +90,8 @@ class Ctrl(Algorithm):
         self, params: Params, frozen: Params, batch: Experience, targets: Targets, extra: Controller
     ) -> tuple[Mean, Comparison]:
         comparison = self.compare(params, frozen, batch)
-        advantages, lengths = self.advantages(targets.scored.transformed), batch.rollouts.responses.lengths
-        loss = policy_gradient.exact_kl_loss_by(
-            comparison.log_probs, comparison.kl, advantages, lengths, beta=extra.beta
-        )
-        return loss, comparison
+        pull, lengths = self.pull(targets, extra), batch.rollouts.responses.lengths
+        return policy_gradient.exact_kl_loss_by(comparison.log_probs, comparison.kl, pull, lengths), comparison
 
     def compare(self, params: Params, frozen: Params, batch: Experience) -> Comparison:
         """Policy and reference on the batch's responses."""

@@ -52,9 +52,9 @@ class Grpo(OwnAdvantage, PpoClip):
     ) -> tuple[Mean, Any]:
         comparison, responses = self.compare(params, frozen, batch), batch.rollouts.responses
         mask = length_mask(responses.lengths, responses.tokens.shape[-1])
-        advantages = jnp.broadcast_to(self.advantages(targets.scored.transformed)[..., None], mask.shape)
+        advantages = jnp.broadcast_to(self.pull(targets, extra)[..., None], mask.shape)
         gain, ratio = self.clipped(comparison, batch, advantages, mask)
         log_probs, reference = (jnp.where(mask, x, 0.0) for x in (comparison.log_probs, comparison.reference_log_probs))
-        by_token = kl.k3(log_probs, reference) - gain / extra.beta
+        by_token = kl.k3(log_probs, reference) - gain
         loss = by_token.sum(-1) / responses.lengths
         return Mean(loss.sum(), jnp.ones_like(loss).sum()), Auxiliary(comparison, ratio)

@@ -43,9 +43,7 @@ class PpoClip(Ctrl):
         comparison, responses = self.compare(params, frozen, batch), batch.rollouts.responses
         mask = length_mask(responses.lengths, responses.tokens.shape[-1])
         kl = jnp.where(mask, comparison.kl, 0.0)
-        advantages = jax.lax.stop_gradient(
-            policy_gradient.exact_kl_advantages(kl, self.advantages(targets.scored.transformed), beta=extra.beta)
-        )
+        advantages = jax.lax.stop_gradient(policy_gradient.exact_kl_advantages(kl, self.pull(targets, extra)))
         gain, ratio = self.clipped(comparison, batch, advantages, mask)
         loss = kl.sum(-1) - gain.sum(-1)
         return Mean(loss.sum(), jnp.ones_like(loss).sum()), Auxiliary(comparison, ratio)

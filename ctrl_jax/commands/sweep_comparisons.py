@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ctrl_jax.commands.point import Point
-from ctrl_jax.config import Constrained
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report import methods, overoptimization
@@ -36,7 +35,7 @@ def of_identity(points: Sequence[Point]) -> str:
     """The default baseline: the method whose transform is the identity, CTRL itself before another algorithm. With
     floors it is none."""
     policies = [point.experiment.policy for point in points]
-    methods = {one.method for one in policies if one.transform == IDENTITY and not isinstance(one, Constrained)}
+    methods = {one.method for one in policies if one.transform == IDENTITY and not one.floors}
     return IDENTITY if IDENTITY in methods or len(methods) != 1 else methods.pop()
 
 

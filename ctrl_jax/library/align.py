@@ -422,8 +422,7 @@ def _policy(objective: Objective, constraints: Sequence[Constraint], **options: 
     """CTRL for the objective, under the constraints where there are any."""
     named = {"transform": _transform(objective), "procedure": objective.procedure.name}
     options |= {**named, "kl_budget": objective.kl_budget}
-    floors = tuple(one.floor for one in constraints)
-    return config.Constrained(floors=floors, **options) if floors else config.Policy(**options)
+    return config.Policy(floors=tuple(one.floor for one in constraints), **options)
 
 
 def _transform(objective: Objective) -> str:

@@ -1,6 +1,6 @@
 """The whole path, from the data to the evaluation. Each stage is made, continued, or read where it is done."""
 
-from ctrl_jax.config import Constrained, Experiment
+from ctrl_jax.config import Experiment
 from ctrl_jax.evaluation import Evaluation, RewardSignal
 from ctrl_jax.pipeline import assembly, calibrate, evaluate, reward_model, sft, start, train
 from ctrl_jax.pipeline.run import Run, prepare
@@ -66,8 +66,7 @@ def policy(run: Run) -> Aligned:
 def check_budget(experiment: Experiment) -> None:
     """Refuses a KL budget that no policy of the transform reaches, and floors that none reaches within the budget. A β
     that is given aims at no budget."""
-    if isinstance(experiment.policy, Constrained):
-        experiment.policy.check_reach()
+    experiment.policy.check_floors()
     for options in reversed(experiment.trainings.values()) if assembly.is_calibrated(experiment) else ():
         if options.beta is None:
             options.objective.check(experiment.calibration.rewards_per_prompt)

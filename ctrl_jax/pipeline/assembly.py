@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from ctrl_jax import config
 from ctrl_jax.algorithms.bradley_terry import BradleyTerry
 from ctrl_jax.algorithms.bradley_terry_ensemble import BradleyTerryEnsemble
+from ctrl_jax.algorithms.constrained import Constrained
+from ctrl_jax.algorithms.ctrl import Ctrl
 from ctrl_jax.algorithms.protocol import Algorithm, Source
 from ctrl_jax.algorithms.sft import Sft
 from ctrl_jax.devices import accelerators
@@ -154,8 +156,8 @@ def algorithm(
     eos_ids: tuple[int, ...],
     goes_on: bool = False,
 ) -> Algorithm:
-    """The algorithm of an experiment. Each of its fields gets the value that is offered here under its name, or else
-    that of the option.
+    """The algorithm of an experiment, under its constraints where there are any. Each of its fields gets the value that
+    is offered here under its name, or else that of the option.
 
     Args:
       parts: the networks.
@@ -178,9 +180,10 @@ def algorithm(
         "chunk_size": chunk_size(parts, mesh),
         "width": parts.architecture.width,
     }
-    made = algorithm_class(policy)
-    names = [field.name for field in dataclasses.fields(cast(Any, made))]
-    return made(**{name: offered[name] if name in offered else getattr(policy, name) for name in names})
+    kind = algorithm_class(policy)
+    names = [field.name for field in dataclasses.fields(cast(Any, kind))]
+    made = kind(**{name: offered[name] if name in offered else getattr(policy, name) for name in names})
+    return Constrained(cast(Ctrl, made), policy.floors) if policy.floors else made
 
 
 def policy_step(

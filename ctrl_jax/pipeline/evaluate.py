@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax.config import Constrained
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
@@ -342,7 +341,7 @@ def _win_rates(run: Run, policy: Judged, reference: Judged) -> dict[str, Any]:
 def _floors(run: Run, aligned: Aligned, prompts: PromptSet, responses: Responses) -> dict[str, Floor]:
     """The mean rank of the policy's responses by each reward that is constrained."""
     policy = run.experiment.policy
-    if aligned.constraints is None or not isinstance(policy, Constrained):
+    if aligned.constraints is None or not policy.floors:
         return {}
     names, rank = aligned.constraints.names, aligned.constraints.rank
     by_prompt = score(run, rank, prompts.prompts, responses).mean(axis=1)

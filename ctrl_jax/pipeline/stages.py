@@ -132,6 +132,7 @@ YOUNGER: dict[str, Any] = {
     "combine": {"ensemble": "mean", "rewards": [], "by": "smallest_calibrated", "weights": []},
     "model.lora.last_layers": None,
     "policy.beta_share": None,
+    "policy.floors": [],
     "reward_model.long_prompts": None,
     "reward_model.linear": False,
     "reward_model.members": 1,

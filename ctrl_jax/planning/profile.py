@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ctrl_jax.config import Constrained, Experiment
+from ctrl_jax.config import Experiment, Policy
 from ctrl_jax.devices import accelerators, parameters, programs
 from ctrl_jax.devices.mesh import batch_parts, shard
 from ctrl_jax.errors import InputError
@@ -123,7 +123,7 @@ def _prepare(experiment: Experiment, mesh: Mesh) -> Step:
         key=key,
         max_length=data.response_length,
         eos_ids=(NO_EOS,),
-        rank=_rank(policy, mesh, key) if isinstance(policy, Constrained) else None,
+        rank=_rank(policy, mesh, key) if policy.floors else None,
     )
     return Step(step, state, reference, shard(mesh, PolicyBatch(prompts, rewards)), scorer)
 
@@ -157,7 +157,7 @@ def _score(
     )
 
 
-def _rank(policy: Constrained, mesh: Mesh, key: jax.Array) -> Score:
+def _rank(policy: Policy, mesh: Mesh, key: jax.Array) -> Score:
     """In place of the rewards that are constrained, which would be given what random weights write."""
     shape = policy.prompts_per_step, policy.samples_per_prompt, len(policy.floors)
     ranks = shard(mesh, jax.random.uniform(key, shape))

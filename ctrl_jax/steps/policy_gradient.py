@@ -29,7 +29,7 @@ def leave_one_out(values: jax.Array) -> jax.Array:
     return (values - values.mean(axis=1, keepdims=True)) * (samples / (samples - 1))
 
 
-def exact_kl_advantages(kl: jax.Array, advantages: jax.Array, *, beta: jax.Array | float) -> jax.Array:
+def exact_kl_advantages(kl: jax.Array, advantages: jax.Array, *, beta: jax.Array | float = 1.0) -> jax.Array:
     """A / β less the leave-one-out of Σ_{s > t} KL_s: of kl [B, N, T], 0 behind a response, to [B, N, T].
 
     A is [B, N], of whole responses, or [B, N, T], of each token. Gradients pass through it: a loss stops them.
@@ -59,7 +59,7 @@ def exact_kl_loss(
 
 
 def exact_kl_loss_by(
-    log_probs: jax.Array, kl: jax.Array, advantages: jax.Array, lengths: jax.Array, *, beta: jax.Array | float
+    log_probs: jax.Array, kl: jax.Array, advantages: jax.Array, lengths: jax.Array, *, beta: jax.Array | float = 1.0
 ) -> Mean:
     """As `exact_kl_loss`, by advantages A [B, N] or [B, N, T] that need not be a reward less a baseline.
 

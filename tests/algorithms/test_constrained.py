@@ -1,4 +1,4 @@
-"""CTRL under constraints: its gradient and its optimum by enumeration, its steps by their definition."""
+"""Algorithms under constraints: gradients and an optimum by enumeration, steps by their definition."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -10,8 +10,17 @@ import optax
 import pytest
 
 from ctrl_jax import config
+from ctrl_jax.algorithms.bon_rl import BonRl
+from ctrl_jax.algorithms.bond import Bond
 from ctrl_jax.algorithms.constrained import Constrained, Extra
 from ctrl_jax.algorithms.ctrl import Ctrl
+from ctrl_jax.algorithms.functional_derivative import FunctionalDerivative
+from ctrl_jax.algorithms.grpo import Grpo
+from ctrl_jax.algorithms.j_bond import JBond
+from ctrl_jax.algorithms.k_sample import KSample
+from ctrl_jax.algorithms.ppo_clip import PpoClip
+from ctrl_jax.algorithms.protocol import Algorithm
+from ctrl_jax.algorithms.vbon import Vbon
 from ctrl_jax.devices import programs
 from ctrl_jax.devices.mesh import make_mesh, replicate, shard
 from ctrl_jax.evaluation import RewardSignal
@@ -19,7 +28,7 @@ from ctrl_jax.pipeline import train
 from ctrl_jax.steps import multipliers, policy_gradient
 from ctrl_jax.types import Experience
 from tests import assembled
-from tests.algorithms import enumerated, test_ppo_clip
+from tests.algorithms import enumerated, test_actor_critic, test_ppo_clip
 from tests.algorithms.enumerated import EVERY, PROMPT, Y, law
 from tests.algorithms.test_own_rivals import BETA, POLICY, RAW, REFERENCE, REFERENCES, made
 from tests.steps import fakes
@@ -39,32 +48,78 @@ class Priced(Constrained):
 
 
 FLOORS = (0.5, 0.4)
-PRICED = made(Priced, beta=3.0, floors=FLOORS)
+CTRL = made(Ctrl, beta=3.0)
+PRICED = Priced(CTRL, FLOORS)
+CLIPPED = {"clip": 0.2, "epochs": 1, "minibatches": 1}
+ALGORITHMS = {
+    "CTRL": CTRL,
+    "with a critic": made(test_actor_critic.Taught, trace=0.5, **test_actor_critic.SIZES),
+    "PPO-clip": made(PpoClip, **CLIPPED),
+    "GRPO": made(Grpo, **CLIPPED),
+    "vBoN": made(Vbon, beta=1.0),
+    "BOND": made(Bond, beta=1.0, backward=0.3),
+    "the likelihood of BOND alone": made(Bond, beta=1.0, backward=0.0),
+    "J-BOND": made(JBond, beta=1.0, backward=0.5),
+    "k-sample": made(KSample, beta=3.0),
+    "BoN-RL": made(BonRl, success=0.5),
+    "functional derivative": made(FunctionalDerivative),
+}
 
 
-def gradient(algorithm: Ctrl, params: jax.Array, *, constrained: np.ndarray | None = RANKS) -> jax.Array:
-    """The expected gradient of pairs."""
+def gradient(algorithm: Algorithm, params: jax.Array, *, size: int = 2) -> jax.Array:
+    """The expected gradient of groups."""
+    ranks = RANKS if isinstance(algorithm, Constrained) else None
 
     def loss(params):
         return enumerated.expected_loss(
-            algorithm, params, REFERENCE, size=2, raw=RAW, references=REFERENCES, constrained=constrained
+            algorithm, params, REFERENCE, size=size, raw=RAW, references=REFERENCES, constrained=ranks
         )
 
-    return jax.grad(loss)(params)
+    return jax.jit(jax.grad(loss))(params)
+
+
+def score(weights: jax.Array) -> jax.Array:
+    """Σ_y w(y) ∇log π(y) at POLICY."""
+    return jax.jit(jax.grad(lambda params: jnp.sum(weights * fakes.log_prob_of(params, PROMPT, EVERY)[0])))(POLICY)
 
 
 def test_the_expected_gradient_is_that_of_the_lagrangian():
     slope = RAW / 3.0 + RANKS @ np.asarray(GIVEN) - np.log(law(POLICY) / law(REFERENCE))
-    weights = law(POLICY) * slope
-    expected = -jax.grad(lambda params: jnp.sum(weights * fakes.log_prob_of(params, PROMPT, EVERY)[0]))(POLICY)
+    expected = -score(law(POLICY) * slope)
     assert np.abs(expected).max() > 0.05
     np.testing.assert_allclose(gradient(PRICED, POLICY), expected, atol=2e-5 * np.abs(expected).max())
 
 
-def test_with_multipliers_of_0_it_is_ctrl():
-    free, plain = made(Constrained, beta=3.0, floors=FLOORS), made(Ctrl, beta=3.0)
-    expected = gradient(plain, POLICY, constrained=None)
-    np.testing.assert_allclose(gradient(free, POLICY), expected, atol=1e-5)
+@pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS.keys())
+def test_each_algorithm_climbs_the_price_beside_its_own_objective(algorithm):
+    price = RANKS @ np.asarray(GIVEN)
+    # Less a constant, which counts where a mean over tokens is taken.
+    earned = law(POLICY) * (price - law(POLICY) @ price)
+    expected = -score(earned / EVERY.lengths[0] if isinstance(algorithm, Grpo) else earned)
+    plain = gradient(algorithm, POLICY, size=3)
+    assert np.abs(plain).max() > 1e-3 and np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(gradient(Priced(algorithm, FLOORS), POLICY, size=3) - plain, expected, atol=1e-5)
+
+
+def test_with_multipliers_of_0_it_is_the_algorithm_with_all_its_updates():
+    """As the whole step makes them."""
+    mesh, optimizer, batch = make_mesh(1), optax.sgd(0.5), experience()
+    plain = test_ppo_clip.PPO
+    assert plain.updates == 4
+
+    def after(algorithm: Algorithm) -> tuple[jax.Array, dict[str, jax.Array]]:
+        step = programs.training_step(mesh, optimizer, algorithm, micro_batches=lambda batch: 1)
+        state = programs.init_state(POLICY, optimizer, mesh, algorithm.start())
+        state, metrics = step(state, replicate(mesh, REFERENCE), shard(mesh, batch))
+        return jax.device_get(state.params), jax.device_get(metrics)
+
+    expected, metrics = after(plain)
+    found, more = after(Constrained(plain, FLOORS))
+    assert np.abs(expected - POLICY).max() > 1e-3
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert more.keys() - metrics.keys() == {"above_floors", "multiplier"}
+    for name in ("kl", "beta", "clipped", "update_share"):
+        np.testing.assert_allclose(more[name], metrics[name], rtol=1e-5)
 
 
 def test_it_rests_where_the_floors_are_kept_and_what_is_not_needed_costs_nothing():
@@ -73,8 +128,7 @@ def test_it_rests_where_the_floors_are_kept_and_what_is_not_needed_costs_nothing
     unconstrained = reference * np.exp(RAW / 3.0)
     unconstrained /= unconstrained.sum()
     without = unconstrained @ RANKS
-    algorithm = made(Constrained, beta=3.0, floors=(float(without[0]) + 0.1, float(without[1]) - 0.1))
-    floors = jnp.asarray(algorithm.floors)
+    floors = jnp.array([without[0] + 0.1, without[1] - 0.1])
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 400))
 
     class With(Constrained):
@@ -82,7 +136,7 @@ def test_it_rests_where_the_floors_are_kept_and_what_is_not_needed_costs_nothing
             return super().start()._replace(multipliers=at["state"])
 
     at = {}
-    held = With(**{field.name: getattr(algorithm, field.name) for field in dataclasses.fields(algorithm)})
+    held = With(CTRL, tuple(floors.tolist()))
 
     @jax.jit
     def fit(params):
@@ -118,7 +172,7 @@ def test_its_step_is_that_of_the_definition(devices):
 
     def loss(params):
         """−J by its definition: rewards with the price of ranks in them, and no β."""
-        comparison = PRICED.compare(params, REFERENCE, batch)
+        comparison = CTRL.compare(params, REFERENCE, batch)
         rewards = batch.raw / 3.0 + batch.constrained @ GIVEN
         lengths = batch.rollouts.responses.lengths
         return policy_gradient.exact_kl_loss(comparison.log_probs, comparison.kl, rewards, lengths, beta=1.0).value
@@ -161,6 +215,8 @@ def test_options_make_it_with_the_beta_of_ctrl():
         )
 
     given = {"procedure": "best_of_2", "kl_budget": 0.2}
-    found, plain = algorithm(config.Constrained(floors=(0.5,), **given)), algorithm(config.Policy(**given))
+    found, plain = algorithm(config.Policy(floors=(0.5,), **given)), algorithm(config.Policy(**given))
     assert type(found) is Constrained and found.floors == (0.5,)
-    assert found.beta == plain.beta and found.beta != BETA
+    assert type(found.algorithm) is Ctrl and found.beta == plain.beta != BETA
+    clipped = algorithm(config.PpoClip(floors=(0.5,), **given))
+    assert isinstance(clipped.algorithm, PpoClip) and clipped.updates == clipped.algorithm.updates > 1

@@ -219,7 +219,7 @@ def test_a_sweep_may_name_its_own_baseline(tmp_path, monkeypatch, options, basel
         ([config.ActorCritic(), config.ActorCritic(transform="identity")], "identity with a critic"),
         ([config.ActorCritic(transform="identity"), config.PpoClip(transform="identity")], "identity"),
         ([config.Policy()], "identity"),
-        ([config.Policy(), config.Constrained(transform="identity", floors=(0.5,))], "identity"),
+        ([config.Policy(), config.Policy(transform="identity", floors=(0.5,))], "identity"),
     ],
     ids=["CTRL's own", "the only one", "neither of two", "absent", "with floors"],
 )

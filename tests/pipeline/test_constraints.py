@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from ctrl_jax.config import Combine, Constrained
+from ctrl_jax.config import Combine
 from ctrl_jax.devices.mesh import make_mesh
 from ctrl_jax.errors import InputError
 from ctrl_jax.pipeline import align, combine
@@ -22,8 +22,7 @@ from tests.pipeline.test_combine import MAIN, REFERENCE
 FLOORS = (0.5, 0.4)
 NAMES = ("rewards:reward", "rewards:reward_too")
 BASE = EXPERIMENTS["classifier"]
-SHARED = ("steps", "prompts_per_step", "samples_per_prompt", "warmup_steps", "procedure", "kl_budget", "temperature")
-POLICY = Constrained(floors=FLOORS, **{name: getattr(BASE.policy, name) for name in SHARED})
+POLICY = replace(BASE.policy, floors=FLOORS)
 EXPERIMENT = replace(BASE, combine=Combine(rewards=NAMES), policy=POLICY)
 
 

@@ -252,7 +252,7 @@ def test_a_judge_scores_the_responses_that_are_kept(tmp_path, monkeypatch):
             "smallest_calibrated of the reward model and a:b and c:d,",
         ),
         (
-            {"combine": config.Combine(rewards=("a:b",)), "policy": config.Constrained(floors=(0.5,))},
+            {"combine": config.Combine(rewards=("a:b",)), "policy": config.Policy(floors=(0.5,))},
             "the reward model",
         ),
     ],
