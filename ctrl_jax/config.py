@@ -758,8 +758,8 @@ def _check_floors(floors: Any) -> None:
         "policy.floors",
         floors,
         f"Policy.floors is {floors!r}",
-        "give the mean rank that each of `combine.rewards` keeps, between 0 and 1, as a tuple such as (0.5,): .5 is the "
-        "reference's.",
+        "give the mean rank that each of `combine.rewards` keeps, between 0 and 1, as a tuple such as (0.5,): .5 is "
+        "the reference's.",
     )
 
 
