@@ -1,10 +1,11 @@
-"""The command line: `python -m ctrl_jax train bon_helpful --policy.kl-budget 0.5`."""
+"""The command line: `ctrl-jax train bon_helpful --policy.kl-budget 0.5`, or `python -m ctrl_jax` for `ctrl-jax`."""
 
 import importlib
 import os
 import signal
 import sys
 import traceback
+from typing import TextIO
 
 if __name__ == "__main__":
     # Until the libraries are imported, nothing is begun; `preemption.run` takes over from there.
@@ -56,6 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
     except preemption.Preempted as preempted:
         print(f"{printable(str(preempted))} The same command goes on from there.", file=sys.stderr)
         return preemption.EXIT_CODE
+    except BrokenPipeError:
+        if not _is_unread(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+        return 128 + signal.SIGPIPE
     except hosts.NotJoined as error:
         print(f"error: {error}", file=sys.stderr)
         hosts.leave(preemption.EXIT_CODE)
@@ -71,6 +77,15 @@ def main(arguments: list[str] | None = None) -> int:
         hosts.leave(preemption.EXIT_CODE)
 
 
+def _is_unread(stream: TextIO) -> bool:
+    """Whether its reader has gone, as that of `ctrl-jax train bon_helpful --help | head` does."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    return False
+
+
 def _fail(error: Exception, paragraph: str, arguments: list[str]) -> int:
     from ctrl_jax.commands.flags import spelled
 
@@ -84,7 +99,7 @@ def _fail(error: Exception, paragraph: str, arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     from ctrl_jax.commands.experiments import nearest
-    from ctrl_jax.runtime import platform
+    from ctrl_jax.runtime import platform, shipped
 
     platform.check_jaxlib()
     platform.pin_jax()
@@ -95,6 +110,10 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"ctrl_jax {importlib.import_module('ctrl_jax').__version__}")
         return 0
+    if arguments[0] == "--completion":
+        print(importlib.import_module("ctrl_jax.commands.completion").script(COMMANDS))
+        return 0
+    shipped.make_importable()
     command, *rest = arguments
     if command not in COMMANDS:
         near = nearest(command, COMMANDS)
@@ -122,14 +141,19 @@ def _usage() -> str:
     jobs = "\n".join(f"  {job:{width}}  {text}" for job, text in COMMANDS.items())
     return (
         f"python -m ctrl_jax JOB EXPERIMENT [options]\n\n{jobs}\n\n"
-        "EXPERIMENT names a file of experiments/. Options are the fields of its configuration, such as\n"
+        "EXPERIMENT names a file of experiments/, here or shipped. Options are the fields of its configuration, such as\n"
         "--policy.kl-budget 0.5; `python -m ctrl_jax train bon_helpful --help` lists them. The folder of a run, such\n"
         "as runs/bon_helpful, serves in its place: it has its options, and takes no others. --version says which\n"
-        "version this is."
+        "version this is, and --completion prints what a shell needs to complete all this."
     )
 
 
-if __name__ == "__main__":
+def entry() -> None:
+    """The command `ctrl-jax`."""
     from ctrl_jax.runtime import preemption
 
     preemption.run(main)
+
+
+if __name__ == "__main__":
+    entry()

@@ -11,6 +11,7 @@ from types import ModuleType
 from ctrl_jax.commands import address
 from ctrl_jax.config import Experiment
 from ctrl_jax.errors import InputError
+from ctrl_jax.runtime import shipped
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,17 @@ def find(name: str) -> Named:
 
 
 def load_experiment(name: str) -> ModuleType:
-    """The module `experiments/<name>.py` below the current folder, or the file whose path is `name`.
+    """The module `experiments/<name>.py` below the current folder or of the installed package, or the file whose path is
+    `name`.
 
     A name may have a folder of experiments/ before it, `rivals/ipo`, or be a folder whose __init__.py is one: `rivals`.
 
     Raises:
       InputError: if there is none, with the nearest names.
     """
-    path = Path(os.path.expanduser(name)) if name.endswith(".py") else _path(Path("experiments"), name)
+    path = Path(os.path.expanduser(name)) if name.endswith(".py") else _path(name)
     if not os.path.isfile(path):  # False, not an error, for a name that no system can have
-        known = sorted(_names(Path("experiments")))
+        known = names()
         folder = Path(os.path.expanduser(name))
         if os.path.isdir(folder):
             inside = sorted(str(path.parent) for path in folder.glob("*/config.json"))
@@ -67,13 +69,22 @@ def load_experiment(name: str) -> ModuleType:
     return module
 
 
-def _path(folder: Path, name: str) -> Path:
-    whole = folder / name / "__init__.py"
-    return whole if os.path.isfile(whole) else folder / f"{name}.py"
+FOLDERS = Path("experiments"), shipped.EXPERIMENTS
+"""Where experiments are looked for, in this order."""
 
 
-def _names(folder: Path) -> Iterator[str]:
-    """Of the experiments below the folder, where rewards and launchers are too."""
+def names() -> list[str]:
+    """Of all experiments."""
+    return sorted({name for folder in FOLDERS for name in _below(folder)})
+
+
+def _path(name: str) -> Path:
+    files = [file for folder in FOLDERS for file in (folder / name / "__init__.py", folder / f"{name}.py")]
+    return next((file for file in files if os.path.isfile(file)), files[-1])
+
+
+def _below(folder: Path) -> Iterator[str]:
+    """Names of the experiments below the folder, where rewards and launchers are too."""
     for file in folder.rglob("*.py"):
         if "def experiment(" in file.read_text(encoding="utf-8"):
             whole = file.parent if file.stem == "__init__" else file.with_suffix("")
