@@ -3,6 +3,7 @@
 EXP ?= bon_helpful
 ARGS ?=
 EXTRA ?=
+VERSIONS ?= newest
 PYTHON ?= python3 python3.13 python3.12 python3.11
 
 COMMA := ,
@@ -28,11 +29,17 @@ export WITH_ARGS
 RUN := @$(BIN)/python -c "$$WITH_ARGS"
 # Written last, so that an interrupted installation is not taken for a complete one.
 STAMP := .venv/.installed$(if $(EXTRA),-$(EXTRA))
+# Of what is installed: the newest that setup.cfg allows, the oldest, or those of requirements.lock.
+ifeq ($(filter newest oldest locked,$(VERSIONS)),)
+$(error VERSIONS is $(VERSIONS); it is newest, oldest or locked)
+endif
+LOCKED := $(if $(filter locked,$(VERSIONS)),-c requirements.lock)
+OLDEST := $(if $(filter oldest,$(VERSIONS)),--resolution lowest-direct)
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
 TARGETS := help setup train sft reward-model calibrate evaluate export report sample replay runs compare judge choose-n sweep plan \
 	profile ideal \
-	test test-slow mutants chaos check bench bench-kl clean
+	test test-slow mutants chaos check wheel lock bench bench-kl clean
 .DEFAULT_GOAL := help
 .PHONY: $(TARGETS)
 
@@ -50,7 +57,7 @@ help: ## this list
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv and install into it, once; EXTRA=cuda12 or EXTRA=tpu for an accelerator, EXTRA=wandb
+setup: $(STAMP) ## make .venv and install into it, once; EXTRA=cuda12 or EXTRA=tpu for an accelerator; VERSIONS=locked
 
 $(STAMP): setup.cfg pyproject.toml
 	@if ! $(BIN)/python -c '$(RECENT)' 2>/dev/null; then \
@@ -64,9 +71,11 @@ $(STAMP): setup.cfg pyproject.toml
 	fi
 	@echo 'Installing into .venv, about a minute ...'
 	@if command -v uv >/dev/null; then \
-		uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '$(REQUIREMENTS)'; \
+		uv pip install --quiet --compile-bytecode --python $(BIN)/python $(OLDEST) $(LOCKED) -e '$(REQUIREMENTS)'; \
+	elif [ -n '$(OLDEST)' ]; then \
+		echo 'VERSIONS=oldest needs uv, which finds them: pip install uv' >&2; exit 1; \
 	else \
-		$(BIN)/python -m ensurepip >/dev/null && $(BIN)/python -m pip install --quiet -e '$(REQUIREMENTS)'; \
+		$(BIN)/python -m ensurepip >/dev/null && $(BIN)/python -m pip install --quiet $(LOCKED) -e '$(REQUIREMENTS)'; \
 	fi
 	@touch .venv/.installed $@
 
@@ -137,6 +146,14 @@ check: $(STAMP) ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+wheel: $(STAMP) ## the package, built into dist/
+	@rm -rf build dist
+	$(RUN) $(BIN)/python -m build --outdir dist
+
+lock: ## requirements.lock anew: the newest versions of everything that development needs; needs uv
+	@uv pip compile setup.cfg --extra dev --universal --python-version 3.11 --no-emit-index-url --upgrade --quiet \
+		--custom-compile-command 'make lock' --output-file requirements.lock
 
 bench: ## speed and memory beside transformers, TRL and tunix; wants a quiet machine and half an hour
 	@$(MAKE) --no-print-directory setup EXTRA=bench

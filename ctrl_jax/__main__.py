@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import select
 import signal
 import sys
 import traceback
@@ -78,12 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _is_unread(stream: TextIO) -> bool:
-    """Whether its reader has gone, as that of `ctrl-jax train bon_helpful --help | head` does."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    """Whether it is a pipe whose reader has gone, as that of `ctrl-jax train bon_helpful --help | head` does."""
+    ends = select.poll()
+    ends.register(stream, 0)
+    return any(event & select.POLLERR for _, event in ends.poll(0))
 
 
 def _fail(error: Exception, paragraph: str, arguments: list[str]) -> int:
@@ -117,7 +116,7 @@ def _run(arguments: list[str]) -> int:
     command, *rest = arguments
     if command not in COMMANDS:
         near = nearest(command, COMMANDS)
-        raise InputError(f"There is no job {command!r}{near}; the jobs are {', '.join(COMMANDS)}.")
+        raise InputError(f"There is no job {command!r}.{near} The jobs are {', '.join(COMMANDS)}.")
     # Imported only now, as each imports its libraries when its options are read: a mistyped one should not wait.
     module = importlib.import_module(f"ctrl_jax.commands.{command.replace('-', '_')}")
     code: int = module.main(rest)
@@ -141,8 +140,8 @@ def _usage() -> str:
     jobs = "\n".join(f"  {job:{width}}  {text}" for job, text in COMMANDS.items())
     return (
         f"python -m ctrl_jax JOB EXPERIMENT [options]\n\n{jobs}\n\n"
-        "EXPERIMENT names a file of experiments/, here or shipped. Options are the fields of its configuration, such as\n"
-        "--policy.kl-budget 0.5; `python -m ctrl_jax train bon_helpful --help` lists them. The folder of a run, such\n"
+        "EXPERIMENT names a file of experiments/, here or shipped. Options are the fields of its configuration, such\n"
+        "as --policy.kl-budget 0.5; `python -m ctrl_jax train bon_helpful --help` lists them. The folder of a run, such\n"
         "as runs/bon_helpful, serves in its place: it has its options, and takes no others. --version says which\n"
         "version this is, and --completion prints what a shell needs to complete all this."
     )

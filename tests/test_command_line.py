@@ -61,7 +61,7 @@ def refused(tmp_path, monkeypatch, capsys):
 def test_an_unknown_job(refused):
     told = refused("trian", "smoke", places=False)
     assert "'trian'" in told
-    assert "did you mean train" in told
+    assert "Did you mean train?" in told
 
 
 def test_a_missing_experiment(refused):
@@ -72,7 +72,7 @@ def test_a_missing_experiment(refused):
 def test_an_unknown_experiment_is_told_the_nearest(refused):
     told = refused("train", "bon_helpfull", places=False)
     assert "'bon_helpfull'" in told
-    assert "did you mean bon_helpful" in told
+    assert "Did you mean bon_helpful" in told
 
 
 @pytest.mark.parametrize("name", ["", ".", "/", "x" * 5000, "a\0b", "*", "experiments", "no/such/run"])

@@ -78,7 +78,7 @@ for path in sys.argv[1:]:
 
 def test_those_in_a_folder_are_named_where_there_is_none(monkeypatch):
     monkeypatch.chdir(FOLDER.parent)
-    with pytest.raises(InputError, match=r"did you mean rivals/ipo") as caught:
+    with pytest.raises(InputError, match=r"Did you mean rivals/ipo") as caught:
         load_experiment("rivals/ip")
     assert "rivals/ipo" in str(caught.value).split("experiments/ has ")[1] and "sentiment" not in str(caught.value)
 

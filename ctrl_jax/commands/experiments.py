@@ -39,7 +39,7 @@ def find(name: str) -> Named:
 
 
 def load_experiment(name: str) -> ModuleType:
-    """The module `experiments/<name>.py` below the current folder or of the installed package, or the file whose path is
+    """The module `experiments/<name>.py` below the current folder or of the installed package, or the file at the path
     `name`.
 
     A name may have a folder of experiments/ before it, `rivals/ipo`, or be a folder whose __init__.py is one: `rivals`.
@@ -55,9 +55,9 @@ def load_experiment(name: str) -> ModuleType:
             inside = sorted(str(path.parent) for path in folder.glob("*/config.json"))
             named = f" It has the runs {', '.join(inside)}; name one of them." if inside else ""
             raise InputError(f"{name!r} is a folder without config.json, and so no run.{named}")
-        where = f"experiments/ has {', '.join(known)}" if known else f"there is no folder experiments/ in {Path.cwd()}"
+        where = f"experiments/ has {', '.join(known)}" if known else f"There is no folder experiments/ in {Path.cwd()}"
         raise InputError(
-            f"There is no experiment {name!r}{nearest(name, known)}: {where}. A path of a .py file serves too, and so "
+            f"There is no experiment {name!r}.{nearest(name, known)} {where}. A path of a .py file serves too, and so "
             "does the folder of a run; `python -m ctrl_jax runs` lists those."
         )
     spec = importlib.util.spec_from_file_location(f"experiments.{path.stem}", path)
@@ -92,6 +92,6 @@ def _below(folder: Path) -> Iterator[str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`, did you mean train?`, or nothing where no known name is near."""
+    """` Did you mean train?`, or nothing where no known name is near."""
     near = difflib.get_close_matches(name, list(known), n=2)
-    return f", did you mean {' or '.join(near)}?" if near else ""
+    return f" Did you mean {' or '.join(near)}?" if near else ""
