@@ -141,8 +141,8 @@ def _usage() -> str:
     return (
         f"python -m ctrl_jax JOB EXPERIMENT [options]\n\n{jobs}\n\n"
         "EXPERIMENT names a file of experiments/, here or shipped. Options are the fields of its configuration, such\n"
-        "as --policy.kl-budget 0.5; `python -m ctrl_jax train bon_helpful --help` lists them. The folder of a run, such\n"
-        "as runs/bon_helpful, serves in its place: it has its options, and takes no others. --version says which\n"
+        "as --policy.kl-budget 0.5; `python -m ctrl_jax train bon_helpful --help` lists them. The folder of a run,\n"
+        "such as runs/bon_helpful, serves in its place: it has its options, and takes no others. --version says which\n"
         "version this is, and --completion prints what a shell needs to complete all this."
     )
 
