@@ -74,6 +74,11 @@ def _print(found: Choice, options: Options) -> None:
         say(NO_INTERVAL)
     by = options.judge or options.reward
     say(f"Best by {by}: N = {found.best}. Cheapest within {found.within:g} of it: N = {found.cheapest}. {_turn(found)}")
+    if (stop := found.early_stop) is not None:
+        say(
+            f"Drawn one by one until one is among the reference's highest {100 * stop.share:.1f} %, at most "
+            f"{max(found.win_rates)}, {stop.draws.mean:.1f} responses in the mean win as much: {stop.deciding}."
+        )
 
 
 def _turn(found: Choice) -> str:

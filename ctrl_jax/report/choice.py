@@ -1,17 +1,19 @@
-"""Which N to serve a policy with: what best-of-N wins, where it turns down, and what N responses risk."""
+"""Which N to serve a policy with: what best-of-N wins, where it turns down, what N responses risk, when to stop."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report import risk
-from ctrl_jax.report.judgement import by_name, checked, estimates, has_judge, won, won_by_judge
+from ctrl_jax.report.judgement import Sides, by_name, checked, estimates, has_judge, won, won_by_judge
 from ctrl_jax.report.risk import Risk
+from ctrl_jax.steps import early_stop, win_rate
 from ctrl_jax.theory.precision import double_precision
 from ctrl_jax.theory.procedures import BestOfN, Sampling
 
@@ -19,6 +21,32 @@ ROUNDING = 1e-12
 """Win rates that are apart by no more are equal."""
 FURTHER = (100, 1_000, 10_000)
 """Responses beyond those at hand whose risk is extrapolated."""
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """To draw until a response is among the reference's best (steps/early_stop.py), or all are drawn that there are."""
+
+    share: float
+    """Of the reference's responses, how many are as good as what ends the drawing: a / (M' + 1) for its a highest."""
+    win_rate: Estimate
+    judge_win_rate: Estimate | None
+    draws: Estimate
+    """The responses that are drawn, in the mean."""
+
+    @property
+    def deciding(self) -> Estimate:
+        """The judge's win rate, where there is one."""
+        return self.judge_win_rate or self.win_rate
+
+    def as_json(self) -> dict[str, Any]:
+        judged = None if self.judge_win_rate is None else self.judge_win_rate._asdict()
+        return {
+            "share": self.share,
+            "win_rate": self.win_rate._asdict(),
+            "judge_win_rate": judged,
+            "draws": self.draws._asdict(),
+        }
 
 
 @dataclass(frozen=True)
@@ -41,6 +69,15 @@ class Choice:
     Its interval is as wide as a choice among so many N asks for: 1 − .05 / (their number − 1) (Bonferroni)."""
     risk: Risk
     """That one of n responses is among the reference's lowest: by the judge, where there is one."""
+    early_stops: tuple[EarlyStop, ...]
+    """From the most draws to the fewest."""
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """The one that wins as much as the cheapest N with the fewest draws, where these are fewer than N."""
+        wanted = (self.judge_win_rates or self.win_rates)[self.cheapest].mean
+        enough = [one for one in self.early_stops if one.deciding.mean >= wanted and one.draws.mean < self.cheapest]
+        return min(enough, key=lambda one: one.draws.mean, default=None)
 
     @property
     def turns_down(self) -> bool:
@@ -58,6 +95,8 @@ class Choice:
             "decline": None if self.decline is None else self.decline._asdict(),
             "turns_down": self.turns_down,
             "risk": self.risk.as_json(),
+            "early_stops": [one.as_json() for one in self.early_stops],
+            "early_stop": None if self.early_stop is None else self.early_stop.as_json(),
         }
 
 
@@ -76,7 +115,9 @@ def choose_n(
     Win rates are against one response of the reference, so that what they gain from N is what N buys; they are unbiased
     (steps/win_rate.py). The rewards pick; where there is a judge, it decides who wins, and where more samples only find
     what fools the rewards, its win rate turns down (Gao et al. 2023, arXiv 2210.10760). Beside it stands the risk that
-    one of n responses is among the reference's lowest (report/risk.py), which is extrapolated to n = 10,000.
+    one of n responses is among the reference's lowest (report/risk.py), which is extrapolated to n = 10,000; and what
+    is won with how many draws where drawing stops at a response that is good enough (steps/early_stop.py). That one's
+    threshold is one of the same M' rewards that it is compared with, which puts its win rate off by some 1 / (2 M'²).
 
     Args:
       policy_rewards: [B, M] of the policy's responses to B prompts; N goes up to M.
@@ -113,7 +154,30 @@ def choose_n(
             cheapest=next(n for n in sizes if means[n] >= means[best] - within),
             decline=None if best == sizes[-1] else _decline(lost, len(sizes), resamples),
             risk=risk.measure(ours, theirs, lowest, [*sizes, *beyond], resamples=resamples),
+            early_stops=_early_stops(sides, resamples),
         )
+
+
+def _early_stops(sides: Sides, resamples: int) -> tuple[EarlyStop, ...]:
+    ours, theirs = jnp.asarray(sides.policy_rewards), jnp.asarray(sides.reference_rewards)
+    each = jnp.full(theirs.shape, 1 / theirs.shape[1])
+    descending = -jnp.sort(-theirs, axis=1)
+    places = _sizes(theirs.shape[1])
+    won, judged, drawn = dict[int, jax.Array](), dict[int, jax.Array](), dict[int, jax.Array]()
+    for place in places:
+        thresholds = descending[:, place - 1]
+        picked = early_stop.pick_probabilities(ours, thresholds)
+        won[place] = win_rate.wins_of_picks(picked, each, ours, theirs)
+        drawn[place] = early_stop.draws(ours, thresholds)
+        if sides.policy_judged is not None and sides.reference_judged is not None:
+            values = jnp.asarray(sides.policy_judged), jnp.asarray(sides.reference_judged)
+            judged[place] = win_rate.wins_of_picks(picked, each, *values)
+    win_rates, judge_win_rates = estimates(won, resamples), estimates(judged, resamples)
+    draws = estimates(drawn, resamples, bounds=(1, ours.shape[1]))
+    return tuple(
+        EarlyStop(place / (theirs.shape[1] + 1), win_rates[place], judge_win_rates.get(place), draws[place])
+        for place in places
+    )
 
 
 def _sizes(most: int) -> list[int]:

@@ -99,9 +99,20 @@ def judged_win_rate(
     """
     chex.assert_equal_shape([policy_scores, policy_judged])
     chex.assert_equal_shape([reference_scores, reference_judged])
-    chex.assert_equal_shape_prefix([policy_scores, reference_scores], 1)
     picked = pick_probabilities(policy_scores, procedure)
-    reference_picked = pick_probabilities(reference_scores, against or procedure)
+    return wins_of_picks(
+        picked, pick_probabilities(reference_scores, against or procedure), policy_judged, reference_judged
+    )
+
+
+def wins_of_picks(
+    picked: jax.Array, reference_picked: jax.Array, policy_judged: jax.Array, reference_judged: jax.Array
+) -> jax.Array:
+    """Σ_ij p_i q_j (1{g_i > h_j} + ½ 1{g_i = h_j}), [B]: of the probabilities of each response to be picked, p [B, M]
+    and q [B, M'], and a judge's values, g and h of the same shapes."""
+    chex.assert_equal_shape([picked, policy_judged])
+    chex.assert_equal_shape([reference_picked, reference_judged])
+    chex.assert_equal_shape_prefix([picked, reference_picked], 1)
     order = jnp.argsort(reference_judged, axis=-1)
     ordered = jnp.take_along_axis(reference_judged, order, axis=-1)
     sums = jnp.cumsum(jnp.take_along_axis(reference_picked, order, axis=-1), axis=-1)

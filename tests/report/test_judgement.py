@@ -97,6 +97,39 @@ def per_prompt_judged(n, *arrays):
         return np.asarray(win_rate.judged_win_rate(*map(jnp.asarray, arrays), cj.best_of(n), cj.sampling()))
 
 
+def test_early_stopping_takes_the_first_that_is_as_good_as_the_references_best():
+    """Over all orders in which the responses may come, at each of the reference's rewards that is a threshold."""
+    ours, theirs, our_gold, their_gold = OURS[:6, :4], THEIRS[:6], OUR_GOLD[:6, :4], THEIR_GOLD[:6]
+    found = cj.choose_n(ours, theirs, policy_judged=our_gold, reference_judged=their_gold)
+    assert [one.share for one in found.early_stops] == [place / 7 for place in (1, 2, 3, 4, 6)]
+    orders = [*itertools.permutations(range(4))]
+    for one, place in zip(found.early_stops, (1, 2, 3, 4, 6), strict=True):
+        draws, wins, judged = [], [], []
+        for row, order in itertools.product(range(6), orders):
+            threshold = sorted(theirs[row])[-place]
+            reached = [k for k in range(4) if ours[row, order[k]] >= threshold]
+            taken = order[reached[0]] if reached else int(ours[row].argmax())
+            draws.append(reached[0] + 1 if reached else 4)
+            wins.append(np.mean(ours[row, taken] > theirs[row]))
+            judged.append(np.mean(our_gold[row, taken] > their_gold[row]))
+        assert one.draws.mean == pytest.approx(np.mean(draws))
+        assert one.win_rate.mean == pytest.approx(np.mean(wins))
+        assert one.judge_win_rate.mean == one.deciding.mean == pytest.approx(np.mean(judged))
+
+
+def test_of_those_that_win_as_much_as_the_cheapest_n_the_one_with_the_fewest_draws_is_named():
+    random = np.random.default_rng(2)
+    ours, theirs = random.normal(0.5, 1, (200, 32)), random.normal(0, 1, (200, 32))
+    found = cj.choose_n(ours, theirs, within=0.05)
+    enough = found.win_rates[found.cheapest].mean
+    stop = found.early_stop
+    assert stop.win_rate.mean >= enough and stop.draws.mean < 0.7 * found.cheapest
+    others = [one for one in found.early_stops if one.draws.mean < stop.draws.mean]
+    assert others and all(one.win_rate.mean < enough for one in others)
+    assert found.as_json()["early_stop"]["draws"]["mean"] == stop.draws.mean
+    assert cj.choose_n(ours + 9, theirs).early_stop is None, "of N = 1 nothing is saved"
+
+
 def test_nothing_turns_down_that_has_no_interval():
     found = cj.choose_n([[3, 0, 2, 1]], [[2.5, 0.5]], policy_judged=[[0, 3, 1, 2]], reference_judged=[[1.5, 1.5]])
     assert found.best == 1 and found.decline.mean > 0 and found.decline.low is None and not found.turns_down

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
@@ -27,8 +27,9 @@ def of_choice(found: Choice) -> list[Panel]:
     first = (found.judge_win_rates or found.win_rates)[1].mean
     shown = f"The win rate of best-of-N, from {percent(first)} at N = 1; N = {found.cheapest} is enough."
     draw = functools.partial(
-        _draw_win_rates, lines, marked=found.cheapest, samples="N responses of the policy, one of the reference"
-    )
+        _draw_win_rates, lines, marked=found.cheapest, samples="N responses of the policy, one of the reference",
+        stopped=[(one.draws.mean, one.deciding.mean) for one in found.early_stops],
+    )  # fmt: skip
     risk = found.risk
     return [
         Panel("Best-of-N against one response", shown, draw),
@@ -56,8 +57,14 @@ def _by_n(win_rates: Mapping[str, Estimate], family: str) -> dict[int, Estimate]
 
 
 def _draw_win_rates(
-    lines: Mapping[str, Mapping[int, Estimate]], axes: Axes, *, marked: int | None, samples: str
+    lines: Mapping[str, Mapping[int, Estimate]],
+    axes: Axes,
+    *,
+    marked: int | None,
+    samples: str,
+    stopped: Sequence[tuple[float, float]] = (),
 ) -> None:
+    """`stopped` are (responses in the mean, win rate) where drawing stops early."""
     labels = []
     for (name, by_n), color, shape in zip(lines.items(), ("policy", "gold"), ("o-", "s--"), strict=True):
         if not by_n:
@@ -68,6 +75,14 @@ def _draw_win_rates(
             linewidth=1.6, elinewidth=1.3, color=light(color), **edge(), zorder=4, label=name,
         )  # fmt: skip
         labels.append((100 * estimates[-1].mean, name, color))
+    if stopped:
+        draws, wins = zip(*sorted(stopped), strict=True)
+        axes.plot(draws, [100 * one for one in wins], color=light("muted"), linestyle="dashed", linewidth=1.4, zorder=3)
+        place = len(draws) // 2
+        axes.annotate(
+            "stopping early", (draws[place], 100 * wins[place]), xytext=(-6, 6), textcoords="offset points",
+            ha="right", color=light("muted"), fontsize=8,
+        )  # fmt: skip
     if marked is not None:
         axes.axvline(marked, color=light("rule"), linewidth=8, zorder=0)
         axes.annotate(

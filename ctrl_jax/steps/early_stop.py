@@ -1,0 +1,40 @@
+"""Calibrated early stopping: draw until a response is as good as the reference's best of some share.
+
+    draw y_1, y_2, ... of the policy until r(y_k) ≥ θ, or until M were drawn, of which then the best is taken
+
+θ is a quantile of the reference's rewards on the prompt, so that to stop at a rank of .97 means the same on every
+prompt, whatever a reward's scale. Best-of-N draws as many on a prompt where the first response is excellent as where
+none is. Of the reference itself, without ties and with no end M, stopping at rank τ takes 1 / (1 − τ) draws in the mean
+and beats one of its responses in (1 + τ) / 2 of the cases: what best-of-N wins with N = 2 / (1 − τ) − 1, nearly twice
+as many.
+
+Both numbers are known of M responses that are there, as means over all orders in which they may come. Where c ≥ 1 of
+them reach θ, the first that does is each of these as likely, and it comes at place (M + 1) / (c + 1) in the mean.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ctrl_jax.steps import win_rate
+from ctrl_jax.theory.procedures import BestOfN
+
+
+def draws(scores: jax.Array, thresholds: jax.Array) -> jax.Array:
+    """The expected number of draws [B], at most M: of scores [B, M] and thresholds [B]."""
+    reached = _reached(scores, thresholds).sum(axis=1)
+    return jnp.where(reached > 0, (scores.shape[1] + 1) / (reached + 1), scores.shape[1])
+
+
+def pick_probabilities(scores: jax.Array, thresholds: jax.Array) -> jax.Array:
+    """The probability of each response to be the one that is taken, [B, M]; the best of those that tie share it."""
+    reached = _reached(scores, thresholds)
+    first = reached / jnp.maximum(reached.sum(axis=1, keepdims=True), 1)
+    best = win_rate.pick_probabilities(scores, BestOfN(scores.shape[1]))
+    return jnp.where(reached.any(axis=1, keepdims=True), first, best)
+
+
+def _reached(scores: jax.Array, thresholds: jax.Array) -> jax.Array:
+    chex.assert_rank([scores, thresholds], [2, 1])
+    chex.assert_equal_shape_prefix([scores, thresholds], 1)
+    return scores >= thresholds[:, None]
