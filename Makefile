@@ -37,7 +37,7 @@ LOCKED := $(if $(filter locked,$(VERSIONS)),-c requirements.lock)
 OLDEST := $(if $(filter oldest,$(VERSIONS)),--resolution lowest-direct)
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
-TARGETS := help setup train sft reward-model calibrate evaluate export report sample replay runs compare judge choose-n sweep plan \
+TARGETS := help setup train sft reward-model calibrate evaluate export report sample replay runs compare judge choose-n decode sweep plan \
 	profile ideal \
 	test test-slow mutants chaos check wheel lock bench bench-kl clean
 .DEFAULT_GOAL := help
@@ -117,6 +117,9 @@ judge: $(STAMP) ## responses that any engine sampled and scored: EXP=policy.json
 
 choose-n: $(STAMP) ## what best-of-N wins over N, and what N responses risk: EXP=policy.jsonl ARGS=reference.jsonl
 	$(RUN) $(JOB) choose-n "$$MAKE_EXP"
+
+decode: $(STAMP) ## the policy under best-of-N and tree search: win rates, tokens, what to train for; ARGS="--decoders ..."
+	$(RUN) $(JOB) decode "$$MAKE_EXP"
 
 sweep: $(STAMP) ## every point of the experiment's sweep(), ending in the Pareto figure; ARGS="--jobs 4"
 	$(RUN) $(JOB) sweep "$$MAKE_EXP"

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, SupportsFloat
 
+import numpy as np
+
 from ctrl_jax.checked_json import ROUNDING, JsonFile
 from ctrl_jax.errors import InputError
 from ctrl_jax.theory import procedures
@@ -68,6 +70,19 @@ class Ideals(NamedTuple):
     """Of Φ* for the procedure: nothing does better at this KL."""
     transform: float | None
     """Of the run's own Φ; a raw reward has none."""
+
+
+class Picks(NamedTuple):
+    """What R runs of a decoder returned to each of B prompts, in host memory."""
+
+    rewards: np.ndarray
+    """[B, R] raw."""
+    gold: np.ndarray | None
+    """[B, R], which only generated data has."""
+    sampled: np.ndarray
+    """[B] tokens drawn for one response, in the mean over the runs."""
+    scored: int
+    """Responses, or beginnings of them, that the reward read for one."""
 
 
 class Lengths(NamedTuple):

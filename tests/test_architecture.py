@@ -21,7 +21,7 @@ ROLES = {
     "types": "the arrays of a step, a shape a field, and the functions that a policy is",
     "theory": "maths on ranks: transforms, procedures, objectives, ideal and optimal policies",
     "steps": "the pure parts of a step: sampling, log-probs, calibration, loss, KL, win rates",
-    "decoding": "ways to serve a policy: the decoder's protocol, and decoders by order",
+    "decoding": "ways to serve a policy: the decoder's protocol, decoders by order, and search by segments",
     "algorithms": "one file an algorithm: targets, loss, metrics",
     "models": "networks: architecture, decoder, families, weights, costs",
     "data": "records, sources, tokenizers, templates, batches",

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rewards": LIBRARY - {"algorithms", "theory"},
     "pipeline": LIBRARY | {"decoding", "rewards", "evaluation"},
     "planning": LIBRARY - {"algorithms", "data", "theory"} | {"rewards", "pipeline"},
-    "commands": LIBRARY - {"algorithms"} | {"rewards", "report", "pipeline", "planning", "evaluation"},
+    "commands": LIBRARY - {"algorithms"} | {"decoding", "rewards", "report", "pipeline", "planning", "evaluation"},
     # Behind the names of `ctrl_jax/__init__.py`.
     "library": LIBRARY | {"rewards", "report", "pipeline", "commands", "evaluation"},
     "__main__": {"errors", "runtime", "commands"},
@@ -63,7 +63,7 @@ PURE_PYTHON = {
 MAY_IMPORT_FROM_OUTSIDE = {
     "errors": PURE_PYTHON,
     "types": PURE_PYTHON | {"jax"},
-    "theory": PURE_PYTHON | {"contextlib", "difflib", "hashlib", "inspect", "jax", "numpy"},
+    "theory": PURE_PYTHON | {"contextlib", "difflib", "hashlib", "inspect", "jax", "numpy", "scipy"},
     "steps": PURE_PYTHON | {"chex", "jax", "numpy", "scipy"},
     "decoding": PURE_PYTHON | {"chex", "jax", "numpy"},
 }

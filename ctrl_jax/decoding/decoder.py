@@ -1,16 +1,25 @@
 """What a decoder is: the way in which a policy is served."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 
 from ctrl_jax.types import Params, Policy, Prompts, Responses, Score
 
 
+class Decoded(NamedTuple):
+    responses: Responses
+    """[B, 1, T]."""
+    sampled: jax.Array
+    """[B] tokens that were drawn for it, those of what was thrown away among them."""
+    scored: int
+    """Responses, or beginnings of them, that `score` read for it."""
+
+
 class Decoder(Protocol):
-    """One response to each prompt, [B, 1, T]: `score` may guide it, and `key` draws.
+    """One response to each prompt: `score` may guide it, and `key` draws.
 
     A prompt's response is a function of (key, prompt id), so that batches and devices change none.
     """
 
-    def __call__(self, policy: Policy, params: Params, score: Score, prompts: Prompts, key: jax.Array) -> Responses: ...
+    def __call__(self, policy: Policy, params: Params, score: Score, prompts: Prompts, key: jax.Array) -> Decoded: ...

@@ -8,7 +8,7 @@ than n (`steps.win_rate`), ideal policies a closed form (`theory.ideal`), and th
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.decoding.decoder import Decoder
+from ctrl_jax.decoding.decoder import Decoded, Decoder
 from ctrl_jax.steps import sampling
 from ctrl_jax.theory.procedures import Procedure
 from ctrl_jax.types import Params, Policy, Prompts, Responses, Score
@@ -25,17 +25,23 @@ def decoder(
 ) -> Decoder:
     """Samples as `sampling.sample` does, and picks as the procedure does by the rewards of the samples."""
 
-    def decode(policy: Policy, params: Params, score: Score, prompts: Prompts, key: jax.Array) -> Responses:
+    def decode(policy: Policy, params: Params, score: Score, prompts: Prompts, key: jax.Array) -> Decoded:
         draw, pick = jax.random.split(key)
         responses = sampling.sample(
             policy, params, prompts, draw,
             num_samples=procedure.num_samples, max_length=max_length, eos_ids=eos_ids,
             temperature=temperature, top_k=top_k, top_p=top_p,
         ).responses  # fmt: skip
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(pick, prompts.ids)
-        return take(responses, jax.vmap(procedure.select)(score(prompts, responses), keys))
+        return picked(procedure, prompts, responses, score(prompts, responses), pick)
 
     return decode
+
+
+def picked(procedure: Procedure, prompts: Prompts, responses: Responses, rewards: jax.Array, key: jax.Array) -> Decoded:
+    """The procedure's pick among responses [B, n, T] by their rewards [B, n]."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, prompts.ids)
+    index = jax.vmap(procedure.select)(rewards, keys)
+    return Decoded(take(responses, index), responses.lengths.sum(axis=1), procedure.num_samples)
 
 
 def take(responses: Responses, index: jax.Array) -> Responses:

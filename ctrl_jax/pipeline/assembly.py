@@ -18,12 +18,16 @@ from ctrl_jax.algorithms.constrained import Constrained
 from ctrl_jax.algorithms.ctrl import Ctrl
 from ctrl_jax.algorithms.protocol import Algorithm, Source
 from ctrl_jax.algorithms.sft import Sft
+from ctrl_jax.decoding import order, tree
+from ctrl_jax.decoding.decoder import Decoded
+from ctrl_jax.decoding.tree import Tree
 from ctrl_jax.devices import accelerators
 from ctrl_jax.devices.programs import Metrics, Step, TrainState, batch_spec, folder, reader, training_step
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import costs, lora, networks
 from ctrl_jax.models.networks import Networks
 from ctrl_jax.steps import kl, logprobs, probe, sampling
+from ctrl_jax.theory.procedures import Procedure
 from ctrl_jax.types import Experience, Params, PolicyBatch, Prompts, Responses, Rollouts, Score
 
 
@@ -226,6 +230,55 @@ def sampler(
     return reader(mesh, sample, (batch_spec(mesh), P()), batch_spec(mesh))
 
 
+def decoder(
+    parts: Networks,
+    mesh: Mesh,
+    by: Procedure | Tree,
+    *,
+    max_length: int,
+    eos_ids: tuple[int, ...],
+    temperature: float,
+) -> Callable[[Params, Prompts, jax.Array, Score], Decoded]:
+    """(params, prompts, key, score) to one response a prompt, as the decoders of `decoding` make it.
+
+    Its parts are programs of their own, as `score` may be a function of the host.
+    """
+    batch = batch_spec(mesh)
+    given: dict[str, Any] = {"max_length": max_length, "eos_ids": eos_ids, "temperature": temperature}
+    if isinstance(by, Tree):
+        by.check_length(max_length)
+        plain = tree.programs(by, parts.policy, **given)
+        grown: Any = tree.Growth(_state_spec(batch), batch)
+        made = tree.Programs(
+            reader(mesh, plain.start, (batch, P()), grown),
+            reader(mesh, plain.grow, (grown, P()), grown),
+            reader(mesh, plain.keep, (grown, batch), grown, num_params=0),
+            reader(mesh, plain.best, (grown, batch), batch, num_params=0),
+        )
+        return lambda params, prompts, key, score: tree.search(
+            by, made, params, score, prompts, key, max_length=max_length
+        )
+    sample = sampler(parts, mesh, num_samples=by.num_samples, **given)
+
+    def pick(prompts: Prompts, responses: Responses, rewards: jax.Array, key: jax.Array) -> tuple[Responses, jax.Array]:
+        found = order.picked(by, prompts, responses, rewards, key)
+        return found.responses, found.sampled
+
+    picked = reader(mesh, pick, (batch, batch, batch, P()), batch, num_params=0)
+
+    def decode(params: Params, prompts: Prompts, key: jax.Array, score: Score) -> Decoded:
+        draw, choose = jax.random.split(key)
+        responses = sample(params, prompts, draw).responses
+        found, sampled = picked(prompts, responses, score(prompts, responses), choose)
+        return Decoded(found, sampled, by.num_samples)
+
+    return decode
+
+
+def _state_spec(batch: Any) -> Any:
+    return sampling.State(batch, P(), batch, batch, batch, batch)  # type: ignore[arg-type]
+
+
 def streamer(
     parts: Networks,
     mesh: Mesh,
@@ -253,7 +306,7 @@ def streamer(
         return sampling.advance(parts.policy, params, state, eos_ids=eos_ids, **law)
 
     batch = batch_spec(mesh)
-    specs: Any = sampling.State(batch, P(), batch, batch, batch, batch)  # type: ignore[arg-type]
+    specs = _state_spec(batch)
     return reader(mesh, start, (batch, P()), specs), reader(mesh, advance, (specs,), specs, donate=(1,))
 
 

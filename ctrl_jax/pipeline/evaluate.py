@@ -115,7 +115,7 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
     config = run.experiment.evaluation
     judge = independent_judge(run)
     prompts = run.corpus.prompts("test", config.prompts)
-    reference, stage = _reference(run, aligned, prompts)
+    reference, stage = reference_side(run, aligned, prompts)
     seconds = {"reference_evaluation": stage.summary["seconds"]}
     if judge is not None:
         values, seconds["reference_judge"] = _reference_judge(run, judge, stage, prompts, reference.responses)
@@ -167,7 +167,7 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
     return evaluation
 
 
-def _reference(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, Stage]:
+def reference_side(run: Run, aligned: Aligned, prompts: PromptSet) -> tuple[Judged, Stage]:
     """The reference's side and its stage, once for all policies that are compared with it."""
     config = run.experiment.evaluation
     stage = run.stage(

@@ -30,7 +30,10 @@ def score(prompts: Prompts, responses: Responses) -> jax.Array:
 
 def decode(name: str, prompts: Prompts, key: int = 0) -> Responses:
     decoder = order.decoder(procedures.parse(name), max_length=fakes.LENGTH, eos_ids=(fakes.EOS,))
-    return jax.jit(lambda prompts: decoder(fakes.policy, PARAMS, score, prompts, jax.random.key(key)))(prompts)
+    found = jax.jit(lambda prompts: decoder(fakes.policy, PARAMS, score, prompts, jax.random.key(key)))(prompts)
+    assert found.scored == procedures.parse(name).num_samples
+    assert np.all(found.sampled >= found.scored) and np.all(found.sampled <= found.scored * fakes.LENGTH)
+    return found.responses
 
 
 @pytest.mark.parametrize("name", ["sampling", "best_of_3", "worst_of_4", "soft_best_of_3(0.5)"])
