@@ -26,19 +26,24 @@ class Compared(NamedTuple):
 
     name: str
     sides: dict[str, Picks]
-    """Of `policy` and `reference`, on the same test prompts."""
+    """Of `policy` and `reference`, and of the policy `beside` where there is one, on the same test prompts."""
     one: np.ndarray
     """[B, M] raw rewards of the reference's plain responses."""
     nearest: Nearest | None
     """The procedure that it comes near, where it is none."""
 
 
-def run(run: Run, aligned: Aligned, decoders: Sequence[Procedure | Tree], runs: int) -> list[Compared]:
-    """R = `runs` responses of each decoder to each test prompt, by policy and reference."""
+def run(
+    run: Run, aligned: Aligned, decoders: Sequence[Procedure | Tree], runs: int, beside: Params | None = None
+) -> list[Compared]:
+    """R = `runs` responses of each decoder to each test prompt: by policy and reference, and by a policy `beside` them
+    with the draws of the policy."""
     experiment, score = run.experiment, aligned.reward.score
     test = run.corpus.prompts("test", experiment.evaluation.prompts)
     one = evaluate.reference_side(run, aligned, test)[0].rewards
     params = {"policy": aligned.policy, "reference": aligned.reference.params}
+    draws = {"policy": "policy", "reference": "reference", "beside": "policy"}
+    params |= {} if beside is None else {"beside": beside}
     # By runs on the reference, for training prompts: the test prompts choose no transform.
     train = run.corpus.prompts("train", experiment.calibration.prompts)
     searches = any(isinstance(by, Tree) for by in decoders)
@@ -50,7 +55,7 @@ def run(run: Run, aligned: Aligned, decoders: Sequence[Procedure | Tree], runs: 
             tried = picks(run, "training", params["reference"], score, train, by, runs)
             ranks = calibration.calibrate_sorted(jnp.asarray(tried.rewards), jnp.asarray(table))
             near = nearest(np.asarray(ranks), table.shape[1])
-        sides = {side: picks(run, side, those, score, test, by, runs) for side, those in params.items()}
+        sides = {side: picks(run, draws[side], those, score, test, by, runs) for side, those in params.items()}
         found.append(Compared(by.name, sides, one, near))
     return found
 

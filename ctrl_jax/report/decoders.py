@@ -33,6 +33,8 @@ class Decoding:
     """Responses, or beginnings, that the reward reads for one."""
     nearest: Nearest | None
     """Of a decoder that is no procedure."""
+    difference: Estimate | None = None
+    """What the policy wins more than the one beside it, on the same prompts."""
 
     def as_json(self) -> dict[str, Any]:
         tree = asdict(self)
@@ -40,7 +42,7 @@ class Decoding:
             "procedure": self.nearest.procedure.name,
             "distance": self.nearest.distance,
         }
-        for name in ("win_rate", "gold_win_rate"):
+        for name in ("win_rate", "gold_win_rate", "difference"):
             estimate = getattr(self, name)
             tree[name] = estimate and estimate._asdict()
         tree["against_one"] = {side: one._asdict() for side, one in self.against_one.items()}
@@ -56,7 +58,7 @@ def measure(
 
     Args:
       name: the decoder's.
-      sides: by `policy` and `reference`, for the same B prompts.
+      sides: by `policy` and `reference`, and perhaps `beside`, for the same B prompts.
       one: [B, M] raw rewards of the reference's responses.
       nearest: of theory/nearest.py, where the decoder is no procedure.
       resamples: of the prompts, behind the intervals.
@@ -70,8 +72,11 @@ def measure(
         per_prompt = {"win_rate": won(policy.rewards, reference.rewards)}
         if policy.gold is not None and reference.gold is not None:
             per_prompt["gold"] = won(policy.gold, reference.gold)
-        per_prompt |= {side: won(picks.rewards, one) for side, picks in sides.items()}
+        per_prompt |= {side: won(sides[side].rewards, one) for side in SIDES}
         found = estimates(per_prompt, resamples)
+        beside = sides.get("beside")
+        more = {} if beside is None else {"more": per_prompt["win_rate"] - won(beside.rewards, reference.rewards)}
+        difference = estimates(more, resamples, bounds=(-1, 1)).get("more")
     return Decoding(
         name=name,
         win_rate=found["win_rate"],
@@ -80,4 +85,5 @@ def measure(
         tokens={side: float(sides[side].sampled.mean()) for side in SIDES},
         scored=policy.scored,
         nearest=nearest,
+        difference=difference,
     )

@@ -38,6 +38,11 @@ def test_win_rates_are_over_all_pairs_of_what_was_returned():
     tree = found.as_json()
     assert tree["nearest"] == {"procedure": "best_of_6", "distance": 0.05} and tree["scored"] == 16
     assert tree["against_one"]["policy"]["mean"] == found.against_one["policy"].mean
+    other = side(0.2)
+    beside = decoders.measure("tree_of_8(2,4)", SIDES | {"beside": other}, ONE, NEAR)
+    ours, theirs = (cj.win_rate(one.rewards, reference.rewards, cj.sampling()) for one in (policy, other))
+    assert beside.difference == pytest.approx(cj.difference(ours, theirs), abs=1e-6)
+    assert found.difference is None and beside.win_rate == found.win_rate
     plain = decoders.measure("best_of_4", {name: one._replace(gold=None) for name, one in SIDES.items()}, ONE, None)
     assert plain.gold_win_rate is None and plain.as_json()["nearest"] is None
 
