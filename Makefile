@@ -28,7 +28,7 @@ endef
 export WITH_ARGS
 RUN := @$(BIN)/python -c "$$WITH_ARGS"
 # Written last, so that an interrupted installation is not taken for a complete one.
-STAMP := .venv/.installed$(if $(EXTRA),-$(EXTRA))
+STAMP := .venv/.installed$(if $(EXTRA),-$(EXTRA))$(if $(filter-out newest,$(VERSIONS)),-$(VERSIONS))
 # Of what is installed: the newest that setup.cfg allows, the oldest, or those of requirements.lock.
 ifeq ($(filter newest oldest locked,$(VERSIONS)),)
 $(error VERSIONS is $(VERSIONS); it is newest, oldest or locked)
@@ -59,7 +59,7 @@ help: ## this list
 
 setup: $(STAMP) ## make .venv and install into it, once; EXTRA=cuda12 or EXTRA=tpu for an accelerator; VERSIONS=locked
 
-$(STAMP): setup.cfg pyproject.toml
+$(STAMP): setup.cfg pyproject.toml $(if $(filter locked,$(VERSIONS)),requirements.lock)
 	@if ! $(BIN)/python -c '$(RECENT)' 2>/dev/null; then \
 		for python in $(PYTHON) ''; do "$$python" -c '$(RECENT)' 2>/dev/null && break; done; \
 		if [ -z "$$python" ]; then \

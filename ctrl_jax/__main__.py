@@ -6,6 +6,7 @@ import select
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import TextIO
 
 if __name__ == "__main__":
@@ -63,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not _is_unread(sys.stdout):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+        if hosts.several():
+            hosts.leave(128 + signal.SIGPIPE)
         return 128 + signal.SIGPIPE
     except hosts.NotJoined as error:
         print(f"error: {error}", file=sys.stderr)
@@ -149,7 +152,9 @@ def _usage() -> str:
 
 
 def entry() -> None:
-    """The command `ctrl-jax`."""
+    """The command `ctrl-jax`, which finds modules of the current folder as `python -m ctrl_jax` does."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     from ctrl_jax.runtime import preemption
 
     preemption.run(main)

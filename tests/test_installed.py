@@ -71,12 +71,15 @@ def test_it_has_all_experiments_and_what_they_name(installed, tmp_path):
 
 def test_an_experiment_of_ones_own_comes_first_and_may_import_those(installed, tmp_path):
     (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "shared.py").write_text("BUDGET = 0.125\n")
     (tmp_path / "experiments" / "bon_helpful.py").write_text(
-        '"""Mine."""\nfrom experiments import baseline_raw\nexperiment = baseline_raw.experiment\n'
+        '"""Mine."""\nfrom dataclasses import replace\nfrom experiments import baseline_raw, shared\n\n'
+        "def experiment():\n    raw = baseline_raw.experiment()\n"
+        "    return replace(raw, policy=replace(raw.policy, kl_budget=shared.BUDGET))\n"
     )
     shown = run(installed, tmp_path, "train", "bon_helpful", "--help")
     assert shown.returncode == 0, shown.stderr
-    assert "Mine." in shown.stdout and "(default: raw)" in shown.stdout
+    assert all(text in shown.stdout for text in ("Mine.", "(default: raw)", "(default: 0.125)"))
 
 
 @pytest.mark.slow
@@ -104,10 +107,13 @@ def test_what_is_locked_is_allowed_and_whole():
 
 def test_bash_completes_jobs_experiments_and_options(installed, tmp_path):
     script = run(installed, tmp_path, "--completion").stdout
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "my_own.py").touch()
     for line, expected in {
         "ctrl-jax tr": "train",
         "ctrl-jax train bon_su": "bon_summarize",
         "ctrl-jax train bon_helpful --policy.kl-b": "--policy.kl-budget",
+        "ctrl-jax train my_o": "my_own",
     }.items():
         words = line.split(" ")
         asked = (
@@ -133,4 +139,4 @@ def test_no_job_is_left_out_of_the_completion():
     from ctrl_jax.commands import completion
 
     found = completion.script(command_line.COMMANDS)
-    assert f'"{" ".join(command_line.COMMANDS)}"' in found and f'"{" ".join(names())}"' in found
+    assert f'"{" ".join(command_line.COMMANDS)}"' in found and f'"{" ".join(names())} $own"' in found

@@ -6,6 +6,7 @@ that one.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from ctrl_jax.commands import address, figure
 from ctrl_jax.commands.options import Options as RunOptions
 from ctrl_jax.commands.options import read
-from ctrl_jax.config import expand_user
+from ctrl_jax.config import Experiment, expand_user
 from ctrl_jax.decoding import names
 from ctrl_jax.decoding.tree import Tree
 from ctrl_jax.errors import InputError
 from ctrl_jax.report.decoders import Decoding, measure
 from ctrl_jax.report.panels import tokens
 from ctrl_jax.runtime.console import be_quiet, say, table
+from ctrl_jax.theory.procedures import Procedure
 
 if TYPE_CHECKING:
     from ctrl_jax.pipeline.train import Aligned
@@ -55,19 +57,13 @@ class Options(RunOptions):
 
 def main(arguments: list[str]) -> int:
     asked = read("decode", Options, arguments)
-    decoders = [names.parse(name) for name in asked.options.decoders]
-    for one in decoders:
-        if isinstance(one, Tree):
-            one.check_length(asked.experiment.data.response_length)
+    decoders = _decoders(asked.options.decoders, asked.experiment)
     beside = asked.options.beside
     if beside is not None:
-        address.check_versions(beside)
+        _check_beside(beside, asked.work_dir, asked.experiment)
     from ctrl_jax.commands.launch import started
-    from ctrl_jax.pipeline import align, decode, results
+    from ctrl_jax.pipeline import align, decode
     from ctrl_jax.pipeline.run import prepare
-
-    if beside is not None:
-        results.check(beside)
 
     if asked.options.json:
         be_quiet()
@@ -89,29 +85,64 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _decoders(given: Sequence[str], experiment: Experiment) -> list[Procedure | Tree]:
+    """Raises InputError for what is no decoder, or cannot be used in the experiment."""
+    if not given:
+        raise InputError(f"--decoders names none. Give {names.FORMS}.")
+    decoders = [names.parse(name) for name in given]
+    for one in decoders:
+        if isinstance(one, Tree):
+            one.check_length(experiment.data.response_length)
+            if experiment.calibration.quantiles is not None:
+                raise InputError(
+                    f"{one} is a search, and calibration.quantiles is {experiment.calibration.quantiles}: quantiles "
+                    "are no sample of the reference's rewards, by which to know the procedure that it comes near. "
+                    "Leave the searches out, or train without `calibration.quantiles`."
+                )
+    return decoders
+
+
+def _check_beside(folder: Path, work_dir: Path, experiment: Experiment) -> None:
+    """Raises InputError unless it is another run that is finished and draws at the same temperature."""
+    from ctrl_jax.pipeline import results
+
+    if folder.resolve() == work_dir.resolve():
+        raise InputError(f"--beside is {folder}, the run itself; give another one.")
+    address.check_versions(folder)
+    results.check(folder)
+    if not (folder / results.RESULTS).exists():
+        raise InputError(f"--beside is {folder}, which is not finished. Run `evaluate {folder}` first.")
+    other = address.read_experiment(folder).policy.temperature
+    if other != experiment.policy.temperature:
+        raise InputError(
+            f"--beside is {folder}, whose policy.temperature is {other:g}, and here it is "
+            f"{experiment.policy.temperature:g}: both would be decoded at the latter. Give a run of that temperature."
+        )
+
+
 def _policy(folder: Path, workspace: "Workspace", aligned: "Aligned") -> Any:
-    """The parameters of the run in the folder.
+    """The parameters of the finished run in the folder, its adapter merged.
 
     Raises:
-      InputError: if it was trained from another reference, or is scored by another reward.
+      InputError: if it was trained from another reference, or by another reward.
     """
-    from ctrl_jax.pipeline import align
+    from ctrl_jax.models import networks
+    from ctrl_jax.pipeline import align, results
     from ctrl_jax.pipeline.run import prepare
+    from ctrl_jax.runtime import checksums
 
-    experiment = address.read_experiment(folder)
-    its_own = replace(workspace, experiment=experiment, work_dir=folder)
-    with its_own.claimed():
-        other = align.policy(prepare(its_own))
-    for name, ours, theirs in (
-        ("reference", aligned.reference.stage, other.reference.stage),
-        ("reward", aligned.reward.fingerprint, other.reward.fingerprint),
-    ):
-        if ours != theirs:
+    theirs = checksums.about(folder / results.POLICY)
+    for name in ("reference", "reward_model"):
+        if theirs.get(name) != aligned.depends[name]:
             raise InputError(
-                f"--beside is {folder}, whose {name} is another one: {theirs}, and here {ours}. Give a run that shares "
-                "all but its training with this one."
+                f"--beside is {folder}, which was trained with another {name.replace('_', ' ')}: {theirs.get(name)}, "
+                f"and here it is {aligned.depends[name]}. Give a run that shares all but its training with this one."
             )
-    return other.policy
+    experiment, stages_dir = address.read_experiment(folder), address.runs_dir(folder) / "stages"
+    its_own = replace(workspace, experiment=experiment, work_dir=folder, stages_dir=stages_dir)
+    with its_own.claimed():
+        run = prepare(its_own)
+        return networks.merged(run.models, align.policy(run).policy)
 
 
 def _print(found: list[Decoding], name: str, runs: int) -> None:
@@ -131,7 +162,12 @@ def _print(found: list[Decoding], name: str, runs: int) -> None:
     ]  # fmt: skip
     table(f"{name}: decoders on test prompts, {runs} responses of each to a prompt, 95 % intervals", columns, rows)
     for one in found:
-        if one.nearest is not None:
+        if one.nearest is not None and not one.nearest.is_near:
+            say(
+                f"{one.name} picks from the reference as no procedure does: the nearest is {one.nearest.procedure}, "
+                f"{one.nearest.distance:.2f} from its rank CDF."
+            )
+        elif one.nearest is not None:
             say(
                 f"{one.name} picks from the reference as {one.nearest.procedure} does, within "
                 f"{one.nearest.distance:.3f} of its rank CDF. To train for it: "

@@ -55,7 +55,11 @@ def load_experiment(name: str) -> ModuleType:
             inside = sorted(str(path.parent) for path in folder.glob("*/config.json"))
             named = f" It has the runs {', '.join(inside)}; name one of them." if inside else ""
             raise InputError(f"{name!r} is a folder without config.json, and so no run.{named}")
-        where = f"experiments/ has {', '.join(known)}" if known else f"There is no folder experiments/ in {Path.cwd()}"
+        where = (
+            f"experiments/ has {', '.join(known)}"
+            if known
+            else f"There is no folder experiments/ in {Path.cwd()}, and this package brings none"
+        )
         raise InputError(
             f"There is no experiment {name!r}.{nearest(name, known)} {where}. A path of a .py file serves too, and so "
             "does the folder of a run; `python -m ctrl_jax runs` lists those."

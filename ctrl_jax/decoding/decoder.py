@@ -6,6 +6,9 @@ import jax
 
 from ctrl_jax.types import Params, Policy, Prompts, Responses, Score
 
+MOST_SAMPLES = 1024
+"""Responses that are drawn at a time for one, at most."""
+
 
 class Decoded(NamedTuple):
     responses: Responses

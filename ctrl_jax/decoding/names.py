@@ -2,6 +2,7 @@
 
 import re
 
+from ctrl_jax.decoding.decoder import MOST_SAMPLES
 from ctrl_jax.decoding.tree import Tree
 from ctrl_jax.errors import InputError
 from ctrl_jax.theory import procedures
@@ -24,8 +25,16 @@ def parse(text: str) -> Procedure | Tree:
     if found := re.fullmatch(r"\s*tree[_-]of[_-](\d+)\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)\s*", text, re.IGNORECASE):
         return Tree(int(found[1]), int(found[2]), int(found[3]))
     try:
-        return procedures.parse(text)
+        found_procedure = procedures.parse(text)
     except InputError as error:
         raise InputError(
             f"There is no decoder {text!r}", field="decoder", value=text, remedy=f"give {FORMS}. {error}"
         ) from None
+    if found_procedure.num_samples > MOST_SAMPLES:
+        raise InputError(
+            f"{found_procedure} draws {found_procedure.num_samples} responses",
+            field="decoder",
+            value=found_procedure.num_samples,
+            remedy=f"at most {MOST_SAMPLES} are drawn at a time.",
+        )
+    return found_procedure

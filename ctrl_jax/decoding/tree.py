@@ -21,13 +21,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.decoding.decoder import Decoded, Decoder
+from ctrl_jax.decoding.decoder import MOST_SAMPLES, Decoded, Decoder
 from ctrl_jax.decoding.order import take
 from ctrl_jax.errors import InputError
 from ctrl_jax.steps import sampling
 from ctrl_jax.types import Params, Policy, Prompts, Responses, Score
-
-MOST_WIDTH = 1024
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,12 @@ class Tree:
     """L, in tokens."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.width <= MOST_WIDTH:
+        if not 2 <= self.width <= MOST_SAMPLES:
             raise InputError(
                 f"The width of {self} is {self.width}",
                 field="decoder",
                 value=self.width,
-                remedy=f"it must be between 2 and {MOST_WIDTH}.",
+                remedy=f"it must be between 2 and {MOST_SAMPLES}.",
             )
         if not 1 <= self.kept < self.width or self.width % self.kept:
             raise InputError(
@@ -117,10 +115,14 @@ def programs(
         return Growth(state, state.rollouts.responses.lengths.sum(axis=1))
 
     def grow(params: Params, found: Growth, tokens: jax.Array) -> Growth:
-        def one(_: jax.Array, state: sampling.State) -> sampling.State:
+        end = found.state.index + tokens
+
+        def one(state: sampling.State) -> sampling.State:
             return sampling.advance(policy, params, state, **law)
 
-        state = jax.lax.fori_loop(0, tokens, one, found.state)
+        state = jax.lax.while_loop(lambda state: (state.index < end) & state.alive.any(), one, found.state)
+        # Behind the end of all responses nothing is read; the place is the same on all devices.
+        state = replace(state, index=end)
         drawn = state.rollouts.responses.lengths - found.state.rollouts.responses.lengths
         return Growth(state, found.sampled + drawn.sum(axis=1))
 

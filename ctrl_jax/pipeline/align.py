@@ -1,5 +1,7 @@
 """The whole path, from the data to the evaluation. Each stage is made, continued, or read where it is done."""
 
+import numpy as np
+
 from ctrl_jax.config import Experiment
 from ctrl_jax.evaluation import Evaluation, RewardSignal
 from ctrl_jax.pipeline import assembly, calibrate, evaluate, reward_model, sft, start, train
@@ -60,6 +62,7 @@ def policy(run: Run) -> Aligned:
         signal,
         rewarded.curve,
         constraints,
+        None if calibrated is None else np.asarray(calibrated.table.rewards),
     )
 
 

@@ -249,10 +249,14 @@ def decoder(
         by.check_length(max_length)
         plain = tree.programs(by, parts.policy, **given)
         grown: Any = tree.Growth(_state_spec(batch), batch)
+
+        def cast(function: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda params, *others: function(networks.cast(parts, params), *others)
+
         made = tree.Programs(
-            reader(mesh, plain.start, (batch, P()), grown),
-            reader(mesh, plain.grow, (grown, P()), grown),
-            reader(mesh, plain.keep, (grown, batch), grown, num_params=0),
+            reader(mesh, cast(plain.start), (batch, P()), grown),
+            reader(mesh, cast(plain.grow), (grown, P()), grown, donate=(1,)),
+            reader(mesh, plain.keep, (grown, batch), grown, num_params=0, donate=(0,)),
             reader(mesh, plain.best, (grown, batch), batch, num_params=0),
         )
         return lambda params, prompts, key, score: tree.search(

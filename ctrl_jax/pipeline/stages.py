@@ -186,6 +186,8 @@ def as_tree(experiment: Experiment) -> dict[str, Any]:
         options, name = _place(tree, path)
         if options[name] == before:
             del options[name]
+    if experiment.start is not None:
+        del tree["start"]["floors"]  # younger too, and a start has none
     return tree
 
 

@@ -45,6 +45,8 @@ class Aligned(NamedTuple):
     """The curve of that training's validation (evaluation.VALIDATION_ARRAYS), where it had one."""
     constraints: Constraints | None = None
     """The other rewards that it was to keep at floors, where there are any."""
+    table: np.ndarray | None = None
+    """[B, K] of the calibration, where there is one: the reference's rewards on the training prompts, ascending."""
 
     @property
     def asked(self) -> tuple[Reward, ...]:

@@ -13,7 +13,7 @@ from ctrl_jax.evaluation import Estimate
 from ctrl_jax.report import risk
 from ctrl_jax.report.judgement import Sides, by_name, checked, estimates, has_judge, won, won_by_judge
 from ctrl_jax.report.risk import Risk
-from ctrl_jax.steps import early_stop, win_rate
+from ctrl_jax.steps import early_stop
 from ctrl_jax.theory.precision import double_precision
 from ctrl_jax.theory.procedures import BestOfN, Sampling
 
@@ -28,7 +28,7 @@ class EarlyStop:
     """To draw until a response is among the reference's best (steps/early_stop.py), or all are drawn that there are."""
 
     share: float
-    """Of the reference's responses, how many are as good as what ends the drawing: a / (M' + 1) for its a highest."""
+    """Of the reference's responses, how many are as good as what ends it: a / M' for the a highest of M' − 1."""
     win_rate: Estimate
     judge_win_rate: Estimate | None
     draws: Estimate
@@ -116,8 +116,7 @@ def choose_n(
     (steps/win_rate.py). The rewards pick; where there is a judge, it decides who wins, and where more samples only find
     what fools the rewards, its win rate turns down (Gao et al. 2023, arXiv 2210.10760). Beside it stands the risk that
     one of n responses is among the reference's lowest (report/risk.py), which is extrapolated to n = 10,000; and what
-    is won with how many draws where drawing stops at a response that is good enough (steps/early_stop.py). That one's
-    threshold is one of the same M' rewards that it is compared with, which puts its win rate off by some 1 / (2 M'²).
+    is won with how many draws where drawing stops at a response that is good enough (steps/early_stop.py).
 
     Args:
       policy_rewards: [B, M] of the policy's responses to B prompts; N goes up to M.
@@ -160,23 +159,18 @@ def choose_n(
 
 def _early_stops(sides: Sides, resamples: int) -> tuple[EarlyStop, ...]:
     ours, theirs = jnp.asarray(sides.policy_rewards), jnp.asarray(sides.reference_rewards)
-    each = jnp.full(theirs.shape, 1 / theirs.shape[1])
-    descending = -jnp.sort(-theirs, axis=1)
-    places = _sizes(theirs.shape[1])
+    others = theirs.shape[1] - 1
+    places = _sizes(others) if others else []
     won, judged, drawn = dict[int, jax.Array](), dict[int, jax.Array](), dict[int, jax.Array]()
     for place in places:
-        thresholds = descending[:, place - 1]
-        picked = early_stop.pick_probabilities(ours, thresholds)
-        won[place] = win_rate.wins_of_picks(picked, each, ours, theirs)
-        drawn[place] = early_stop.draws(ours, thresholds)
+        won[place], drawn[place] = early_stop.against_one(ours, theirs, place)
         if sides.policy_judged is not None and sides.reference_judged is not None:
             values = jnp.asarray(sides.policy_judged), jnp.asarray(sides.reference_judged)
-            judged[place] = win_rate.wins_of_picks(picked, each, *values)
+            judged[place], _ = early_stop.against_one(ours, theirs, place, *values)
     win_rates, judge_win_rates = estimates(won, resamples), estimates(judged, resamples)
     draws = estimates(drawn, resamples, bounds=(1, ours.shape[1]))
     return tuple(
-        EarlyStop(place / (theirs.shape[1] + 1), win_rates[place], judge_win_rates.get(place), draws[place])
-        for place in places
+        EarlyStop(place / (others + 1), win_rates[place], judge_win_rates.get(place), draws[place]) for place in places
     )
 
 

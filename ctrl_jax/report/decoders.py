@@ -31,8 +31,10 @@ class Decoding:
     """By side: tokens drawn for one response, in the mean over prompts."""
     scored: int
     """Responses, or beginnings, that the reward reads for one."""
+    is_search: bool
+    """Whether it is no procedure."""
     nearest: Nearest | None
-    """Of a decoder that is no procedure."""
+    """The procedure that a search comes near; None where the run has no calibration table to know it by."""
     difference: Estimate | None = None
     """What the policy wins more than the one beside it, on the same prompts."""
 
@@ -50,7 +52,13 @@ class Decoding:
 
 
 def measure(
-    name: str, sides: Mapping[str, Picks], one: np.ndarray, nearest: Nearest | None, *, resamples: int = 1000
+    name: str,
+    sides: Mapping[str, Picks],
+    one: np.ndarray,
+    is_search: bool,
+    nearest: Nearest | None,
+    *,
+    resamples: int = 1000,
 ) -> Decoding:
     """Of R responses that a decoder returned on each side, and plain responses of the reference.
 
@@ -60,7 +68,8 @@ def measure(
       name: the decoder's.
       sides: by `policy` and `reference`, and perhaps `beside`, for the same B prompts.
       one: [B, M] raw rewards of the reference's responses.
-      nearest: of theory/nearest.py, where the decoder is no procedure.
+      is_search: whether the decoder is no procedure.
+      nearest: of theory/nearest.py, for a search.
       resamples: of the prompts, behind the intervals.
     """
     policy, reference = (sides[side] for side in SIDES)
@@ -84,6 +93,7 @@ def measure(
         against_one={side: found[side] for side in SIDES},
         tokens={side: float(sides[side].sampled.mean()) for side in SIDES},
         scored=policy.scored,
+        is_search=is_search,
         nearest=nearest,
         difference=difference,
     )

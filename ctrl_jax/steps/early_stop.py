@@ -8,6 +8,9 @@ none is. Of the reference itself, without ties and with no end M, stopping at ra
 and beats one of its responses in (1 + τ) / 2 of the cases: what best-of-N wins with N = 2 / (1 − τ) − 1, nearly twice
 as many.
 
+To stop so takes a table of the reference's rewards on the prompt: on one that has none, those responses are to be drawn
+first.
+
 Both numbers are known of M responses that are there, as means over all orders in which they may come. Where c ≥ 1 of
 them reach θ, the first that does is each of these as likely, and it comes at place (M + 1) / (c + 1) in the mean.
 """
@@ -32,6 +35,40 @@ def pick_probabilities(scores: jax.Array, thresholds: jax.Array) -> jax.Array:
     first = reached / jnp.maximum(reached.sum(axis=1, keepdims=True), 1)
     best = win_rate.pick_probabilities(scores, BestOfN(scores.shape[1]))
     return jnp.where(reached.any(axis=1, keepdims=True), first, best)
+
+
+def against_one(
+    scores: jax.Array,
+    reference_scores: jax.Array,
+    place: int,
+    judged: jax.Array | None = None,
+    reference_judged: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """(how often what is taken beats one response of the reference, the draws it takes), each [B] and unbiased.
+
+    θ is the `place`-th highest of M' − 1 of the reference's responses, and the rival is the one that is left out, each
+    in turn: a rival that had a part in θ would be too weak.
+
+    Args:
+      scores: [B, M] of the policy's responses, by which drawing stops.
+      reference_scores: [B, M'].
+      place: a, from 1 to M' − 1.
+      judged: [B, M] of who says which of two wins; by default the scores do.
+      reference_judged: [B, M'].
+    """
+    known = reference_scores.shape[1]
+    # Without one of the a highest, the next below is the a-th highest of the rest.
+    order = jnp.argsort(-reference_scores, axis=1)
+    descending = jnp.take_along_axis(reference_scores, order, axis=1)
+    among_highest = jnp.argsort(order, axis=1) < place
+    ours = scores if judged is None else judged
+    theirs = reference_scores if reference_judged is None else reference_judged
+    wins, expected = jnp.zeros(len(scores)), jnp.zeros(len(scores))
+    for threshold, rivals in ((descending[:, place], among_highest), (descending[:, place - 1], ~among_highest)):
+        picked = pick_probabilities(scores, threshold)
+        wins += win_rate.wins_of_picks(picked, rivals / known, ours, theirs)
+        expected += rivals.mean(axis=1) * draws(scores, threshold)
+    return wins, expected
 
 
 def _reached(scores: jax.Array, thresholds: jax.Array) -> jax.Array:

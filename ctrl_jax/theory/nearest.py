@@ -12,7 +12,7 @@ Beta(n, 1), that is beta-binomial, and of worst-of-n, Beta(1, n). So that no ran
 
     minimise over weights w ≥ 0, Σ w = 1:    Σ_k ( F̂(k) − Σ_i w_i F_i(k) )²,    F(k) = P(at most k of the K are below)
 
-over best-of-n and worst-of-n, n = 1, 2, 3, 4, 6, 8, ... 32: convex least squares.
+over best-of-n and worst-of-n, n = 1, 2, 3, 4, 6, 8, ... 128: convex least squares.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,9 @@ from scipy import optimize, stats
 
 from ctrl_jax.theory.procedures import BestOfN, Mixture, Procedure, Sampling, WorstOfN
 
-SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+NEAR = 0.05
+"""A distance up to which Φ* of the procedure is worth training with."""
 LEAST = 0.01
 """A weight below that is left out."""
 AS_NEAR = 1e-3
@@ -36,36 +38,48 @@ class Nearest(NamedTuple):
     distance: float
     """max over k of |F̂(k) − F(k)|."""
 
+    @property
+    def is_near(self) -> bool:
+        return self.distance <= NEAR
 
-def nearest(calibrated: np.ndarray, num_references: int) -> Nearest:
-    """The mixture nearest to a decoder whose picks on the reference have these calibrated rewards [...], in [0, 1],
-    each among K = `num_references` of the reference's; ties count half on each side."""
-    twice = np.round(2 * num_references * np.asarray(calibrated, np.float64)).astype(int).ravel()
-    halves = np.concatenate([twice // 2, -(-twice // 2)])
-    counts = np.bincount(halves, minlength=num_references + 1)
-    measured = np.cumsum(counts) / counts.sum()
+
+def nearest(below: np.ndarray, not_above: np.ndarray, num_references: int, *, most: int) -> Nearest:
+    """The mixture nearest to a decoder, by its picks on the reference.
+
+    Args:
+      below: [...] how many of K of the reference's rewards are below each pick.
+      not_above: [...] how many are not above. Where they tie with the pick, it could be anywhere among them, and counts
+        for each place in equal parts.
+      num_references: K, independent of the picks.
+      most: the largest n to look at.
+    """
+    places = np.arange(num_references + 1)
+    first, last = (np.ravel(one)[:, None] for one in (below, not_above))
+    # P(at most k are below), of a pick that is evenly spread over first ... last.
+    measured = np.clip((places - first + 1) / (last - first + 1), 0, 1).mean(axis=0)
+    sizes = [n for n in SIZES if n <= min(most, num_references)]
     laws: dict[Procedure, tuple[int, int]] = {Sampling(): (1, 1)}
-    laws |= {BestOfN(n): (n, 1) for n in SIZES} | {WorstOfN(n): (1, n) for n in SIZES}
-    candidates, places_below = list(laws), np.arange(num_references + 1)
-    columns = np.stack([stats.betabinom.cdf(places_below, num_references, *law) for law in laws.values()], axis=1)
+    laws |= {BestOfN(n): (n, 1) for n in sizes} | {WorstOfN(n): (1, n) for n in sizes}
+    candidates = list(laws)
+    columns = np.stack([stats.betabinom.cdf(places, num_references, *law) for law in laws.values()], axis=1)
 
     def fitted(columns: np.ndarray) -> np.ndarray:
         sums = np.full((1, columns.shape[1]), SUM_TO_ONE)
         weights, _ = optimize.nnls(np.vstack([columns, sums]), np.append(measured, SUM_TO_ONE))
         return weights / weights.sum()
 
-    def distance(places: np.ndarray, weights: np.ndarray) -> float:
-        return float(np.abs(columns[:, places] @ weights - measured).max())
+    def distance(chosen: np.ndarray, weights: np.ndarray) -> float:
+        return float(np.abs(columns[:, chosen] @ weights - measured).max())
 
-    places = np.flatnonzero(fitted(columns) >= LEAST)
-    weights = np.round(fitted(columns[:, places]), 3)
-    places, weights = places[weights > 0], weights[weights > 0]
+    chosen = np.flatnonzero(fitted(columns) >= LEAST)
+    weights = np.round(fitted(columns[:, chosen]), 3)
+    chosen, weights = chosen[weights > 0], weights[weights > 0]
     weights[weights.argmax()] += 1 - weights.sum()
-    mixed = distance(places, weights)
+    mixed = distance(chosen, weights)
     # One alone may be the same: best-of-2 and worst-of-2 in equal parts are a single sample.
     alone = min(range(len(candidates)), key=lambda place: distance(np.array([place]), np.ones(1)))
     single = distance(np.array([alone]), np.ones(1))
-    if len(places) == 1 or single <= mixed + AS_NEAR:
+    if len(chosen) == 1 or single <= mixed + AS_NEAR:
         return Nearest(candidates[alone], single)
-    terms = tuple((round(float(weight), 3), candidates[place]) for weight, place in zip(weights, places, strict=True))
+    terms = tuple((round(float(weight), 3), candidates[place]) for weight, place in zip(weights, chosen, strict=True))
     return Nearest(Mixture(terms), mixed)

@@ -24,7 +24,7 @@ NEAR = Nearest(cj.best_of(6), 0.05)
 
 
 def test_win_rates_are_over_all_pairs_of_what_was_returned():
-    found = decoders.measure("tree_of_8(2,4)", SIDES, ONE, NEAR)
+    found = decoders.measure("tree_of_8(2,4)", SIDES, ONE, True, NEAR)
     policy, reference = SIDES["policy"], SIDES["reference"]
 
     def expected(ours, theirs):
@@ -39,16 +39,19 @@ def test_win_rates_are_over_all_pairs_of_what_was_returned():
     assert tree["nearest"] == {"procedure": "best_of_6", "distance": 0.05} and tree["scored"] == 16
     assert tree["against_one"]["policy"]["mean"] == found.against_one["policy"].mean
     other = side(0.2)
-    beside = decoders.measure("tree_of_8(2,4)", SIDES | {"beside": other}, ONE, NEAR)
+    beside = decoders.measure("tree_of_8(2,4)", SIDES | {"beside": other}, ONE, True, NEAR)
     ours, theirs = (cj.win_rate(one.rewards, reference.rewards, cj.sampling()) for one in (policy, other))
     assert beside.difference == pytest.approx(cj.difference(ours, theirs), abs=1e-6)
     assert found.difference is None and beside.win_rate == found.win_rate
-    plain = decoders.measure("best_of_4", {name: one._replace(gold=None) for name, one in SIDES.items()}, ONE, None)
+    plain = decoders.measure(
+        "best_of_4", {name: one._replace(gold=None) for name, one in SIDES.items()}, ONE, False, None
+    )
     assert plain.gold_win_rate is None and plain.as_json()["nearest"] is None
 
 
 def test_the_figure_has_each_decoder_on_both_sides():
-    found = [decoders.measure("best_of_4", SIDES, ONE, None), decoders.measure("tree_of_8(2,4)", SIDES, ONE, NEAR)]
+    plain = decoders.measure("best_of_4", SIDES, ONE, False, None)
+    found = [plain, decoders.measure("tree_of_8(2,4)", SIDES, ONE, True, None)]
     (panel,) = tokens.panels(found)
     axes = drawn(panel)
     heights = sorted(float(line.get_ydata()[0]) for line in axes.lines if len(line.get_ydata()) == 1)
@@ -56,3 +59,5 @@ def test_the_figure_has_each_decoder_on_both_sides():
     np.testing.assert_allclose([one for one in heights if one in expected], expected)
     written = {text.get_text() for text in axes.texts} | {text.get_text() for text in axes.get_legend().get_texts()}
     assert {"best-of-4", "tree-of-8(2,4)", "policy", "reference"} <= written
+    (alone,) = tokens.panels(found[1:])
+    assert {"policy", "reference"} <= {text.get_text() for text in drawn(alone).texts}

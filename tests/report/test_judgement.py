@@ -98,23 +98,25 @@ def per_prompt_judged(n, *arrays):
 
 
 def test_early_stopping_takes_the_first_that_is_as_good_as_the_references_best():
-    """Over all orders in which the responses may come, at each of the reference's rewards that is a threshold."""
+    """Over all orders in which the responses may come, and each response of the reference as the rival, whose other
+    responses set the threshold."""
     ours, theirs, our_gold, their_gold = OURS[:6, :4], THEIRS[:6], OUR_GOLD[:6, :4], THEIR_GOLD[:6]
     found = cj.choose_n(ours, theirs, policy_judged=our_gold, reference_judged=their_gold)
-    assert [one.share for one in found.early_stops] == [place / 7 for place in (1, 2, 3, 4, 6)]
+    assert [one.share for one in found.early_stops] == [place / 6 for place in (1, 2, 3, 4, 5)]
     orders = [*itertools.permutations(range(4))]
-    for one, place in zip(found.early_stops, (1, 2, 3, 4, 6), strict=True):
+    for one, place in zip(found.early_stops, (1, 2, 3, 4, 5), strict=True):
         draws, wins, judged = [], [], []
-        for row, order in itertools.product(range(6), orders):
-            threshold = sorted(theirs[row])[-place]
+        for row, rival, order in itertools.product(range(6), range(6), orders):
+            threshold = sorted(np.delete(theirs[row], rival))[-place]
             reached = [k for k in range(4) if ours[row, order[k]] >= threshold]
             taken = order[reached[0]] if reached else int(ours[row].argmax())
             draws.append(reached[0] + 1 if reached else 4)
-            wins.append(np.mean(ours[row, taken] > theirs[row]))
-            judged.append(np.mean(our_gold[row, taken] > their_gold[row]))
+            wins.append(ours[row, taken] > theirs[row, rival])
+            judged.append(our_gold[row, taken] > their_gold[row, rival])
         assert one.draws.mean == pytest.approx(np.mean(draws))
         assert one.win_rate.mean == pytest.approx(np.mean(wins))
         assert one.judge_win_rate.mean == one.deciding.mean == pytest.approx(np.mean(judged))
+    assert cj.choose_n(ours, theirs[:, :1]).early_stops == ()
 
 
 def test_of_those_that_win_as_much_as_the_cheapest_n_the_one_with_the_fewest_draws_is_named():
@@ -123,7 +125,7 @@ def test_of_those_that_win_as_much_as_the_cheapest_n_the_one_with_the_fewest_dra
     found = cj.choose_n(ours, theirs, within=0.05)
     enough = found.win_rates[found.cheapest].mean
     stop = found.early_stop
-    assert stop.win_rate.mean >= enough and stop.draws.mean < 0.7 * found.cheapest
+    assert stop.win_rate.mean >= enough and stop.draws.mean < 0.9 * found.cheapest
     others = [one for one in found.early_stops if one.draws.mean < stop.draws.mean]
     assert others and all(one.win_rate.mean < enough for one in others)
     assert found.as_json()["early_stop"]["draws"]["mean"] == stop.draws.mean

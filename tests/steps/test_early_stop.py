@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax.steps import early_stop, win_rate
+from ctrl_jax.steps import early_stop
 
 SCORES = np.array([[3.0, 1.0, 2.0, 2.0], [0.0, 0.0, 1.0, 1.0], [5.0, 6.0, 7.0, 8.0], [1.0, 2.0, 3.0, 4.0]])
 THRESHOLDS = np.array([2.0, 3.0, 1.0, 4.0])
@@ -36,18 +36,17 @@ def test_draws_and_picks_are_those_of_all_orders():
     np.testing.assert_allclose(early_stop.pick_probabilities(*given), [taken for _, taken in expected], atol=1e-6)
 
 
-@pytest.mark.parametrize("place", [2, 16])
-def test_of_the_reference_itself_it_is_as_the_theory_says(place):
-    """To stop at rank τ takes 1 / (1 − τ) draws, and wins (1 + τ) / 2."""
-    ours, theirs = (jax.random.uniform(jax.random.key(seed), (4000, 127)) for seed in (0, 1))
-    threshold = jnp.sort(theirs, axis=1)[:, -place]
-    tau = 1 - place / 128
-    draws = early_stop.draws(ours, threshold)
-    # With an end at M, (M + 1) / (c + 1) for c of Binomial(M, 1 − τ) and a τ that varies from prompt to prompt.
-    assert float(draws.mean()) == pytest.approx(1 / (1 - tau), rel=0.08 if place == 16 else 0.6)
-    picked = early_stop.pick_probabilities(ours, threshold)
-    won = win_rate.wins_of_picks(picked, jnp.full(theirs.shape, 1 / 127), ours, theirs)
-    assert float(won.mean()) == pytest.approx((1 + tau) / 2, abs=0.004)
+@pytest.mark.parametrize(("place", "references"), [(2, 8), (1, 8), (16, 128)])
+def test_of_the_reference_itself_it_wins_as_the_theory_says_whatever_there_is_of_it(place, references):
+    """To stop at a response as good as the a-th highest of M' − 1 others wins 1 − a / (2 M') in the mean."""
+    ours, theirs = (
+        jax.random.uniform(jax.random.key(seed), (20_000, size)) for seed, size in ((0, 256), (1, references))
+    )
+    won, draws = early_stop.against_one(ours, theirs, place)
+    assert float(won.mean()) == pytest.approx(1 - place / (2 * references), abs=0.004)
+    if place > 1:
+        # Of a share of Beta(a, M' − a) above the threshold; with an end at M, somewhat fewer.
+        assert float(draws.mean()) == pytest.approx((references - 1) / (place - 1), rel=0.12)
 
 
 def test_it_is_the_same_on_several_devices(mesh):
@@ -57,3 +56,10 @@ def test_it_is_the_same_on_several_devices(mesh):
     for function in (early_stop.draws, early_stop.pick_probabilities):
         mapped = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(spec, spec), out_specs=spec))
         np.testing.assert_allclose(mapped(ours, threshold), function(ours, threshold), rtol=1e-6)
+
+    def against(ours, theirs):
+        return early_stop.against_one(ours, theirs, 2)
+
+    mapped = jax.jit(jax.shard_map(against, mesh=mesh, in_specs=(spec, spec), out_specs=spec))
+    for found, expected in zip(mapped(ours, theirs), against(ours, theirs), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)

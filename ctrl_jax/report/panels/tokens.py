@@ -27,13 +27,13 @@ MARKS = ("D", "s", "^", "v", "P", "X")
 
 
 def _draw(found: Sequence[Decoding], axes: Axes) -> None:
-    procedures = sorted((one for one in found if one.nearest is None), key=lambda one: one.tokens["policy"])
-    searches = [one for one in found if one.nearest is not None]
+    procedures = sorted((one for one in found if not one.is_search), key=lambda one: one.tokens["policy"])
+    searches = [one for one in found if one.is_search]
     labels = []
     for side in SIDES:
         if procedures:
             _points(axes, procedures, side, "o-")
-            labels.append((100 * procedures[-1].against_one[side].mean, side, side))
+        labels.append((100 * (procedures or searches)[-1].against_one[side].mean, side, side))
         for place, one in enumerate(searches):
             _points(axes, [one], side, MARKS[place % len(MARKS)])
     for one in procedures:
