@@ -39,7 +39,7 @@ RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
 TARGETS := help setup train sft reward-model calibrate evaluate export report sample replay runs compare judge choose-n decode sweep plan \
 	profile ideal \
-	test test-slow mutants chaos check wheel lock bench bench-kl clean
+	test test-slow mutants chaos check docs wheel lock bench bench-kl clean
 .DEFAULT_GOAL := help
 .PHONY: $(TARGETS)
 
@@ -150,6 +150,10 @@ check: $(STAMP) ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: ## the pages and a reference as a site, in site/index.html; warnings are errors
+	@$(MAKE) --no-print-directory setup EXTRA=docs
+	$(RUN) $(BIN)/python -m sphinx -q -W -b html -d .cache/docs docs site
+
 wheel: $(STAMP) ## the package, built into dist/
 	@rm -rf build dist
 	$(RUN) $(BIN)/python -m build --outdir dist
@@ -166,5 +170,5 @@ bench-kl: $(STAMP) ## the gradient's variance with the KL exact or sampled, at b
 	$(RUN) $(BIN)/python -m benchmarks.kl_gradient
 
 clean: ## remove caches and build leftovers; runs/ and .venv/ stay
-	rm -rf .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .cache build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,6 +1,7 @@
 """What the documents point at is there."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ def test_every_fault_names_its_test():
 @pytest.mark.parametrize(("path", "test"), NAMED)
 def test_a_test_that_is_named_exists(path, test):
     assert f"def {test}(" in (ROOT / path).read_text()
+
+
+def test_the_site_has_a_place_for_every_page_and_every_public_name():
+    conf = runpy.run_path(str(ROOT / "docs" / "conf.py"))
+    contents, reference = conf["contents"](), conf["reference"]()
+    assert all(f"\n{page.stem}\n" in contents for page in (ROOT / "docs").glob("*.md") if page.stem != "index")
+    assert all(f":: ctrl_jax.{name}\n" in reference for name in ctrl_jax.__all__)
 
 
 def test_the_citation_is_of_this_version():
