@@ -38,7 +38,7 @@ OLDEST := $(if $(filter oldest,$(VERSIONS)),--resolution lowest-direct)
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
 TARGETS := help setup train sft reward-model calibrate evaluate export report sample replay runs compare judge choose-n decode sweep plan \
-	profile ideal \
+	profile ideal explore \
 	test test-slow mutants chaos check docs wheel lock bench bench-kl clean
 .DEFAULT_GOAL := help
 .PHONY: $(TARGETS)
@@ -132,6 +132,9 @@ profile: $(STAMP) ## a trace of a few policy steps, and where their time went; A
 
 ideal: $(STAMP) ## the theory alone: ARGS="--procedure best_of_4 --kl 1.0"
 	$(RUN) $(JOB) ideal
+
+explore: $(STAMP) ## the theory in a page, with sliders for procedure, N, KL and transform
+	$(RUN) $(JOB) explore
 
 test: $(STAMP) ## the fast tests; ARGS="-x tests/theory" goes to pytest
 	$(RUN) $(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 8 --dist loadfile

@@ -39,6 +39,7 @@ COMMANDS = {
     "plan": "what an experiment would cost on devices that need not be here: time and memory by phase",
     "profile": "a trace of a few policy steps, and where their time went",
     "ideal": "the theory alone: win rates of ideal policies",
+    "explore": "the theory in a page, with sliders for procedure, N, KL and transform",
 }
 """Each is the module of its name in commands/, with `main(arguments) -> exit code`."""
 

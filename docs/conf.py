@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import ctrl_jax as cj  # noqa: E402
+from ctrl_jax.report import explorer_page  # noqa: E402
 
 project = "ctrl_jax"
 release = cj.__version__
@@ -18,6 +19,7 @@ exclude_patterns = ["_*"]
 html_theme = "furo"
 html_title = f"ctrl_jax {release}"
 html_show_sphinx = False
+html_theme_options = {"announcement": '<a href="explorer.html">Explore the theory</a>'}
 html_copy_source = False
 myst_heading_anchors = 4
 # Docstrings have code in single backticks, as Markdown.
@@ -110,6 +112,13 @@ def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[st
     lines[:] = found
 
 
+def explorer(app: Any, error: Exception | None) -> None:
+    """The theory's page, beside the others."""
+    if error is None:
+        (Path(app.outdir) / "explorer.html").write_text(explorer_page.render(), encoding="utf-8")
+
+
 def setup(app: Any) -> None:
+    app.connect("build-finished", explorer)
     app.connect("source-read", read)
     app.connect("autodoc-process-docstring", plain, priority=100)
