@@ -77,8 +77,8 @@ def _print(found: Choice, options: Options) -> None:
     if (stop := found.early_stop) is not None:
         say(
             f"Drawn one by one until one is among the reference's highest {100 * stop.share:.1f} %, at most "
-            f"{max(found.win_rates)}, {stop.draws.mean:.1f} responses in the mean win as much: {stop.deciding}. That "
-            "takes the reference's rewards on the prompt, which best-of-N does without."
+            f"{max(found.win_rates)}, {stop.draws.mean:.1f} responses in the mean are as near to it: {stop.deciding}. "
+            "That takes the reference's rewards on the prompt, which best-of-N does without."
         )
 
 

@@ -74,8 +74,9 @@ class Choice:
 
     @property
     def early_stop(self) -> EarlyStop | None:
-        """The one that wins as much as the cheapest N with the fewest draws, where these are fewer than N."""
-        wanted = (self.judge_win_rates or self.win_rates)[self.cheapest].mean
+        """The one with the fewest draws whose win rate is at most `within` below the best, as the cheapest N's is; None
+        where it takes no fewer than that N."""
+        wanted = (self.judge_win_rates or self.win_rates)[self.best].mean - self.within
         enough = [one for one in self.early_stops if one.deciding.mean >= wanted and one.draws.mean < self.cheapest]
         return min(enough, key=lambda one: one.draws.mean, default=None)
 

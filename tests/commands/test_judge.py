@@ -96,7 +96,7 @@ def test_choose_n_says_what_is_enough_and_where_it_turns(files, capsys, tmp_path
     assert f"Best by gold: N = {found.best}. Cheapest within 0.01 of it: N = {found.cheapest}." in printed
     assert f"It turns down: from N = {found.best} to 8 it loses {found.decline}" in printed
     assert found.early_stop is None and "Drawn one by one" not in printed
-    assert all(text in (tmp_path / "n.svg").read_text() for text in ("enough", "stopping early"))
+    assert all(text in (tmp_path / "n.svg").read_text() for text in ("enough", "grey: stopping early"))
     assert choose_n.main(["policy.jsonl", "reference.jsonl", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(
         json.dumps(cj.choose_n(files["policy_rewards"], files["reference_rewards"]).as_json())
@@ -109,7 +109,7 @@ def test_choose_n_says_what_stopping_early_saves(files, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert (
         f"Drawn one by one until one is among the reference's highest {100 * stop.share:.1f} %, at most 8, "
-        f"{stop.draws.mean:.1f} responses in the mean win as much: {stop.win_rate}."
+        f"{stop.draws.mean:.1f} responses in the mean are as near to it: {stop.win_rate}."
     ) in printed
 
 

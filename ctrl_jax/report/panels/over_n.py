@@ -78,10 +78,9 @@ def _draw_win_rates(
     if stopped:
         draws, wins = zip(*sorted(stopped), strict=True)
         axes.plot(draws, [100 * one for one in wins], color=light("muted"), linestyle="dashed", linewidth=1.4, zorder=3)
-        place = len(draws) // 2
         axes.annotate(
-            "stopping early", (draws[place], 100 * wins[place]), xytext=(-6, 6), textcoords="offset points",
-            ha="right", color=light("muted"), fontsize=8,
+            "grey: stopping early, over the draws in the mean", (0.98, 0.3), xycoords="axes fraction", ha="right",
+            color=light("muted"), fontsize=7.5,
         )  # fmt: skip
     if marked is not None:
         axes.axvline(marked, color=light("rule"), linewidth=8, zorder=0)
