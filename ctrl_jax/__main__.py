@@ -65,9 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
         if not _is_unread(sys.stdout):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+        code = 128 + signal.SIGPIPE
         if hosts.several():
-            hosts.leave(128 + signal.SIGPIPE)
-        return 128 + signal.SIGPIPE
+            hosts.leave(code)
+        return code
     except hosts.NotJoined as error:
         print(f"error: {error}", file=sys.stderr)
         hosts.leave(preemption.EXIT_CODE)

@@ -87,8 +87,7 @@ class ActorCritic(Ctrl):
         values = powers @ extra.of_reward.weights
         rewards = self.advantages(targets.scored.transformed)
         pull = critic.advantages(values, rewards, responses.lengths, trace=self.trace) / extra.controller.beta
-        if targets.price is not None:  # which the critic knows nothing of: it is that of whole responses
-            pull += targets.price[..., None]
+        pull += targets.price[..., None]  # of which the critic knows nothing: it is that of whole responses
         loss = policy_gradient.exact_kl_loss_by(comparison.log_probs, comparison.kl, pull, responses.lengths)
         return loss, Auxiliary(comparison, prefixes, powers, values)
 

@@ -38,12 +38,13 @@ class Bond(Vbon):
     def loss(
         self, params: Params, frozen: Params, batch: Experience, targets: Targets, extra: Controller
     ) -> tuple[Mean, Comparison]:
-        variational, comparison = super().loss(params, frozen, batch, targets._replace(price=None), extra)
+        unpriced = targets._replace(price=jnp.zeros_like(targets.price))
+        variational, comparison = super().loss(params, frozen, batch, unpriced, extra)
         lengths = batch.rollouts.responses.lengths
         log_prob = kl.per_sequence(comparison.log_probs, lengths)
         log_ratio = log_prob - kl.per_sequence(comparison.reference_log_probs, lengths)
         # log F̂ / β = (N − 1) log F̂, and N = 1 + 1 / β.
         log_weights = jnp.log1p(1 / extra.beta) + targets.scored.transformed / extra.beta - log_ratio
         weights = policy_gradient.leave_one_out(jax.lax.stop_gradient(jnp.exp(log_weights)))
-        pull = (1 - self.backward) * weights + (0.0 if targets.price is None else targets.price)
+        pull = (1 - self.backward) * weights + targets.price
         return Mean(self.backward * variational.sum - jnp.sum(pull * log_prob), variational.weight), comparison

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from ctrl_jax.algorithms import own_responses
 from ctrl_jax.algorithms.protocol import Algorithm, Source
@@ -32,8 +33,8 @@ class Targets(NamedTuple):
     scored: Scored
     win_rate: jax.Array | None
     """[B] under the procedure; None where there are too few rewards to estimate it."""
-    price: jax.Array | None = None
-    """[B, N] nats that a response earns besides, less their baseline: of rewards that are constrained."""
+    price: jax.Array
+    """[B, N] nats that a response earns besides, less their baseline: 0 but under constraints (constrained.py)."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,17 @@ class Ctrl(Algorithm):
 
     def pull(self, targets: Targets, controller: Controller) -> jax.Array:
         """[B, N] what ∇log π of a response is multiplied by, beside the KL's part, in nats: A / β and the price."""
-        pull = self.advantages(targets.scored.transformed) / controller.beta
-        return pull if targets.price is None else pull + targets.price
+        return self.advantages(targets.scored.transformed) / controller.beta + targets.price
 
     def targets(self, batch: Experience) -> Targets:
         raw, reference_rewards = batch.raw, batch.reference_rewards
         calibrated = calibration.calibrate_sorted(raw, reference_rewards)
-        scored = Scored(raw, calibrated, self.rewards(raw, calibrated, reference_rewards))
+        scored, price = Scored(raw, calibrated, self.rewards(raw, calibrated, reference_rewards)), jnp.zeros_like(raw)
         if min(raw.shape[1], reference_rewards.shape[1]) < self.procedure.num_samples:
-            return Targets(scored, None)
+            return Targets(scored, None, price)
         # Unbiased of all K rewards. Of Q quantiles, which are no sample, it is an approximation, off by some n / Q for
         # best-of-n; the evaluation has samples of its own.
-        return Targets(scored, win_rate.win_rate(raw, reference_rewards, self.procedure))
+        return Targets(scored, win_rate.win_rate(raw, reference_rewards, self.procedure), price)
 
     def loss(
         self, params: Params, frozen: Params, batch: Experience, targets: Targets, extra: Controller

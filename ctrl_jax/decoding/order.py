@@ -5,13 +5,16 @@ than n (`steps.win_rate`), ideal policies a closed form (`theory.ideal`), and th
 (`theory.optimal`).
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from ctrl_jax.decoding.decoder import Decoded, Decoder
 from ctrl_jax.steps import sampling
 from ctrl_jax.theory.procedures import Procedure
-from ctrl_jax.types import Params, Policy, Prompts, Responses, Score
+from ctrl_jax.types import Params, Policy, Prompts, Responses, Rollouts, Score
 
 
 def decoder(
@@ -26,22 +29,40 @@ def decoder(
     """Samples as `sampling.sample` does, and picks as the procedure does by the rewards of the samples."""
 
     def decode(policy: Policy, params: Params, score: Score, prompts: Prompts, key: jax.Array) -> Decoded:
-        draw, pick = jax.random.split(key)
-        responses = sampling.sample(
-            policy, params, prompts, draw,
-            num_samples=procedure.num_samples, max_length=max_length, eos_ids=eos_ids,
-            temperature=temperature, top_k=top_k, top_p=top_p,
-        ).responses  # fmt: skip
-        return picked(procedure, prompts, responses, score(prompts, responses), pick)
+        def sample(params: Params, prompts: Prompts, key: jax.Array) -> Rollouts:
+            return sampling.sample(
+                policy, params, prompts, key,
+                num_samples=procedure.num_samples, max_length=max_length, eos_ids=eos_ids,
+                temperature=temperature, top_k=top_k, top_p=top_p,
+            )  # fmt: skip
+
+        return run(procedure, sample, partial(pick, procedure), params, score, prompts, key)
 
     return decode
 
 
-def picked(procedure: Procedure, prompts: Prompts, responses: Responses, rewards: jax.Array, key: jax.Array) -> Decoded:
-    """The procedure's pick among responses [B, n, T] by their rewards [B, n]."""
+def run(
+    procedure: Procedure,
+    sample: Callable[[Params, Prompts, jax.Array], Rollouts],
+    pick: Callable[[Prompts, Responses, jax.Array, jax.Array], tuple[Responses, jax.Array]],
+    params: Params,
+    score: Score,
+    prompts: Prompts,
+    key: jax.Array,
+) -> Decoded:
+    """Draws and picks by these functions or programs, with `score` between them, which may be one of the host."""
+    draw, choose = jax.random.split(key)
+    responses = sample(params, prompts, draw).responses
+    return Decoded(*pick(prompts, responses, score(prompts, responses), choose), procedure.num_samples)
+
+
+def pick(
+    procedure: Procedure, prompts: Prompts, responses: Responses, rewards: jax.Array, key: jax.Array
+) -> tuple[Responses, jax.Array]:
+    """(the procedure's pick [B, 1, T] among responses [B, n, T] by their rewards [B, n], the tokens [B] of all n)"""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, prompts.ids)
     index = jax.vmap(procedure.select)(rewards, keys)
-    return Decoded(take(responses, index), responses.lengths.sum(axis=1), procedure.num_samples)
+    return take(responses, index), responses.lengths.sum(axis=1)
 
 
 def take(responses: Responses, index: jax.Array) -> Responses:

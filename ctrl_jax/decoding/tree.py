@@ -61,6 +61,11 @@ class Tree:
             )
 
     @property
+    def num_samples(self) -> int:
+        """Responses that are drawn at a time, as a procedure's."""
+        return self.width
+
+    @property
     def name(self) -> str:
         """What `names.parse` reads back."""
         if self.kept == 1:
@@ -134,26 +139,7 @@ def keep(tree: Tree, found: Growth, rewards: jax.Array) -> Growth:
     equal ones. A copy goes on by the draws of its own place, so that no two are alike for long."""
     _, kept = jax.lax.top_k(rewards, tree.kept)
     index = jnp.repeat(kept, tree.width // tree.kept, axis=1)
-
-    def of_responses(x: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
-
-    def of_rows(x: jax.Array) -> jax.Array:
-        return of_responses(x.reshape(*index.shape, *x.shape[1:])).reshape(x.shape)
-
-    state, rollouts = found.state, found.state.rollouts
-    grown = replace(
-        rollouts,
-        responses=jax.tree.map(of_responses, rollouts.responses),
-        log_probs=of_responses(rollouts.log_probs),
-    )
-    state = replace(
-        state,
-        rollouts=grown,
-        alive=of_responses(state.alive),
-        response_cache=jax.tree.map(of_rows, state.response_cache),
-    )
-    return replace(found, state=state)
+    return replace(found, state=sampling.continued(found.state, index))
 
 
 def best(found: Growth, rewards: jax.Array) -> Responses:

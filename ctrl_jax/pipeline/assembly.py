@@ -1,6 +1,7 @@
 """Networks, algorithms and the pure steps, put together to compiled programs on a mesh."""
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -264,19 +265,8 @@ def decoder(
         )
     sample = sampler(parts, mesh, num_samples=by.num_samples, **given)
 
-    def pick(prompts: Prompts, responses: Responses, rewards: jax.Array, key: jax.Array) -> tuple[Responses, jax.Array]:
-        found = order.picked(by, prompts, responses, rewards, key)
-        return found.responses, found.sampled
-
-    picked = reader(mesh, pick, (batch, batch, batch, P()), batch, num_params=0)
-
-    def decode(params: Params, prompts: Prompts, key: jax.Array, score: Score) -> Decoded:
-        draw, choose = jax.random.split(key)
-        responses = sample(params, prompts, draw).responses
-        found, sampled = picked(prompts, responses, score(prompts, responses), choose)
-        return Decoded(found, sampled, by.num_samples)
-
-    return decode
+    pick = reader(mesh, functools.partial(order.pick, by), (batch, batch, batch, P()), batch, num_params=0)
+    return lambda params, prompts, key, score: order.run(by, sample, pick, params, score, prompts, key)
 
 
 def _state_spec(batch: Any) -> Any:

@@ -91,7 +91,6 @@ def picks(
     """`side` names the random draws, with the decoder: two sides draw independently."""
     experiment = run.experiment
     key = randomness.stage_key(experiment.seed, f"decode {side} by {by.name}")
-    width = by.width if isinstance(by, Tree) else by.num_samples
     scored = 0
 
     def several(batch: Prompts) -> tuple[Responses, jax.Array, jax.Array]:
@@ -102,7 +101,7 @@ def picks(
         return responses, score(batch, responses), jnp.stack([one.sampled for one in found], axis=1)
 
     responses, rewards, sampled = in_batches(
-        run, f"{side} by {by.name}", several, prompts.prompts, rows_per_prompt=max(width, runs)
+        run, f"{side} by {by.name}", several, prompts.prompts, rows_per_prompt=max(by.num_samples, runs)
     )
     golden = gold.reward(run.corpus).score(prompts.prompts, responses) if experiment.data.generated else None
     return Picks(np.asarray(rewards), golden, np.asarray(sampled).mean(axis=1), scored)

@@ -160,18 +160,20 @@ def choose_n(
 
 def _early_stops(sides: Sides, resamples: int) -> tuple[EarlyStop, ...]:
     ours, theirs = jnp.asarray(sides.policy_rewards), jnp.asarray(sides.reference_rewards)
+    judges = [(ours, theirs)]
+    if sides.policy_judged is not None and sides.reference_judged is not None:
+        judges.append((jnp.asarray(sides.policy_judged), jnp.asarray(sides.reference_judged)))
     others = theirs.shape[1] - 1
     places = _sizes(others) if others else []
-    won, judged, drawn = dict[int, jax.Array](), dict[int, jax.Array](), dict[int, jax.Array]()
-    for place in places:
-        won[place], drawn[place] = early_stop.against_one(ours, theirs, place)
-        if sides.policy_judged is not None and sides.reference_judged is not None:
-            values = jnp.asarray(sides.policy_judged), jnp.asarray(sides.reference_judged)
-            judged[place], _ = early_stop.against_one(ours, theirs, place, *values)
-    win_rates, judge_win_rates = estimates(won, resamples), estimates(judged, resamples)
-    draws = estimates(drawn, resamples, bounds=(1, ours.shape[1]))
+    per_place = {place: early_stop.against_one(ours, theirs, place, judges) for place in places}
+    win_rates, *judged = (
+        estimates({place: wins[judge] for place, (wins, _) in per_place.items()}, resamples)
+        for judge in range(len(judges))
+    )
+    draws = estimates({place: one for place, (_, one) in per_place.items()}, resamples, bounds=(1, ours.shape[1]))
     return tuple(
-        EarlyStop(place / (others + 1), win_rates[place], judge_win_rates.get(place), draws[place]) for place in places
+        EarlyStop(place / (others + 1), win_rates[place], judged[0][place] if judged else None, draws[place])
+        for place in per_place
     )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.evaluation import Estimate, Picks
-from ctrl_jax.report.judgement import estimates
+from ctrl_jax.report.judgement import by_name, estimates
 from ctrl_jax.steps import win_rate
 from ctrl_jax.theory.nearest import Nearest
 from ctrl_jax.theory.precision import double_precision
@@ -47,7 +47,7 @@ class Decoding:
         for name in ("win_rate", "gold_win_rate", "difference"):
             estimate = getattr(self, name)
             tree[name] = estimate and estimate._asdict()
-        tree["against_one"] = {side: one._asdict() for side, one in self.against_one.items()}
+        tree["against_one"] = by_name(self.against_one)
         return tree
 
 

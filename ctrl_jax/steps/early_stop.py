@@ -15,12 +15,13 @@ Both numbers are known of M responses that are there, as means over all orders i
 them reach θ, the first that does is each of these as likely, and it comes at place (M + 1) / (c + 1) in the mean.
 """
 
+from collections.abc import Sequence
+
 import chex
 import jax
 import jax.numpy as jnp
 
 from ctrl_jax.steps import win_rate
-from ctrl_jax.theory.procedures import BestOfN
 
 
 def draws(scores: jax.Array, thresholds: jax.Array) -> jax.Array:
@@ -33,18 +34,15 @@ def pick_probabilities(scores: jax.Array, thresholds: jax.Array) -> jax.Array:
     """The probability of each response to be the one that is taken, [B, M]; the best of those that tie share it."""
     reached = _reached(scores, thresholds)
     first = reached / jnp.maximum(reached.sum(axis=1, keepdims=True), 1)
-    best = win_rate.pick_probabilities(scores, BestOfN(scores.shape[1]))
-    return jnp.where(reached.any(axis=1, keepdims=True), first, best)
+    best = scores == scores.max(axis=1, keepdims=True)
+    return jnp.where(reached.any(axis=1, keepdims=True), first, best / best.sum(axis=1, keepdims=True))
 
 
 def against_one(
-    scores: jax.Array,
-    reference_scores: jax.Array,
-    place: int,
-    judged: jax.Array | None = None,
-    reference_judged: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """(how often what is taken beats one response of the reference, the draws it takes), each [B] and unbiased.
+    scores: jax.Array, reference_scores: jax.Array, place: int, judges: Sequence[tuple[jax.Array, jax.Array]]
+) -> tuple[list[jax.Array], jax.Array]:
+    """(how often what is taken beats one response of the reference, by each judge; the draws it takes), each [B] and
+    unbiased.
 
     θ is the `place`-th highest of M' − 1 of the reference's responses, and the rival is the one that is left out, each
     in turn: a rival that had a part in θ would be too weak.
@@ -53,20 +51,18 @@ def against_one(
       scores: [B, M] of the policy's responses, by which drawing stops.
       reference_scores: [B, M'].
       place: a, from 1 to M' − 1.
-      judged: [B, M] of who says which of two wins; by default the scores do.
-      reference_judged: [B, M'].
+      judges: of each, the values [B, M] and [B, M'] by which one of two wins; those may be the scores themselves.
     """
     known = reference_scores.shape[1]
     # Without one of the a highest, the next below is the a-th highest of the rest.
     order = jnp.argsort(-reference_scores, axis=1)
     descending = jnp.take_along_axis(reference_scores, order, axis=1)
     among_highest = jnp.argsort(order, axis=1) < place
-    ours = scores if judged is None else judged
-    theirs = reference_scores if reference_judged is None else reference_judged
-    wins, expected = jnp.zeros(len(scores)), jnp.zeros(len(scores))
+    wins, expected = [jnp.zeros(len(scores)) for _ in judges], jnp.zeros(len(scores))
     for threshold, rivals in ((descending[:, place], among_highest), (descending[:, place - 1], ~among_highest)):
         picked = pick_probabilities(scores, threshold)
-        wins += win_rate.wins_of_picks(picked, rivals / known, ours, theirs)
+        won = [win_rate.wins_of_picks(picked, rivals / known, *values) for values in judges]
+        wins = [before + more for before, more in zip(wins, won, strict=True)]
         expected += rivals.mean(axis=1) * draws(scores, threshold)
     return wins, expected
 

@@ -185,6 +185,27 @@ def _take(state: State, rows: jax.Array) -> State:
     )
 
 
+def continued(state: State, index: jax.Array) -> State:
+    """The state in which each place of [B, N] goes on from its prompt's response at `index` [B, N], by the draws of its
+    own place."""
+
+    def of_responses(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1), tree
+        )
+
+    def of_rows(x: jax.Array) -> jax.Array:
+        return of_responses(x.reshape(*index.shape, *x.shape[1:])).reshape(x.shape)
+
+    rollouts = state.rollouts
+    return replace(
+        state,
+        rollouts=Rollouts(rollouts.prompts, of_responses(rollouts.responses), of_responses(rollouts.log_probs)),
+        alive=of_responses(state.alive),
+        response_cache=jax.tree.map(of_rows, state.response_cache),
+    )
+
+
 def start(
     policy: Policy,
     params: Params,

@@ -42,7 +42,7 @@ def test_of_the_reference_itself_it_wins_as_the_theory_says_whatever_there_is_of
     ours, theirs = (
         jax.random.uniform(jax.random.key(seed), (20_000, size)) for seed, size in ((0, 256), (1, references))
     )
-    won, draws = early_stop.against_one(ours, theirs, place)
+    (won,), draws = early_stop.against_one(ours, theirs, place, [(ours, theirs)])
     assert float(won.mean()) == pytest.approx(1 - place / (2 * references), abs=0.004)
     if place > 1:
         # Of a share of Beta(a, M' − a) above the threshold; with an end at M, somewhat fewer.
@@ -58,7 +58,8 @@ def test_it_is_the_same_on_several_devices(mesh):
         np.testing.assert_allclose(mapped(ours, threshold), function(ours, threshold), rtol=1e-6)
 
     def against(ours, theirs):
-        return early_stop.against_one(ours, theirs, 2)
+        (won,), draws = early_stop.against_one(ours, theirs, 2, [(ours, theirs)])
+        return won, draws
 
     mapped = jax.jit(jax.shard_map(against, mesh=mesh, in_specs=(spec, spec), out_specs=spec))
     for found, expected in zip(mapped(ours, theirs), against(ours, theirs), strict=True):

@@ -70,6 +70,6 @@ def test_ties_are_spread_over_the_places_that_they_may_have(n):
 
 def test_no_n_is_named_that_the_references_cannot_tell_or_the_run_cannot_judge():
     counts = below("best_of_32", 128)
-    assert max(nearest(counts, counts, 128, most=8).procedure.num_samples for _ in range(1)) <= 8
+    assert nearest(counts, counts, 128, most=8).procedure.num_samples <= 8
     few = np.full(1000, 6)
     assert nearest(few, few, 6, most=64).procedure.num_samples <= 6
