@@ -73,9 +73,9 @@ def test_an_experiment_of_ones_own_comes_first_and_may_import_those(installed, t
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "shared.py").write_text("BUDGET = 0.125\n")
     (tmp_path / "experiments" / "bon_helpful.py").write_text(
-        '"""Mine."""\nfrom dataclasses import replace\nfrom experiments import baseline_raw, shared\n\n'
-        "def experiment():\n    raw = baseline_raw.experiment()\n"
-        "    return replace(raw, policy=replace(raw.policy, kl_budget=shared.BUDGET))\n"
+        '"""Mine."""\nfrom dataclasses import replace\nfrom experiments import shared, smoke\n\n'
+        "def experiment():\n    small = smoke.experiment()\n"
+        "    return replace(small, policy=replace(small.policy, transform='raw', kl_budget=shared.BUDGET))\n"
     )
     shown = run(installed, tmp_path, "train", "bon_helpful", "--help")
     assert shown.returncode == 0, shown.stderr

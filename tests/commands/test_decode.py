@@ -37,7 +37,7 @@ def test_it_compares_decoders_and_names_the_procedure_to_train_for(smoke):
 
 def test_another_run_stands_beside_it_on_the_same_prompts_and_draws(smoke, tmp_path):
     """Of a run that shares all but its training, by a longer one of the same policy: what it is refused for, too."""
-    short = ("--policy.steps", "2")
+    short = ("--policy.steps", "4")
     code, _, errors = smoke.command_line.run("train", *short)
     assert code == 0, errors
     (other,) = (path for path in smoke.command_line.runs_dir.glob("smoke,*") if (path / "results.json").exists())

@@ -187,6 +187,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
             "combined": {
                 "combine.rewards": ("rewards:reward_too", "./second"),
                 "combine.by": "log_sigmoids(0.5)",
+                "policy.floors": (0.25, 0.25),
             },
             "members": {"combine.ensemble": "min"},
             "trained": {
