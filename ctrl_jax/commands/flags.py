@@ -18,7 +18,7 @@ OF_COMMANDS = (
 COMPLETE = Experiment("any", calibration=Calibration(keep_responses=True), start=Regression())
 """An experiment with every part, whose options are all that there are."""
 
-_NAMED = re.compile(r"`([a-z]\w*(?:\.[a-z]\w*)*)(?:=([^\s`]*))?`|(?<![\w./-])([a-z]\w*(?:\.[a-z]\w*)+)(?![\w/])")
+_NAMED = re.compile(r"`([a-z]\w*(?:\.[a-z]\w*)*)(?:=([^\s`]*))?`|(?<![\w./,-])([a-z]\w*(?:\.[a-z]\w*)+)(?![\w/])")
 
 
 def spelled(message: str) -> str:

@@ -142,7 +142,8 @@ def _run_name(default: Experiment, chosen: Experiment) -> str:
     """Names a run after its experiment and the options that differ from it, so that no two share a work directory."""
     own = ("name", "evaluation.judge")  # the judge of a run may change
     changes = {name: new for name, (_, new) in differences(default, chosen).items() if name not in own}
-    suffix = "".join(f",{name}={value}" for name, value in changes.items())
+    shown = {name: "+".join(map(str, new)) if isinstance(new, list) else new for name, new in changes.items()}
+    suffix = "".join(f",{name}={value}" for name, value in shown.items())
     if len(suffix) > 100 or "/" in suffix:
         suffix = f",{fingerprint(changes)}"
     return chosen.name + suffix

@@ -29,6 +29,7 @@ from ctrl_jax.config import Experiment
             "`policy.kl` is `nothing.at_all` in model.safetensors",
         ),
         ("/home/data.path/x and x.data.path", "/home/data.path/x and x.data.path"),
+        ("EXP=runs/a,policy.steps=4,sft.steps=0", "EXP=runs/a,policy.steps=4,sft.steps=0"),
         ("Policy.kl_budget is 3 nats", "Policy.kl_budget is 3 nats"),
         ("its seed, name and devices", "its seed, name and devices"),
     ],
