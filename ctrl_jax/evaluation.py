@@ -26,6 +26,8 @@ KL_ARRAY = "kl"
 """Its array [B] of each prompt's KL, nats per response; missing in files of older versions."""
 RELIABILITY_ARRAYS = ("reliability_predicted", "reliability_observed", "reliability_count")
 """Its columns of a reliability diagram, one entry a bin, where the reward model has one."""
+MARGINS_ARRAY = "margins"
+"""Its array, one entry a held-out pair: how much higher the chosen response's raw reward is."""
 VALIDATION_ARRAYS = ("validation_step", "validation_training_loss", "validation_loss", "validation_accuracy")
 """Its columns of a curve, one entry a validation of the reward model's training, where it had any. The training's loss
 is the mean over the steps since the one before."""
@@ -104,6 +106,11 @@ class RewardQuality(NamedTuple):
     accuracy_high: float | None = None
     ece: float | None = None
     """Expected calibration error of a Bradley-Terry model."""
+    brier: float | None = None
+    """Its Brier score: the mean squared error of its probabilities. A guess has ¼."""
+    length_correlation: float | None = None
+    """Of a model of preferences: Spearman's ρ of the difference in reward and that in tokens, each pair in both orders;
+    None where all are equal, and in files of older versions."""
     agreements: int | None = None
     """Of a function, which is no model of preferences: the pairs that it ranks as their labels do."""
     equal: int | None = None
@@ -318,13 +325,14 @@ def _plain(value: Any) -> Any:
 
 
 def _correlation(file: JsonFile, value: Any, where: str) -> Estimate | None:
-    def read(file: JsonFile, value: Any, where: str) -> float:
-        number = file.number(value, where)
-        if abs(number) > 1 + ROUNDING:
-            raise file.refuse(value, where, "a correlation between -1 and 1")
-        return number
+    return None if value is None else _estimate(file, value, where, _coefficient)
 
-    return None if value is None else _estimate(file, value, where, read)
+
+def _coefficient(file: JsonFile, value: Any, where: str) -> float:
+    number = file.number(value, where)
+    if abs(number) > 1 + ROUNDING:
+        raise file.refuse(value, where, "a correlation between -1 and 1")
+    return number
 
 
 def _kl(file: JsonFile, value: Any, where: str) -> float:
@@ -418,10 +426,11 @@ def _reward_training(file: JsonFile, value: Any) -> RewardTraining | None:
 
 def _reward_quality(file: JsonFile, value: Any) -> RewardQuality:
     found = file.object({} if value is None else value, "reward_model")
-    shares = ("accuracy", "accuracy_low", "accuracy_high", "ece")
+    shares, follows = ("accuracy", "accuracy_low", "accuracy_high", "ece", "brier"), found.get("length_correlation")
     quality = RewardQuality(
         **file.fields(found, "reward_model", shares, file.optional_share),
         **{name: _count(file, found.get(name), f"reward_model.{name}") for name in ("pairs", "agreements", "equal")},
+        length_correlation=None if follows is None else _coefficient(file, follows, "reward_model.length_correlation"),
     )
     if found and quality.accuracy is None and (quality.agreements is None or not quality.pairs):
         raise file.refuse(found, "reward_model", "an accuracy, or agreements and pairs,")

@@ -80,4 +80,8 @@ def quality(measured: RewardQuality) -> list[str]:
     accuracy = Estimate(measured.accuracy, measured.accuracy_low, measured.accuracy_high)
     pairs = "" if measured.pairs is None else f" on {measured.pairs} held-out pairs"
     calibrated = "" if measured.ece is None else f", expected calibration error {measured.ece:.3f}"
-    return [f"Reward model: accuracy {accuracy}{pairs}{calibrated}."]
+    calibrated += "" if measured.brier is None else f", Brier score {measured.brier:.3f} (a guess has 0.250)"
+    found = [f"Reward model: accuracy {accuracy}{pairs}{calibrated}."]
+    if measured.length_correlation is not None:
+        found.append(f"Rank correlation of its margins on these pairs with length: {measured.length_correlation:.3f}.")
+    return found

@@ -15,7 +15,7 @@ import json
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -59,7 +59,27 @@ def load(folder: Path, *, embedding_rows: int, format: Format = "chat") -> "Pret
 
 def has_template(folder: Path) -> bool:
     """Whether a model's directory has a chat template. Errors: InputError where its files cannot be read."""
-    return _template(folder, _json(folder / "tokenizer_config.json")) is not None
+    return template(folder) is not None
+
+
+def template(folder: Path) -> str | None:
+    """The source of its chat template, if it has one. Errors: as `has_template`."""
+    found = _template(folder, _json(folder / "tokenizer_config.json"))
+    return None if found is None else found[0]
+
+
+def filler(folder: Path, *, embedding_rows: int, ends: Collection[int]) -> tuple[str, int] | None:
+    """A control token that can fill rows up and is none of the `ends` of a reply: the pad token, or else another that
+    the files name; as (text, id). None where there is none.
+
+    Errors: InputError where the files cannot be read.
+    """
+    settings = _json(folder / "tokenizer_config.json")
+    special = _special(folder, settings, embedding_rows)
+    controls = _vocabulary(folder, settings, special).controls
+    named = (special.roles.get(role) for role in ("pad_token", "unk_token", "bos_token", *_ROLES))
+    texts = [text for text in (*named, *controls) if text in controls]
+    return next(((text, controls[text]) for text in texts if controls[text] not in ends), None)
 
 
 def _load(folder: Path, embedding_rows: int, format: Format) -> "PretrainedTokenizer":

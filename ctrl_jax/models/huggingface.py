@@ -147,6 +147,24 @@ def is_classifier(folder: Path) -> bool:
     return _family(_Config(Path(folder) / "config.json", read_config(folder)))[1]
 
 
+def classifier_config(folder: Path, *, pad_token_id: int | None) -> dict[str, Any]:
+    """config.json of a sequence classifier with one label, whose trunk is the language model in the folder.
+
+    Args:
+      pad_token_id: the token that stands for padding wherever it is: the score is read at the last other one.
+    """
+    values = read_config(folder)
+    family, _ = _family(_Config(Path(folder) / "config.json", values))
+    name = "Gemma3TextForSequenceClassification" if family == "Gemma3" else f"{family}ForSequenceClassification"
+    return {
+        **values,
+        "architectures": [name],
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "pad_token_id": pad_token_id,
+    }
+
+
 def _family(config: "_Config") -> tuple[str, bool]:
     """The key into FAMILIES, and whether the model is a sequence classifier."""
     names = config.values.get("architectures")

@@ -13,8 +13,9 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -150,9 +151,13 @@ def check(folder: Path, architecture: Architecture, *, reward: bool = False) -> 
             _check_head(folder, stored, architecture)
 
 
+def _head(architecture: Architecture) -> Target:
+    return Target(("head", "kernel"), (1, architecture.width), transposed=True)
+
+
 def _check_head(folder: Path, stored: dict[str, Tensor], architecture: Architecture) -> Target:
     """The head of a sequence classifier, whose shape says how many labels it has: config.json may be silent."""
-    target = Target(("head", "kernel"), (1, architecture.width), transposed=True)
+    target = _head(architecture)
     if SCORE not in stored:
         raise InputError(
             f"{folder} has no tensor {SCORE}, the head of a reward model.",
@@ -195,40 +200,70 @@ def save(
     Raises:
       InputError: if the folder exists and is not empty.
     """
-    wanted = targets(architecture)
+    if not architecture.tied_embeddings:
+        # An adapter may have untied them.
+        config = {**config, "tie_word_embeddings": False}
+    with new_folder(folder) as partial:
+        for file in beside:
+            shutil.copy(file, partial / Path(file).name)
+        _write(partial, params, targets(architecture), config, shard_bytes)
+
+
+def save_classifier(
+    folder: Path,
+    trunk: Params,
+    head: Params,
+    architecture: Architecture,
+    config: dict[str, Any],
+    *,
+    beside: Mapping[str, bytes],
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """As `save`, a sequence classifier with one label, whose score is what `head` makes of the last token's features.
+
+    Args:
+      trunk: of the decoder; an output projection is left out.
+      head: the kernel [D, 1]. A bias is left out, for such a head has none: rewards have no zero.
+      config: of the classifier (`huggingface.classifier_config`).
+      beside: what other files in the directory hold, by their names.
+    """
+    wanted = targets(replace(architecture, tied_embeddings=True)) | {SCORE: _head(architecture)}
+    kernel = head["kernel"].astype(architecture.dtype)
+    with new_folder(folder) as partial:
+        for name, contents in beside.items():
+            (partial / name).write_bytes(contents)
+        _write(partial, {**trunk, "head": {"kernel": kernel}}, wanted, config, shard_bytes)
+
+
+def _write(
+    folder: Path, params: Params, wanted: Mapping[str, Target], config: Mapping[str, Any], shard_bytes: int
+) -> None:
+    """config.json and the weights. `config` gets their dtype."""
     leaves = {target.path: _leaf(params, target) for target in wanted.values()}
     dtype, *others = {str(leaf.dtype) for leaf in leaves.values()}
     if others:
         raise ValueError(f"the parameters are of several types, {dtype}, {', '.join(others)}; a config names one.")
-    config = dict(config)
     # transformers 5 writes the shorter name, and reads both.
-    config["dtype" if "dtype" in config else "torch_dtype"] = dtype
-    if not architecture.tied_embeddings:
-        # An adapter may have untied them.
-        config["tie_word_embeddings"] = False
-
-    with new_folder(folder) as partial:
-        (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for file in beside:
-            shutil.copy(file, partial / Path(file).name)
-        itemsize = np.dtype(dtype).itemsize
-        sizes = {name: itemsize * int(np.prod(target.stored)) for name, target in wanted.items()}
-        shards = _shards(sizes, shard_bytes)
-        weight_map: dict[str, str] = {}
-        for number, names in enumerate(shards, 1):
-            file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            file_name = file_name if len(shards) > 1 else "model.safetensors"
-            weight_map |= dict.fromkeys(names, file_name)
-            # Contiguous, because save_file writes the memory of an array whatever its strides.
-            tensors = {
-                name: np.ascontiguousarray(leaf.T if wanted[name].transposed else leaf)
-                for name in names
-                for leaf in [np.asarray(leaves[wanted[name].path])]
-            }
-            save_file(tensors, partial / file_name, metadata={"format": "pt"})
-        if len(shards) > 1:
-            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-            (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    config = {**config, "dtype" if "dtype" in config else "torch_dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    itemsize = np.dtype(dtype).itemsize
+    sizes = {name: itemsize * int(np.prod(target.stored)) for name, target in wanted.items()}
+    shards = _shards(sizes, shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file_name = file_name if len(shards) > 1 else "model.safetensors"
+        weight_map |= dict.fromkeys(names, file_name)
+        # Contiguous, because save_file writes the memory of an array whatever its strides.
+        tensors = {
+            name: np.ascontiguousarray(leaf.T if wanted[name].transposed else leaf)
+            for name in names
+            for leaf in [np.asarray(leaves[wanted[name].path])]
+        }
+        save_file(tensors, folder / file_name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctrl_jax.checked_json import finite
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
 from ctrl_jax.evaluation import (
     ALONG_ARRAYS,
     KL_ARRAY,
+    MARGINS_ARRAY,
     RELIABILITY_ARRAYS,
     Estimate,
     Evaluation,
@@ -42,7 +44,7 @@ from ctrl_jax.rewards.reward import Reward
 from ctrl_jax.runtime import checksums, hosts
 from ctrl_jax.runtime.console import say
 from ctrl_jax.runtime.stages import DONE, Stage, plain, read_arrays, read_json, write_arrays, write_bytes, write_json
-from ctrl_jax.steps import calibration, preference, sampling, win_rate
+from ctrl_jax.steps import calibration, preference, rank_correlation, sampling, win_rate
 from ctrl_jax.theory import procedures, transforms
 from ctrl_jax.theory.objective import Objective, optimal
 from ctrl_jax.types import Params, Responses, Rollouts
@@ -394,14 +396,14 @@ def _ideal(objective: Objective, name: str, kl: float) -> Ideals:
 
 
 def _reward_quality(run: Run, reward: Reward) -> tuple[RewardQuality, dict[str, np.ndarray]]:
-    """How a reward ranks held-out pairs, and the arrays of its reliability diagram; nothing without pairs.
+    """How a reward ranks held-out pairs, and the arrays of its figures; nothing without pairs.
 
-    Of a reward model that was trained here: accuracy with its 95 % interval (Wilson), and expected calibration error,
-    for its differences are log-odds of the Bradley-Terry model. Whether those of a classifier from a directory are is
-    not known: accuracy alone. A function is no model of preferences: how many pairs it ranks as their labels do, and
-    how many it does not tell apart.
+    Of a model of preferences: accuracy with its 95 % interval (Wilson), the margins, and how far they follow length. Of
+    one that was trained here expected calibration error and Brier score, too, for its margins are log-odds of the
+    Bradley-Terry model; whether those of a classifier from a directory are is not known. A function is no model of
+    preferences: how many pairs it ranks as their labels do, and how many it does not tell apart.
 
-    Each pair counts in both orders in the diagram: in the order (chosen, rejected) alone all have the same outcome.
+    Each pair counts in both orders, but in the margins: in the order (chosen, rejected) alone all have one outcome.
     """
     config = run.experiment.reward_model
     if not run.corpus.has_pairs("test", long_prompts=config.long_prompts):
@@ -415,15 +417,22 @@ def _reward_quality(run: Run, reward: Reward) -> tuple[RewardQuality, dict[str, 
     chosen, rejected = jnp.asarray(rewards[:, 0]), jnp.asarray(rewards[:, 1])
     accuracy = float(preference.accuracy(chosen, rejected).value)
     low, high = map(float, preference.wilson(accuracy, count))
-    quality = RewardQuality(count, accuracy, low, high)
+    margins, lengths = chosen - rejected, jnp.asarray(pairs.responses.lengths)
+    longer = lengths[:, 0] - lengths[:, 1]
+    both = [jnp.concatenate([difference, -difference])[None] for difference in (margins, longer)]
+    quality = RewardQuality(
+        count, accuracy, low, high, length_correlation=finite(float(rank_correlation.spearman(*both)[0]))
+    )
+    arrays = {MARGINS_ARRAY: np.asarray(margins)}
     if not config.trained:
-        return quality, {}
-    probabilities = jax.nn.sigmoid(jnp.concatenate([chosen - rejected, rejected - chosen]))
-    outcomes = jnp.concatenate([jnp.ones_like(chosen), jnp.zeros_like(rejected)])
+        return quality, arrays
+    probabilities = jax.nn.sigmoid(both[0][0])
+    outcomes = jnp.concatenate([jnp.ones_like(margins), jnp.zeros_like(margins)])
     reliability = preference.reliability(probabilities, outcomes, bins=RELIABILITY_BINS)
     columns = (reliability.predicted.value, reliability.observed.value, reliability.predicted.weight)
-    arrays = dict(zip(RELIABILITY_ARRAYS, map(np.asarray, columns), strict=True))
-    return quality._replace(ece=float(preference.expected_calibration_error(reliability))), arrays
+    arrays |= dict(zip(RELIABILITY_ARRAYS, map(np.asarray, columns), strict=True))
+    ece = float(preference.expected_calibration_error(reliability))
+    return quality._replace(ece=ece, brier=float(preference.brier(probabilities, outcomes).value)), arrays
 
 
 def _write_samples(run: Run, prompts: PromptSet, sides: dict[str, Judged], ranks: dict[str, np.ndarray]) -> None:

@@ -31,15 +31,8 @@ def check(experiment: Experiment, output: Path, form: str) -> None:
     Raises:
       InputError: if the policy is not one that a Hugging Face directory can hold, or the output is not empty.
     """
+    check_model(experiment, "the policy")
     model = experiment.model
-    if model.path is None:
-        raise InputError(
-            "The model of this experiment is trained from scratch, and its embedding scale is none of Hugging Face's "
-            "architectures",
-            field="model.path",
-            value=None,
-            remedy="only the policy of an experiment with a `model.path` can be exported.",
-        )
     weights.check_new(output)
     if form == "adapter" and model.lora.rank == 0:
         raise InputError(
@@ -55,6 +48,22 @@ def check(experiment: Experiment, output: Path, form: str) -> None:
             field="format",
             value=form,
             remedy="Export merged.",
+        )
+
+
+def check_model(experiment: Experiment, what: str) -> None:
+    """Refuses a model that no Hugging Face directory can hold.
+
+    Raises:
+      InputError: if it is trained from scratch; it says that `what` cannot be exported.
+    """
+    if experiment.model.path is None:
+        raise InputError(
+            "The model of this experiment is trained from scratch, and its embedding scale is none of Hugging Face's "
+            "architectures",
+            field="model.path",
+            value=None,
+            remedy=f"only {what} of an experiment with a `model.path` can be exported.",
         )
 
 

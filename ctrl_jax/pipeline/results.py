@@ -22,7 +22,7 @@ _OF_EVALUATION = (
 )  # fmt: skip
 _OF_POLICY = (
     *_OF_EVALUATION, "config.json", "environment.json", POLICY, "checkpoints", "kept_along", "metrics.jsonl",
-    "tensorboard", "failed", "export", "export-adapter",
+    "tensorboard", "failed", "export", "export-adapter", "export-reward",
 )  # fmt: skip
 
 PATHS = {

@@ -49,6 +49,8 @@ class Rewarded(NamedTuple):
     """The rewards beside it that are held at floors."""
     curve: dict[str, np.ndarray] = {}  # noqa: RUF012 (nobody writes to it)
     """VALIDATION_ARRAYS, where the training was validated."""
+    params: Params | None = None
+    """The variables of a network that was trained here."""
 
 
 def run(run: Run, reference: Trained) -> Rewarded:
@@ -114,7 +116,7 @@ def _train(run: Run, reference: Trained) -> Rewarded:
     )
     params = lora.overlay(frozen, done.params)
     reward = trained.reward(run.models, run.mesh, params, fingerprint=done.stage, members=_members(run))
-    return _described(reward, done, pairs, stage, validation)
+    return _described(reward, done, pairs, stage, validation)._replace(params=params)
 
 
 def _fit(run: Run, reference: Trained) -> Rewarded:

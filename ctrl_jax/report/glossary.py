@@ -34,6 +34,9 @@ TERMS = {
     "over-optimises": "Raises the training reward by what other judges do not value (reward hacking).",
     "expected calibration error": "ECE: how far the probabilities that the reward model gives preferences are from how "
     "often they come true, on average.",
+    "Brier score": "The mean squared error of the probabilities that the reward model gives preferences: 0.25 for a "
+    "guess, 0 for one who knows.",
+    "margin": "How much higher the raw reward of the chosen response of a pair is than that of the other.",
     "accuracy": "The share of held-out preference pairs in which the chosen response has the higher reward.",
     "unfinished": "Without an end-of-sequence token within the longest length: cut off, and rewarded as it stands.",
 }

@@ -18,6 +18,7 @@ from ctrl_jax.evaluation import (
     ALONG_ARRAYS,
     FEW_PAIRS,
     KL_ARRAY,
+    MARGINS_ARRAY,
     RELIABILITY_ARRAYS,
     REWARD_ARRAYS,
     VALIDATION_ARRAYS,
@@ -255,6 +256,9 @@ def _read_arrays(path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
     if kl.shape != (prompts,) or not np.isfinite(kl).all():
         raise InputError(f"{path} has {KL_ARRAY!r} of shape {kl.shape} that is no finite KL a prompt; {remedy}")
     _check_along(path, arrays, prompts, remedy)
+    margins = arrays.get(MARGINS_ARRAY, np.zeros(1))
+    if margins.ndim != 1 or margins.size == 0 or not np.isfinite(margins).all():
+        raise InputError(f"{path} has {MARGINS_ARRAY!r} that is no column of finite numbers; {remedy}")
     for what, names in (("reliability", RELIABILITY_ARRAYS), ("validation", VALIDATION_ARRAYS)):
         columns = [arrays[name] for name in names if name in arrays]
         if any(array.ndim != 1 or array.shape != columns[0].shape for array in columns):

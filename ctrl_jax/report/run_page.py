@@ -15,6 +15,7 @@ from ctrl_jax.report.panels import (
     frontier,
     judges,
     lengths,
+    margins,
     reliability,
     training,
     validation,
@@ -44,7 +45,11 @@ def render(run: Run) -> str:
             ),
             "win_rate_vs_n": _section("win-rate-vs-n", "Win rate over N", win_rate_vs_n.panels(run)),
             "training": _section("training", "Training", training.panels(run)),
-            "reliability": _section("reliability", "Reward model", [*reliability.panels(run), *validation.panels(run)]),
+            "reliability": _section(
+                "reliability",
+                "Reward model",
+                [*reliability.panels(run), *margins.panels(run), *validation.panels(run)],
+            ),
             "proxy_gold": _section("proxy-gold", "Other judges", judges.panels(run)),
             "lengths": _section("lengths", "Response length", lengths.panels(run)),
         },
@@ -175,13 +180,14 @@ def _quality_tile(run: Run) -> Iterable[dict[str, str]]:
     quality = run.evaluation.reward_model
     pairs = "" if quality.pairs is None else f"on {quality.pairs} held-out pairs"
     if quality.accuracy is not None:
+        brier = "" if quality.brier is None else f"Brier score {quality.brier:.3f}"
         ece = "" if quality.ece is None else f"expected calibration error {100 * quality.ece:.1f} points"
         bounds = Estimate(quality.accuracy, quality.accuracy_low, quality.accuracy_high)
         yield {
             "label": "Reward model accuracy",
             "value": f"{100 * quality.accuracy:.1f} %",
             "interval": "" if quality.accuracy_low is None else brackets(bounds),
-            "detail": "; ".join(text for text in (pairs, ece) if text),
+            "detail": "; ".join(text for text in (pairs, ece, brier) if text),
         }
     if quality.agreements is not None:
         yield {

@@ -30,6 +30,16 @@ def accuracy(chosen: jax.Array, rejected: jax.Array, mask: jax.Array | None = No
     return masked_mean((1 + jnp.sign(_margin(chosen, rejected, mask))) / 2, mask)
 
 
+def brier(probabilities: jax.Array, outcomes: jax.Array, mask: jax.Array | None = None) -> Mean:
+    """Mean of (p − o)² over probabilities p and what happened o (0 or 1), both [...]; mask is true for real ones.
+
+    Brier 1950. ¼ for who always says ½, 0 for who knows. Of a pair both orders give the same.
+    """
+    chex.assert_equal_shape([probabilities, outcomes])
+    error = probabilities - outcomes
+    return masked_mean(jnp.square(error if mask is None else jnp.where(mask, error, 0)), mask)
+
+
 def wilson(share: Any, count: Any) -> tuple[Any, Any]:
     """Wilson's 95 % interval of a share of `count`: right also near 0 and 1, where the normal one leaves [0, 1]."""
     z = 1.96

@@ -5,19 +5,24 @@ import shutil
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jinja2 import Environment
 from safetensors.numpy import load_file, save_file
 
 from ctrl_jax import __main__ as command_line
 from ctrl_jax.commands.experiments import load_experiment
-from ctrl_jax.data import pretrained_tokenizers
+from ctrl_jax.data import pretrained_tokenizers, scored_responses
+from ctrl_jax.data.conversations import messages
 from ctrl_jax.devices import parameters
 from ctrl_jax.models import huggingface, peft, weights
-from ctrl_jax.pipeline import sft
+from ctrl_jax.pipeline import data, export_reward, reward_model, sft
 from ctrl_jax.pipeline.run import prepare
 from ctrl_jax.pipeline.workspace import Workspace
+from ctrl_jax.rewards import classifier
 from ctrl_jax.runtime import platform
+from ctrl_jax.steps import sampling
 from tests.pipeline.pretrained import CONFIG
 from tests.pipeline.test_train import contents
 from tests.trained import ROOT, Pretrained
@@ -160,6 +165,81 @@ def test_peft_and_transformers_serve_one_policy(pretrained, merged, adapter):
     assert np.abs(adapted - before).max() > 0.01
 
 
+@pytest.fixture(scope="module")
+def reward(pretrained, tmp_path_factory):
+    return export(pretrained, tmp_path_factory.mktemp("exports") / "reward", "--format", "reward")
+
+
+@pytest.fixture(scope="module")
+def rewarded(pretrained, tmp_path_factory, mesh):
+    """(the run, its reward, prompts [8], responses [8, 2] of held-out pairs, and which of these are finished)"""
+    experiment = load_experiment(pretrained.command_line.experiment).experiment()
+    work_dir = tmp_path_factory.mktemp("rewarded") / "run"
+    run = prepare(Workspace(experiment, work_dir, pretrained.stages_dir, mesh))
+    pairs = data.pairs(run.corpus, "test").examples
+    prompts, responses = jax.tree.map(lambda x: np.asarray(x)[:8], (pairs.prompts, pairs.responses))
+    ended = np.asarray(sampling.ended(jax.tree.map(jnp.asarray, responses), run.corpus.tokenizer.eos_ids))
+    assert ended.sum() > 8
+    return run, reward_model.run(run, sft.run(run)).reward, prompts, responses, ended
+
+
+def test_the_reward_model_is_a_classifier_with_its_scores(rewarded, reward):
+    """Read as any classifier is: the texts in its own template and tokens, of which it says which are padding."""
+    run, own, prompts, responses, ended = rewarded
+    expected = np.asarray(own.score(prompts, responses))
+    found = classifier.reward(reward, run.corpus, run.mesh, dtype="float32").score(prompts, responses)
+    # A template ends a response that was cut off.
+    np.testing.assert_allclose(np.asarray(found)[ended], expected[ended], rtol=0, atol=2e-4)
+    assert np.ptp(expected, axis=1).min() > 2e-3, "the responses are told apart"
+    assert huggingface.pad_token_id(reward) not in run.corpus.tokenizer.eos_ids
+
+
+def test_a_token_that_ends_replies_is_no_padding_there(pretrained, rewarded, reward, tmp_path):
+    """SmolLM2 fills rows up with the token that ends a turn; so would its classifier's scores be read before it."""
+    base = shutil.copytree(pretrained.base, tmp_path / "base")
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "<|im_end|>"}))
+    assert pretrained_tokenizers.filler(base, embedding_rows=264, ends=[257]) == ("<|im_start|>", 256)
+    assert pretrained_tokenizers.filler(base, embedding_rows=264, ends=[256, 257, 258]) is None
+    run, *_ = rewarded
+    files, pad = export_reward._beside(run, base)
+    assert pad == 256 and json.loads(files["tokenizer_config.json"])["pad_token"] == "<|im_start|>"
+    conversation = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    write = Environment(trim_blocks=True, lstrip_blocks=True).from_string(files["chat_template.jinja"].decode()).render
+    assert write(messages=conversation).endswith("b<|im_end|>")
+    asked = write(messages=conversation[:1], add_generation_prompt=True)
+    assert asked == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n", "as in the policy's own"
+
+
+def test_the_references_rewards_are_beside_it(pretrained, rewarded, reward):
+    run, *_ = rewarded
+    found = scored_responses.read(reward / "calibration.jsonl", ["rewards"], texts=False)
+    (stage,) = pretrained.stages_dir.glob("calibration-*")
+    np.testing.assert_array_equal(found.values["rewards"], np.sort(np.load(stage / "rewards.npy"), axis=1))
+    prompts = run.corpus.prompts("train", 8).prompts
+    assert [record.prompt for record in found.records] == run.corpus.conversations(prompts)
+
+
+def test_transformers_gives_the_same_scores(rewarded, reward):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    run, own, prompts, responses, ended = rewarded
+    expected = np.asarray(own.score(prompts, responses))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(reward)
+    chats = [
+        [*messages(asked), {"role": "assistant", "content": text}]
+        for asked, texts in zip(run.corpus.conversations(prompts), run.corpus.texts(responses), strict=True)
+        for text in texts
+    ]
+    texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+    batch = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+    assert (np.asarray(batch.attention_mask) == 0).any(), "rows are of several lengths"
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(reward, dtype=torch.float32)
+    with torch.no_grad():
+        found = model.eval()(batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0].numpy()
+    np.testing.assert_allclose(found.reshape(expected.shape)[ended], expected[ended], rtol=0, atol=2e-4)
+
+
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
     """Calls `export` with bad input, and returns what it says."""
@@ -181,6 +261,19 @@ def refused(tmp_path, monkeypatch, capsys):
 
 def test_a_model_from_scratch_is_refused(refused):
     assert "only the policy of an experiment with a --model.path can be exported" in refused("smoke")
+
+
+def test_a_reward_that_is_no_classifier_is_refused(refused, pretrained, tmp_path):
+    file, form = pretrained.command_line.experiment, ("--format", "reward")
+    assert "only the reward model of an experiment with a --model.path" in refused("smoke", *form)
+    assert "--reward-model.linear reads the mean" in refused(file, *form, "--reward-model.linear")
+    told = refused(file, *form, "--reward-model.members", "2")
+    assert "--reward-model.members is 2" in told and "train one." in told
+    told = refused(file, *form, "--reward-model.function", "experiments.rewards.brevity:words")
+    assert "is --reward-model.function, which was not trained here" in told
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    assert "is not empty" in refused(file, *form, "--output", str(tmp_path / "full"))
 
 
 def test_a_folder_with_files_is_refused(refused, pretrained, tmp_path):

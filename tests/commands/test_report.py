@@ -17,8 +17,8 @@ from tests.report import synthetic
 
 NAMES = ("sampling", "best_of_2", "best_of_4", "worst_of_2", "worst_of_4")
 FIGURES = {
-    "calibration", "proxy_gold", "reliability", "response_length", "training", "validation", "win_rate_vs_kl",
-    "win_rate_vs_n",
+    "calibration", "margins", "proxy_gold", "reliability", "response_length", "training", "validation",
+    "win_rate_vs_kl", "win_rate_vs_n",
 }  # fmt: skip
 KINDS = ("png", "svg", "pdf", "csv")
 

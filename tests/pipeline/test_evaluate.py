@@ -159,7 +159,8 @@ def quality(monkeypatch, config: RewardModel, margins: list[float]) -> tuple[Rew
     """What is said of a reward that prefers the chosen responses of held-out pairs by these margins."""
     rewards = np.array([[margin, 0.0] for margin in margins], np.float32)
     monkeypatch.setattr(evaluate, "score", lambda *_: rewards)
-    pairs = SimpleNamespace(examples=SimpleNamespace(prompts=None, responses=None))
+    lengths = np.array([[9 + round(margin), 9] for margin in margins])
+    pairs = SimpleNamespace(examples=SimpleNamespace(prompts=None, responses=SimpleNamespace(lengths=lengths)))
     monkeypatch.setattr(evaluate.data, "pairs", lambda corpus, split, long_prompts: pairs)
     corpus = SimpleNamespace(has_pairs=lambda split, long_prompts: True)
     run: Any = SimpleNamespace(experiment=Experiment("a", reward_model=config), corpus=corpus)
@@ -174,7 +175,11 @@ def test_a_reward_model_has_accuracy_with_its_interval_and_calibration(monkeypat
     assert (found.pairs, found.accuracy) == (8, pytest.approx(5.5 / 8))
     high, low = (stats.binomtest(count, 8).proportion_ci(0.95, method="wilson") for count in (6, 5))
     assert low.low < found.accuracy_low < high.low and low.high < found.accuracy_high < high.high
-    assert 0 < found.ece < 1 and set(arrays) == set(evaluate.RELIABILITY_ARRAYS)
+    assert 0 < found.ece < 1 and set(arrays) == {"margins", *evaluate.RELIABILITY_ARRAYS}
+    np.testing.assert_array_equal(arrays["margins"], np.float32(MARGINS))
+    assert found.brier == pytest.approx(np.mean((1 / (1 + np.exp(-np.array(MARGINS))) - 1) ** 2))
+    both = [[*x, *(-one for one in x)] for x in (MARGINS, [round(margin) for margin in MARGINS])]
+    assert found.length_correlation == pytest.approx(stats.spearmanr(*both).statistic, abs=1e-6)
 
 
 def test_a_function_is_no_model_of_preferences(monkeypatch):
@@ -190,7 +195,8 @@ def test_a_function_is_no_model_of_preferences(monkeypatch):
 def test_a_classifier_has_no_calibration(monkeypatch):
     found, arrays = quality(monkeypatch, RewardModel(path="folder"), MARGINS)
     given = {name for name, value in found._asdict().items() if value is not None}
-    assert given == {"pairs", "accuracy", "accuracy_low", "accuracy_high"} and arrays == {}
+    assert given == {"pairs", "accuracy", "accuracy_low", "accuracy_high", "length_correlation"}
+    assert set(arrays) == {"margins"}
 
 
 def test_lengths_and_the_share_that_never_ends():

@@ -104,6 +104,7 @@ def rewards(
         "reliability_predicted": predicted,
         "reliability_observed": np.round((predicted - 0.5) * 0.88 + 0.5 + random.normal(0, 0.012, 10), 3),
         "reliability_count": count,
+        "margins": random.normal(0.4, 1.0, 1510),
         "validation_step": np.arange(10.0, 70, 10),
         "validation_training_loss": np.array([0.69, 0.66, 0.6, 0.5, 0.35, 0.2]),
         "validation_loss": np.array([0.69, 0.675, 0.66, 0.64, 0.66, 0.71]),

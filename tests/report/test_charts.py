@@ -9,7 +9,7 @@ from tests.report.drawing import drawn, rows
 
 
 def test_charts_of_missing_inputs_are_left_out(run: Run) -> None:
-    optional = re.compile("reliability|validation|.*(gold|lengths)")
+    optional = re.compile("reliability|margins|validation|.*(gold|lengths)")
     arrays = {name: array for name, array in run.arrays.items() if not optional.match(name)}
     evaluation = dataclasses.replace(run.evaluation, gold_win_rates={}, judge_win_rates={})
     bare = dataclasses.replace(run, arrays=arrays, metrics={}, evaluation=evaluation)

@@ -32,7 +32,7 @@ def test_the_page_is_self_contained(run: Run) -> None:
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", text)
     assert not found.tags & {"script", "iframe", "object", "embed", "img"}
     assert len(text.encode()) < 1_500_000
-    assert len(re.findall("<svg ", text)) == 15
+    assert len(re.findall("<svg ", text)) == 16
 
 
 def another(parent: dict[str, Any], key: str) -> Any:
@@ -83,7 +83,7 @@ def test_drawings_follow_the_arrays_and_the_metrics(run: Run) -> None:
     after = drawings(dataclasses.replace(run, arrays=arrays, metrics=metrics))
     same = [old == new for old, new in zip(before, after, strict=True)]
     # Frontier (its path), calibration, six curves, gold by proxy and lengths are new; the others draw evaluation.json.
-    assert same == [False, False, True, True, *[False] * 6, True, True, True, False, False]
+    assert same == [False, False, True, True, *[False] * 6, *[True] * 4, False, False]
 
 
 def test_headline_numbers_are_those_of_the_files(words_only: None, run: Run) -> None:
@@ -134,7 +134,9 @@ def test_a_reward_at_a_floor_has_its_mean_rank_and_what_is_not_kept_is_said(word
 
 def test_a_function_has_no_accuracy_and_a_classifier_no_calibration(words_only: None, run: Run) -> None:
     def words(quality: RewardQuality) -> str:
-        arrays = {name: array for name, array in run.arrays.items() if not re.match("reliability|validation", name)}
+        arrays = {
+            name: array for name, array in run.arrays.items() if not re.match("reliability|margins|validation", name)
+        }
         evaluation = dataclasses.replace(run.evaluation, reward_model=quality, reward_training=None)
         return visible(run_page.render(dataclasses.replace(run, evaluation=evaluation, arrays=arrays)))
 
@@ -233,7 +235,8 @@ def test_one_prompt_has_no_interval(words_only: None, run: Run) -> None:
         run.evaluation, win_rates=alone, gold_win_rates=alone, kl=Estimate(run.evaluation.kl.mean, None, None)
     )
     arrays = {
-        name: array if re.match("reliability|validation", name) else array[:1] for name, array in run.arrays.items()
+        name: array if re.match("reliability|margins|validation", name) else array[:1]
+        for name, array in run.arrays.items()
     }
     bare = dataclasses.replace(run, evaluation=evaluation, arrays=arrays)
     text = visible(run_page.render(bare))
@@ -286,7 +289,7 @@ def test_what_is_missing_is_said_in_a_line(words_only: None, run: Run) -> None:
         arrays={
             name: array
             for name, array in run.arrays.items()
-            if not re.search("gold|reliability|validation|length", name)
+            if not re.search("gold|reliability|margins|validation|length", name)
         },
         metrics={},
         samples=[],

@@ -115,6 +115,15 @@ def test_reliability_merges_and_ignores_padding():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), merged, whole)
 
 
+def test_the_brier_score_is_the_mean_squared_error_of_real_pairs():
+    probabilities, outcomes = jnp.array([0.9, 0.5, 0.2, jnp.nan]), jnp.array([1.0, 0.0, 0.0, 1.0])
+    found = preference.brier(probabilities, outcomes, jnp.array([True, True, True, False]))
+    assert float(found.value) == pytest.approx((0.1**2 + 0.5**2 + 0.2**2) / 3)
+    assert float(preference.brier(jnp.full(7, 0.5), jnp.arange(7) % 2).value) == 0.25
+    both = preference.brier(jnp.array([0.9, 0.1]), jnp.array([1.0, 0.0]))
+    assert float(both.value) == pytest.approx(0.01)
+
+
 def test_sharded_equals_single_device(mesh, pairs):
     def step(chosen, rejected, axis_name=None):
         probabilities = jax.nn.sigmoid(chosen - rejected).reshape(-1)
@@ -122,6 +131,7 @@ def test_sharded_equals_single_device(mesh, pairs):
             preference.bradley_terry(chosen, rejected).across(axis_name),
             preference.accuracy(chosen, rejected).across(axis_name),
             preference.reliability(probabilities, jnp.ones_like(probabilities), bins=5).across(axis_name),
+            preference.brier(probabilities, jnp.ones_like(probabilities)).across(axis_name),
         )
 
     sharded = jax.shard_map(lambda *a: step(*a, "data"), mesh=mesh, in_specs=P("data"), out_specs=P())

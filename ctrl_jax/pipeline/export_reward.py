@@ -1,0 +1,115 @@
+"""The reward model that was trained here as a sequence classifier, which transformers and vLLM read, and what its
+rewards of the reference's responses are.
+
+The score is read at a response's last token, as in training: at the token that ends the reply where it is finished. Two
+things of a policy's directory would spoil that. Many models fill rows up with the very token that ends a reply, which a
+classifier then takes for padding: another control token fills them here. And many templates write something behind the
+last turn, most often a newline: that is left out here.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ctrl_jax.config import Experiment
+from ctrl_jax.data import pretrained_tokenizers
+from ctrl_jax.errors import InputError
+from ctrl_jax.models import huggingface, networks, weights
+from ctrl_jax.pipeline import assembly, calibrate, export, reward_model, sft
+from ctrl_jax.pipeline.calibrate import Calibrated
+from ctrl_jax.pipeline.run import Run
+from ctrl_jax.runtime import hosts
+from ctrl_jax.runtime.console import say
+
+CALIBRATION = "calibration.jsonl"
+"""A row a training prompt, `{"prompt": ..., "rewards": [...]}`: the rewards of the reference's responses, ascending; or
+the quantiles that the calibration kept of them."""
+TEMPLATE = "chat_template.jinja"
+_TO_THE_END = "{%% set written %%}%s{%% endset %%}{{ written if add_generation_prompt is true else written.rstrip() }}"
+
+
+def check(experiment: Experiment, output: Path) -> None:
+    """Refuses, before anything is trained, what could not be written.
+
+    Raises:
+      InputError: if the reward is not a network with one head on a response's last token, if that is none that a
+        Hugging Face directory can hold, or if the output is not empty.
+    """
+    config = experiment.reward_model
+    if not config.trained:
+        field = "reward_model.function" if config.path is None else "reward_model.path"
+        raise InputError(
+            f"The reward of this experiment is `{field}`, which was not trained here",
+            field=field,
+            value=config.function or config.path,
+            remedy="there is nothing to export.",
+        )
+    export.check_model(experiment, "the reward model")
+    if config.linear:
+        raise InputError(
+            "`reward_model.linear` reads the mean of a response's features, where a sequence classifier reads the last",
+            field="reward_model.linear",
+            value=True,
+            remedy="train a network instead, or use the run's own (`make sample`, the library).",
+        )
+    if config.members > 1:
+        raise InputError(
+            f"`reward_model.members` is {config.members}, and a sequence classifier with one label has one head",
+            field="reward_model.members",
+            value=config.members,
+            remedy="train one.",
+        )
+    weights.check_new(output)
+
+
+def run(run: Run, output: Path) -> None:
+    """Trains what is not trained yet, and writes the reward model to `output`; call `check` first."""
+    experiment = run.experiment
+    reference = sft.run(run)
+    rewarded = reward_model.run(run, reference)
+    # A combination's table has its rewards, and not the reward model's.
+    counted = assembly.is_calibrated(experiment) and not experiment.combines
+    calibrated = calibrate.run(run, reference, rewarded.reward) if counted else None
+    assert rewarded.params is not None and experiment.model.path is not None, "check refuses it"
+    params = networks.merged(run.models, rewarded.params)["params"]
+    params = hosts.addressable(jax.tree.map(lambda x: x.astype(run.architecture.dtype), params))
+    if not hosts.first():
+        return
+    folder = Path(experiment.model.path)
+    beside, pad = _beside(run, folder)
+    if calibrated is not None:
+        beside[CALIBRATION] = _rows(run, calibrated)
+    config = huggingface.classifier_config(folder, pad_token_id=pad)
+    weights.save_classifier(output, params["trunk"], params["head"], run.architecture, config, beside=beside)
+    say(
+        f"Reward model: {output}. Load it with "
+        f"transformers.AutoModelForSequenceClassification.from_pretrained({str(output)!r})."
+    )
+    if calibrated is not None:
+        say(f"The reference's rewards on {len(calibrated.table.rewards)} training prompts: {output / CALIBRATION}.")
+
+
+def _beside(run: Run, folder: Path) -> tuple[dict[str, bytes], int | None]:
+    """(files beside the weights, the token that fills rows up), so that scores are read where the reply ends."""
+    files = {name: (folder / name).read_bytes() for name in export.BESIDE if (folder / name).is_file()}
+    ends = run.corpus.tokenizer.eos_ids
+    filler = pretrained_tokenizers.filler(folder, embedding_rows=run.architecture.vocabulary_size, ends=ends)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if name in files:
+            settings = json.loads(files[name])
+            if filler is not None and settings.get("pad_token") not in (None, filler[0]):
+                settings["pad_token"] = filler[0]
+                files[name] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+    if run.corpus.format == "chat" and (template := pretrained_tokenizers.template(folder)) is not None:
+        files[TEMPLATE] = (_TO_THE_END % template).encode()
+    return files, None if filler is None else filler[1]
+
+
+def _rows(run: Run, calibrated: Calibrated) -> bytes:
+    prompts = run.corpus.prompts("train", run.experiment.calibration.prompts).prompts
+    rewards = np.sort(np.asarray(calibrated.table.rewards), axis=1).tolist()
+    rows = [{"prompt": one.asked, "rewards": row} for one, row in zip(run.corpus.asked(prompts), rewards, strict=True)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return text.encode(errors="backslashreplace")
