@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ sys.path.insert(0, str(ROOT))
 
 import ctrl_jax as cj  # noqa: E402
 from ctrl_jax.report import explorer_page  # noqa: E402
+from ctrl_jax.report.glossary import TERMS  # noqa: E402
 
 project = "ctrl_jax"
 release = cj.__version__
+myst_enable_extensions = ["deflist"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_fence_as_directive = ["math"]
+html_math_renderer = "mathml"
 exclude_patterns = ["_*"]
 html_theme = "furo"
 html_title = f"ctrl_jax {release}"
@@ -29,10 +34,10 @@ napoleon_use_ivar = True  # else fields that a class describes itself are there 
 autodoc_member_order = "bysource"
 
 TITLES = {
-    "Start": ["your_model", "data", "library", "decoders", "judging"],
-    "Choose": ["choosing", "results", "rivals", "real_models", "comparison"],
-    "Run": ["devices", "launch", "speed", "stages", "faults"],
-    "Build on it": ["architecture", "extending", "api", "changelog"],
+    "Start": ["your_model", "data", "library", "decoders", "judging", "serving"],
+    "Choose": ["theory", "choosing", "results", "rivals", "real_models", "comparison", "log"],
+    "Run": ["devices", "launch", "speed", "stages", "faults", "questions"],
+    "Build on it": ["architecture", "extending", "api", "glossary", "changelog"],
 }
 """Captions of the contents, and the pages below each."""
 
@@ -60,6 +65,14 @@ def reference() -> str:
             entry = f".. {'autofunction' if callable(value) else 'autodata'}:: ctrl_jax.{name}"
         found.append(f"```{{eval-rst}}\n{entry}\n```\n")
     return "\n".join(found)
+
+
+def glossary() -> str:
+    """The words of the reports."""
+    words = sorted(TERMS.items(), key=lambda pair: pair[0].lower())
+    return "# Glossary\n\nThe words of the reports, which explain them where they stand.\n\n" + "\n".join(
+        f"**{word}**\n: {text}\n" for word, text in words
+    )
 
 
 def within(text: str, folder: Path) -> str:
@@ -90,6 +103,8 @@ def read(app: Any, page: str, source: list[str]) -> None:
         source[0] = within((ROOT / "README.md").read_text(encoding="utf-8"), ROOT) + "\n" + contents()
     elif page == "api":
         source[0] = reference()
+    elif page == "glossary":
+        source[0] = glossary()
     elif page == "changelog":
         source[0] = within((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), ROOT)
     else:
@@ -100,7 +115,7 @@ def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[st
     """Docstrings are written for readers of code: their formulas become literal blocks, and what reStructuredText would
     read as marks stays as it is."""
     found: list[str] = []
-    formula = in_section = False
+    formula = in_section = is_example = False
     for line in lines:
         if line.strip() and not line.startswith(" "):  # `Args:` and the like are indented too
             in_section = re.fullmatch(r"\w+:", line) is not None
@@ -108,8 +123,23 @@ def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[st
         if begins and not formula:
             found += ["::", ""]
         formula = begins or (formula and (line.startswith("    ") or not line.strip()))
-        found.append(line if formula else re.sub(r"(?<![`\\])([*|]|_(?=\W|$))", r"\\\1", line))
+        is_example = line.lstrip().startswith(">>> ") or (is_example and bool(line.strip()))
+        found.append(line if formula or is_example else re.sub(r"(?<![`\\])([*|]|_(?=\W|$))", r"\\\1", line))
     lines[:] = found
+
+
+def mathml(self: Any, node: Any) -> None:
+    """A formula as MathML, which browsers draw by themselves."""
+    from docutils import nodes
+    from latex2mathml import converter
+
+    self.body.append(f'<div class="math">{converter.convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
+def figures(app: Any) -> None:
+    """Those of the theory, anew."""
+    runpy.run_path(str(ROOT / "docs" / "theory_figures.py"))["draw_all"]()
 
 
 def explorer(app: Any, error: Exception | None) -> None:
@@ -119,6 +149,8 @@ def explorer(app: Any, error: Exception | None) -> None:
 
 
 def setup(app: Any) -> None:
+    app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
+    app.connect("builder-inited", figures)
     app.connect("build-finished", explorer)
     app.connect("source-read", read)
     app.connect("autodoc-process-docstring", plain, priority=100)

@@ -30,6 +30,13 @@ def test_the_site_has_a_place_for_every_page_and_every_public_name():
     assert all(f":: ctrl_jax.{name}\n" in reference for name in ctrl_jax.__all__)
 
 
+def test_every_figure_of_the_theory_is_drawn_by_the_build():
+    page = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
+    drawn = runpy.run_path(str(ROOT / "docs" / "theory_figures.py"))["FIGURES"]
+    assert set(re.findall(r"\(theory/(\w+)\.svg\)", page)) == set(drawn)
+    assert {path.stem for path in (ROOT / "docs" / "theory").iterdir()} == set(drawn)
+
+
 def test_the_citation_is_of_this_version():
     version = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1]
     assert version == ctrl_jax.__version__

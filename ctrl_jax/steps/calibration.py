@@ -29,6 +29,9 @@ def calibrate(rewards: jax.Array, reference_rewards: jax.Array) -> jax.Array:
     """Ĉ = (1/K) Σ_k (1{r > r_k} + ½ 1{r = r_k}): rewards [..., N] and reference rewards [..., K] to [..., N].
 
     The leading shapes are equal. Raises InputError without reference rewards.
+
+    >>> calibrate(jnp.array([0.0, 2.0, 9.0]), jnp.array([1.0, 2.0, 3.0, 4.0]))
+    Array([0.   , 0.375, 1.   ], dtype=float32)
     """
     return calibrate_sorted(rewards, jnp.sort(reference_rewards, axis=-1))
 
@@ -60,6 +63,9 @@ def quantiles(ascending: jax.Array, count: int) -> jax.Array:
 
     Where a level falls between two rewards, their mean is taken: neither end is favoured. Raises InputError unless
     1 <= Q <= K.
+
+    >>> quantiles(jnp.arange(8.0), 4)
+    Array([0.5, 2.5, 4.5, 6.5], dtype=float32)
     """
     size = ascending.shape[-1]
     if not 1 <= count <= size:
@@ -80,6 +86,9 @@ def leave_one_out(reference_rewards: jax.Array) -> jax.Array:
 
     What the reference policy's own calibrated rewards look like: their mean is ½, whatever the ties, and without ties
     they are 0, 1/(K − 1), ..., 1 in some order. Raises InputError for K < 2.
+
+    >>> leave_one_out(jnp.array([3.0, 1.0, 2.0]))
+    Array([1. , 0. , 0.5], dtype=float32)
     """
     num_references = reference_rewards.shape[-1]
     if num_references < 2:

@@ -25,7 +25,11 @@ from ctrl_jax.steps import win_rate
 
 
 def draws(scores: jax.Array, thresholds: jax.Array) -> jax.Array:
-    """The expected number of draws [B], at most M: of scores [B, M] and thresholds [B]."""
+    """The expected number of draws [B], at most M: of scores [B, M] and thresholds [B].
+
+    >>> round(float(draws(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([2.0]))[0]), 3)
+    1.333
+    """
     reached = _reached(scores, thresholds).sum(axis=1)
     return jnp.where(reached > 0, (scores.shape[1] + 1) / (reached + 1), scores.shape[1])
 

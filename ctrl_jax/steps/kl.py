@@ -65,7 +65,12 @@ def exact(policy_logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
 
 
 def of_laws(policy: jax.Array, reference: jax.Array) -> jax.Array:
-    """As `exact`, of log-probabilities [..., V]."""
+    """As `exact`, of log-probabilities [..., V].
+
+    >>> policy, reference = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))
+    >>> round(float(of_laws(policy, reference)), 4)
+    0.1438
+    """
     probabilities = jnp.exp(policy)
     # Where π is 0 its logarithm is −inf: 0 · −inf is nan, in the value and, were the where outside, in the gradient.
     said = probabilities > 0

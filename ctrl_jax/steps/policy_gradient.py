@@ -24,6 +24,9 @@ def leave_one_out(values: jax.Array) -> jax.Array:
     """values [B, N, ...] minus the mean of the prompt's other rollouts, (x_i − mean_j x_j) · N / (N − 1).
 
     Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!".
+
+    >>> leave_one_out(jnp.array([[1.0, 2.0, 6.0]]))
+    Array([[-3. , -1.5,  4.5]], dtype=float32)
     """
     samples = values.shape[1]
     return (values - values.mean(axis=1, keepdims=True)) * (samples / (samples - 1))

@@ -12,6 +12,9 @@ def spearman(x: jax.Array, y: jax.Array) -> jax.Array:
 
     Spearman 1904: the correlation of the ranks, where equal values share the mean of theirs. It is the same for every
     increasing map of x or of y, and nan where all of one are equal, or not all are numbers: there it has no meaning.
+
+    >>> spearman(jnp.array([[1.0, 2.0, 9.0]]), jnp.array([[10.0, 20.0, 30.0]]))
+    Array([1.], dtype=float32)
     """
     chex.assert_rank([x, y], 2)
     chex.assert_equal_shape([x, y])

@@ -42,6 +42,11 @@ def win_rate(
     reference; by default it is decoded as the policy.
 
     nan scores make their prompt's win rate nan. Raises InputError if a procedure needs more samples than M or M'.
+
+    >>> from ctrl_jax.theory.procedures import BestOfN, Sampling
+    >>> policy, reference = jnp.array([[1.0, 3.0, 5.0]]), jnp.array([[0.0, 2.0, 4.0]])
+    >>> [round(float(win_rate(policy, reference, by)[0]), 3) for by in (Sampling(), BestOfN(2), BestOfN(3))]
+    [0.667, 0.778, 1.0]
     """
     chex.assert_rank([policy_scores, reference_scores], 2)
     chex.assert_equal_shape_prefix([policy_scores, reference_scores], 1)
@@ -139,6 +144,9 @@ def share_of_ties(policy_scores: jax.Array, reference_scores: jax.Array) -> jax.
     """The share of pairs (policy, reference) with equal scores: [B, M] and [B, M'] to [B].
 
     Many ties mean that the score does not distinguish responses, and that the theory, which has no ties, fits badly.
+
+    >>> share_of_ties(jnp.array([[1.0, 2.0]]), jnp.array([[2.0, 3.0]]))
+    Array([0.25], dtype=float32)
     """
     chex.assert_rank([policy_scores, reference_scores], 2)
     below, not_above = ranks(policy_scores, jnp.sort(reference_scores, axis=-1))

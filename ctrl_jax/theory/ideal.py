@@ -116,6 +116,11 @@ def tilt(phi: Callable[[jax.Array], jax.Array], beta: float) -> IdealPolicy:
 
     Raises InputError where β is not positive, where Φ is not finite inside (0, 1), or where exp(Φ/β) has no integral
     (the logit, for β ≤ 1).
+
+    >>> from ctrl_jax.theory.transforms import logarithm
+    >>> best_of_4 = tilt(logarithm(), beta=1 / 3)  # log 4 - 3/4 nats
+    >>> round(best_of_4.kl, 4)
+    0.6363
     """
     beta = float(beta)
     if not 0 < beta < math.inf:
@@ -144,6 +149,11 @@ def at_kl(phi: Callable[[jax.Array], jax.Array], kl: float) -> IdealPolicy:
 
     Raises InputError where `kl` is not positive or above MOST_KL, where it is more than Φ reaches at any β (a Φ whose
     highest value is held on a share s of the ranks reaches log(1/s)), and where no float64 is that β.
+
+    >>> from ctrl_jax.theory.procedures import BestOfN
+    >>> from ctrl_jax.theory.transforms import exponential, identity
+    >>> [round(at_kl(phi, 0.5).win_rate(BestOfN(4)), 4) for phi in (identity(), exponential(10))]
+    [0.7998, 0.8715]
     """
     if not 0 < kl < math.inf:
         raise InputError(
@@ -198,6 +208,9 @@ def reachable_kl(num_references: int, ties: int = 1) -> float:
 
     It asks for no more than a place above all but `ties` - 1 of them. As the ranks of K references are uniform, that
     place has a KL of E[-log P] = Σ_{j = ties}^{K} 1/j to the reference, about log(K / ties).
+
+    >>> round(reachable_kl(128), 2)
+    5.43
     """
     return float(np.sum(1 / np.arange(ties, num_references + 1)))
 

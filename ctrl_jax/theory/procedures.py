@@ -329,6 +329,11 @@ def parse(text: str) -> Procedure:
 
     "sampling", "best_of_4", "worst_of_4", "soft_best_of_4(0.1)", "best_of_poisson(4)", and mixtures of these such as
     "0.5*best_of_2+0.5*best_of_8"; also as pages print them, "Best-of-4". `name` is canonical.
+
+    >>> parse("best_of_4").law()
+    array([0., 0., 0., 1.])
+    >>> float(parse("0.5*best_of_2+0.5*worst_of_2").rank_cdf(0.5))
+    0.5
     """
     check_length(text)
     terms = _terms(text)

@@ -142,6 +142,9 @@ def exponential(rate: float) -> Transform:
 
     As t → 0 the normalised transform becomes the identity. Raises InputError unless 1e-8 ≤ |t| ≤ 700: below, it is the
     identity to all digits that matter, and above, e^{tu} has no float64.
+
+    >>> float(exponential(-1)(0.0))
+    -1.0
     """
     rate = float(rate)
     if not 1e-8 <= abs(rate) <= 700:
@@ -249,6 +252,9 @@ def parse(text: str) -> Transform:
     """Φ from its name: "identity", "logarithm", "logit", or "exponential(-5)" with any rate. Raises InputError.
 
     "exp(5)", "exp5", "exponential:5" and "log" are read too; `str(phi)` is the canonical name.
+
+    >>> parse("exp5") == exponential(5)
+    True
     """
     constants = {"identity": identity, "logarithm": logarithm, "logit": logit}
     check_length(text)
