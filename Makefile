@@ -94,7 +94,7 @@ calibrate: $(STAMP) ## only the calibration table: rewards of the reference poli
 evaluate: $(STAMP) ## win rates and KL of the trained policy, with intervals
 	$(RUN) $(JOB) evaluate "$$MAKE_EXP"
 
-export: $(STAMP) ## write the policy as a Hugging Face directory; ARGS="--format adapter" for the adapter alone
+export: $(STAMP) ## write the policy as a Hugging Face directory; ARGS="--format adapter" or "--format reward"
 	$(RUN) $(JOB) export "$$MAKE_EXP"
 
 report: $(STAMP) ## write report/index.html anew

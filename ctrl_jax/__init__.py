@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ctrl_jax.theory.procedures import Procedure
     from ctrl_jax.theory.transforms import exponential, identity, logarithm, logit, named, normalized, tabulated
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [  # noqa: RUF022 (in the order of docs/library.md)
     "InputError",

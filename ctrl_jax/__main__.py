@@ -26,7 +26,7 @@ COMMANDS = {
     "reward-model": "only the reward model, and what it needs",
     "calibrate": "only the calibration table, and what it needs",
     "evaluate": "win rates and KL of the policy, with intervals",
-    "export": "write the policy as a Hugging Face directory, merged or as an adapter",
+    "export": "write the policy as a Hugging Face directory, merged or as an adapter, or the reward model",
     "report": "write report/index.html from an evaluated work directory",
     "sample": "a local page to ask the policy and the reference something (--terminal: a table)",
     "replay": "take the step again at which a training stopped as not finite, and show what went wrong first",
