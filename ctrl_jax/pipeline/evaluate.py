@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax.checked_json import finite
 from ctrl_jax.data.pipelines import PromptSet
 from ctrl_jax.decoding import order
 from ctrl_jax.errors import InputError
@@ -420,9 +419,8 @@ def _reward_quality(run: Run, reward: Reward) -> tuple[RewardQuality, dict[str, 
     margins, lengths = chosen - rejected, jnp.asarray(pairs.responses.lengths)
     longer = lengths[:, 0] - lengths[:, 1]
     both = [jnp.concatenate([difference, -difference])[None] for difference in (margins, longer)]
-    quality = RewardQuality(
-        count, accuracy, low, high, length_correlation=finite(float(rank_correlation.spearman(*both)[0]))
-    )
+    follows = float(rank_correlation.spearman(*both)[0])
+    quality = RewardQuality(count, accuracy, low, high, length_correlation=None if math.isnan(follows) else follows)
     arrays = {MARGINS_ARRAY: np.asarray(margins)}
     if not config.trained:
         return quality, arrays
