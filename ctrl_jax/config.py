@@ -545,7 +545,7 @@ class Calibration:
     prompts: int = 256
     """Training prompts in the table; the policy is trained on these."""
     samples_per_prompt: int = 128
-    """K: reference responses a prompt. exp(10u) lives in the top tenth: K = 16 biases it by 26 %, 100 by 4 %"""
+    """K: reference responses a prompt. exp(10u) lives in the top tenth: K = 16 biases it by 27 %, 100 by 4 %"""
     quantiles: int | None = None
     """Q: keep so many quantiles of a prompt's K rewards instead of all, for a smaller table. A calibrated reward is
     then off by at most 1 / (2Q)."""

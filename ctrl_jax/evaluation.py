@@ -108,9 +108,9 @@ class RewardQuality(NamedTuple):
     """Expected calibration error of a Bradley-Terry model."""
     brier: float | None = None
     """Its Brier score: the mean squared error of its probabilities. A guess has ¼."""
-    length_correlation: float | None = None
-    """Of a model of preferences: Spearman's ρ of the difference in reward and that in tokens, each pair in both orders;
-    None where all are equal, and in files of older versions."""
+    margin_length_correlation: float | None = None
+    """Of a model of preferences: Spearman's ρ of the margin and of how many tokens longer the chosen response is, each
+    pair in both orders; None where all are equal, and in files of older versions."""
     agreements: int | None = None
     """Of a function, which is no model of preferences: the pairs that it ranks as their labels do."""
     equal: int | None = None
@@ -426,11 +426,14 @@ def _reward_training(file: JsonFile, value: Any) -> RewardTraining | None:
 
 def _reward_quality(file: JsonFile, value: Any) -> RewardQuality:
     found = file.object({} if value is None else value, "reward_model")
-    shares, follows = ("accuracy", "accuracy_low", "accuracy_high", "ece", "brier"), found.get("length_correlation")
+    shares = ("accuracy", "accuracy_low", "accuracy_high", "ece", "brier")
+    correlation = found.get("margin_length_correlation")
     quality = RewardQuality(
         **file.fields(found, "reward_model", shares, file.optional_share),
         **{name: _count(file, found.get(name), f"reward_model.{name}") for name in ("pairs", "agreements", "equal")},
-        length_correlation=None if follows is None else _coefficient(file, follows, "reward_model.length_correlation"),
+        margin_length_correlation=None
+        if correlation is None
+        else _coefficient(file, correlation, "reward_model.margin_length_correlation"),
     )
     if found and quality.accuracy is None and (quality.agreements is None or not quality.pairs):
         raise file.refuse(found, "reward_model", "an accuracy, or agreements and pairs,")

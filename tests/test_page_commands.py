@@ -1,4 +1,5 @@
-"""Every command of the pages is one that there is, with options that it has; what Python there asks for is there."""
+"""Every command in a shell's block of the pages is one that there is, with options that it has, and what it exports can
+be exported; what Python there asks for is there."""
 
 import ast
 import inspect
@@ -17,6 +18,7 @@ import ctrl_jax as cj
 from ctrl_jax import __main__ as command_line
 from ctrl_jax.commands.experiments import load_experiment
 from ctrl_jax.data import scored_responses
+from ctrl_jax.pipeline import export, export_reward
 from ctrl_jax.runtime.stages import plain
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +108,12 @@ def test_a_command_is_one_that_there_is(folder, page, words):
         target, *arguments = words[count:]
     if "--help" in arguments:
         arguments.remove("--help")
+    if target == "export":
+        form = arguments[-1] if "--format" in arguments else "merged"
+        checked = load_experiment(arguments[0]).experiment()
+        export_reward.check(checked, folder / "out") if form == "reward" else export.check(
+            checked, folder / "out", form
+        )
     module = import_module(f"ctrl_jax.commands.{target.replace('-', '_')}")
     with pytest.raises(Read):
         module.main(arguments)

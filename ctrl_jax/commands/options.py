@@ -142,8 +142,10 @@ def _run_name(default: Experiment, chosen: Experiment) -> str:
     """Names a run after its experiment and the options that differ from it, so that no two share a work directory."""
     own = ("name", "evaluation.judge")  # the judge of a run may change
     changes = {name: new for name, (_, new) in differences(default, chosen).items() if name not in own}
-    shown = {name: "+".join(map(str, new)) if isinstance(new, list) else new for name, new in changes.items()}
+    lists = {name: [*map(str, new)] for name, new in changes.items() if isinstance(new, list)}
+    shown = {**changes, **{name: "+".join(new) for name, new in lists.items()}}
     suffix = "".join(f",{name}={value}" for name, value in shown.items())
-    if len(suffix) > 100 or "/" in suffix:
+    is_plain = all(new and not any("+" in one for one in new) for new in lists.values())
+    if len(suffix) > 100 or "/" in suffix or not is_plain:
         suffix = f",{fingerprint(changes)}"
     return chosen.name + suffix

@@ -82,6 +82,8 @@ def quality(measured: RewardQuality) -> list[str]:
     calibrated = "" if measured.ece is None else f", expected calibration error {measured.ece:.3f}"
     calibrated += "" if measured.brier is None else f", Brier score {measured.brier:.3f} (a guess has 0.250)"
     found = [f"Reward model: accuracy {accuracy}{pairs}{calibrated}."]
-    if measured.length_correlation is not None:
-        found.append(f"Rank correlation of its margins on these pairs with length: {measured.length_correlation:.3f}.")
+    if measured.margin_length_correlation is not None:
+        found.append(
+            f"Rank correlation of its margins on these pairs with length: {measured.margin_length_correlation:.3f}."
+        )
     return found

@@ -59,18 +59,18 @@ def load(folder: Path, *, embedding_rows: int, format: Format = "chat") -> "Pret
 
 def has_template(folder: Path) -> bool:
     """Whether a model's directory has a chat template. Errors: InputError where its files cannot be read."""
-    return template(folder) is not None
+    return template_source(folder) is not None
 
 
-def template(folder: Path) -> str | None:
+def template_source(folder: Path) -> str | None:
     """The source of its chat template, if it has one. Errors: as `has_template`."""
     found = _template(folder, _json(folder / "tokenizer_config.json"))
     return None if found is None else found[0]
 
 
-def filler(folder: Path, *, embedding_rows: int, ends: Collection[int]) -> tuple[str, int] | None:
-    """A control token that can fill rows up and is none of the `ends` of a reply: the pad token, or else another that
-    the files name; as (text, id). None where there is none.
+def padding_token(folder: Path, *, embedding_rows: int, ends: Collection[int]) -> tuple[str, int] | None:
+    """A control token that can pad rows and is none of the `ends` of a reply: the pad token, or else another that the
+    files name; as (text, id). None where there is none.
 
     Errors: InputError where the files cannot be read.
     """

@@ -44,16 +44,16 @@ def decoder(
 def run(
     procedure: Procedure,
     sample: Callable[[Params, Prompts, jax.Array], Rollouts],
-    pick: Callable[[Prompts, Responses, jax.Array, jax.Array], tuple[Responses, jax.Array]],
+    choose: Callable[[Prompts, Responses, jax.Array, jax.Array], tuple[Responses, jax.Array]],
     params: Params,
     score: Score,
     prompts: Prompts,
     key: jax.Array,
 ) -> Decoded:
     """Draws and picks by these functions or programs, with `score` between them, which may be one of the host."""
-    draw, choose = jax.random.split(key)
-    responses = sample(params, prompts, draw).responses
-    return Decoded(*pick(prompts, responses, score(prompts, responses), choose), procedure.num_samples)
+    draw_key, pick_key = jax.random.split(key)
+    responses = sample(params, prompts, draw_key).responses
+    return Decoded(*choose(prompts, responses, score(prompts, responses), pick_key), procedure.num_samples)
 
 
 def pick(

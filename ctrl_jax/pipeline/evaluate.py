@@ -129,8 +129,8 @@ def run(run: Run, aligned: Aligned) -> Evaluation:
     judged = None if judge is None else score(run, judge.score, prompts.prompts, responses)
     policy = Judged(responses, rewards, _gold(run, prompts, responses), judged)
     kl_by_prompt = _kl_by_prompt(run, aligned, rollouts)
-    reward_quality, reliability = _reward_quality(run, aligned.alone)
-    curves = {**reliability, **aligned.validation}
+    reward_quality, figures = _reward_quality(run, aligned.alone)
+    curves = {**figures, **aligned.validation}
     ranks = _ranks(policy, reference)
 
     results.unseal(run.work_dir)
@@ -402,7 +402,8 @@ def _reward_quality(run: Run, reward: Reward) -> tuple[RewardQuality, dict[str, 
     Bradley-Terry model; whether those of a classifier from a directory are is not known. A function is no model of
     preferences: how many pairs it ranks as their labels do, and how many it does not tell apart.
 
-    Each pair counts in both orders, but in the margins: in the order (chosen, rejected) alone all have one outcome.
+    Probabilities and the correlation take both orders of a pair: in the order (chosen, rejected) every outcome would be
+    1. Margins are of that order.
     """
     config = run.experiment.reward_model
     if not run.corpus.has_pairs("test", long_prompts=config.long_prompts):
@@ -420,7 +421,9 @@ def _reward_quality(run: Run, reward: Reward) -> tuple[RewardQuality, dict[str, 
     longer = lengths[:, 0] - lengths[:, 1]
     both = [jnp.concatenate([difference, -difference])[None] for difference in (margins, longer)]
     follows = float(rank_correlation.spearman(*both)[0])
-    quality = RewardQuality(count, accuracy, low, high, length_correlation=None if math.isnan(follows) else follows)
+    quality = RewardQuality(
+        count, accuracy, low, high, margin_length_correlation=None if math.isnan(follows) else follows
+    )
     arrays = {MARGINS_ARRAY: np.asarray(margins)}
     if not config.trained:
         return quality, arrays

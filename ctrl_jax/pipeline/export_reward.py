@@ -2,9 +2,9 @@
 rewards of the reference's responses are.
 
 The score is read at a response's last token, as in training: at the token that ends the reply where it is finished. Two
-things of a policy's directory would spoil that. Many models fill rows up with the very token that ends a reply, which a
-classifier then takes for padding: another control token fills them here. And many templates write something behind the
-last turn, most often a newline: that is left out here.
+things of a policy's directory would spoil that. Many models pad with the very token that ends a reply, which a
+classifier then takes for padding: another control token pads here. And many templates write white space behind the last
+turn, most often a newline: it is left out here.
 """
 
 import json
@@ -15,6 +15,7 @@ import numpy as np
 
 from ctrl_jax.config import Experiment
 from ctrl_jax.data import pretrained_tokenizers
+from ctrl_jax.data.conversations import Turn
 from ctrl_jax.errors import InputError
 from ctrl_jax.models import huggingface, networks, weights
 from ctrl_jax.pipeline import assembly, calibrate, export, reward_model, sft
@@ -27,7 +28,9 @@ CALIBRATION = "calibration.jsonl"
 """A row a training prompt, `{"prompt": ..., "rewards": [...]}`: the rewards of the reference's responses, ascending; or
 the quantiles that the calibration kept of them."""
 TEMPLATE = "chat_template.jinja"
-_TO_THE_END = "{%% set written %%}%s{%% endset %%}{{ written if add_generation_prompt is true else written.rstrip() }}"
+_WITHOUT_SPACE_BEHIND = (
+    "{%% set written %%}\n%s{%% endset %%}{{ written if add_generation_prompt is true else written.rstrip() }}"
+)
 
 
 def check(experiment: Experiment, output: Path) -> None:
@@ -68,7 +71,7 @@ def run(run: Run, output: Path) -> None:
     """Trains what is not trained yet, and writes the reward model to `output`; call `check` first."""
     experiment = run.experiment
     reference = sft.run(run)
-    rewarded = reward_model.run(run, reference)
+    rewarded = reward_model.alone(run, reference)
     # A combination's table has its rewards, and not the reward model's.
     counted = assembly.is_calibrated(experiment) and not experiment.combines
     calibrated = calibrate.run(run, reference, rewarded.reward) if counted else None
@@ -83,6 +86,7 @@ def run(run: Run, output: Path) -> None:
         beside[CALIBRATION] = _rows(run, calibrated)
     config = huggingface.classifier_config(folder, pad_token_id=pad)
     weights.save_classifier(output, params["trunk"], params["head"], run.architecture, config, beside=beside)
+    _say_where_it_ends(run, output)
     say(
         f"Reward model: {output}. Load it with "
         f"transformers.AutoModelForSequenceClassification.from_pretrained({str(output)!r})."
@@ -91,20 +95,34 @@ def run(run: Run, output: Path) -> None:
         say(f"The reference's rewards on {len(calibrated.table.rewards)} training prompts: {output / CALIBRATION}.")
 
 
+def _say_where_it_ends(run: Run, folder: Path) -> None:
+    """Says where the template writes a token behind the one that ends a reply, at which training reads the score."""
+    rows, form = run.architecture.vocabulary_size, run.corpus.format
+    tokenizer = pretrained_tokenizers.load(folder, embedding_rows=rows, format=form)
+    written = tokenizer.encode_conversation((Turn("user", "Hello?"),), "Hello.")
+    if form == "chat" and written[-1] not in tokenizer.eos_ids:
+        say(
+            "The chat template does not end where a reply ends in training: give the classifier the tokens of prompt "
+            "and response, and not a text that the template has written.",
+            style="yellow",
+        )
+
+
 def _beside(run: Run, folder: Path) -> tuple[dict[str, bytes], int | None]:
-    """(files beside the weights, the token that fills rows up), so that scores are read where the reply ends."""
+    """(files beside the weights, the id of the token that pads), so that scores are read where the reply ends."""
     files = {name: (folder / name).read_bytes() for name in export.BESIDE if (folder / name).is_file()}
     ends = run.corpus.tokenizer.eos_ids
-    filler = pretrained_tokenizers.filler(folder, embedding_rows=run.architecture.vocabulary_size, ends=ends)
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if name in files:
-            settings = json.loads(files[name])
-            if filler is not None and settings.get("pad_token") not in (None, filler[0]):
-                settings["pad_token"] = filler[0]
+    padding = pretrained_tokenizers.padding_token(folder, embedding_rows=run.architecture.vocabulary_size, ends=ends)
+    if padding is not None:
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            settings = json.loads(files.get(name, b"{}"))
+            if name == "tokenizer_config.json" or "pad_token" in settings:
+                settings["pad_token"] = padding[0]
                 files[name] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
-    if run.corpus.format == "chat" and (template := pretrained_tokenizers.template(folder)) is not None:
-        files[TEMPLATE] = (_TO_THE_END % template).encode()
-    return files, None if filler is None else filler[1]
+    if run.corpus.format == "chat" and (template := pretrained_tokenizers.template_source(folder)) is not None:
+        # Jinja drops a newline at a source's end.
+        files[TEMPLATE] = (_WITHOUT_SPACE_BEHIND % template.removesuffix("\n")).encode()
+    return files, None if padding is None else padding[1]
 
 
 def _rows(run: Run, calibrated: Calibrated) -> bytes:

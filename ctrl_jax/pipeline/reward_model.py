@@ -59,7 +59,7 @@ def run(run: Run, reference: Trained) -> Rewarded:
     Raises:
       InputError: if a directory or function that was given cannot be used.
     """
-    rewarded = _alone(run, reference)
+    rewarded = alone(run, reference)
     found = combine.run(run, reference, rewarded.reward)
     return rewarded._replace(reward=found.reward, combine_seconds=found.seconds, constraints=found.constraints)
 
@@ -76,7 +76,8 @@ def functions(run: Run) -> list[Reward]:
     ]
 
 
-def _alone(run: Run, reference: Trained) -> Rewarded:
+def alone(run: Run, reference: Trained) -> Rewarded:
+    """The reward model's reward, without any other. Errors: as `run`."""
     config = run.experiment.reward_model
     if config.path is not None:
         dtype = run.experiment.model.dtype

@@ -1,5 +1,6 @@
 """The report of one run, as a page."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,11 @@ SAMPLES_CHARACTERS = 400_000
 
 def render(run: Run) -> str:
     """The report of one run, as HTML."""
+    reward = {
+        "reliability": reliability.panels(run),
+        "margins": margins.panels(run),
+        "validation": validation.panels(run),
+    }
     return html.render(
         "run.html",
         title=f"{run.name}: report",
@@ -45,15 +51,12 @@ def render(run: Run) -> str:
             ),
             "win_rate_vs_n": _section("win-rate-vs-n", "Win rate over N", win_rate_vs_n.panels(run)),
             "training": _section("training", "Training", training.panels(run)),
-            "reliability": _section(
-                "reliability",
-                "Reward model",
-                [*reliability.panels(run), *margins.panels(run), *validation.panels(run)],
-            ),
+            "reliability": _section("reliability", "Reward model", [*itertools.chain(*reward.values())]),
             "proxy_gold": _section("proxy-gold", "Other judges", judges.panels(run)),
             "lengths": _section("lengths", "Response length", lengths.panels(run)),
         },
         reward=_reward_words(run),
+        reward_figures=[name for name, panels in reward.items() if panels],
         samples=_samples(run.samples),
         judges=[name for name, table in _other_judges(run) if table],
         win_rates=[_win_rate_row(run, name) for name in sorted(run.evaluation.win_rates, key=procedure_order)],

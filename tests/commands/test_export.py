@@ -23,7 +23,7 @@ from ctrl_jax.pipeline.workspace import Workspace
 from ctrl_jax.rewards import classifier
 from ctrl_jax.runtime import platform
 from ctrl_jax.steps import sampling
-from tests.pipeline.pretrained import CONFIG
+from tests.pipeline.pretrained import CONFIG, TEMPLATE
 from tests.pipeline.test_train import contents
 from tests.trained import ROOT, Pretrained
 
@@ -194,21 +194,71 @@ def test_the_reward_model_is_a_classifier_with_its_scores(rewarded, reward):
     assert huggingface.pad_token_id(reward) not in run.corpus.tokenizer.eos_ids
 
 
-def test_a_token_that_ends_replies_is_no_padding_there(pretrained, rewarded, reward, tmp_path):
-    """SmolLM2 fills rows up with the token that ends a turn; so would its classifier's scores be read before it."""
-    base = shutil.copytree(pretrained.base, tmp_path / "base")
-    settings = json.loads((base / "tokenizer_config.json").read_text())
-    (base / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "<|im_end|>"}))
-    assert pretrained_tokenizers.filler(base, embedding_rows=264, ends=[257]) == ("<|im_start|>", 256)
-    assert pretrained_tokenizers.filler(base, embedding_rows=264, ends=[256, 257, 258]) is None
+def variant(pretrained, folder, **settings):
+    """The base with other settings of its tokenizer."""
+    base = shutil.copytree(pretrained.base, folder)
+    known = json.loads((base / "tokenizer_config.json").read_text())
+    changed = {name: value for name, value in {**known, **settings}.items() if value is not None}
+    (base / "tokenizer_config.json").write_text(json.dumps(changed))
+    return base
+
+
+@pytest.mark.parametrize("pad", ["<|im_end|>", None])
+def test_a_token_that_ends_replies_is_no_padding_there(pretrained, rewarded, reward, tmp_path, pad):
+    """SmolLM2 pads with the token that ends a turn, and its classifier's scores would be read before it. Llama has no
+    pad token."""
+    base = variant(pretrained, tmp_path / "base", pad_token=pad)
+    (base / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": pad or "<|im_end|>"}}))
+    expected = ("<|im_start|>", 256)
+    assert pretrained_tokenizers.padding_token(base, embedding_rows=264, ends=[257]) == expected
+    assert pretrained_tokenizers.padding_token(base, embedding_rows=264, ends=[256, 257, 258]) is None
+    run, own, prompts, responses, ended = rewarded
+    files, padding = export_reward._beside(run, base)
+    assert padding == 256
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        assert json.loads(files[name])["pad_token"] == "<|im_start|>"
+    # The weights as they were exported, with these files.
+    folder = shutil.copytree(reward, tmp_path / "reward")
+    for name, written in files.items():
+        (folder / name).write_bytes(written)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": padding}))
+    found = classifier.reward(folder, run.corpus, run.mesh, dtype="float32").score(prompts, responses)
+    np.testing.assert_allclose(np.asarray(found)[ended], own.score(prompts, responses)[ended], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        TEMPLATE,
+        TEMPLATE + "\n",
+        "\n" + TEMPLATE,
+        "  {% if true %}\n" + TEMPLATE + "{% endif %}\n\n",
+        "{{ bos_token }}" + TEMPLATE + "  ",
+        "{%- for m in messages -%}{{ m.role + ' ' + m.content + '<|im_end|>' }}\n{%- endfor %}",
+    ],
+)
+def test_the_template_is_the_policys_but_for_space_behind_the_last_turn(pretrained, rewarded, tmp_path, template):
+    base = variant(pretrained, tmp_path / "base", chat_template=template)
     run, *_ = rewarded
-    files, pad = export_reward._beside(run, base)
-    assert pad == 256 and json.loads(files["tokenizer_config.json"])["pad_token"] == "<|im_start|>"
-    conversation = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
-    write = Environment(trim_blocks=True, lstrip_blocks=True).from_string(files["chat_template.jinja"].decode()).render
-    assert write(messages=conversation).endswith("b<|im_end|>")
-    asked = write(messages=conversation[:1], add_generation_prompt=True)
-    assert asked == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n", "as in the policy's own"
+    files, _ = export_reward._beside(run, base)
+    environment = Environment(trim_blocks=True, lstrip_blocks=True)
+    before, after = (environment.from_string(one) for one in (template, files["chat_template.jinja"].decode()))
+    turns = [{"role": "user", "content": " a\n"}, {"role": "assistant", "content": "b"}]
+    given = {"bos_token": "<s>"}
+    assert after.render(messages=turns, **given) == before.render(messages=turns, **given).rstrip()
+    asked = {"messages": turns[:1], "add_generation_prompt": True, **given}
+    assert after.render(**asked) == before.render(**asked)
+
+
+@pytest.mark.parametrize(("template", "said"), [(TEMPLATE, False), (TEMPLATE + "<|pad|>", True)])
+def test_a_template_that_ends_elsewhere_is_said(pretrained, rewarded, tmp_path, capsys, template, said):
+    run, *_ = rewarded
+    base = variant(pretrained, tmp_path / "base", chat_template=template)
+    for name, written in export_reward._beside(run, base)[0].items():
+        (base / name).write_bytes(written)
+    export_reward._say_where_it_ends(run, base)
+    assert ("does not end where a reply ends" in " ".join(capsys.readouterr().out.split())) == said
 
 
 def test_the_references_rewards_are_beside_it(pretrained, rewarded, reward):

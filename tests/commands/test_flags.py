@@ -1,15 +1,18 @@
 """What messages name as fields, and a user of the command line reads as options."""
 
 import importlib
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import tyro
 
 from ctrl_jax.commands import flags
 from ctrl_jax.commands.flags import spelled
-from ctrl_jax.config import Experiment
+from ctrl_jax.commands.options import _run_name
+from ctrl_jax.config import Combine, Evaluation, Experiment, Policy
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,29 @@ from ctrl_jax.config import Experiment
 )
 def test_fields_are_spelled_as_options(message, expected):
     assert spelled(message) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "a"),
+        ({"policy": Policy(kl_budget=0.5)}, "a,policy.kl_budget=0.5"),
+        ({"evaluation": Evaluation(procedures=("sampling", "best_of_2"))},
+         "a,evaluation.procedures=sampling+best_of_2"),
+        ({"policy": Policy(floors=(0.25, 0.5)), "combine": Combine(rewards=("m:f", "m:g"))},
+         "a,combine.rewards=m:f+m:g,policy.floors=0.25+0.5"),
+    ],
+)  # fmt: skip
+def test_a_run_is_named_by_what_is_other(changes, name):
+    base = Experiment("a")
+    assert _run_name(base, replace(base, **changes)) == name
+
+
+def test_a_name_that_could_be_anothers_is_a_fingerprint():
+    """A mixture of procedures has a + of its own."""
+    base = Experiment("a")
+    mixed = replace(base, evaluation=Evaluation(procedures=("sampling", "0.5*best_of_2+0.5*best_of_4")))
+    assert re.fullmatch("a,[0-9a-f]+", _run_name(base, mixed))
 
 
 def test_every_field_is_an_option_of_that_name(capsys):

@@ -783,6 +783,24 @@ def test_a_fingerprint_sees_config_and_type(tmp_path, qwen3):
 
 
 @pytest.mark.parametrize("name", cases.CAUSAL)
+def test_a_classifier_that_is_saved_is_read_back(tmp_path, name):
+    """Of every family, also where an output projection is of no use to it."""
+    folder = write(tmp_path / "source", cases.read(name))
+    architecture, params = load(folder)
+    head = {"kernel": jnp.linspace(-1, 1, architecture.width)[:, None], "bias": jnp.zeros(1)}
+    config = huggingface.classifier_config(folder, pad_token_id=3)
+    weights.save_classifier(tmp_path / "saved", params, head, architecture, config, beside={"calibration.jsonl": b"x"})
+    assert (tmp_path / "saved" / "calibration.jsonl").read_bytes() == b"x"
+    assert huggingface.is_classifier(tmp_path / "saved") and huggingface.pad_token_id(tmp_path / "saved") == 3
+    found = huggingface.architecture(tmp_path / "saved", dtype="float32")
+    assert found == replace(architecture, tied_embeddings=True)
+    weights.check(tmp_path / "saved", found, reward=True)
+    trunk = weights.load(tmp_path / "saved", found)
+    jax.tree.map(np.testing.assert_array_equal, trunk, {name: params[name] for name in params if name != "head"})
+    np.testing.assert_array_equal(weights.load_reward_head(tmp_path / "saved", found)["kernel"], head["kernel"])
+
+
+@pytest.mark.parametrize("name", cases.CAUSAL)
 def test_what_is_saved_here_transformers_reads_with_equal_logits(tmp_path, name):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

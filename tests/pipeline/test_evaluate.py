@@ -179,7 +179,10 @@ def test_a_reward_model_has_accuracy_with_its_interval_and_calibration(monkeypat
     np.testing.assert_array_equal(arrays["margins"], np.float32(MARGINS))
     assert found.brier == pytest.approx(np.mean((1 / (1 + np.exp(-np.array(MARGINS))) - 1) ** 2))
     both = [[*x, *(-one for one in x)] for x in (MARGINS, [round(margin) for margin in MARGINS])]
-    assert found.length_correlation == pytest.approx(stats.spearmanr(*both).statistic, abs=1e-6)
+    first, second = summary.quality(found)
+    assert f"Brier score {found.brier:.3f} (a guess has 0.250)" in first
+    assert f"with length: {found.margin_length_correlation:.3f}." in second
+    assert found.margin_length_correlation == pytest.approx(stats.spearmanr(*both).statistic, abs=1e-6)
 
 
 def test_a_function_is_no_model_of_preferences(monkeypatch):
@@ -195,7 +198,7 @@ def test_a_function_is_no_model_of_preferences(monkeypatch):
 def test_a_classifier_has_no_calibration(monkeypatch):
     found, arrays = quality(monkeypatch, RewardModel(path="folder"), MARGINS)
     given = {name for name, value in found._asdict().items() if value is not None}
-    assert given == {"pairs", "accuracy", "accuracy_low", "accuracy_high", "length_correlation"}
+    assert given == {"pairs", "accuracy", "accuracy_low", "accuracy_high", "margin_length_correlation"}
     assert set(arrays) == {"margins"}
 
 

@@ -175,6 +175,8 @@ def evaluation(arrays: dict[str, np.ndarray], transform: str, kl: float, names: 
             "accuracy_low": 0.7177,
             "accuracy_high": 0.7669,
             "ece": 0.0217,
+            "brier": 0.1743,
+            "margin_length_correlation": 0.312,
         },
         "reward_training": {
             "pairs": 1500,

@@ -134,9 +134,8 @@ def test_a_reward_at_a_floor_has_its_mean_rank_and_what_is_not_kept_is_said(word
 
 def test_a_function_has_no_accuracy_and_a_classifier_no_calibration(words_only: None, run: Run) -> None:
     def words(quality: RewardQuality) -> str:
-        arrays = {
-            name: array for name, array in run.arrays.items() if not re.match("reliability|margins|validation", name)
-        }
+        kept = {name: array for name, array in run.arrays.items() if not re.match("reliability|validation", name)}
+        arrays = {name: array for name, array in kept.items() if name != "margins" or quality.accuracy is not None}
         evaluation = dataclasses.replace(run.evaluation, reward_model=quality, reward_training=None)
         return visible(run_page.render(dataclasses.replace(run, evaluation=evaluation, arrays=arrays)))
 
@@ -147,8 +146,9 @@ def test_a_function_has_no_accuracy_and_a_classifier_no_calibration(words_only: 
     assert "Reward model accuracy" not in function and "calibration error" not in function
     classifier = words(RewardQuality(pairs=20, accuracy=0.6, accuracy_low=0.39, accuracy_high=0.78))
     assert "Reward model accuracy 60.0 % [39.0, 78.0] on 20 held-out pairs" in classifier
-    assert "calibration error" not in classifier
-    assert "Left out: whether a classifier" in classifier
+    assert "calibration error" not in classifier and "Of its training" not in classifier
+    assert "A margin is how much higher" in classifier and "Left out: whether a classifier" not in classifier
+    assert "Brier score 0.174" in words(run.evaluation.reward_model)
 
 
 def test_what_the_reward_model_learned_from_and_whether_it_is_worth_climbing_is_said(

@@ -11,7 +11,8 @@ from ctrl_jax.report.measurements import Run
 from ctrl_jax.report.panel import Panel
 from ctrl_jax.report.style import light
 
-BINS = 30
+BINS = 15
+"""On either side of 0."""
 
 
 def panels(run: Run) -> list[Panel]:
@@ -19,27 +20,27 @@ def panels(run: Run) -> list[Panel]:
     if MARGINS_ARRAY not in run.arrays:
         return []
     margins = run.arrays[MARGINS_ARRAY]
-    correlation = run.evaluation.reward_model.length_correlation
-    follows = "" if correlation is None else f"; rank correlation with length {correlation:.2f}"
     return [
         Panel(
             "Margins of held-out pairs",
-            f"Raw reward of the chosen response less the rejected one's, median {np.median(margins):.3g}{follows}.",
+            f"Raw reward of the chosen response less the rejected one's, median {np.median(margins):.3g}; the "
+            "outermost bars have all beyond them.",
             functools.partial(_draw, margins),
         )
     ]
 
 
 def _draw(margins: np.ndarray, axes: Axes) -> None:
-    widest = float(np.abs(margins).max()) or 1.0
-    edges = np.linspace(-widest, widest, BINS + 1)  # an edge at 0, where right and wrong part
-    counts = np.histogram(margins, edges)[0]
-    middle = (edges[:-1] + edges[1:]) / 2
-    for label, color, side in (
-        ("ranked as labelled", "policy", middle > 0),
-        ("the other way", "reference", middle < 0),
-    ):
-        axes.bar(middle[side], counts[side], width=0.9 * (edges[1] - edges[0]), color=light(color), label=label)
+    # A few far away would squeeze the rest into one bar.
+    widest = float(np.quantile(np.abs(margins), 0.99)) or float(np.abs(margins).max()) or 1.0
+    edges, width = widest * np.arange(-BINS, BINS + 1) / BINS, widest / BINS  # 0 itself is an edge
+    shown = np.clip(margins, -widest, widest)
+    sides = {"ranked as labelled": ("policy", margins > 0), "the other way": ("reference", margins < 0)}
+    for label, (color, kept) in sides.items():
+        counts, _ = np.histogram(shown[kept], edges)
+        axes.bar(edges[:-1] + width / 2, counts, width=0.9 * width, color=light(color), label=label)
+    if ties := int(np.sum(margins == 0)):
+        axes.bar([0.0], [ties], width=0.3 * width, color=light("amber"), label="equal")
     axes.axvline(0, color=light("rule"), linewidth=1.2, zorder=1)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
