@@ -63,6 +63,7 @@ def test_the_page_shows_every_name():
     assert missing == []
 
 
+@pytest.mark.usefixtures("compile_fast")
 def test_the_page_is_right(tmp_path, monkeypatch):
     """A tiny model of random weights stands where the page has one that people know."""
     write_model(tmp_path / "models" / "SmolLM2-135M-Instruct", num_hidden_layers=1)

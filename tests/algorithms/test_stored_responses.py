@@ -27,6 +27,8 @@ from ctrl_jax.types import Prompts, Responses, StoredResponses
 from tests import oracle
 from tests.steps import fakes
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 ALGORITHMS = (GroupProjection, Regression, WeightedLikelihood, RewardDistillation)
 BETA = 0.3
 OBJECTIVE = Objective.parse("identity", "best_of_2", 0.5)

@@ -19,6 +19,8 @@ from ctrl_jax.steps.masked import length_mask
 from ctrl_jax.types import Examples, Prompts, Responses
 from tests.models.test_decoder import CONFIG, KEYS, LENGTHS, PROMPTS, RESPONSES, SIZE, T, V, build, oracle
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 DEEP = replace(CONFIG, layers=4)
 SETTINGS = Lora(rank=3, alpha=5.0)
 COUNTS = [1, 3, 4]
