@@ -44,6 +44,7 @@ def test_what_is_asked_is_augmented_and_judged_as_it_was(smoke):
         responses = attack._responses(run, "policy", aligned.policy, asked, 3)
         rewards = score(run, aligned.reward.score, test.prompts, responses)
         again = attack._responses(run, "policy", aligned.policy, plain, 3)
+        other = attack._responses(run, "reference", aligned.policy, plain, 3)
     size = len(test.texts)
     assert asked.tokens.shape == (3 * size, experiment.data.prompt_length) and len({*asked.ids.tolist()}) == 3 * size
     # As they are, they are the test prompts, three times each.
@@ -56,6 +57,7 @@ def test_what_is_asked_is_augmented_and_judged_as_it_was(smoke):
         experiment.evaluation.responses_per_prompt,
     )
     assert np.any(again.tokens[:, 0] != again.tokens[:, 1]), "equal prompts are answered independently"
+    assert np.any(other.tokens != again.tokens), "and so are the two sides"
     assert np.any(found["reward"].sides["policy"] != found["reward"].sides["reference"])
 
 
