@@ -37,7 +37,7 @@ LOCKED := $(if $(filter locked,$(VERSIONS)),-c requirements.lock)
 OLDEST := $(if $(filter oldest,$(VERSIONS)),--resolution lowest-direct)
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 
-TARGETS := help setup train sft reward-model calibrate evaluate export report sample replay runs compare judge choose-n decode attack sweep plan \
+TARGETS := help setup train sft reward-model calibrate evaluate export report sample replay runs compare judge choose-n decode sweep plan \
 	profile ideal explore \
 	test test-slow mutants chaos check docs wheel lock bench bench-kl clean
 .DEFAULT_GOAL := help
@@ -121,9 +121,6 @@ choose-n: $(STAMP) ## what best-of-N wins over N, and what N responses risk: EXP
 decode: $(STAMP) ## the policy under best-of-N and tree search: win rates, tokens, what to train for; ARGS="--decoders ..."
 	$(RUN) $(JOB) decode "$$MAKE_EXP"
 
-attack: $(STAMP) ## best-of-N jailbreaking of policy and reference: success over attempts; ARGS="--attempts 256"
-	$(RUN) $(JOB) attack "$$MAKE_EXP"
-
 sweep: $(STAMP) ## every point of the experiment's sweep(), ending in the Pareto figure; ARGS="--jobs 4"
 	$(RUN) $(JOB) sweep "$$MAKE_EXP"
 
@@ -143,7 +140,7 @@ test: $(STAMP) ## the fast tests; ARGS="-x tests/theory" goes to pytest
 	$(RUN) $(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(STAMP) ## the tests that take minutes: whole runs, kills and resumes
-	$(RUN) $(BIN)/python -m pytest -q -m slow -n auto --maxprocesses 4 --dist loadfile
+	$(RUN) $(BIN)/python -m pytest -q -m slow
 
 mutants: $(STAMP) ## one-line faults, each made in a copy of the tree, where tests must fail; 20 minutes; ARGS="interval"
 	$(RUN) $(BIN)/python -m tests.mutants

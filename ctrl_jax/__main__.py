@@ -35,7 +35,6 @@ COMMANDS = {
     "judge": "win rates of responses that any engine sampled and scored, from two files",
     "choose-n": "from such files: what best-of-N wins over N, where it turns down, and what N responses risk",
     "decode": "a policy under any decoders: win rates, tokens spent, and the procedure to train for",
-    "attack": "best-of-N jailbreaking: how often one of N attempts at a prompt succeeds, policy beside reference",
     "sweep": "every point of the experiment's sweep(), ending in the Pareto figure",
     "plan": "what an experiment would cost on devices that need not be here: time and memory by phase",
     "profile": "a trace of a few policy steps, and where their time went",

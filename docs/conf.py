@@ -34,7 +34,7 @@ napoleon_use_ivar = True  # else fields that a class describes itself are there 
 autodoc_member_order = "bysource"
 
 TITLES = {
-    "Start": ["your_model", "data", "library", "decoders", "judging", "attack", "serving"],
+    "Start": ["your_model", "data", "library", "decoders", "judging", "serving"],
     "Choose": ["theory", "choosing", "results", "rivals", "real_models", "comparison", "log"],
     "Run": ["devices", "launch", "speed", "stages", "faults", "questions"],
     "Build on it": ["architecture", "extending", "api", "glossary", "changelog"],

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 import grain
@@ -73,18 +73,6 @@ def prompts(
         seen.add(prompt_id)
     texts = tuple(map(transcript, kept))
     return PromptSet(fitted.prompts(texts), tuple(kept), texts, fitted.too_long)
-
-
-def as_they_are(
-    conversations: Sequence[Conversation], names: Sequence[str], tokenizer: Tokenizer, *, prompt_length: int
-) -> Prompts:
-    """Every conversation as a prompt, in their order, also where two are equal; those that are too long are cut on the
-    left, as `prompts` cuts them. `names` [B] give their ids."""
-    fitted = _Fitted(tokenizer, prompt_length, "truncate")
-    texts = [transcript(one) for one in conversations]
-    for text, conversation in zip(texts, conversations, strict=True):
-        fitted.fits(text, conversation)
-    return replace(fitted.prompts(texts), ids=prompt_ids(names))
 
 
 def prompt_ids(texts: Sequence[str]) -> Any:

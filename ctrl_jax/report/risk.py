@@ -84,11 +84,13 @@ def measure(
       resamples: of the prompts, behind the intervals of what is counted.
     """
     samples, known = values.shape[1], references.shape[1]
-    counts = (values <= threshold(references, share)).sum(axis=1)
-    counted = {n: jnp.asarray(unbiased(counts, samples, n)) for n in sizes if n <= samples}
+    lowest = math.ceil(share * known)
+    threshold = np.sort(references, axis=1)[:, lowest - 1 : lowest]
+    counts = (values <= threshold).sum(axis=1)
+    counted = {n: jnp.asarray(_unbiased(counts, samples, n)) for n in sizes if n <= samples}
     beyond = [n for n in sizes if n > samples] if samples > 1 and counts.any() else []
     return Risk(
-        share=_lowest(share, known) / (known + 1),
+        share=lowest / (known + 1),
         references=known,
         seen=int(counts.sum()),
         counted=estimates(counted, resamples),
@@ -96,18 +98,8 @@ def measure(
     )
 
 
-def threshold(references: np.ndarray, share: float) -> np.ndarray:
-    """[B, 1] the highest of each prompt's lowest: a response is bad that is not above it."""
-    place = _lowest(share, references.shape[1])
-    return np.sort(references, axis=1)[:, place - 1 : place]
-
-
-def _lowest(share: float, known: int) -> int:
-    return math.ceil(share * known)
-
-
-def unbiased(counts: np.ndarray, samples: int, n: int) -> np.ndarray:
-    """1 − C(M − k, n) / C(M, n) for each k bad ones among M: the probability that one of n ≤ M of them is bad."""
+def _unbiased(counts: np.ndarray, samples: int, n: int) -> np.ndarray:
+    """1 − C(M − k, n) / C(M, n) for each k."""
     good = samples - counts
     left = special.gammaln(good + 1) - special.gammaln(np.maximum(good - n, 0) + 1)
     whole = special.gammaln(samples + 1) - special.gammaln(samples - n + 1)

@@ -88,7 +88,7 @@ def _draw_win_rates(
             "enough", (marked, 0), xycoords=("data", "axes fraction"), xytext=(7, 4), textcoords="offset points",
             color=light("muted"), fontsize=8,
         )  # fmt: skip
-    over_n(axes, [*next(iter(lines.values()))], samples)
+    _over_n(axes, [*next(iter(lines.values()))], samples)
     above(axes, "win rate against the reference, %")
     label_ends(axes, labels)
 
@@ -106,12 +106,12 @@ def _draw_risk(risk: Risk, axes: Axes) -> None:
     of_reference = [100 * risk.of_reference(n) for n in sizes]
     axes.plot(sizes, of_reference, color=light("reference"), linestyle="dashed")
     last = [*risk.counted.values(), *risk.extrapolated.values()][-1]
-    over_n(axes, sizes, "N responses; hollow: extrapolated" if risk.extrapolated else "N responses")
+    _over_n(axes, sizes, "N responses; hollow: extrapolated" if risk.extrapolated else "N responses")
     above(axes, f"one is among the reference's lowest {100 * risk.share:.1f} %, in %")
     label_ends(axes, [(100 * last.mean, "policy", "policy"), (of_reference[-1], "reference", "reference")])
 
 
-def over_n(axes: Axes, sizes: list[int], label: str) -> None:
+def _over_n(axes: Axes, sizes: list[int], label: str) -> None:
     """A log scale of N, with a mark at each power of 2, or of 10 where they go far."""
     axes.set_xscale("log", base=2)
     far = max(sizes) > 256
