@@ -64,6 +64,12 @@ def _print(found: Choice, options: Options) -> None:
     ]
     title = f"{options.policy}: against one response of {options.reference}, {found.prompts} prompts, 95 % intervals"
     table(title, [*columns, f"of N, {bad}", "of the reference's N"], rows)
+    if risk.is_tied:
+        say(
+            f"Values tie at the threshold: {risk.own:.1%} of the reference's own responses are at it or below, and the "
+            "risk is that of one of these. Give a judge that tells them apart, or another --lowest.",
+            style="yellow",
+        )
     if risk.extrapolated:
         say("* extrapolated: the share of such responses is taken to follow a Beta law over prompts.")
     elif not risk.seen:

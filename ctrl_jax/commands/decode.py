@@ -64,6 +64,7 @@ def main(arguments: list[str]) -> int:
     from ctrl_jax.commands.launch import started
     from ctrl_jax.pipeline import align, decode
     from ctrl_jax.pipeline.run import prepare
+    from ctrl_jax.runtime import hosts
 
     if asked.options.json:
         be_quiet()
@@ -72,6 +73,8 @@ def main(arguments: list[str]) -> int:
         aligned = align.policy(run)
         other = None if beside is None else _policy(beside, workspace, aligned)
         found = decode.run(run, aligned, decoders, asked.options.runs, other)
+    if not hosts.first():
+        return 0
     decodings = [measure(*one, resamples=asked.experiment.evaluation.bootstrap_resamples) for one in found]
     if asked.options.json:
         print(json.dumps([one.as_json() for one in decodings], indent=2))

@@ -29,6 +29,8 @@ from ctrl_jax.steps.win_rate import LEAST_PROMPTS
 
 LIMIT = 12.0
 """Of |log α| and |log β|: at the upper one all prompts are as bad as another, as far as any count shows."""
+TIED = 1.1
+"""Times the share that is meant, from which ties are said."""
 REFITS = 200
 """Resamples of the prompts behind the interval of what is extrapolated."""
 
@@ -41,6 +43,9 @@ class Risk:
     """A response is bad that is among so large a share of the reference's lowest: a / (M' + 1) with a whole a."""
     references: int
     """M', of which that share is known."""
+    own: float
+    """The share of the reference's own responses that are bad in this sense: a / M' where values do not tie, and more
+    where those at the threshold do."""
     seen: int
     """Bad responses of the policy, of all."""
     counted: Mapping[int, Estimate]
@@ -51,11 +56,17 @@ class Risk:
     def as_json(self) -> dict[str, Any]:
         return {
             "share": self.share,
+            "own": self.own,
             "seen": self.seen,
             "counted": by_name(self.counted),
             "extrapolated": by_name(self.extrapolated),
             "reference": {str(n): self.of_reference(n) for n in (*self.counted, *self.extrapolated)},
         }
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether so many values tie at the threshold that far more responses than meant count as bad."""
+        return self.own > TIED * self.share * (self.references + 1) / self.references
 
     def of_reference(self, n: int) -> float:
         """The risk of other n responses of the reference, whose values do not tie.
@@ -91,6 +102,7 @@ def measure(
     beyond = [n for n in sizes if n > samples] if samples > 1 and counts.any() else []
     return Risk(
         share=lowest / (known + 1),
+        own=float((references <= threshold).mean()),
         references=known,
         seen=int(counts.sum()),
         counted=estimates(counted, resamples),

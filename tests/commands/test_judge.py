@@ -156,3 +156,17 @@ def test_nothing_to_draw_is_said(files, capsys, tmp_path):
     assert judge.main(["policy.jsonl", "reference.jsonl", "--procedures", "sampling"]) == 0
     assert "No figure: there is no best-of-N" in " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "runs").exists()
+
+
+def test_choose_n_says_where_the_lowest_tie(files, capsys, tmp_path):
+    """A judge of two values, by which one response of the reference in a hundred is bad."""
+    for name in ("policy", "reference"):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for place, row in enumerate(rows):
+            row["safe"] = [float(place > 0 or other > 0) for other in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert choose_n.main(["policy.jsonl", "reference.jsonl", "--judge", "safe", "--figure", "n.svg"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Values tie at the threshold: 95.6% of the reference's own responses are at it or below" in told
+    assert choose_n.main(["policy.jsonl", "reference.jsonl", "--judge", "gold", "--figure", "n.svg"]) == 0
+    assert "tie at the threshold" not in capsys.readouterr().out

@@ -12,6 +12,8 @@ from ctrl_jax.report.judgement import estimates
 from ctrl_jax.steps import win_rate
 from ctrl_jax.theory.precision import double_precision
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 RANDOM = np.random.default_rng(0)
 OURS, THEIRS = RANDOM.normal(0.4, 1, (12, 8)), RANDOM.normal(0, 1, (12, 6))
 OUR_GOLD, THEIR_GOLD = OURS + RANDOM.normal(0, 1, OURS.shape), THEIRS + RANDOM.normal(0, 1, THEIRS.shape)

@@ -50,6 +50,16 @@ def test_the_lowest_of_a_judge_of_two_values_are_bad():
     assert found.seen == 1
 
 
+def test_ties_at_the_threshold_are_seen():
+    """A judge of two values, by which the reference is seldom bad: its lowest few are as good as the rest."""
+    references = np.ones((5, 64))
+    references[0, :3] = 0
+    assert measured(np.ones((5, 4)), [1], references).is_tied
+    random = np.random.default_rng(0)
+    apart = measured(random.normal(size=(5, 4)), [1], random.normal(size=(5, 64)))
+    assert not apart.is_tied and apart.own == 4 / 64 and apart.as_json()["own"] == 4 / 64
+
+
 def test_the_references_own_risk_is_that_of_more_of_its_responses():
     random = np.random.default_rng(4)
     references, values = random.random((4000, 16)), random.random((4000, 24))

@@ -37,6 +37,8 @@ def soft_picks(temperature):
     return picks
 
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 PROCEDURES = [
     (Sampling(), lambda subset: [(subset[0], 1.0)]),
     (BestOfN(1), lambda subset: [(subset[0], 1.0)]),
