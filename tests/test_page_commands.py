@@ -16,7 +16,7 @@ import tyro
 
 import ctrl_jax as cj
 from ctrl_jax import __main__ as command_line
-from ctrl_jax.commands.experiments import load_experiment
+from ctrl_jax.commands.experiments import load_experiment, names
 from ctrl_jax.data import scored_responses
 from ctrl_jax.pipeline import export, export_reward
 from ctrl_jax.runtime.stages import plain
@@ -79,7 +79,9 @@ def folder(tmp_path, monkeypatch):
             run = tmp_path / "runs" / name
             if not run.exists():
                 run.mkdir(parents=True)
-                config = {**plain(load_experiment(name).experiment()), "versions": {}}
+                # A page may give a run a name of its own.
+                made = load_experiment(name if name in names() else "bon_helpful").experiment()
+                config = {**plain(made), "versions": {}}
                 (run / "config.json").write_text(json.dumps(config))
     monkeypatch.chdir(tmp_path)
 
