@@ -149,6 +149,8 @@ def test_a_function_has_no_accuracy_and_a_classifier_no_calibration(words_only: 
     assert "calibration error" not in classifier and "Of its training" not in classifier
     assert "A margin is how much higher" in classifier and "Left out: whether a classifier" not in classifier
     assert "Brier score 0.174" in words(run.evaluation.reward_model)
+    assert "points. A margin is how much higher" in visible(run_page.render(run))
+    assert "is: 0.31. Of its training" in visible(run_page.render(run))
 
 
 def test_what_the_reward_model_learned_from_and_whether_it_is_worth_climbing_is_said(
