@@ -171,6 +171,26 @@ def optimal() -> list[Panel]:
     return [Panel("The optimal transform of a procedure", f"Φ* at {KL} nats, worst-of-4 at 0.3.", draw_it)]
 
 
+def pulls() -> list[Panel]:
+    """(Φ(u) − the reference's mean of Φ) / β: what a response's log-probability is pulled by at the start."""
+
+    def panel(looks: dict[str, tuple[str, object]], procedure: str) -> Panel:
+        def draw_it(axes: Axes) -> None:
+            curves = {}
+            for name, (color, dashes) in looks.items():
+                policy = _ideal(name, procedure)
+                values = evaluate(policy.phi, RANKS)
+                curves[name] = (RANKS, (values - values.mean()) / policy.beta, color, dashes)
+            axes.axhline(0, color=light("rule"), linewidth=1.2, zorder=1)
+            _lines(axes, curves, "calibrated reward, u", "A / β, nats")
+            axes.set_ylim(-5, 5)
+
+        title = f"What pulls, training for {procedure.replace('_', '-')}"
+        return Panel(title, f"The advantage over β at the start, at the β of {KL} nats.", draw_it)
+
+    return [panel(FOR_BEST, "best_of_4"), panel(FOR_WORST, "worst_of_4")]
+
+
 def best_of_n() -> list[Panel]:
     sizes = 2 ** np.arange(0, 9)
 
@@ -211,6 +231,7 @@ FIGURES: dict[str, Callable[[], list[Panel]]] = {
     "win_rates": win_rates,
     "optimal": optimal,
     "best_of_n": best_of_n,
+    "pulls": pulls,
 }
 """The name of a figure's file to what makes its panels."""
 
