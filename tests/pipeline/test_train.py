@@ -80,7 +80,15 @@ def test_the_evaluation_keeps_its_contract(smoke):
         assert set(ideal) <= {"identity", "transform", "optimal"}
         assert all(0 <= value <= 1 for value in ideal.values())
     quality = evaluation["reward_model"]
-    assert set(quality) == {"pairs", "accuracy", "accuracy_low", "accuracy_high", "ece"}
+    assert set(quality) == {
+        "pairs",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "ece",
+        "brier",
+        "margin_length_correlation",
+    }
     assert 0 <= quality["accuracy_low"] < quality["accuracy"] < quality["accuracy_high"] <= 1 and quality["pairs"] > 1
     assert (evaluation["judge"], evaluation["judge_win_rates"]) == (None, {})
     assert evaluation["judged_by"] == "the reward model that the policy was trained on"
