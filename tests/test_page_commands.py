@@ -42,7 +42,7 @@ PYTHON = {
     "data.md": "tests/test_data_page.py",
     "judging.md": "here",
     "README.md": "here",
-    "serving.md": "tests/commands/test_export.py, where transformers is installed",
+    "serving.md": "nothing here: tests/commands/test_export.py makes its calls where transformers is installed",
 }
 """Pages with blocks of Python, and what runs these."""
 
@@ -71,18 +71,8 @@ class Read(Exception):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The checkout's experiments, and the runs that pages name, as far as their options."""
+    """The checkout's experiments, and options that are read and go no further."""
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    for _, words in COMMANDS:
-        for name in re.findall(r"runs/(\w+)", " ".join(words)):
-            monkeypatch.chdir(ROOT)
-            run = tmp_path / "runs" / name
-            if not run.exists():
-                run.mkdir(parents=True)
-                # A page may give a run a name of its own.
-                made = load_experiment(name if name in names() else "bon_helpful").experiment()
-                config = {**plain(made), "versions": {}}
-                (run / "config.json").write_text(json.dumps(config))
     monkeypatch.chdir(tmp_path)
 
     original = tyro.cli
@@ -95,8 +85,18 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def write_run(folder: Path, name: str) -> None:
+    """A run that a page names, as far as its options; a page may give one a name of its own."""
+    made = load_experiment(name if name in names() else "bon_helpful").experiment()
+    run = folder / "runs" / name
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(json.dumps({**plain(made), "versions": {}}))
+
+
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else None)
 def test_a_command_is_one_that_there_is(folder, page, words):
+    for name in re.findall(r"runs/(\w+)", " ".join(words)):
+        write_run(folder, name)
     if words[0] == "make":
         target = words[1]
         given = dict(word.split("=", 1) for word in words[2:])

@@ -67,6 +67,11 @@ def check_model(experiment: Experiment, what: str) -> None:
         )
 
 
+def beside(folder: Path) -> list[Path]:
+    """The files of `BESIDE` that a model's directory has."""
+    return [folder / name for name in BESIDE if (folder / name).is_file()]
+
+
 def run(run: Run, aligned: Aligned, output: Path, form: str) -> None:
     """Writes the policy to `output`; call `check` first."""
     model = run.experiment.model
@@ -83,6 +88,5 @@ def run(run: Run, aligned: Aligned, output: Path, form: str) -> None:
     params = hosts.addressable(jax.tree.map(lambda x: x.astype(run.architecture.dtype), params))
     if not hosts.first():
         return
-    beside = [folder / name for name in BESIDE if (folder / name).is_file()]
-    weights.save(output, params, run.architecture, huggingface.read_config(folder), beside=beside)
+    weights.save(output, params, run.architecture, huggingface.read_config(folder), beside=beside(folder))
     say(f"Merged model: {output}. Load it with transformers.AutoModelForCausalLM.from_pretrained({str(output)!r}).")

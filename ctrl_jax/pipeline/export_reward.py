@@ -110,7 +110,7 @@ def _say_where_it_ends(run: Run, folder: Path) -> None:
 
 def _beside(run: Run, folder: Path) -> tuple[dict[str, bytes], int | None]:
     """(files beside the weights, the id of the token that pads), so that scores are read where the reply ends."""
-    files = {name: (folder / name).read_bytes() for name in export.BESIDE if (folder / name).is_file()}
+    files = {path.name: path.read_bytes() for path in export.beside(folder)}
     ends = run.corpus.tokenizer.eos_ids
     padding = pretrained_tokenizers.padding_token(folder, embedding_rows=run.architecture.vocabulary_size, ends=ends)
     if padding is not None:
